@@ -1,0 +1,281 @@
+"""What this kernel lets this user do, found out by doing every step, never by looking at the uid.
+
+:func:`probe` forks processes that make a sandbox step by step and report each; nothing of it
+outlives them. The same facts choose the capabilities of a session and fill the doctor's table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NoReturn, TypeAlias, final
+
+from . import syscalls as sys
+from .advice import explain
+from .build import Builder, Classic, NewApi
+from .enter import enter, enter_mount_namespace, enter_user_namespace
+from .errors import SandboxError, SyscallError
+from .host import survey
+from .init import die_with_parent
+from .plan import PSEUDO, Capabilities, Host, Overlay, plan
+from .spec import SandboxSpec
+
+_PROBE_SECONDS: Final = 30
+_Answer: TypeAlias = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One step that was tried: whether it worked; if not, what the kernel said, why, what helps.
+
+    ``needed``: without it nothing can be isolated here.
+    """
+
+    name: str
+    works: bool
+    kernel: str = ""
+    cause: str = ""
+    remedy: str = ""
+    needed: bool = True
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The trials, and what they add up to. ``capabilities`` is None if isolation is impossible.
+
+    ``unlayerable``: directories the kernel refused as a lower of an overlay.
+    """
+
+    trials: tuple[Trial, ...]
+    capabilities: Capabilities | None
+    unlayerable: frozenset[str] = frozenset()
+
+    @property
+    def obstacle(self) -> Trial | None:
+        """The first needed step that failed."""
+        return next((t for t in self.trials if t.needed and not t.works), None)
+
+
+def probe(places: Sequence[str]) -> Findings:
+    """Try everything, in processes of its own. ``places``: as for :func:`.host.survey`.
+
+    Root that may not make mount namespaces is tried as an ordinary user, in a user namespace.
+    """
+    findings = _probe_as(places, user_namespace=os.geteuid() != 0)
+    if findings.capabilities is None and os.geteuid() == 0:
+        as_user = _probe_as(places, user_namespace=True)
+        if as_user.capabilities is not None:
+            return as_user
+    return findings
+
+
+def _probe_as(places: Sequence[str], *, user_namespace: bool) -> Findings:
+    log = _Log(user_namespace)
+    if not log.attempt("read /proc/self/mountinfo", lambda: os.stat("/proc/self/mountinfo")):
+        return Findings(tuple(log.trials), None)
+    host = survey(user_namespace=user_namespace, places=places)
+    steps = _in_child(lambda: _try_steps(host, user_namespace))
+    trials = [*log.trials, *(Trial(**trial) for trial in steps["trials"])]
+    if any(trial.needed and not trial.works for trial in trials):
+        return Findings(tuple(trials), None)
+    capabilities = Capabilities(user_namespace, **steps["capabilities"])
+    unlayerable = frozenset(steps["unlayerable"])
+    host = survey(user_namespace=user_namespace, places=places, unlayerable=unlayerable)
+    for pid in (False, True):
+        answer = _in_child(lambda pid=pid: _try_whole(host, capabilities, pid=pid))
+        trials.extend(Trial(**trial) for trial in answer["trials"])
+    if not trials[-2].works:
+        return Findings(tuple(trials), None, unlayerable)
+    works = trials[-1].works
+    capabilities = Capabilities(user_namespace, **steps["capabilities"], pid_namespace=works)
+    return Findings(tuple(trials), capabilities, unlayerable)
+
+
+class _Log:
+    """Collects trials."""
+
+    def __init__(self, user_namespace: bool) -> None:
+        self.trials: list[Trial] = []
+        self._user = user_namespace
+
+    def attempt(
+        self, name: str, action: Callable[[], object], *, needed: bool = True, remedy: str = ""
+    ) -> bool:
+        try:
+            action()
+        except (SandboxError, OSError) as error:
+            if isinstance(error, SandboxError):
+                kernel, cause, advice = error.kernel or error.tried, error.cause, error.remedy
+            else:
+                kernel = str(error) if isinstance(error, SyscallError) else repr(error)
+                cause, advice = explain(error.errno or 0, self._user)
+            trial = Trial(name, False, kernel, cause, remedy or advice, needed)
+        else:
+            trial = Trial(name, True, needed=needed)
+        self.trials.append(trial)
+        return trial.works
+
+    def answer(self, **more: object) -> _Answer:
+        return {"trials": [asdict(trial) for trial in self.trials], **more}
+
+
+def _try_steps(host: Host, user_namespace: bool) -> _Answer:
+    log = _Log(user_namespace)
+    if user_namespace and not log.attempt("user namespace", enter_user_namespace):
+        return log.answer()
+    if not log.attempt("mount namespace", lambda: enter_mount_namespace(user_namespace)):
+        return log.answer()
+    new_api = log.attempt(
+        "new mount API", _use_new_api, needed=False, remedy="Linux 5.12 or later; mount(2) is used"
+    )
+    builder: Builder = NewApi() if new_api else Classic()
+    if not log.attempt("tmpfs", lambda: os.fchdir(builder.scratch([("mode", "0755")]))):
+        return log.answer()
+    capabilities = Capabilities(user_namespace, new_api=new_api)
+    memory = log.attempt(
+        "extended attributes on tmpfs",
+        lambda: os.setxattr(".", f"{capabilities.xattr_prefix}mountns", b"1"),
+        needed=False,
+        remedy="Linux 6.6 or later; uppers are put on disk",
+    )
+    mknod = log.attempt(
+        "mknod of devices",
+        lambda: os.mknod("null", 0o20666, os.makedev(1, 3)),
+        needed=False,
+        remedy="none needed: the host's device nodes are bound",
+    )
+    if memory:
+        log.attempt("overlay", lambda: _try_overlay(builder, capabilities))
+    refused = [path for path in _lowers(host) if not _is_lower(builder, path, capabilities)]
+    kinds = {"new_api": new_api, "memory_upper": memory, "mknod": mknod}
+    return log.answer(capabilities=kinds, unlayerable=refused)
+
+
+def _use_new_api() -> None:
+    """Every call of it that :class:`.build.NewApi` rests on, the youngest (5.12) last."""
+    context = sys.fsopen("tmpfs")
+    sys.fsconfig_create(context, "tmpfs")
+    mount = sys.fsmount(context, 0)
+    os.close(context)
+    tree = sys.open_tree(mount, "", sys.OPEN_TREE_CLONE | sys.AT_EMPTY_PATH)
+    sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH | sys.AT_RECURSIVE, sys.MOUNT_ATTR_RDONLY)
+    os.close(mount)
+    os.close(tree)
+
+
+def _try_overlay(builder: Builder, capabilities: Capabilities) -> None:
+    """Mount one and remake a merged directory in it: what fails without the right options."""
+    os.makedirs("lower/directory")
+    mount = _overlay("lower", builder, capabilities)
+    try:
+        os.rmdir("directory", dir_fd=mount)
+        os.mkdir("directory", dir_fd=mount)
+    finally:
+        os.close(mount)
+
+
+def _is_lower(builder: Builder, path: str, capabilities: Capabilities) -> bool:
+    try:
+        os.close(_overlay(path, builder, capabilities))
+    except OSError:
+        return False
+    return True
+
+
+def _overlay(lower: str, builder: Builder, capabilities: Capabilities) -> int:
+    """A throwaway overlay of one lower; returns a descriptor of its root."""
+    name = f"trial{len(os.listdir('.'))}"
+    for part in ("upper", "work", "merged"):
+        os.makedirs(f"{name}.{part}")
+    options = [
+        ("upperdir", f"{name}.upper"),
+        ("workdir", f"{name}.work"),
+        *capabilities.overlay_options,
+    ]
+    return builder.overlay_descriptor(lower, f"{name}.merged", options)
+
+
+def _lowers(host: Host) -> list[str]:
+    """The directories a plan may lay overlays over, but for ``/`` which is tried as a whole."""
+    if host.writable:
+        return list(host.writable)
+    known = host.files | host.specials
+    return [
+        mount.mountpoint
+        for mount in host.mounts[1:]
+        if not mount.read_only and mount.fstype not in PSEUDO and mount.mountpoint not in known
+    ]
+
+
+def _try_whole(host: Host, capabilities: Capabilities, *, pid: bool) -> _Answer:
+    """A sandbox as a test will have it, pivot_root included."""
+    log = _Log(capabilities.user_namespace)
+
+    def make() -> None:
+        if capabilities.user_namespace:
+            enter_user_namespace()
+        enter(plan(SandboxSpec(pid=pid), host, capabilities))
+
+    if not pid:
+        log.attempt("a whole root and pivot_root", make)
+        return log.answer()
+
+    def make_in_pid_namespace() -> None:
+        if capabilities.user_namespace:
+            enter_user_namespace()
+        sys.unshare(sys.CLONE_NEWPID)
+        answer = _in_child(lambda: _try_proc(host, capabilities))
+        log.trials.extend(Trial(**trial) for trial in answer["trials"])
+
+    log.attempt("PID namespace", make_in_pid_namespace, needed=False)
+    works = all(trial.works for trial in log.trials)
+    failed = next((trial for trial in log.trials if not trial.works), None)
+    name = "a PID namespace with its own /proc"
+    last = Trial(name, works, failed.kernel, failed.cause, failed.remedy) if failed else None
+    return {"trials": [asdict(last or Trial(name, True, needed=False)) | {"needed": False}]}
+
+
+def _try_proc(host: Host, capabilities: Capabilities) -> _Answer:
+    log = _Log(capabilities.user_namespace)
+    wanted = plan(SandboxSpec(pid=True), host, capabilities)
+    log.attempt("fresh /proc", lambda: enter(wanted), needed=False)
+    return log.answer()
+
+
+def _in_child(action: Callable[[], _Answer]) -> _Answer:
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _report(action, parent, writer)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        data = file.read()
+    _, status = os.waitpid(child, 0)
+    if data:
+        answer: _Answer = json.loads(data)
+        return answer
+    code = os.waitstatus_to_exitcode(status)
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    lost = Trial("try a sandbox", False, f"the process that tried it ended by {how}")
+    return {"trials": [asdict(lost)]}
+
+
+def _report(action: Callable[[], _Answer], parent: int, writer: int) -> NoReturn:
+    try:
+        # A network filesystem that does not answer must not stop the session.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_PROBE_SECONDS)
+        # In a PID namespace of its own the parent's number is not known; it waits in any case.
+        if os.getppid():
+            die_with_parent(parent)
+        data = json.dumps(action()).encode()
+        while data:
+            data = data[os.write(writer, data) :]
+    finally:
+        os._exit(0)

@@ -1,0 +1,60 @@
+"""What can go wrong, said for the person who has to fix it."""
+
+from __future__ import annotations
+
+import errno as errno_names
+import os
+from typing import final
+
+
+def errno_name(number: int) -> str:
+    """The kernel's own name of an error number: 22 -> ``"EINVAL"``."""
+    return errno_names.errorcode.get(number, f"errno {number}")
+
+
+@final
+class SyscallError(OSError):
+    """A system call failed. Carries the call as written and the errno; knows no causes.
+
+    Never meant for users: whoever called turns it into a :class:`SandboxError`.
+    """
+
+    def __init__(self, number: int, call: str) -> None:
+        super().__init__(number, os.strerror(number))
+        self.call = call
+
+    def __str__(self) -> str:
+        return f"{self.call}: {errno_name(self.errno or 0)} ({self.strerror})"
+
+    def __reduce__(self) -> tuple[type[SyscallError], tuple[int, str]]:
+        return (SyscallError, (self.errno or 0, self.call))
+
+
+class SandboxError(Exception):
+    """A sandbox could not be made, changed or left.
+
+    ``tried`` is the step in words, ``kernel`` what the kernel answered, ``cause`` the likely
+    reason and ``remedy`` what to do about it. The last three may be empty.
+    """
+
+    def __init__(self, tried: str, kernel: str = "", cause: str = "", remedy: str = "") -> None:
+        super().__init__(tried, kernel, cause, remedy)
+        self.tried = tried
+        self.kernel = kernel
+        self.cause = cause
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        lines = [f"mountns: {self.tried}"]
+        if self.kernel:
+            lines.append(f"  the kernel said: {self.kernel}")
+        if self.cause:
+            lines.append(f"  likely cause: {self.cause}")
+        if self.remedy:
+            lines.append(f"  remedy: {self.remedy}")
+        return "\n".join(lines)
+
+
+@final
+class Unavailable(SandboxError):
+    """This machine cannot isolate at all, or not in the way that was asked for."""

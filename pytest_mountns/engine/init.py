@@ -1,0 +1,80 @@
+"""A PID namespace, with a reaping init as its PID 1 and the test as an ordinary process in it.
+
+Three processes, because each has to be what it is: the *waiter* stays outside, since whoever
+unshares a PID namespace is not in it; the *init* is PID 1, reaps orphans, and takes everything
+with it when it ends; the *test process* is not PID 1, for PID 1 has no default signal actions.
+See pid_namespaces(7).
+
+Waiter and init both ask for SIGKILL when their parent dies (PR_SET_PDEATHSIG): with one of the
+two missing, a SIGKILL of pytest leaves processes behind.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable
+from typing import NoReturn
+
+from . import syscalls as sys
+from .advice import explain
+from .errors import Unavailable
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL for this process when ``parent`` (its parent's pid) ends, PR_SET_PDEATHSIG(2const).
+
+    The parent may be gone already, before it was asked for: then this process ends here.
+    """
+    sys.prctl(sys.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace: bool) -> None:
+    """Return in a new process inside a new PID namespace; the caller's process becomes the waiter.
+
+    ``prepare`` runs in the init before the test process is made and must not raise: both then
+    live in what it entered. When the test process ends, its wait status is written to the pipe
+    ``status``, as 4 bytes, little-endian. Raises :class:`Unavailable` in the calling process.
+    """
+    try:
+        sys.unshare(sys.CLONE_NEWPID)
+        alive, held = os.pipe()
+        init = os.fork()
+    except OSError as error:
+        raise Unavailable(
+            "make a PID namespace", str(error), *explain(error.errno or 0, user_namespace)
+        ) from error
+    if init:
+        os.close(alive)
+        _wait_for(init)
+    os.close(held)
+    sys.prctl(sys.PR_SET_PDEATHSIG, signal.SIGKILL)
+    # getppid() is 0 in here whether the waiter lives or not; its end of the pipe tells.
+    poll = select.poll()
+    poll.register(alive, 0)
+    if poll.poll(0):
+        os._exit(1)
+    os.close(alive)
+    prepare()
+    test = os.fork()
+    if test:
+        _reap(test, status)
+
+
+def _wait_for(init: int) -> NoReturn:
+    # A Ctrl-C reaches the whole process group; what it means is for the test process to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.waitpid(init, 0)
+    os._exit(0)
+
+
+def _reap(test: int, status: int) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        pid, result = os.waitpid(-1, 0)
+        if pid == test:
+            os.write(status, result.to_bytes(4, "little"))
+            os._exit(0)

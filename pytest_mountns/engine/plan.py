@@ -1,0 +1,346 @@
+"""Spec + host + capabilities -> :class:`Plan`. Pure: no system call, testable anywhere.
+
+A plan is data. :mod:`.build` carries it out; :meth:`Plan.describe` prints it.
+
+What decides the shape of the root is whether a user namespace is needed. Without one (root), an
+overlay of ``/`` works and every mount below gets its own. With one, the mounts inherited from
+the host are locked together: ``/`` can only be cloned whole, so it becomes a recursive read-only
+bind, and overlays are laid over the directories the user can write. Whatever was overlooked
+there refuses writes; it cannot leak. See mount_namespaces(7) and the kernel's
+Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias, final
+
+from . import syscalls as sys
+from .mountinfo import Mount, is_below
+from .spec import SandboxSpec
+
+# Filesystems that show kernel state: a copy-on-write layer over them means nothing.
+PSEUDO: Final = frozenset(
+    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl"
+    " hugetlbfs mqueue nfsd nsfs proc pstore resctrl rpc_pipefs securityfs selinuxfs sysfs"
+    " tracefs".split()
+)
+
+# What Docker makes read-only too: root can change the whole machine there.
+PROTECTED_PROC: Final = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the machine shows, read once and again only when its mount table changes.
+
+    ``mounts``: the visible ones, root first. ``files``: mountpoints that are regular files;
+    ``specials``: mountpoints that are neither file nor directory. ``writable``: the highest
+    directories the user can write, none of which contains a mount (only for a user namespace).
+    ``unlayerable``: directories the kernel refused as a lower. ``protected``: the entries of
+    :data:`PROTECTED_PROC` that exist. ``devices``: names below ``/dev`` to offer.
+    """
+
+    mounts: tuple[Mount, ...]
+    files: frozenset[str] = frozenset()
+    specials: frozenset[str] = frozenset()
+    writable: tuple[str, ...] = ()
+    unlayerable: frozenset[str] = frozenset()
+    protected: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    has_proc: bool = True
+    has_sys: bool = True
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this kernel lets this user do, found by trying (:mod:`.capabilities`).
+
+    ``user_namespace``: one is needed. ``new_api``: ``fsopen``, ``open_tree``, ``mount_setattr``
+    and the rest are there and make overlays. ``memory_upper``: a tmpfs can be an upper.
+    ``mknod``: device nodes can be made. ``pid_namespace``: one with its own procfs can be made.
+    """
+
+    user_namespace: bool
+    new_api: bool = True
+    memory_upper: bool = True
+    mknod: bool = True
+    pid_namespace: bool = True
+
+    @property
+    def overlay_options(self) -> tuple[tuple[str, str | None], ...]:
+        """Mount options of every overlay; None as value is a flag.
+
+        Spelled out where defaults vary by kernel. ``redirect_dir``: or renaming a lower directory
+        is EXDEV. ``xino``: or files and directories differ in ``st_dev``. A user namespace
+        refuses both and needs ``userxattr``: without it, a lower directory that is removed and
+        made again gives EIO.
+        """
+        if self.user_namespace:
+            return (("userxattr", None), ("index", "off"))
+        return (("redirect_dir", "on"), ("xino", "on"), ("index", "off"), ("metacopy", "off"))
+
+    @property
+    def xattr_prefix(self) -> str:
+        """Where overlays of this kind keep whiteout and opaque marks."""
+        return "user.overlay." if self.user_namespace else "trusted.overlay."
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """An overlay at ``target``. ``name`` is its directory among the uppers."""
+
+    target: str
+    lowers: tuple[str, ...]
+    name: str
+    attributes: int = 0
+
+    def describe(self) -> str:
+        return f"overlay {self.target} (lower {':'.join(self.lowers)}, upper {self.name})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """``source`` of the host, with everything mounted below it, at ``target``.
+
+    ``create``: make the target if it is missing. ``optional``: a source that even root may not
+    look at (another user's FUSE mount) is left out.
+    """
+
+    source: str
+    target: str
+    read_only: bool = False
+    create: bool = False
+    optional: bool = False
+
+    def describe(self) -> str:
+        mode = "read-only bind" if self.read_only else "bind"
+        return f"{mode} {self.target} (from {self.source})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """The host shows another file at ``path`` than lies in the lower: its content goes in."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"copy {self.path} into the upper"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MountTmpfs:
+    """An empty tmpfs; ``size`` in bytes."""
+
+    target: str
+    size: int | None = None
+    mode: int = 0o1777
+
+    def describe(self) -> str:
+        return f"tmpfs {self.target}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FreshProc:
+    """A procfs of the sandbox's own PID namespace."""
+
+    target: str = "/proc"
+
+    def describe(self) -> str:
+        return f"proc {self.target}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Protect:
+    """``target``, already there, read-only from now on. ``tree``: and all that is below it."""
+
+    target: str
+    tree: bool = True
+
+    def describe(self) -> str:
+        return f"make {self.target} read-only"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MakeDev:
+    """A minimal ``/dev``. ``bind``: the nodes are the host's (mknod is refused to users).
+
+    ``mqueue``: show the host's message queues, read-only, for they are the IPC namespace's.
+    """
+
+    devices: tuple[str, ...]
+    bind: bool
+    mqueue: bool
+    target: str = "/dev"
+
+    def describe(self) -> str:
+        return f"tmpfs {self.target} with {' '.join(self.devices)}, pts, shm"
+
+
+Step: TypeAlias = Overlay | Bind | Seed | MountTmpfs | FreshProc | Protect | MakeDev
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Upper:
+    """Where the uppers lie: ``medium`` "memory" (a tmpfs no namespace shows) or "disk"."""
+
+    medium: str
+    size: int | None = None
+    inodes: int | None = None
+
+    def describe(self) -> str:
+        limits = [f"{k}={v}" for k, v in (("size", self.size), ("inodes", self.inodes)) if v]
+        return f"upper in {self.medium} {' '.join(limits)}".rstrip()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that makes one sandbox, in order. ``steps[0]`` is the root."""
+
+    user_namespace: bool
+    pid_namespace: bool
+    upper: Upper
+    steps: tuple[Step, ...]
+    capabilities: Capabilities
+
+    @property
+    def overlays(self) -> tuple[Overlay, ...]:
+        """The overlays, in mounting order."""
+        return tuple(step for step in self.steps if isinstance(step, Overlay))
+
+    def describe(self) -> str:
+        """One line a step."""
+        names = ["mount", *["user"] * self.user_namespace, *["pid"] * self.pid_namespace]
+        lines = [f"new namespaces: {', '.join(names)}", self.upper.describe()]
+        return "\n".join([*lines, *(step.describe() for step in self.steps)])
+
+
+def plan(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> Plan:
+    """The plan of a sandbox as ``spec`` wants it on this host."""
+    rooted = _user_root(host) if capabilities.user_namespace else _own_root(host)
+    steps = [*rooted, *_system_trees(spec, host, capabilities)]
+    frozen = [
+        Protect(step.target, tree=False)
+        for step in steps
+        if spec.read_only and isinstance(step, Overlay)
+    ]
+    wanted: list[Bind | MountTmpfs] = [
+        *(Bind(v.source, v.target, v.read_only, create=True) for v in spec.volumes),
+        *(MountTmpfs(t.target, t.size, t.mode) for t in spec.tmpfs),
+    ]
+    wanted.sort(key=lambda step: step.target)
+    # Frozen last: the targets of volumes may have to be made first.
+    return Plan(
+        user_namespace=capabilities.user_namespace,
+        pid_namespace=spec.pid,
+        upper=Upper(
+            "disk" if spec.upper == "disk" or not capabilities.memory_upper else "memory",
+            spec.size,
+            spec.inodes,
+        ),
+        steps=(*steps, *wanted, *frozen),
+        capabilities=capabilities,
+    )
+
+
+def _attributes(mount: Mount) -> int:
+    """The per-mount flags of the host's mount, which its overlay must show as well."""
+    flags = {
+        "nosuid": sys.MOUNT_ATTR_NOSUID,
+        "nodev": sys.MOUNT_ATTR_NODEV,
+        "noexec": sys.MOUNT_ATTR_NOEXEC,
+        "noatime": sys.MOUNT_ATTR_NOATIME,
+    }
+    return sum(bit for name, bit in flags.items() if name in mount.options)
+
+
+def _is_system(path: str) -> bool:
+    return any(path == tree or is_below(path, tree) for tree in ("/proc", "/sys", "/dev"))
+
+
+def _own_root(host: Host) -> list[Step]:
+    """Root's way: an overlay for every filesystem that can take one."""
+    steps: list[Step] = []
+    bound: list[str] = []
+    root, *below = host.mounts
+    if root.read_only:
+        steps.append(Bind("/", "/", read_only=True))
+    else:
+        steps.append(Overlay("/", ("/",), "0", _attributes(root)))
+    for mount in below:
+        path = mount.mountpoint
+        if _is_system(path):
+            continue
+        inside_bind = any(is_below(path, tree) for tree in bound)
+        if path in host.files and not mount.read_only:
+            # A bind from the host would let writes through. In a read-only tree nothing of the
+            # upper can stand there; the read-only bind of the tree shows the file already.
+            if not inside_bind:
+                steps.append(Seed(path))
+        elif (
+            path in host.files
+            or path in host.specials
+            or mount.fstype in PSEUDO
+            or mount.read_only
+            or path in host.unlayerable
+        ):
+            if not inside_bind:
+                steps.append(Bind(path, path, read_only=True, optional=True))
+                bound.append(path)
+        else:
+            steps.append(Overlay(path, (path,), str(len(steps)), _attributes(mount)))
+    if root.read_only:
+        # The recursive bind of / shows everything already; only writable filesystems are relaid.
+        steps = [steps[0], *(step for step in steps[1:] if isinstance(step, Overlay))]
+    return steps
+
+
+def _user_root(host: Host) -> list[Step]:
+    """The ordinary user's way: one locked read-only tree, overlays where the user can write."""
+    steps: list[Step] = [Bind("/", "/", read_only=True)]
+    for path in host.writable:
+        owner = _owning_mount(host.mounts, path)
+        if path in host.unlayerable or (owner and owner.read_only):
+            continue
+        steps.append(
+            Overlay(path, (path,), str(len(steps)), _attributes(owner) if owner else 0)
+        )
+    return steps
+
+
+def _owning_mount(mounts: Sequence[Mount], path: str) -> Mount | None:
+    owners = [m for m in mounts if m.mountpoint == path or is_below(path, m.mountpoint)]
+    return max(owners, key=lambda m: len(m.mountpoint), default=None)
+
+
+def _system_trees(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> list[Step]:
+    steps: list[Step] = []
+    if spec.pid:
+        steps.append(FreshProc())
+    elif host.has_proc:
+        steps.append(Bind("/proc", "/proc"))
+    if not capabilities.user_namespace:
+        # A user can change nothing there anyway, and a lock less is a mount less.
+        steps.extend(Protect(path) for path in host.protected)
+        if host.has_sys:
+            steps.append(Bind("/sys", "/sys", read_only=True))
+    steps.append(
+        MakeDev(
+            host.devices,
+            bind=capabilities.user_namespace or not capabilities.mknod,
+            mqueue=any(mount.mountpoint == "/dev/mqueue" for mount in host.mounts),
+        )
+    )
+    return steps

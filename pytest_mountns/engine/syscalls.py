@@ -1,0 +1,285 @@
+"""One thin function per system call, and one place that raises.
+
+Nothing here decides anything. Flags are the kernel's (``include/uapi/linux``), names are those
+of the man pages. Every failure is a :class:`SyscallError` that names the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final
+
+from .errors import SyscallError
+
+CLONE_FS: Final = 0x00000200
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_REMOUNT: Final = 0x20
+MS_NOATIME: Final = 0x400
+MS_NODIRATIME: Final = 0x800
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_UNBINDABLE: Final = 0x20000
+MS_PRIVATE: Final = 0x40000
+MS_SLAVE: Final = 0x80000
+MS_RELATIME: Final = 0x200000
+
+MNT_DETACH: Final = 0x2
+
+AT_FDCWD: Final = -100
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_NO_AUTOMOUNT: Final = 0x800
+AT_EMPTY_PATH: Final = 0x1000
+AT_RECURSIVE: Final = 0x8000
+
+OPEN_TREE_CLONE: Final = 0x1
+OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+FSOPEN_CLOEXEC: Final = 0x1
+FSMOUNT_CLOEXEC: Final = 0x1
+FSCONFIG_SET_FLAG: Final = 0
+FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_CMD_CREATE: Final = 6
+
+MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_NOATIME: Final = 0x10
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
+
+SFD_CLOEXEC: Final = os.O_CLOEXEC
+SFD_NONBLOCK: Final = os.O_NONBLOCK
+
+# The numbers of the calls made since 2018 are the same on every architecture.
+_SYS_OPEN_TREE: Final = 428
+_SYS_MOVE_MOUNT: Final = 429
+_SYS_FSOPEN: Final = 430
+_SYS_FSCONFIG: Final = 431
+_SYS_FSMOUNT: Final = 432
+_SYS_MOUNT_SETATTR: Final = 442
+
+_CAP_VERSION_3: Final = 0x20080522
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    ]
+
+
+_int = ctypes.c_int
+_long = ctypes.c_long
+_str = ctypes.c_char_p
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.unshare.argtypes = [_int]
+_libc.setns.argtypes = [_int, _int]
+_libc.mount.argtypes = [_str, _str, _str, ctypes.c_ulong, _str]
+_libc.umount2.argtypes = [_str, _int]
+_libc.pivot_root.argtypes = [_str, _str]
+_libc.prctl.argtypes = [_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
+_libc.capget.argtypes = [_str, ctypes.c_void_p]
+_libc.capset.argtypes = [_str, _str]
+_libc.signalfd.argtypes = [_int, ctypes.c_void_p, _int]
+_libc.syscall.restype = _long
+
+
+def _prototype(*argtypes: type) -> ctypes._FuncPointer:
+    """``syscall(2)`` with the types of one call, so that no argument is narrowed to an int."""
+    function = ctypes.CDLL(None, use_errno=True).syscall
+    function.argtypes = [_long, *argtypes]
+    function.restype = _long
+    return function
+
+
+_open_tree: Final = _prototype(_int, _str, ctypes.c_uint)
+_move_mount: Final = _prototype(_int, _str, _int, _str, ctypes.c_uint)
+_fsopen: Final = _prototype(_str, ctypes.c_uint)
+_fsconfig: Final = _prototype(_int, ctypes.c_uint, _str, _str, _int)
+_fsmount: Final = _prototype(_int, ctypes.c_uint, ctypes.c_uint)
+_mount_setattr: Final = _prototype(
+    _int, _str, ctypes.c_uint, ctypes.POINTER(_MountAttr), ctypes.c_size_t
+)
+
+
+def _fail(call: str) -> SyscallError:
+    return SyscallError(ctypes.get_errno(), call)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    if _libc.unshare(flags) < 0:
+        raise _fail(f"unshare({_clone_names(flags)})")
+
+
+def setns(fd: int, nstype: int) -> None:
+    """setns(2). Acts on the calling thread; resets its root and working directory."""
+    if _libc.setns(fd, nstype) < 0:
+        raise _fail(f"setns({fd}, {_clone_names(nstype)})")
+
+
+def mount(
+    source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None
+) -> None:
+    """mount(2). ``data`` beyond one page is silently cut by the kernel, so it is refused here."""
+    raw = None if data is None else os.fsencode(data)
+    if raw is not None and len(raw) > 4095:
+        raise SyscallError(7, f"mount({source!r}, {target!r}, {fstype!r}): options too long")
+    result = _libc.mount(
+        None if source is None else os.fsencode(source),
+        os.fsencode(target),
+        None if fstype is None else fstype.encode(),
+        flags,
+        raw,
+    )
+    if result < 0:
+        raise _fail(f"mount({source!r}, {target!r}, {fstype!r}, {flags:#x}, {data!r})")
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    if _libc.umount2(os.fsencode(target), flags) < 0:
+        raise _fail(f"umount2({target!r}, {flags:#x})")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    if _libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)) < 0:
+        raise _fail(f"pivot_root({new_root!r}, {put_old!r})")
+
+
+def open_tree(dirfd: int, path: str, flags: int) -> int:
+    """open_tree(2), since Linux 5.2. Returns an ``O_PATH`` descriptor."""
+    result = int(_open_tree(_SYS_OPEN_TREE, dirfd, os.fsencode(path), flags))
+    if result < 0:
+        raise _fail(f"open_tree({path!r}, {flags:#x})")
+    return result
+
+
+def move_mount(from_fd: int, to_dirfd: int, to_path: str) -> None:
+    """move_mount(2) of the mount that ``from_fd`` stands for, since Linux 5.2."""
+    result = _move_mount(
+        _SYS_MOVE_MOUNT, from_fd, b"", to_dirfd, os.fsencode(to_path), MOVE_MOUNT_F_EMPTY_PATH
+    )
+    if result < 0:
+        raise _fail(f"move_mount(fd {from_fd}, {to_path!r})")
+
+
+def fsopen(fstype: str) -> int:
+    """fsopen(2), since Linux 5.2."""
+    result = int(_fsopen(_SYS_FSOPEN, fstype.encode(), FSOPEN_CLOEXEC))
+    if result < 0:
+        raise _fail(f"fsopen({fstype!r})")
+    return result
+
+
+def fsconfig_string(fd: int, key: str, value: str) -> None:
+    """fsconfig(2) ``FSCONFIG_SET_STRING``. Values over 255 bytes are EINVAL."""
+    raw = os.fsencode(value)
+    if _fsconfig(_SYS_FSCONFIG, fd, FSCONFIG_SET_STRING, key.encode(), raw, 0) < 0:
+        raise _fail(f"fsconfig({key}={value})")
+
+
+def fsconfig_flag(fd: int, key: str) -> None:
+    """fsconfig(2) ``FSCONFIG_SET_FLAG``."""
+    if _fsconfig(_SYS_FSCONFIG, fd, FSCONFIG_SET_FLAG, key.encode(), None, 0) < 0:
+        raise _fail(f"fsconfig({key})")
+
+
+def fsconfig_create(fd: int, what: str) -> None:
+    """fsconfig(2) ``FSCONFIG_CMD_CREATE``; ``what`` only names the filesystem in an error."""
+    if _fsconfig(_SYS_FSCONFIG, fd, FSCONFIG_CMD_CREATE, None, None, 0) < 0:
+        raise _fail(f"fsconfig(create {what})")
+
+
+def fsmount(fd: int, attributes: int) -> int:
+    """fsmount(2): a detached mount, as an ``O_PATH``-like descriptor."""
+    result = int(_fsmount(_SYS_FSMOUNT, fd, FSMOUNT_CLOEXEC, attributes))
+    if result < 0:
+        raise _fail("fsmount()")
+    return result
+
+
+def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int) -> None:
+    """mount_setattr(2), since Linux 5.12; only sets."""
+    attributes = _MountAttr(attr_set, 0, 0, 0)
+    result = _mount_setattr(
+        _SYS_MOUNT_SETATTR,
+        dirfd,
+        os.fsencode(path),
+        flags,
+        ctypes.byref(attributes),
+        ctypes.sizeof(attributes),
+    )
+    if result < 0:
+        raise _fail(f"mount_setattr({path!r}, {attr_set:#x})")
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2) with one argument."""
+    if _libc.prctl(option, value, 0, 0, 0) < 0:
+        raise _fail(f"prctl({option}, {value})")
+
+
+def capget() -> tuple[int, int, int]:
+    """capget(2) of this thread: effective, permitted, inheritable, as 64-bit masks."""
+    header = struct.pack("=Ii", _CAP_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)
+    if _libc.capget(header, data) < 0:
+        raise _fail("capget()")
+    e0, p0, i0, e1, p1, i1 = struct.unpack("=6I", data.raw)
+    return e0 | e1 << 32, p0 | p1 << 32, i0 | i1 << 32
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) of this thread."""
+    low = 0xFFFFFFFF
+    header = struct.pack("=Ii", _CAP_VERSION_3, 0)
+    data = struct.pack(
+        "=6I",
+        effective & low,
+        permitted & low,
+        inheritable & low,
+        effective >> 32,
+        permitted >> 32,
+        inheritable >> 32,
+    )
+    if _libc.capset(header, data) < 0:
+        raise _fail("capset()")
+
+
+def signalfd(signals: frozenset[int]) -> int:
+    """signalfd(2): a non-blocking descriptor that reads the given pending signals."""
+    mask = ctypes.create_string_buffer(128)
+    for number in signals:
+        byte, bit = divmod(number - 1, 8)
+        mask[byte] = bytes([mask.raw[byte] | 1 << bit])
+    result = int(_libc.signalfd(-1, mask, SFD_CLOEXEC | SFD_NONBLOCK))
+    if result < 0:
+        raise _fail("signalfd()")
+    return result
+
+
+def _clone_names(flags: int) -> str:
+    names = {
+        CLONE_FS: "CLONE_FS",
+        CLONE_NEWNS: "CLONE_NEWNS",
+        CLONE_NEWUSER: "CLONE_NEWUSER",
+        CLONE_NEWPID: "CLONE_NEWPID",
+        CLONE_NEWNET: "CLONE_NEWNET",
+    }
+    return "|".join(name for bit, name in names.items() if flags & bit) or str(flags)

@@ -1,0 +1,297 @@
+"""Two recordings of one suite, compared outcome by outcome. No files, no processes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple
+
+Kind = Literal["unexpected", "allowed", "exdev"]
+
+EXDEV = ("Invalid cross-device link", "[Errno 18]")
+
+
+class Key(NamedTuple):
+    """One report of a run. A re-run test has several alike: `nth` counts them."""
+
+    nodeid: str
+    when: str
+    context: str
+    nth: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one report said: `name` is what pytest counts it as."""
+
+    name: str
+    message: str = ""
+    text: str = ""
+    shape: str | None = None
+    sections: tuple[tuple[str, str], ...] = ()
+
+    def wording(self) -> tuple[object, ...]:
+        """All that a reader sees besides the outcome, without what no two runs share."""
+        return (
+            normal(self.message),
+            self.shape,
+            tuple((name, normal(text)) for name, text in self.sections),
+        )
+
+
+@dataclass
+class Recording:
+    """What one run reported."""
+
+    outcomes: dict[Key, Outcome] = field(default_factory=dict)
+    warnings: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+    ran: set[str] = field(default_factory=set)
+    isolated: set[str] = field(default_factory=set)
+    finished: bool = False
+    pytest: str = "?"
+    exit_status: int | None = None
+    """None: it was still running when its time was up."""
+
+    def tests(self) -> set[str]:
+        return {key.nodeid for key in self.outcomes if key.when != "collect"}
+
+    def counts(self) -> dict[str, int]:
+        """How often each outcome was reported, as in pytest's last line."""
+        counts = Counter(
+            outcome.name
+            for key, outcome in self.outcomes.items()
+            if outcome.name != "passed" or key.when == "call"
+        )
+        return dict(sorted(counts.items()))
+
+    def of_test(self, nodeid: str) -> dict[Key, Outcome]:
+        return {key: outcome for key, outcome in self.outcomes.items() if key.nodeid == nodeid}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One report that is not the same isolated as plain; None where there is no such report."""
+
+    key: Key
+    plain: Outcome | None
+    isolated: Outcome | None
+    kind: Kind
+
+
+@dataclass
+class Comparison:
+    cases: int
+    unstable: list[str]
+    """Tests that two plain runs do not agree on: left out, they say nothing about the plugin."""
+    differences: list[Difference]
+    bare: list[str]
+    """Tests that ran, but not in another mount namespace."""
+    problems: list[str]
+    """What is wrong with a run as a whole."""
+    notes: list[str]
+    """Same outcome, but other words, captured output or warnings. Listed, decides nothing."""
+
+    def tests(self, kind: Kind | None = None) -> list[str]:
+        """Tests with a difference (of this kind), each once."""
+        return list(
+            dict.fromkeys(
+                difference.key.nodeid
+                for difference in self.differences
+                if kind in (None, difference.kind)
+            )
+        )
+
+    @property
+    def unexpected(self) -> bool:
+        return bool(self.tests("unexpected") or self.bare or self.problems)
+
+
+def parse(lines: Iterable[str], exit_status: int | None) -> Recording:
+    """Read what the recorder wrote. A last line cut short by a crash ends it."""
+    recording = Recording(exit_status=exit_status)
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for line in lines:
+        try:
+            entry: dict[str, Any] = json.loads(line)
+        except ValueError:
+            break
+        kind = entry["kind"]
+        if kind == "report":
+            context = entry["context"]
+            where = (
+                entry["nodeid"],
+                entry["when"],
+                "" if context is None else json.dumps(context, sort_keys=True),
+            )
+            recording.outcomes[Key(*where, seen[where])] = Outcome(
+                category(entry["when"], entry["outcome"], entry["wasxfail"]),
+                entry["message"] or entry["wasxfail"] or "",
+                entry["text"],
+                entry["shape"],
+                tuple((name, text) for name, text in entry["sections"]),
+            )
+            seen[where] += 1
+        elif kind == "ran":
+            recording.ran.add(entry["nodeid"])
+            if entry["isolated"]:
+                recording.isolated.add(entry["nodeid"])
+        elif kind == "warning":
+            recording.warnings[
+                entry["category"], normal(entry["message"]), entry["when"], entry["nodeid"]
+            ] += 1
+        elif kind == "finish":
+            recording.finished = True
+            recording.pytest = entry["pytest"]
+    return recording
+
+
+def category(when: str, outcome: str, wasxfail: str | None) -> str:
+    """The name under which pytest's last line counts a report."""
+    if wasxfail is not None:
+        return {"skipped": "xfailed", "passed": "xpassed"}.get(outcome, outcome)
+    if outcome == "failed" and when != "call":
+        return "error"
+    return outcome
+
+
+def normal(text: str) -> str:
+    """Without addresses, durations, process ids and numbered temporary directories."""
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x", text)
+    text = re.sub(r"pytest-of-[^/]+/pytest-\d+", "pytest", text)
+    text = re.sub(r"\d+\.\d+ ?s\b", "0s", text)
+    return re.sub(r"\d{4,}", "0", text)
+
+
+def unstable(first: Recording, second: Recording) -> list[str]:
+    """Tests that two runs of the same thing do not agree on."""
+    keys = first.outcomes.keys() | second.outcomes.keys()
+    return sorted(
+        {
+            key.nodeid
+            for key in keys
+            if name_of(first.outcomes.get(key)) != name_of(second.outcomes.get(key))
+        }
+    )
+
+
+def compare(
+    plain: Recording,
+    again: Recording,
+    isolated: Recording,
+    *,
+    allowed: Sequence[str] = (),
+    exdev: bool = False,
+    expect_isolation: bool = True,
+) -> Comparison:
+    """`plain` and `again` are two plain runs, `isolated` the one in question.
+
+    `allowed` are patterns of node ids that may differ; with `exdev`, a test that fails with that
+    error only when isolated is counted on its own.
+    """
+    shaky = unstable(plain, again)
+    left_out = set(shaky)
+    order = dict.fromkeys((*plain.outcomes, *isolated.outcomes))
+    differences = []
+    for key in order:
+        before, after = plain.outcomes.get(key), isolated.outcomes.get(key)
+        if key.nodeid not in left_out and name_of(before) != name_of(after):
+            kind = classify(key.nodeid, plain, isolated, allowed, exdev)
+            differences.append(Difference(key, before, after, kind))
+
+    problems = []
+    for label, run in (("plain", plain), ("second plain", again), ("isolated", isolated)):
+        if run.exit_status is None:
+            problems.append(f"the {label} run did not end in time")
+        elif not run.finished:
+            problems.append(f"the {label} run ended early, with status {run.exit_status}")
+    if not problems and not plain.tests():
+        problems.append("the plain run reported no test")
+    if not (problems or differences or shaky) and isolated.exit_status != plain.exit_status:
+        problems.append(
+            f"same outcomes, but exit status {plain.exit_status} became {isolated.exit_status}"
+        )
+    return Comparison(
+        cases=len(plain.tests()),
+        unstable=shaky,
+        differences=differences,
+        bare=sorted(isolated.ran - isolated.isolated) if expect_isolation else [],
+        problems=problems,
+        notes=notes(plain, again, isolated, left_out),
+    )
+
+
+def classify(
+    nodeid: str, plain: Recording, isolated: Recording, allowed: Sequence[str], exdev: bool
+) -> Kind:
+    if any(fnmatchcase(nodeid, pattern) for pattern in allowed):
+        return "allowed"
+    # Looked for in the whole test: what it reports next differs for the same reason.
+    if exdev and says_exdev(isolated, nodeid) and not says_exdev(plain, nodeid):
+        return "exdev"
+    return "unexpected"
+
+
+def says_exdev(recording: Recording, nodeid: str) -> bool:
+    return any(
+        sign in outcome.text
+        for outcome in recording.of_test(nodeid).values()
+        if outcome.name in ("failed", "error")
+        for sign in EXDEV
+    )
+
+
+def notes(plain: Recording, again: Recording, isolated: Recording, left_out: set[str]) -> list[str]:
+    """Where the words differ though the outcome does not, unless plain runs differ there too."""
+    found = []
+    for key, before in plain.outcomes.items():
+        second, after = again.outcomes.get(key), isolated.outcomes.get(key)
+        if key.nodeid in left_out or second is None or after is None or before.name != after.name:
+            continue
+        if before.wording() == second.wording() != after.wording():
+            found.append(f"{where(key)}: {wording_change(before, after)}")
+    for warning in sorted(plain.warnings.keys() | isolated.warnings.keys()):
+        counts = [run.warnings[warning] for run in (plain, again, isolated)]
+        if counts[0] == counts[1] != counts[2]:
+            name, message, when, nodeid = warning
+            found.append(
+                f"{nodeid or 'session'} ({when}): {name} {counts[0]} times plain, "
+                f"{counts[2]} isolated: {shorten(message)}"
+            )
+    return found
+
+
+def wording_change(before: Outcome, after: Outcome) -> str:
+    if normal(before.message) != normal(after.message):
+        return f"message {shorten(before.message)!r} became {shorten(after.message)!r}"
+    if before.shape != after.shape:
+        return f"longrepr was {before.shape}, is {after.shape}"
+    old, new = dict(before.sections), dict(after.sections)
+    for name in old.keys() | new.keys():
+        was, now = old.get(name, ""), new.get(name, "")
+        if normal(was) != normal(now):
+            return f"section {name!r}: {shorten(was)!r} became {shorten(now)!r}"
+    return "sections in another order"
+
+
+def name_of(outcome: Outcome | None) -> str:
+    return outcome.name if outcome else "not reported"
+
+
+def where(key: Key) -> str:
+    """The report in words: test, phase, subtest, attempt."""
+    text = f"{key.nodeid} ({key.when})"
+    if key.context:
+        message, values = json.loads(key.context)
+        inner = [f"[{message}]"] if message is not None else []
+        inner += [f"{name}={value}" for name, value in values.items()]
+        text += f" subtest {' '.join(inner)}"
+    return f"{text}, report {key.nth + 1}" if key.nth else text
+
+
+def shorten(text: str, width: int = 160) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 3]}..."

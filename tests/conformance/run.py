@@ -1,0 +1,158 @@
+"""One suite: run plainly, run plainly again, run isolated; hand the recordings to `compare`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import compare, fetch, recorder, trace
+from .suites import Suite
+
+
+@dataclass(frozen=True)
+class Result:
+    suite: Suite
+    comparison: compare.Comparison
+    trace: trace.Trace
+    plain_seconds: float
+    isolated_seconds: float | None
+    pytest: str
+    plain_counts: dict[str, int]
+    outputs: Path
+
+    @property
+    def unexpected(self) -> bool:
+        return self.comparison.unexpected or bool(self.trace.certain)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A suite that could not be made ready."""
+
+    suite: Suite
+    reason: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where one suite runs: a tree and a home directory of its own, the same for every run."""
+
+    suite: Suite
+    environment: fetch.Environment
+    tree: Path
+    home: Path
+    records: Path
+
+    def run(self, label: str, options: Sequence[str]) -> tuple[compare.Recording, float]:
+        record, output = self.records / f"{label}.jsonl", self.records / f"{label}.txt"
+        record.unlink(missing_ok=True)
+        command = [str(self.environment.bin / "pytest"), "-p", "no:cacheprovider"]
+        command += ["-p", recorder.PLUGIN, *options, *self.suite.paths]
+        with output.open("wb") as out:
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                command,
+                cwd=self.tree,
+                env=self.environ(record),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            status = ended(process, 300 + 30 * self.suite.seconds)
+            seconds = time.perf_counter() - began
+        lines = record.read_text().splitlines() if record.exists() else []
+        return compare.parse(lines, status), seconds
+
+    def environ(self, record: Path) -> dict[str, str]:
+        environ = fetch.clean_environ(os.environ)
+        environ["HOME"] = str(self.home)
+        environ["VIRTUAL_ENV"] = str(self.environment.path)
+        environ["PATH"] = f"{self.environment.bin}{os.pathsep}{environ.get('PATH', os.defpath)}"
+        environ[recorder.RECORD] = str(record)
+        return environ
+
+
+def ended(process: subprocess.Popen[bytes], timeout: float) -> int | None:
+    """The exit status; None if it had to be ended, with all that it started."""
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def run_suite(
+    suite: Suite,
+    workshop: fetch.Workshop,
+    *,
+    process: str,
+    plain_only: bool = False,
+    keep: bool = False,
+    say: Callable[[str], None] = print,
+) -> Result | Failure:
+    say(f"{suite}: preparing")
+    try:
+        environment = workshop.installed(suite, plugin=not plain_only)
+        place = workshop.work / "runs" / workshop.key / f"{suite.name}-{suite.version}"
+        shutil.rmtree(place, ignore_errors=True)
+        home, records = place / "home", place / "records"
+        home.mkdir(parents=True)
+        records.mkdir()
+        tree = fetch.unpack(workshop.sdist(suite), place / "tree")
+    except (fetch.PreparationError, OSError) as error:
+        return Failure(suite, str(error))
+    bench = Bench(suite, environment, tree, home, records)
+
+    bare = ["-p", "no:mountns"]
+    # The first fills what later runs find filled (bytecode, caches), so the second is the measure.
+    first, _ = bench.run("plain-1", bare)
+    plain, plain_seconds = bench.run("plain-2", bare)
+    say(f"{suite}: plain {plain_seconds:.1f} s, {len(plain.tests())} tests")
+
+    if plain_only:
+        isolated, isolated_seconds, left = plain, None, trace.Trace([], [])
+    else:
+        options = ["--mountns", "--mountns-unavailable=error"]
+        if process != "fork":
+            options.append(f"--mountns-process={process}")
+        own = (home, tree)
+        shared = (Path(pwd.getpwuid(os.getuid()).pw_dir), Path("/tmp"), Path("/dev/shm"))
+        before = trace.take(own, shared, skip=(workshop.work,))
+        isolated, isolated_seconds = bench.run(f"mountns-{process}", options)
+        left = trace.compare(before, trace.take(own, shared, skip=(workshop.work,)))
+        say(f"{suite}: --mountns {isolated_seconds:.1f} s, {len(isolated.tests())} tests")
+
+    result = Result(
+        suite,
+        compare.compare(
+            first,
+            plain,
+            isolated,
+            allowed=suite.allowed_fork if process == "fork" else (),
+            exdev=os.geteuid() != 0,
+            expect_isolation=not plain_only,
+        ),
+        left,
+        plain_seconds,
+        isolated_seconds,
+        plain.pytest,
+        plain.counts(),
+        records,
+    )
+    if not keep:
+        for directory in (tree.parent, home):
+            shutil.rmtree(directory, ignore_errors=True)
+    return result
