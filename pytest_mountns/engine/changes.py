@@ -29,6 +29,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 # Written by overlays for their own use; the second prefix is that of `userxattr` mounts.
 _OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
+# Stands for what may not be looked at: it counts as being there, and as something else.
+_UNKNOWN = os.stat_result((0,) * 10)
 
 
 @final
@@ -93,7 +95,8 @@ class Changes(Sequence[Change]):
 
     def __repr__(self) -> str:
         lines = [
-            f"{change.path!r}: {change.kind}" + (f" from {change.source!r}" if change.source else "")
+            f"{change.path!r}: {change.kind}"
+            + (f" from {change.source!r}" if change.source else "")
             for change in self._changes
         ]
         if len(lines) < 2:
@@ -112,7 +115,7 @@ class Changes(Sequence[Change]):
 
         `*`, `?` and `[...]` stop at a slash, `**` does not and `**/` may stand for nothing. A
         pattern without any of them means that path and everything beneath it. Raises ValueError
-        for a class such as `[z-a]`.
+        for a pattern that begins neither with `/` nor with `**`, or has a class such as `[z-a]`.
         """
         if not globs:
             return self
@@ -124,27 +127,30 @@ class Changes(Sequence[Change]):
         )
 
 
-_GLOB = re.compile(r"\*\*/|\*\*|\*|\?|\[(?P<negated>!?)(?P<members>\]?[^]]*)\]|.", re.DOTALL)
+_GLOB = re.compile(
+    r"(?<![^/])\*\*/|\*\*|\*|\?|\[(?P<negated>!|(?!!))(?P<members>\]?[^]]+|\])\]|.", re.DOTALL
+)
+_WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 def _translated(glob: str) -> str:
+    if not glob.startswith(("/", "**")):
+        raise ValueError(f"glob {glob!r} cannot match: paths are absolute, begin with / or **")
+    glob = glob.rstrip("/")
     if not re.search(r"[*?[]", glob):
-        return f"{re.escape(glob.rstrip('/'))}(?:/.*)?"
-    simple = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+        return f"{re.escape(glob)}(?:/.*)?"
     parts = []
     for token in _GLOB.finditer(glob):
         text = token[0]
         if token["members"] is None:
-            parts.append(simple.get(text) or re.escape(text))
+            parts.append(_WILDCARDS.get(text) or re.escape(text))
             continue
-        # Everything but "-" is escaped: re reserves "&&", "||", "~~" and "[" in a class.
-        members = re.sub(r"[^-\w]", r"\\\g<0>", token["members"])
-        part = f"(?!/)[{'^' if token['negated'] else ''}{members}]"
-        try:
-            re.compile(part)
-        except re.error as error:
-            raise ValueError(f"glob {glob!r}: {text!r} is not a class: {error}") from None
-        parts.append(part)
+        members = []
+        for low, high, one in re.findall(r"(.)-(.)|(.)", token["members"], re.DOTALL):
+            if low > high:
+                raise ValueError(f"glob {glob!r}: {text} has a range that ends before it begins")
+            members.append(f"{re.escape(low)}-{re.escape(high)}" if low else re.escape(one))
+        parts.append(f"(?!/)[{'^' if token['negated'] else ''}{''.join(members)}]")
     return "".join(parts)
 
 
@@ -204,7 +210,10 @@ class _Directory:
     remade: bool = False
 
 
+@final
 class _Walk:
+    """One upper against what lies below it; good for one run."""
+
     def __init__(
         self,
         overlay: Layered,
@@ -218,18 +227,18 @@ class _Walk:
         self._lower_fd = lower_fd
         self._prefix = xattr_prefix
         self._ignore = ignore
-        # A directory that another overlay is mounted on is that overlay's to report.
+        # A directory that another overlay is mounted on is for that overlay to report.
         self._covered = covered
         self._mountpoint = overlay.mountpoint.rstrip("/")
-        below = self._stat_directory(self._mountpoint)
+        below = self._directory_below(self._mountpoint)
         self._root = _Directory(self._mountpoint, overlay.upper, self._mountpoint, below)
         self._pending = [self._root]
         self._changes: list[Change] = []
-        # (path, lower): known to be deleted only when all the renamed directories are known.
+        # (path, lower): which of them were deleted and which moved is known only at the end.
         self._gone: list[tuple[str, str]] = []
         self._sources: set[str] = set()
 
-    def run(self) -> Iterable[Change]:
+    def run(self) -> list[Change]:
         while self._pending:
             directory = self._pending.pop()
             try:
@@ -237,7 +246,7 @@ class _Walk:
             except (FileNotFoundError, NotADirectoryError):
                 if directory is self._root:
                     raise
-                continue  # it was listed, but the sandbox may still be running
+                continue  # listed, and gone since: the sandbox may be running
             try:
                 self._read(directory, fd)
             finally:
@@ -248,44 +257,241 @@ class _Walk:
         return self._changes
 
     def _report(self, path: str, kind: Kind, source: str | None = None) -> None:
-        if kind == "added" and path in self._ignore:
-            return
-        self._changes.append(Change(path or "/", kind, source and (source or "/")))
+        if kind != "added" or path not in self._ignore:
+            self._changes.append(Change(path or "/", kind, source))
 
     def _read(self, directory: _Directory, fd: int) -> None:
-        path, lower, remade = directory.path, directory.lower, directory.remade
-        below = directory.below
-        shadows = below is not None and stat.S_ISDIR(below.st_mode)
         xattrs = _xattrs(fd)
-        opaque = xattrs.get(f"{self._prefix}opaque") == b"y"
-        source = None if opaque else self._source(directory, xattrs)
-        kind: Kind | None = None
-        if source is not None:
-            # Moved away and back again is not renamed.
-            kind = None if source == lower else "renamed"
-            lower, remade = source, False
-        elif not shadows:
-            kind = "added" if below is None else "replaced"
-            lower = None
-        elif opaque and not remade:
-            # Any new directory may be opaque; only one that hides another one was made anew.
-            kind, remade = "replaced", True
+        kind, lower, remade = self._classify(directory, xattrs)
         lower_fd = None
         if lower is not None:
             try:
                 lower_fd = _open_directory(self._lower_fd, lower[1:])
-            except (FileNotFoundError, NotADirectoryError):
-                lower = None
+            except OSError:
+                lower = None  # the host goes on living: as if it had never been there
         try:
             if kind is None and lower_fd is not None:
                 same = _same_stat(os.fstat(fd), os.fstat(lower_fd))
                 if not same or _visible(xattrs) != _visible(_xattrs(lower_fd)):
                     kind = "metadata"
-            if kind == "renamed":
-                self._sources.add(str(source))
-            if kind is not None and (directory is self._root or path not in self._covered):
-                self._report(path, kind, source if kind == "renamed" else None)
-            self._read_entries(path, directory.upper, fd, lower, lower_fd, remade)
+            source = None
+            if kind == "renamed" and lower is not None:
+                self._sources.add(lower)
+                source = lower
+            if kind and (directory is self._root or directory.path not in self._covered):
+                self._report(directory.path, kind, source)
+            self._read_entries(directory, fd, lower, lower_fd, remade)
         finally:
             if lower_fd is not None:
                 os.close(lower_fd)
+
+    def _classify(
+        self, directory: _Directory, xattrs: Mapping[str, bytes]
+    ) -> tuple[Kind | None, str | None, bool]:
+        """Its kind as far as metadata do not matter, its directory below, whether it is remade."""
+        lower, below = directory.lower, directory.below
+        opaque = xattrs.get(f"{self._prefix}opaque") == b"y"
+        if not opaque:
+            source = self._source(lower, os.fsdecode(xattrs.get(f"{self._prefix}redirect", b"")))
+            if source is not None:
+                # Moved away and back again is not renamed.
+                return (None if source == lower else "renamed"), source, False
+        if below is None:
+            return "added", None, False
+        if not stat.S_ISDIR(below.st_mode):
+            return "replaced", None, False
+        # Any new directory may be opaque; only one that hides a directory was made anew. Within
+        # that the attribute says nothing more: nothing shows through there anyway.
+        if opaque and not directory.remade:
+            return "replaced", lower, True
+        return None, lower, directory.remade
+
+    def _source(self, lower: str | None, redirect: str) -> str | None:
+        """What a redirect means below, None if it leads nowhere: then the kernel ignores it too."""
+        if redirect.startswith("/"):
+            source = self._mountpoint + redirect
+        elif redirect and lower is not None:
+            # A sibling as the tree below has them: the parent may have been renamed itself.
+            source = f"{lower.rpartition('/')[0]}/{redirect}"
+        else:
+            return None
+        return source if self._directory_below(source) else None
+
+    def _directory_below(self, lower: str) -> os.stat_result | None:
+        try:
+            fd = _open_directory(self._lower_fd, lower[1:])
+        except OSError:
+            return None
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def _read_entries(
+        self, directory: _Directory, fd: int, lower: str | None, lower_fd: int | None, remade: bool
+    ) -> None:
+        missing: set[str] = set()
+        if remade and lower_fd is not None:
+            missing.update(entry.name for entry in _entries(lower_fd))
+        for entry in _entries(fd):
+            name = entry.name
+            path = f"{directory.path}/{name}"
+            missing.discard(name)
+            below = None if lower_fd is None else _stat(name, lower_fd)
+            if entry.is_dir(follow_symlinks=False):
+                upper = f"{directory.upper}/{name}"
+                place = None if lower is None else f"{lower}/{name}"
+                self._pending.append(_Directory(path, upper, place, below, remade))
+                continue
+            if below is None and (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+                # The listing tells the type: the files of an added tree cost no call each.
+                self._report(path, "added")
+                continue
+            try:
+                here = entry.stat(follow_symlinks=False)
+                if stat.S_ISCHR(here.st_mode) and here.st_rdev == 0:
+                    if below is not None:
+                        self._gone.append((path, f"{lower}/{name}"))
+                elif lower_fd is None or below is None:
+                    self._report(path, "added")
+                elif kind := _compared(name, fd, here, lower_fd, below):
+                    self._report(path, kind)
+            except FileNotFoundError:
+                continue  # as in run()
+        self._gone += [(f"{directory.path}/{name}", f"{lower}/{name}") for name in missing]
+
+
+def _compared(
+    name: str, fd: int, here: os.stat_result, lower_fd: int, below: os.stat_result
+) -> Kind | None:
+    """The change of what is no directory, by name in the directories `fd` and `lower_fd`."""
+    form = stat.S_IFMT(here.st_mode)
+    if form != stat.S_IFMT(below.st_mode):
+        return "replaced"
+    if form == stat.S_IFREG:
+        return _compared_files(name, fd, here, lower_fd, below)
+    if form == stat.S_IFLNK:
+        same = os.readlink(name, dir_fd=fd) == os.readlink(name, dir_fd=lower_fd)
+    else:
+        same = here.st_rdev == below.st_rdev
+    if not same:
+        return "modified"
+    # Neither is for opening, and there is no getxattrat() to be had; without /proc both are {}.
+    xattrs, xattrs_below = (
+        _visible(_xattrs(f"/proc/self/fd/{at}/{name}", follow=False)) for at in (fd, lower_fd)
+    )
+    return None if _same_stat(here, below) and xattrs == xattrs_below else "metadata"
+
+
+def _compared_files(
+    name: str, fd: int, here: os.stat_result, lower_fd: int, below: os.stat_result
+) -> Kind | None:
+    if here.st_size != below.st_size:
+        return "modified"
+    opened: list[int] = []
+    same_xattrs = True
+    try:
+        opened.append(_open(name, _FILE, fd))
+        opened.append(_open(name, _FILE, lower_fd))
+        if not _same_content(opened[0], opened[1], here.st_size):
+            return "modified"
+        same_xattrs = _visible(_xattrs(opened[0])) == _visible(_xattrs(opened[1]))
+    except OSError:
+        # Not to be read, by its mode or by an error: a write would have left another mtime.
+        if here.st_mtime_ns != below.st_mtime_ns:
+            return "modified"
+    finally:
+        for file in opened:
+            os.close(file)
+    return None if same_xattrs and _same_stat(here, below) else "metadata"
+
+
+def _same_content(file: int, other: int, size: int) -> bool:
+    offset = 0
+    while offset < size:
+        ours = os.pread(file, min(_CHUNK, size - offset), offset)
+        theirs = os.pread(other, len(ours), offset)
+        # Some filesystems return less than asked for; nothing at all means truncated meanwhile.
+        if not theirs or ours[: len(theirs)] != theirs:
+            return False
+        offset += len(theirs)
+    return True
+
+
+def _same_stat(here: os.stat_result, below: os.stat_result) -> bool:
+    """Whether mode, owner and, for what is no directory, mtime agree; of the same type."""
+    return (
+        here.st_mode == below.st_mode
+        and here.st_uid == below.st_uid
+        and here.st_gid == below.st_gid
+        and (here.st_mtime_ns == below.st_mtime_ns or stat.S_ISDIR(here.st_mode))
+    )
+
+
+def _xattrs(target: int | str, *, follow: bool = True) -> dict[str, bytes]:
+    """All that can be read; nothing where the filesystem or an O_PATH descriptor has none."""
+    found: dict[str, bytes] = {}
+    try:
+        names = os.listxattr(target, follow_symlinks=follow)
+    except OSError:
+        return found
+    for name in names:
+        try:
+            found[name] = os.getxattr(target, name, follow_symlinks=follow)
+        except OSError:
+            continue  # ENODATA: removed meanwhile; EACCES: a user attribute wants read permission
+    return found
+
+
+def _visible(xattrs: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Those that a sandbox can see; the others belong to overlays."""
+    return {name: xattrs[name] for name in xattrs if not name.startswith(_OVERLAY_XATTRS)}
+
+
+def _stat(name: str, dir_fd: int) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except PermissionError:
+        return _UNKNOWN
+    except OSError:  # also ENAMETOOLONG, from a filesystem that takes less than the upper
+        return None
+
+
+def _entries(fd: int) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(fd) as entries:
+            return list(entries)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return []  # an O_PATH descriptor, from _open_directory()
+
+
+def _open(path: str | bytes, flags: int, dir_fd: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOATIME, dir_fd=dir_fd)
+    except PermissionError:  # O_NOATIME is for the owner and for root
+        return os.open(path, flags, dir_fd=dir_fd)
+
+
+def _open_directory(root: int, path: str) -> int:
+    """The directory at a relative path of any length, "" for `root` itself.
+
+    One that the caller may not read comes back as an O_PATH descriptor.
+    """
+    rest = os.fsencode(path) or b"."
+    at = root
+    try:
+        while len(rest) > _STRETCH:
+            cut = rest.rindex(b"/", 0, _STRETCH)
+            step = os.open(rest[:cut], _DIRECTORY | os.O_PATH, dir_fd=at)
+            if at != root:
+                os.close(at)
+            at, rest = step, rest[cut + 1 :]
+        try:
+            return _open(rest, _DIRECTORY, at)
+        except PermissionError:
+            return os.open(rest, _DIRECTORY | os.O_PATH, dir_fd=at)
+    finally:
+        if at != root:
+            os.close(at)

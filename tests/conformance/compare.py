@@ -33,11 +33,13 @@ class Outcome:
     text: str = ""
     shape: str | None = None
     sections: tuple[tuple[str, str], ...] = ()
+    wasxfail: str | None = None
 
     def wording(self) -> tuple[object, ...]:
         """All that a reader sees besides the outcome, without what no two runs share."""
         return (
             normal(self.message),
+            self.wasxfail,
             self.shape,
             tuple((name, normal(text)) for name, text in self.sections),
         )
@@ -57,7 +59,8 @@ class Recording:
     """None: it was still running when its time was up."""
 
     def tests(self) -> set[str]:
-        return {key.nodeid for key in self.outcomes if key.when != "collect"}
+        """All that was reported: tests, and modules that were skipped or broken as a whole."""
+        return {key.nodeid for key in self.outcomes}
 
     def counts(self) -> dict[str, int]:
         """How often each outcome was reported, as in pytest's last line."""
@@ -129,10 +132,11 @@ def parse(lines: Iterable[str], exit_status: int | None) -> Recording:
             )
             recording.outcomes[Key(*where, seen[where])] = Outcome(
                 category(entry["when"], entry["outcome"], entry["wasxfail"]),
-                entry["message"] or entry["wasxfail"] or "",
+                entry["message"],
                 entry["text"],
                 entry["shape"],
                 tuple((name, text) for name, text in entry["sections"]),
+                entry["wasxfail"],
             )
             seen[where] += 1
         elif kind == "ran":
@@ -267,6 +271,8 @@ def notes(plain: Recording, again: Recording, isolated: Recording, left_out: set
 def wording_change(before: Outcome, after: Outcome) -> str:
     if normal(before.message) != normal(after.message):
         return f"message {shorten(before.message)!r} became {shorten(after.message)!r}"
+    if before.wasxfail != after.wasxfail:
+        return f"xfail reason {before.wasxfail!r} became {after.wasxfail!r}"
     if before.shape != after.shape:
         return f"longrepr was {before.shape}, is {after.shape}"
     old, new = dict(before.sections), dict(after.sections)

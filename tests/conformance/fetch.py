@@ -20,13 +20,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import recorder
 from .suites import Suite
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 # What a wheel is made from. Copied before it is built: the checkout may belong to someone else.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "pytest_mountns")
+
+RECORDER = Path(__file__).with_name("recorder.py")
+RECORDER_MODULE = "mountns_conformance_recorder"
+RECORD = "MOUNTNS_CONFORMANCE_RECORD"
+"""The same in recorder.py."""
 
 # Of the caller's environment, what would make a run here and one there differ.
 DROPPED = ("CI", "BUILD_NUMBER", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME")
@@ -201,7 +205,7 @@ class Workshop:
 def add_recorder(environment: Environment) -> None:
     # Into the environment rather than on PYTHONPATH, which a suite's own subprocesses would see.
     packages = next(environment.path.glob("lib/python*/site-packages"))
-    shutil.copyfile(recorder.__file__, packages / f"{recorder.PLUGIN}.py")
+    shutil.copyfile(RECORDER, packages / f"{RECORDER_MODULE}.py")
 
 
 def unpack(archive: Path, directory: Path) -> Path:

@@ -1,7 +1,8 @@
 """A pytest plugin that writes down what a run reports, one JSON object a line.
 
-It is copied into each suite's environment under the name `PLUGIN` and loaded there with `-p`, so
-it imports nothing of this package. `RECORD` in the environment names the file.
+It is copied into each suite's environment and loaded there with `-p`, so it imports nothing of
+this package; nothing of this package imports it either, because the command runs where there is
+no pytest. `RECORD` in the environment names the file.
 
 The file is opened once and written to by descriptor: a sandboxed test process inherits it, and its
 lines reach the host although the sandbox shows another filesystem. Only "ran" lines come from
@@ -19,7 +20,6 @@ from typing import Any
 
 import pytest
 
-PLUGIN = "mountns_conformance_recorder"
 RECORD = "MOUNTNS_CONFORMANCE_RECORD"
 LONGEST = 20_000
 
@@ -118,4 +118,4 @@ def pytest_configure(config: pytest.Config) -> None:
     # Taken away at once: a test that starts a pytest of its own must not overwrite the file.
     path = environ.pop(RECORD, None)
     if path:
-        config.pluginmanager.register(Recorder(path), PLUGIN + "_instance")
+        config.pluginmanager.register(Recorder(path), "mountns-conformance")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import compare, fetch, recorder, trace
+from . import compare, fetch, trace
 from .suites import Suite
 
 
@@ -55,7 +55,7 @@ class Bench:
         record, output = self.records / f"{label}.jsonl", self.records / f"{label}.txt"
         record.unlink(missing_ok=True)
         command = [str(self.environment.bin / "pytest"), "-p", "no:cacheprovider"]
-        command += ["-p", recorder.PLUGIN, *options, *self.suite.paths]
+        command += ["-p", fetch.RECORDER_MODULE, *options, *self.suite.paths]
         with output.open("wb") as out:
             began = time.perf_counter()
             process = subprocess.Popen(
@@ -77,7 +77,7 @@ class Bench:
         environ["HOME"] = str(self.home)
         environ["VIRTUAL_ENV"] = str(self.environment.path)
         environ["PATH"] = f"{self.environment.bin}{os.pathsep}{environ.get('PATH', os.defpath)}"
-        environ[recorder.RECORD] = str(record)
+        environ[fetch.RECORD] = str(record)
         return environ
 
 

@@ -1,0 +1,3 @@
+"""The suite of the plugin; `pytester` runs pytest within the tests."""
+
+pytest_plugins = ["pytester"]

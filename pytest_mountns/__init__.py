@@ -1,0 +1,21 @@
+"""Run each pytest test in its own throwaway root filesystem.
+
+The public names; everything else may change.
+"""
+
+from .engine.changes import Change, Changes
+from .engine.errors import SandboxError
+from .engine.spec import SandboxSpec, Tmpfs, Volume
+from .fixtures import BindVolume, IsolatedProc, OverlayRoot
+
+__all__ = [
+    "BindVolume",
+    "Change",
+    "Changes",
+    "IsolatedProc",
+    "OverlayRoot",
+    "SandboxError",
+    "SandboxSpec",
+    "Tmpfs",
+    "Volume",
+]

@@ -1,0 +1,235 @@
+"""Options, ini values and markers -> :class:`SandboxSpec`: validation and messages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, NoReturn, cast
+
+import pytest
+
+from .engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
+
+FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc"})
+
+MARKERS: Final = (
+    'mountns(profile=None, /, *, process="fork", volumes=[], tmpfs=[], size=None, inodes=None,'
+    ' upper="memory", read_only=False, pid=False): run the test in a root filesystem of its own;'
+    " what it writes, deletes and installs is gone when it ends.",
+    "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
+)
+
+_LATER: Final = ("scope", "root", "layers", "network", "hostname", "user", "devices", "writes")
+
+Reader = Callable[[object, Path], object]
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """The command line and its ini twins."""
+    group = parser.getgroup("mountns", "a root filesystem for each test")
+    group.addoption(
+        "--mountns",
+        action="store_true",
+        default=None,
+        dest="mountns",
+        help="run every test in a sandbox of its own",
+    )
+    group.addoption(
+        "--no-mountns",
+        action="store_false",
+        default=None,
+        dest="mountns",
+        help="make no sandboxes: tests that ask for one are skipped, never run bare",
+    )
+    group.addoption(
+        "--mountns-process",
+        metavar="fork",
+        default=None,
+        help="how tests are kept apart: fork (a process each)",
+    )
+    group.addoption(
+        "--mountns-volume",
+        metavar="SRC:DST[:ro]",
+        action="append",
+        default=None,
+        help="a host directory or file for every sandbox; what is written there stays",
+    )
+    group.addoption(
+        "--mountns-unavailable",
+        metavar="skip|error",
+        default=None,
+        help="what becomes of isolated tests on a machine that cannot isolate"
+        " (default: skip; error when CI is set in the environment)",
+    )
+    group.addoption(
+        "--mountns-doctor",
+        action="store_true",
+        default=False,
+        help="try every step of a sandbox here, say what fails, why, and what mends it",
+    )
+    parser.addini("mountns", "run every test in a sandbox of its own", type="bool", default=False)
+    parser.addini("mountns_process", "how tests are kept apart: fork", default="")
+    parser.addini(
+        "mountns_volumes", "SRC:DST[:ro] for every sandbox", type="linelist", default=[]
+    )
+    parser.addini("mountns_unavailable", "skip or error", default="")
+
+
+def sandbox_everything(config: pytest.Config) -> bool | None:
+    """True: every test; False: none (``--no-mountns``); None: those that ask for it."""
+    option: bool | None = config.getoption("mountns")
+    if option is not None:
+        return option
+    return True if config.getini("mountns") else None
+
+
+def unavailable_policy(config: pytest.Config) -> Literal["skip", "error"]:
+    """What to do where nothing can be isolated. Raises :class:`pytest.UsageError`."""
+    default = "error" if os.environ.get("CI") else "skip"
+    value = _choice(config, "unavailable", ("skip", "error"), default)
+    return cast('Literal["skip", "error"]', value)
+
+
+def session_keys(config: pytest.Config) -> dict[str, object]:
+    """The marker keys that command line and ini give to every sandbox.
+
+    Raises :class:`pytest.UsageError`.
+    """
+    process = _choice(config, "process", ("fork",), "fork")
+    texts = [*config.getini("mountns_volumes"), *(config.getoption("mountns_volume") or [])]
+    try:
+        volumes = tuple(Volume.parse(_expand(text), str(config.rootpath)) for text in texts)
+    except SpecError as error:
+        raise pytest.UsageError(f"--mountns-volume: {error}") from None
+    return {"process": process, "volumes": volumes}
+
+
+def _choice(
+    config: pytest.Config, name: str, valid: tuple[str, ...], default: str
+) -> str:
+    value = config.getoption(f"mountns_{name}") or config.getini(f"mountns_{name}") or default
+    if value not in valid:
+        raise pytest.UsageError(
+            f"--mountns-{name} (ini: mountns_{name}): {value!r} is not valid;"
+            f" choose from: {', '.join(valid)}"
+        )
+    return cast(str, value)
+
+
+def item_spec(
+    item: pytest.Item, session: Mapping[str, object]
+) -> SandboxSpec:
+    """What marks and fixtures of ``item``, over the session's keys, add up to.
+
+    The nearest mark wins, key by key; volumes of the session are added to a mark's own. Raises
+    :class:`pytest.UsageError` naming the test.
+    """
+    keys = dict(session)
+    marked: dict[str, object] = {}
+    for mark in item.iter_markers("mountns"):
+        if mark.args:
+            _refuse(item, f"profile {mark.args[0]!r}: profiles do not work yet in this version")
+        for key, value in mark.kwargs.items():
+            marked.setdefault(key, value)
+    for key, value in marked.items():
+        read = _READERS.get(key)
+        if read is None:
+            later = " does not work yet in this version" if key in _LATER else " is not known"
+            _refuse(item, f"{key!r}{later}; valid keys: {', '.join(_READERS)}")
+        try:
+            keys[key] = read(value, item.config.rootpath)
+        except (SpecError, TypeError, ValueError) as error:
+            _refuse(item, f"{key}={value!r}: {error}")
+    if "volumes" in marked:
+        own = cast("tuple[Volume, ...]", keys["volumes"])
+        targets = {volume.target for volume in own}
+        others = cast("tuple[Volume, ...]", session.get("volumes", ()))
+        keys["volumes"] = (*(v for v in others if v.target not in targets), *own)
+    if "isolated_proc" in getattr(item, "fixturenames", ()):
+        keys["pid"] = True
+    try:
+        return SandboxSpec(**cast("dict[str, Any]", keys))
+    except SpecError as error:
+        _refuse(item, str(error))
+
+
+def _refuse(item: pytest.Item, problem: str) -> NoReturn:
+    raise pytest.UsageError(f"{item.nodeid}: @pytest.mark.mountns: {problem}")
+
+
+def _expand(text: str) -> str:
+    return os.path.expanduser(text) if text.startswith("~") else text
+
+
+def _process(value: object, base: Path) -> object:
+    if value == "inline":
+        raise SpecError('"inline" does not work yet in this version', remedy='process="fork"')
+    return _one_of(value, "fork")
+
+
+def _medium(value: object, base: Path) -> object:
+    return _one_of(value, "memory", "disk")
+
+
+def _one_of(value: object, *valid: str) -> object:
+    if value not in valid:
+        raise ValueError(f"choose from: {', '.join(map(repr, valid))}")
+    return value
+
+
+def _volumes(value: object, base: Path) -> tuple[Volume, ...]:
+    return tuple(
+        part if isinstance(part, Volume) else Volume.parse(_expand(_text(part)), str(base))
+        for part in _list(value)
+    )
+
+
+def _tmpfs(value: object, base: Path) -> tuple[Tmpfs, ...]:
+    return tuple(
+        part if isinstance(part, Tmpfs) else Tmpfs.parse(_text(part)) for part in _list(value)
+    )
+
+
+def _list(value: object) -> Iterable[object]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"a list is wanted, not {type(value).__name__}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a string is wanted, not {type(value).__name__}")
+    return value
+
+
+def _size(value: object, base: Path) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f'bytes or "64m" are wanted, not {type(value).__name__}')
+    return parse_size(value)
+
+
+def _count(value: object, base: Path) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise TypeError("a whole number above 0 is wanted")
+    return value
+
+
+def _flag(value: object, base: Path) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"True or False is wanted, not {type(value).__name__}")
+    return value
+
+
+_READERS: Final[Mapping[str, Reader]] = {
+    "process": _process,
+    "volumes": _volumes,
+    "tmpfs": _tmpfs,
+    "size": _size,
+    "inodes": _count,
+    "upper": _medium,
+    "read_only": _flag,
+    "pid": _flag,
+}

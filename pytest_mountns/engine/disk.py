@@ -1,0 +1,100 @@
+"""Uppers on disk: directories that must not outlive the session, SIGKILL included."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Callable
+from typing import NoReturn, final
+
+from .errors import SandboxError
+
+
+@final
+class DiskUppers:
+    """One directory on disk for all uppers of a session, and a process that guards it.
+
+    The guard waits for this process to end, however it ends, and removes what is left.
+    """
+
+    def __init__(self) -> None:
+        self._base: str | None = None
+        self._guard = 0
+
+    def new(self) -> str:
+        """A new empty directory. Raises :class:`SandboxError` if there is no place for one."""
+        if self._base is None:
+            self._base = _base_directory()
+            self._guard = _start_guard(self._base)
+        return tempfile.mkdtemp(dir=self._base)
+
+    def close(self) -> None:
+        """Remove everything, end the guard."""
+        if self._base is not None:
+            remove(self._base)
+            os.kill(self._guard, signal.SIGKILL)
+            os.waitpid(self._guard, 0)
+            self._base = None
+
+
+def _base_directory() -> str:
+    for parent in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):
+        if parent and os.access(parent, os.W_OK | os.X_OK):
+            return tempfile.mkdtemp(prefix="mountns-uppers-", dir=parent)
+    raise SandboxError("no directory for an upper on disk", remedy="export TMPDIR=/some/disk")
+
+
+def remove(directory: str) -> None:
+    """Remove a directory of uppers; overlays leave ``work/work`` there with mode 000."""
+
+    def make_accessible(function: Callable[..., object], path: str, error: object) -> None:
+        for place in (os.path.dirname(path), path):
+            if stat.S_ISDIR(os.lstat(place).st_mode):
+                os.chmod(place, 0o700)
+        function(path)
+
+    for _ in range(50):
+        try:
+            shutil.rmtree(directory, onerror=make_accessible)
+        except FileNotFoundError:
+            return
+        except OSError:
+            # A dying test process still writes there.
+            time.sleep(0.1)
+        if not os.path.lexists(directory):
+            return
+
+
+def _start_guard(base: str) -> int:
+    parent = os.getpid()
+    guard = os.fork()
+    if guard == 0:
+        _stand_guard(parent, base)
+    return guard
+
+
+def _stand_guard(parent: int, base: str) -> NoReturn:
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        os.closerange(3, 4096)
+        os.chdir("/")
+        try:
+            poll = select.poll()
+            poll.register(os.pidfd_open(parent), select.POLLIN)
+            if os.getppid() == parent:
+                poll.poll()
+        except OSError:
+            while os.getppid() == parent:
+                time.sleep(0.5)
+        remove(base)
+    finally:
+        os._exit(0)

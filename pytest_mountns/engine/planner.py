@@ -1,0 +1,123 @@
+"""From specs to plans for one session: probes once, reads the mount table when it changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import tempfile
+from collections.abc import Sequence
+from typing import final
+
+from .capabilities import Findings, probe
+from .errors import Unavailable
+from .host import survey
+from .plan import Host, Plan, plan
+from .spec import SandboxSpec, SpecError, Volume
+
+
+@final
+class Planner:
+    """Plans for sandboxes on this machine. Costs nothing until the first is asked for.
+
+    ``places``: directories a run needs to be writable where the user can write them.
+    """
+
+    def __init__(self, places: Sequence[str]) -> None:
+        home = os.path.expanduser("~")
+        self._places = [*places, home, tempfile.gettempdir(), os.getcwd()]
+        self._findings: Findings | None = None
+        self._host: Host | None = None
+        self._table: int | None = None
+        self._plans: dict[SandboxSpec, Plan] = {}
+
+    @property
+    def findings(self) -> Findings:
+        """What this machine can do; probed when first asked for."""
+        if self._findings is None:
+            self._findings = probe(self._places)
+        return self._findings
+
+    def plan(self, spec: SandboxSpec) -> Plan:
+        """The plan of ``spec`` here and now.
+
+        Raises :class:`Unavailable` if this machine cannot make it, :class:`SpecError` if the
+        spec names what is not there.
+        """
+        for volume in spec.volumes:
+            if not os.path.exists(volume.source):
+                raise SpecError(
+                    f"volume {volume}: there is no {volume.source} on the host",
+                    remedy=f"create it before the tests run: mkdir -p {volume.source}",
+                )
+        if self._table_changed():
+            self._host = None
+            self._plans.clear()
+        known = self._plans.get(spec)
+        if known is None:
+            known = self._plans[spec] = self._make(spec)
+        return known
+
+    def close(self) -> None:
+        """Let go of the mount table."""
+        if self._table is not None:
+            os.close(self._table)
+            self._table = None
+
+    def _make(self, spec: SandboxSpec) -> Plan:
+        capabilities = self.findings.capabilities
+        if capabilities is None:
+            raise self._unavailable()
+        if spec.pid and not capabilities.pid_namespace:
+            trial = self.findings.trials[-1]
+            raise Unavailable(
+                "a PID namespace of its own is not possible here",
+                trial.kernel,
+                trial.cause,
+                trial.remedy,
+            )
+        if self._host is None:
+            self._host = survey(
+                user_namespace=capabilities.user_namespace,
+                places=self._places,
+                unlayerable=self.findings.unlayerable,
+            )
+        resolved = tuple(
+            dataclasses.replace(volume, target=_resolve(volume)) for volume in spec.volumes
+        )
+        return plan(dataclasses.replace(spec, volumes=resolved), self._host, capabilities)
+
+    def _unavailable(self) -> Unavailable:
+        obstacle = self.findings.obstacle
+        if obstacle is None:
+            return Unavailable("this machine cannot isolate tests")
+        return Unavailable(
+            f"this machine cannot isolate tests: {obstacle.name} failed",
+            obstacle.kernel,
+            obstacle.cause,
+            obstacle.remedy or "pytest --mountns-doctor",
+        )
+
+    def _table_changed(self) -> bool:
+        """Whether the mount table is another than at the last call; the first time it is not.
+
+        proc_pid_mountinfo(5): the file polls as exceptional once after each change.
+        """
+        if self._table is None:
+            try:
+                self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                # The probe will say it better.
+                return False
+        poll = select.poll()
+        poll.register(self._table, select.POLLPRI)
+        return any(events & (select.POLLPRI | select.POLLERR) for _, events in poll.poll(0))
+
+
+def _resolve(volume: Volume) -> str:
+    """The target without symlinks: mounts on a path that has some would miss the sandbox."""
+    target = os.path.realpath(volume.target)
+    if target == "/":
+        raise SpecError(f"volume {volume}: its target is a link to /")
+    return target
+

@@ -1,0 +1,144 @@
+"""The fixtures ``overlay_root``, ``bind_volume`` and ``isolated_proc``, and what they give."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import pytest
+
+from .engine.changes import Changes
+from .engine.spec import Volume
+
+if TYPE_CHECKING:
+    from .child import TestProcess
+
+
+@final
+class OverlayRoot:
+    """The handle of the test's own root filesystem."""
+
+    def __init__(self, process: TestProcess) -> None:
+        self._process = process
+
+    def changes(self, *globs: str) -> Changes:
+        """What the test has changed so far, ordered by path, against what the host shows.
+
+        ``globs``: only paths that match one; ``*`` stays within a directory, ``**`` does not, and
+        a path without wildcards takes in everything below it. Raises :class:`SandboxError`.
+        """
+        return self._process.sandbox.changes().matching(*globs)
+
+    def reset(self) -> None:
+        """Drop everything written so far; the root is as it was when the test began.
+
+        The working directory is kept if it still exists. Processes that the test has started
+        keep the root they have. Raises :class:`SandboxError`.
+        """
+        self._process.reset()
+
+
+@final
+class BindVolume:
+    """Call it to bind-mount a host directory or file into the running test."""
+
+    def __init__(self, process: TestProcess) -> None:
+        self._process = process
+
+    def __call__(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str] | None = None,
+        *,
+        read_only: bool = False,
+    ) -> Path:
+        """Show the host's ``source`` at ``target`` (default: at its own path), now.
+
+        What is written there is written on the host and stays. A missing target is made, in the
+        sandbox. Returns the target. Raises :class:`SandboxError`.
+        """
+        origin = os.path.abspath(source)
+        volume = Volume(origin, os.path.abspath(target or origin), read_only)
+        self._process.sandbox.bind(volume.source, volume.target, read_only=read_only)
+        return Path(volume.target)
+
+
+@final
+class IsolatedProc:
+    """The test's own PID namespace. PID 1 is an init that reaps; the test is another process."""
+
+    def pids(self) -> list[int]:
+        """Every process of the namespace, init and the test itself included."""
+        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+
+    def children(self) -> list[int]:
+        """Every process but init and the test itself."""
+        return [pid for pid in self.pids() if pid not in (1, os.getpid())]
+
+    def kill_all(self, timeout: float = 10.0) -> int:
+        """SIGKILL to every process but init and the test; wait until they are gone.
+
+        Returns how many there were. Raises :class:`TimeoutError` after ``timeout`` seconds.
+        """
+        killed: set[int] = set()
+        deadline = time.monotonic() + timeout
+        while alive := [pid for pid in self.children() if not _is_zombie(pid)]:
+            for pid in alive:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+                killed.add(pid)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"still there after {timeout} s: {alive}")
+            time.sleep(0.001)
+        return len(killed)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
+
+
+def _test_process(request: pytest.FixtureRequest) -> TestProcess:
+    from .gate import gate_key
+
+    process = request.config.stash[gate_key].process
+    if process is None:
+        pytest.fail(
+            f"{request.fixturename}: this test is not in a sandbox, it was asked for too late."
+            " Name the fixture in the test's arguments, or mark the test with"
+            " @pytest.mark.mountns.",
+            pytrace=False,
+        )
+    return process
+
+
+@pytest.fixture
+def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
+    """Isolates the test and gives the handle of its root: what changed, reset."""
+    return OverlayRoot(_test_process(request))
+
+
+@pytest.fixture
+def bind_volume(request: pytest.FixtureRequest) -> BindVolume:
+    """Isolates the test; call it with a host path to mount that into the running test."""
+    return BindVolume(_test_process(request))
+
+
+@pytest.fixture
+def isolated_proc(request: pytest.FixtureRequest) -> IsolatedProc:
+    """Isolates the test and its processes: its own PID namespace and /proc."""
+    if not _test_process(request).sandbox.plan.pid_namespace:
+        pytest.fail(
+            "isolated_proc was asked for too late: name it in the test's arguments, or mark the"
+            " test with @pytest.mark.mountns(pid=True).",
+            pytrace=False,
+        )
+    return IsolatedProc()

@@ -1,0 +1,298 @@
+"""The one room that touches pytest's internals, ``_pytest`` and pluggy's lists.
+
+Each function says which internal it rests on. Works from pytest 8.0 to 9.x.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias, cast
+
+import pytest
+from _pytest.logging import caplog_handler_key, caplog_records_key
+from _pytest.outcomes import OutcomeException
+from _pytest.runner import SetupState, check_interactive_exception
+from _pytest.skipping import evaluate_xfail_marks
+
+Phase: TypeAlias = Literal["setup", "call", "teardown"]
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+has_node_ids = importlib.util.find_spec("_pytest.nodeid") is not None
+
+try:
+    from _pytest.subtests import failed_subtests_key
+except ImportError:  # before pytest 9
+    failed_subtests_key = None  # type: ignore[assignment]
+
+
+class Delegated(pytest.exit.Exception):
+    """Ends the protocol of a test in the parent: a child has run it.
+
+    A kind of Exit, because nothing in between catches that: not ``CallInfo.from_call``, nor the
+    loops of plugins that own the protocol to run a test again.
+    """
+
+
+def _setup_state(item: pytest.Item) -> SetupState:
+    return item.session._setupstate
+
+
+def fill_wider_fixtures(item: pytest.Item) -> None:
+    """Instantiate the fixtures of ``item`` whose scope is wider than function.
+
+    ``item.fixturenames`` is ordered widest first. A parametrized fixture has the scope of its
+    parametrization; class scope without a class is function scope (``FixtureRequest``).
+    """
+    __tracebackhide__ = True
+    request = getattr(item, "_request", None)
+    if not request:
+        return
+    funcargs: dict[str, object] = cast(Any, item).funcargs
+    definitions = cast(Any, item)._fixtureinfo.name2fixturedefs
+    callspec = getattr(item, "callspec", None)
+    parametrized = callspec._arg2scope if callspec is not None else {}
+    has_class = item.getparent(pytest.Class) is not None
+    for name in cast(Any, item).fixturenames:
+        if name in funcargs or name not in definitions:
+            continue
+        scope = (
+            parametrized[name].value if name in parametrized else definitions[name][-1].scope
+        )
+        if scope != "function" and (scope != "class" or has_class):
+            funcargs[name] = request.getfixturevalue(name)
+
+
+def forget_setup(item: pytest.Item) -> None:
+    """The item's own setup has not run in this process: its teardown must not run either."""
+    entry = _setup_state(item).stack.get(item)
+    if entry is not None:
+        finalizers = entry[0]
+        if item.teardown in finalizers:
+            finalizers.remove(item.teardown)
+
+
+def drop(item: pytest.Item) -> None:
+    """Forget, in the parent, an item that a child has set up, run and torn down."""
+    _setup_state(item).stack.pop(item, None)
+    if hasattr(item, "_request"):
+        cast(Any, item)._request = False
+        cast(Any, item).funcargs = None
+    for key in (caplog_handler_key, caplog_records_key):
+        if key in item.stash:
+            del item.stash[key]
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
+def stop_at_item(item: pytest.Item) -> None:
+    """In the child: teardown ends at the item; of wider nodes only what was added since now.
+
+    A wider fixture first asked for inside the test lives and dies in the child.
+    """
+    state = _setup_state(item)
+    known = {node: len(entry[0]) for node, entry in state.stack.items() if node is not item}
+    original = state.teardown_exact
+
+    def teardown_exact(nextitem: pytest.Item | None) -> None:
+        late = [
+            entry[0].pop()
+            for node, entry in reversed(state.stack.items())
+            if node is not item
+            for _ in range(len(entry[0]) - known.get(node, len(entry[0])))
+        ]
+        errors: list[BaseException] = []
+        for finish in (lambda: original(item.parent), *late):
+            try:
+                finish()
+            except (Exception, OutcomeException) as error:
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise BaseExceptionGroup("errors during test teardown", errors)
+
+    cast(Any, state).teardown_exact = teardown_exact
+
+
+def tear_down_item(item: pytest.Item) -> None:
+    """In the child, when the session is interrupted: what ``pytest_sessionfinish`` does."""
+    _setup_state(item).teardown_exact(None)
+
+
+def wider_teardown_is_due(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Whether some node wider than ``item`` ends before ``nextitem``."""
+    stack = list(_setup_state(item).stack)
+    needed = nextitem.listchain() if nextitem is not None else []
+    return stack != needed[: len(stack)]
+
+
+def tear_down_wider(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> tuple[pytest.CallInfo[None], list[tuple[str, str]]]:
+    """Tear down, in the parent, what ends with ``item``. Returns the call and captured sections.
+
+    Only pytest's own hooks run (capture, logging, warnings): those of other plugins have seen
+    this item's teardown in the child.
+    """
+    manager = item.config.pluginmanager
+    others = {
+        impl.plugin
+        for impl in item.ihook.pytest_runtest_teardown.get_hookimpls()
+        if not impl.function.__module__.startswith("_pytest.")
+    }
+    hook = manager.subset_hook_caller("pytest_runtest_teardown", others)
+    before = len(item._report_sections)
+    item.stash.setdefault(caplog_records_key, {})
+    call = pytest.CallInfo.from_call(
+        lambda: hook(item=item, nextitem=nextitem),
+        when="teardown",
+        reraise=(pytest.exit.Exception, KeyboardInterrupt),
+    )
+    sections = [
+        (f"Captured {key} {when}", content) for when, key, content in item._report_sections[before:]
+    ]
+    return call, sections
+
+
+def keep_reporters_quiet(config: pytest.Config, keep: Sequence[object]) -> None:
+    """In the child: reports and warnings go to the ``keep`` plugins and the live log alone.
+
+    Or they would be counted twice, and an xdist worker's channel written by two processes.
+    """
+    live_log = config.pluginmanager.get_plugin("logging-plugin")
+    for name in (
+        "pytest_runtest_logstart",
+        "pytest_runtest_logreport",
+        "pytest_runtest_logfinish",
+        "pytest_warning_recorded",
+    ):
+        # In place: callers for subsets of plugins (conftests) look at the same list.
+        implementations = getattr(config.hook, name)._hookimpls
+        implementations[:] = [
+            impl for impl in implementations if impl.plugin is live_log or impl.plugin in keep
+        ]
+
+
+def forget_recorded_warnings() -> None:
+    """In the child: warnings recorded before the fork are the parent's to hand over.
+
+    Inside ``warnings.catch_warnings(record=True)`` the shower is the ``append`` of its list.
+    """
+    recorded = getattr(getattr(warnings, "_showwarnmsg_impl", None), "__self__", None)
+    if isinstance(recorded, list):
+        recorded.clear()
+
+
+@contextlib.contextmanager
+def capture_suspended(config: pytest.Config) -> Iterator[None]:
+    """Output goes to the terminal; what was captured so far stays where it is."""
+    manager = config.pluginmanager.get_plugin("capturemanager")
+    if manager is None:
+        yield
+    else:
+        with manager.global_and_fixture_disabled():
+            yield
+
+
+def captured_so_far(config: pytest.Config) -> tuple[str, str]:
+    """Take what the global capture holds: after a crash, what the test process wrote.
+
+    With ``--capture=fd`` it lies in a file that parent and child share; with ``sys`` it was in
+    the child's memory and is lost.
+    """
+    manager = config.pluginmanager.get_plugin("capturemanager")
+    if manager is None or not manager.is_globally_capturing():
+        return "", ""
+    out, err = manager.read_global_capture()
+    return out, err
+
+
+def expects_failure(item: pytest.Item) -> str | None:
+    """The reason of an xfail mark that covers any failure, a crash included; None without one."""
+    xfail = evaluate_xfail_marks(item)
+    if xfail is None or xfail.raises is not None or item.config.option.runxfail:
+        return None
+    return xfail.reason
+
+
+def failed_subtests(item: pytest.Item) -> int:
+    """How many of the item's subtests failed so far (pytest 9's ``subtests``)."""
+    counts = _subtest_counts(item)
+    return 0 if counts is None else counts.get(_subtest_id(item), 0)
+
+
+def set_failed_subtests(item: pytest.Item, count: int) -> None:
+    """Make it known to this process: the terminal fails a test by its failed subtests."""
+    counts = _subtest_counts(item)
+    if counts is not None:
+        counts[_subtest_id(item)] = count
+
+
+def _subtest_counts(item: pytest.Item) -> dict[object, int] | None:
+    if failed_subtests_key is None:
+        return None
+    return cast("dict[object, int] | None", item.config.stash.get(failed_subtests_key, None))
+
+
+def _subtest_id(item: pytest.Item) -> object:
+    # From 9.2 on keyed by a NodeId, before by its text.
+    return cast(Any, item).id if has_node_ids else item.nodeid
+
+
+def failed_report(
+    item: pytest.Item, message: str, phase: Phase, stop: float
+) -> pytest.TestReport:
+    """A report of the parent's own, by no plugin's ``makereport``. An xfail mark applies."""
+    report = pytest.TestReport.from_item_and_call(item, _call(message, phase))
+    reason = expects_failure(item)
+    if reason is not None and phase != "teardown":
+        report.outcome = "skipped"
+        report.wasxfail = reason
+    report.stop = stop
+    return report
+
+
+def passed_report(item: pytest.Item, phase: Phase) -> pytest.TestReport:
+    """The report of a phase in which nothing was left to do."""
+    return pytest.TestReport.from_item_and_call(item, _call(None, phase))
+
+
+def _call(message: str | None, phase: Phase) -> pytest.CallInfo[None]:
+    def fail() -> None:
+        if message is not None:
+            pytest.fail(message, pytrace=False)
+
+    return pytest.CallInfo.from_call(fail, when=phase)
+
+
+def merge_teardown(
+    item: pytest.Item,
+    report: pytest.TestReport,
+    call: pytest.CallInfo[None],
+    sections: list[tuple[str, str]],
+) -> None:
+    """Add to the teardown report of ``item`` what the teardown of wider scopes did."""
+    report.duration += call.duration
+    report.stop = call.stop
+    for title, content in sections:
+        titles = [name for name, _ in report.sections]
+        if title in titles:
+            index = titles.index(title)
+            report.sections[index] = (title, report.sections[index][1] + content)
+        else:
+            report.sections.append((title, content))
+    if call.excinfo is None:
+        return
+    wider = pytest.TestReport.from_item_and_call(item, call)
+    if report.failed:
+        report.longrepr = f"{report.longreprtext}\n\n{wider.longreprtext}"
+    else:
+        report.outcome, report.longrepr = wider.outcome, wider.longrepr
+    if check_interactive_exception(call, report):
+        item.ihook.pytest_exception_interact(node=item, call=call, report=report)

@@ -1,0 +1,104 @@
+"""pytest's hooks and options; each a few lines that call a room below."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+
+import pytest
+
+from . import config as settings
+from . import terminal
+from .fixtures import bind_volume, isolated_proc, overlay_root
+from .gate import Gate, gate_key
+
+__all__ = ["bind_volume", "isolated_proc", "overlay_root"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    settings.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in settings.MARKERS:
+        config.addinivalue_line("markers", marker)
+    gate = config.stash[gate_key] = Gate(config)
+    gate.hooks = Hooks(gate)
+    config.pluginmanager.register(gate.hooks, "mountns-hooks")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    gate = config.stash.get(gate_key, None)
+    if gate is not None:
+        gate.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    if config.getoption("mountns_doctor"):
+        return terminal.doctor(config)
+    return None
+
+
+class Hooks:
+    """The hooks of one session. In a test process they forward what is reported there."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def pytest_report_header(self) -> str | None:
+        return terminal.header(self._gate)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        # Before the first test runs: a bad mark is a mistake in the suite, not a failing test.
+        for item in items:
+            if self._gate.wants(item):
+                self._gate.spec(item)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        if self._gate.wants(item):
+            return (yield from self._gate.protocol(item, nextitem))
+        return (yield)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self) -> None:
+        self._gate.enter_phase("call")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self) -> None:
+        self._gate.enter_phase("teardown")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if call.excinfo is not None and self._gate.process is not None:
+            terminal.explain_failure(report, call.excinfo.value, self._gate.process.sandbox)
+        return report
+
+    def pytest_runtest_logstart(
+        self, nodeid: str, location: tuple[str, int | None, str]
+    ) -> None:
+        if self._gate.process is not None:
+            self._gate.process.sender.send("logstart", nodeid, location)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self._gate.process is not None:
+            self._gate.process.report(report)
+
+    def pytest_runtest_logfinish(
+        self, nodeid: str, location: tuple[str, int | None, str]
+    ) -> None:
+        if self._gate.process is not None:
+            self._gate.process.sender.send("logfinish", nodeid, location)
+
+    def pytest_warning_recorded(
+        self, warning_message: warnings.WarningMessage, when: str, nodeid: str
+    ) -> None:
+        if self._gate.process is not None:
+            self._gate.process.warning(warning_message, when, nodeid)

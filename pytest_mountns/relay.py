@@ -1,0 +1,318 @@
+"""Events from a forked test process to its parent: reports, warnings, descriptors, the end.
+
+A frame is 4 bytes of length and a pickled tuple whose first member is the event's name. The last
+frame is "leave"; the end of the stream proves nothing, since a daemon that the test has left
+behind may hold the socket open for ever. A process that is gone without "leave" has crashed,
+whatever its exit status.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import mmap
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import warnings
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import islice
+from typing import Any, Final, final
+
+import pytest
+
+from .engine import syscalls
+from .engine.enter import high
+
+_LENGTH: Final = struct.Struct("!I")
+_CHUNK: Final = 1 << 18
+_SI_KERNEL: Final = 0x80
+
+
+@final
+class _Known:
+    """The modules that were imported when this object was made: those the parent has too."""
+
+    def __init__(self) -> None:
+        self._count = len(sys.modules)
+
+    def __contains__(self, module: str) -> bool:
+        # sys.modules is ordered by import, and most tests import nothing.
+        return len(sys.modules) == self._count or module in set(islice(sys.modules, self._count))
+
+
+class _Pickler(pickle.Pickler):
+    """Refuses what the parent cannot load: classes of modules only the child has imported."""
+
+    def __init__(self, file: BytesIO, known: _Known) -> None:
+        super().__init__(file, protocol=5)
+        self._known = known
+
+    def reducer_override(self, obj: object) -> Any:
+        module = getattr(obj, "__module__", None)
+        if isinstance(module, str) and module not in self._known:
+            raise pickle.PicklingError(f"{module} is not imported in the parent")
+        return NotImplemented
+
+
+@final
+class Sender:
+    """The child's end. Sends nothing from a copy that the test itself forked."""
+
+    def __init__(self, channel: socket.socket, config: pytest.Config) -> None:
+        self._socket = socket.socket(fileno=high(channel.detach()))
+        self._config = config
+        self._known = _Known()
+        self._owner = os.getpid()
+
+    def adopt(self) -> None:
+        """From now on this process, a fork of the one that made the sender, is the sender."""
+        self._owner = os.getpid()
+
+    @property
+    def is_copy(self) -> bool:
+        """This process was forked by the test and has come back up the stack."""
+        return os.getpid() != self._owner
+
+    def send(self, name: str, *content: object, descriptor: int | None = None) -> None:
+        """One frame. ``content`` is of plain types.
+
+        Raises :class:`OSError` when the parent is gone or the test has closed the socket.
+        """
+        if self.is_copy:
+            return
+        data = pickle.dumps((name, *content), protocol=5)
+        frame = _LENGTH.pack(len(data)) + data
+        sent = 0
+        if descriptor is not None:
+            fds = array.array("i", [descriptor])
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+            sent = self._socket.sendmsg([frame], rights)
+        self._socket.sendall(frame[sent:])
+
+    def report(self, report: pytest.TestReport, failed_subtests: int) -> None:
+        """A report as it is if that can be pickled, else what pytest's own serialisation keeps."""
+        self.send("report", self._pack(report), failed_subtests)
+
+    def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
+        """A recorded warning; one that cannot be pickled becomes its text."""
+        fields = {
+            "category": message.category,
+            "filename": message.filename,
+            "lineno": message.lineno,
+            "line": message.line,
+        }
+        try:
+            packed = self._pickle((message.message, fields))
+        except Exception:  # noqa: BLE001 - any class may raise anything when it is pickled
+            name = f"{message.category.__module__}.{message.category.__qualname__}"
+            fields["category"] = Warning
+            packed = self._pickle((Warning(f"{name}: {message.message}"), fields))
+        self.send("warning", packed, when, nodeid)
+
+    def _pickle(self, value: object, *, verify: bool = True) -> bytes:
+        file = BytesIO()
+        _Pickler(file, self._known).dump(value)
+        data = file.getvalue()
+        if verify:
+            # An exception whose __init__ wants more than its args can be pickled, not loaded.
+            pickle.loads(data)
+        return data
+
+    def _pack(self, report: pytest.TestReport) -> bytes:
+        try:
+            return self._pickle(report, verify=report.failed or bool(report.user_properties))
+        except Exception:  # noqa: BLE001 - any attribute of a report may raise anything
+            pass
+        hook = self._config.hook
+        data = hook.pytest_report_to_serializable(config=self._config, report=report)
+        for key, value in list(data.items()):
+            try:
+                self._pickle(value)
+            except Exception:  # noqa: BLE001
+                if key == "user_properties":
+                    data[key] = [(name, str(content)) for name, content in value]
+                elif key == "longrepr":
+                    data[key] = str(value)
+                else:
+                    del data[key]
+        return self._pickle(data)
+
+
+def unpack_report(packed: bytes, config: pytest.Config) -> pytest.TestReport:
+    """What :meth:`Sender.report` has packed."""
+    value = pickle.loads(packed)
+    if isinstance(value, dict):
+        value = config.hook.pytest_report_from_serializable(config=config, data=value)
+    assert isinstance(value, pytest.TestReport)
+    return value
+
+
+def unpack_warning(packed: bytes) -> warnings.WarningMessage:
+    """What :meth:`Sender.warning` has packed."""
+    message, fields = pickle.loads(packed)
+    return warnings.WarningMessage(message=message, **fields)
+
+
+@final
+class Receiver:
+    """The parent's end: frames until the child leaves or is gone.
+
+    ``descriptor`` is the last one the child has sent, -1 before. ``interrupted``: a Ctrl-C came
+    when the test was past its call, maybe too late to be answered by the child. ``phase`` is the
+    byte that tells.
+    """
+
+    def __init__(self, channel: socket.socket, child: int, phase: mmap.mmap) -> None:
+        self._socket = channel
+        self._child = child
+        self._test = child
+        self._buffer = bytearray()
+        self._phase = phase
+        self.descriptor = -1
+        self.interrupted = False
+
+    def frames(self, interrupts: int) -> Iterator[tuple[Any, ...]]:
+        """Every whole frame, "leave" the last. Without it, the child is dead when this ends.
+
+        ``interrupts`` as from :func:`interrupts_held`. A Ctrl-C reaches the child as well and is
+        for it to answer; a SIGINT sent to this process alone is passed on.
+        """
+        with _pidfd(self._child) as pidfd:
+            poll = select.poll()
+            for fd in (self._socket.fileno(), interrupts, pidfd):
+                if fd >= 0:
+                    poll.register(fd, select.POLLIN)
+            gone = False
+            while not gone:
+                try:
+                    # Without pidfds (before Linux 5.3) the child's end is looked for.
+                    ready = {fd for fd, _ in poll.poll(None if pidfd >= 0 else 50)}
+                    gone = self._is_gone() if pidfd < 0 else pidfd in ready
+                except KeyboardInterrupt:
+                    # Another thread took the signal; the child has had its own.
+                    continue
+                if interrupts in ready:
+                    self._pass_on(interrupts)
+                if gone or self._socket.fileno() in ready:
+                    ended = self._receive(everything=gone)
+                    for frame in self._whole_frames():
+                        yield frame
+                        if frame[0] == "leave":
+                            return
+                    if ended and not gone:
+                        # Closed by the test; its process may live on.
+                        poll.unregister(self._socket.fileno())
+
+    def _is_gone(self) -> bool:
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._child, flags) is not None
+
+    def _receive(self, *, everything: bool) -> bool:
+        """Read what is there; True at the end of the stream."""
+        while True:
+            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            try:
+                data, rights, _, _ = self._socket.recvmsg(_CHUNK, 128, flags)
+            except BlockingIOError:
+                return False
+            except ConnectionResetError:
+                return True
+            for _level, kind, content in rights:
+                numbers = array.array("i", content[: len(content) // 4 * 4])
+                if kind == socket.SCM_CREDENTIALS:
+                    # The sender's pid as this PID namespace knows it.
+                    self._test = numbers[0]
+                    continue
+                for fd in numbers:
+                    self._let_go()
+                    self.descriptor = fd
+            if not data:
+                return True
+            self._buffer += data
+            if not everything:
+                return False
+
+    def _whole_frames(self) -> Iterator[tuple[Any, ...]]:
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            frame = pickle.loads(memoryview(self._buffer)[_LENGTH.size : end].tobytes())
+            del self._buffer[:end]
+            yield frame
+
+    def _pass_on(self, interrupts: int) -> None:
+        """A SIGINT from the terminal went to the whole process group; any other only here."""
+        with contextlib.suppress(BlockingIOError):
+            info = os.read(interrupts, 128)
+            (code,) = struct.unpack_from("i", info, 8)
+            if code != _SI_KERNEL:
+                os.kill(self._test, signal.SIGINT)
+            elif self._phase[0] > 1:
+                self.interrupted = True
+
+    def close(self) -> None:
+        """Let go of the socket and of the descriptor the child has sent."""
+        self._socket.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+@final
+class InterruptsHeld:
+    """SIGINT does not interrupt this thread but is read from ``descriptor`` (-1: it is ignored).
+
+    Entered before the fork, so that there is no moment in between; the child calls
+    :meth:`release`.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = -1
+        self._mask: set[signal.Signals | int] | None = None
+
+    def __enter__(self) -> int:
+        if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            self.descriptor = syscalls.signalfd(frozenset({signal.SIGINT}))
+        return self.descriptor
+
+    def release(self) -> None:
+        """SIGINT is as it was before."""
+        if self._mask is not None:
+            os.close(self.descriptor)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            self._mask = None
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        yield -1
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Parent's and child's end. The parent learns who sent a message, in its own pids."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    return ours, theirs

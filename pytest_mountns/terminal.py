@@ -1,0 +1,104 @@
+"""What the terminal shows: header, doctor, and why a write failed that works outside."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .engine.capabilities import Findings
+from .engine.enter import Sandbox
+from .engine.errors import errno_name
+
+if TYPE_CHECKING:
+    from .gate import Gate
+
+
+def header(gate: Gate) -> str | None:
+    """The line of pytest's header; none where only marked tests are isolated."""
+    if gate.everything is None:
+        return None
+    if not gate.everything:
+        return "mountns: off, tests that ask for a sandbox are skipped"
+    findings = gate.planner.findings
+    if findings.capabilities is None:
+        obstacle = findings.obstacle
+        name = obstacle.name if obstacle else "everything"
+        return f"mountns: not possible here ({name} failed), see pytest --mountns-doctor"
+    how = "in a user namespace" if findings.capabilities.user_namespace else "as root"
+    return f"mountns: every test in a sandbox of its own ({gate.keys['process']}, {how})"
+
+
+def doctor(config: pytest.Config) -> int:
+    """Print what works here, what does not, why, and what mends it. 0 if tests can be isolated."""
+    findings = _findings(config)
+    for trial in findings.trials:
+        mark = "ok    " if trial.works else "FAILED" if trial.needed else "no    "
+        print(f"{mark} {trial.name}")
+        if not trial.works:
+            for label, text in (
+                ("the kernel said", trial.kernel),
+                ("likely cause", trial.cause),
+                ("remedy", trial.remedy),
+            ):
+                if text:
+                    print(f"         {label}: {text}")
+    for path in sorted(findings.unlayerable):
+        print(f"no     overlay of {path}: it is shown read-only")
+    possible = findings.capabilities is not None
+    print("tests can be isolated here" if possible else "tests cannot be isolated here")
+    return 0 if possible else 1
+
+
+def _findings(config: pytest.Config) -> Findings:
+    from .gate import gate_key
+
+    return config.stash[gate_key].planner.findings
+
+
+def explain_failure(
+    report: pytest.TestReport, error: BaseException, sandbox: Sandbox
+) -> None:
+    """A section for an OSError that the sandbox may be the reason of."""
+    if not isinstance(error, OSError) or not sandbox.plan.user_namespace:
+        return
+    name = errno_name(error.errno or 0)
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    text = {
+        errno.EROFS: f"{path or 'This place'} is shown read-only: an ordinary user's sandbox has"
+        " writable layers only over directories the user can write.",
+        errno.EXDEV: "An ordinary user's OverlayFS cannot rename a directory of the lower layer,"
+        " nor anything from one layered directory to another.",
+        errno.EOVERFLOW: _unmapped(path),
+    }.get(error.errno or 0)
+    if text:
+        remedy = "Run as root, or give the directory as a volume."
+        report.sections.append(("mountns", f"{name}: {text} {remedy} See docs/limits.md."))
+
+
+def _unmapped(path: str) -> str:
+    """Which owner or group keeps ``path`` from being copied up."""
+    overflow = 65534
+    place = os.path.abspath(path) if path else "/"
+    found = []
+    while place != "/":
+        try:
+            status = os.lstat(place)
+        except OSError:
+            pass
+        else:
+            kinds = [
+                kind
+                for kind, number in (("owner", status.st_uid), ("group", status.st_gid))
+                if number == overflow
+            ]
+            if kinds:
+                found.append(f"{place} ({' and '.join(kinds)})")
+        place = os.path.dirname(place)
+    what = f": {', '.join(found)}" if found else ""
+    return (
+        "a file or directory cannot be copied into the upper layer, because its owner or group"
+        f" is not the user's own and a user namespace maps no other{what}."
+    )
