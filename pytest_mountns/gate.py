@@ -106,23 +106,25 @@ class Gate:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
         passage = Passage(self, item)
         item.setup = passage.setup  # type: ignore[method-assign]
+        result: object = True
         try:
             result = yield
         except internals.Delegated:
-            passage.finish(nextitem)
-            return True
+            pass
         except BaseException as error:
             if self.process is not None:
                 self.process.leave(error)
             if passage.delegated:
                 internals.drop(item)
             raise
-        else:
-            if self.process is not None:
-                self.process.leave(None)
-            return result
         finally:
             item.__dict__.pop("setup", None)
+        if self.process is not None:
+            self.process.leave(None)
+        # Not in the handler above: an error in here would be shown as a consequence of that one.
+        if passage.delegated:
+            passage.finish(nextitem)
+        return result
 
     def enter_phase(self, phase: internals.Phase) -> None:
         """Note, in the test process, how far it got."""
