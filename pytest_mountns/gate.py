@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, final
 
@@ -81,6 +81,7 @@ class Gate:
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
         self.process: TestProcess | None = None
+        self.finisher = Finisher()
         #: The plugin whose hooks forward what is reported in the test process.
         self.hooks: object = None
         self._frozen = False
@@ -123,8 +124,23 @@ class Gate:
             self.process.leave(None)
         # Not in the handler above: an error in here would be shown as a consequence of that one.
         if passage.delegated:
-            passage.finish(nextitem)
+            self._finish(passage, item, nextitem)
         return result
+
+    def _finish(
+        self, passage: Passage, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> None:
+        internals.drop(item)
+        if item.session.shouldfail or item.session.shouldstop:
+            nextitem = None
+        if not internals.wider_teardown_is_due(item, nextitem):
+            passage.finish()
+            return
+        self.finisher.work = lambda: passage.finish(nextitem, wider=True)
+        try:
+            internals.run_in_protocol(item, nextitem, self.finisher)
+        finally:
+            self.finisher.work = None
 
     def enter_phase(self, phase: internals.Phase) -> None:
         """Note, in the test process, how far it got."""
@@ -145,6 +161,25 @@ class Gate:
         self.planner.close()
         self.uppers.close()
         self.phase.close()
+
+
+@final
+class Finisher:
+    """A plugin that, in place of running an item, tears down what ends with it.
+
+    So that it happens where it always does: within pytest's own wrappers of the protocol, which
+    record warnings and explain assertions.
+    """
+
+    def __init__(self) -> None:
+        self.work: Callable[[], None] | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self) -> bool | None:
+        if self.work is None:
+            return None
+        self.work()
+        return True
 
 
 @final
@@ -324,18 +359,16 @@ class Passage:
             raise InternalErrorInTestProcess(*content)
         raise KeyboardInterrupt
 
-    def finish(self, nextitem: pytest.Item | None) -> None:
-        """In the parent, when the child is done: end what ends with the item, report the rest."""
-        item = self._item
-        internals.drop(item)
+    def finish(self, nextitem: pytest.Item | None = None, *, wider: bool = False) -> None:
+        """In the parent, when the child is done: report what is left to report.
+
+        ``wider``: tear down first what ends with the item.
+        """
         if self._death is not None:
             self._log_held()
             self._report_death(self._death)
-        if item.session.shouldfail or item.session.shouldstop:
-            nextitem = None
-        if internals.wider_teardown_is_due(item, nextitem):
-            call, sections = internals.tear_down_wider(item, nextitem)
-            self._add_wider_teardown(call, sections)
+        if wider:
+            self._add_wider_teardown(*internals.tear_down_wider(self._item, nextitem))
         self._log_held()
 
     def _report_death(self, death: _Death) -> None:

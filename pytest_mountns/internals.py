@@ -13,16 +13,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias, cast
 
+import pluggy
 import pytest
 from _pytest.logging import caplog_handler_key, caplog_records_key
-from _pytest.outcomes import OutcomeException
+from _pytest.outcomes import Exit, OutcomeException
 from _pytest.runner import SetupState, check_interactive_exception
 from _pytest.skipping import evaluate_xfail_marks
+from _pytest.unittest import TestCaseFunction
 
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
+    from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
 
 has_node_ids = importlib.util.find_spec("_pytest.nodeid") is not None
 
@@ -32,7 +34,7 @@ except ImportError:  # before pytest 9
     failed_subtests_key = None  # type: ignore[assignment]
 
 
-class Delegated(pytest.exit.Exception):
+class Delegated(Exit):
     """Ends the protocol of a test in the parent: a child has run it.
 
     A kind of Exit, because nothing in between catches that: not ``CallInfo.from_call``, nor the
@@ -54,6 +56,9 @@ def fill_wider_fixtures(item: pytest.Item) -> None:
     request = getattr(item, "_request", None)
     if not request:
         return
+    if isinstance(item, TestCaseFunction) and not hasattr(item, "_getinstance"):
+        # Before 8.2 the item's setup made the instance that class-scoped fixtures are bound to.
+        cast(Any, item)._testcase = cast(Any, item.parent).obj(item.name)
     funcargs: dict[str, object] = cast(Any, item).funcargs
     definitions = cast(Any, item)._fixtureinfo.name2fixturedefs
     callspec = getattr(item, "callspec", None)
@@ -84,9 +89,10 @@ def drop(item: pytest.Item) -> None:
     if hasattr(item, "_request"):
         cast(Any, item)._request = False
         cast(Any, item).funcargs = None
-    for key in (caplog_handler_key, caplog_records_key):
-        if key in item.stash:
-            del item.stash[key]
+    if caplog_handler_key in item.stash:
+        del item.stash[caplog_handler_key]
+    if caplog_records_key in item.stash:
+        del item.stash[caplog_records_key]
     os.environ.pop("PYTEST_CURRENT_TEST", None)
 
 
@@ -107,10 +113,10 @@ def stop_at_item(item: pytest.Item) -> None:
             for _ in range(len(entry[0]) - known.get(node, len(entry[0])))
         ]
         errors: list[BaseException] = []
-        for finish in (lambda: original(item.parent), *late):
+        for finish in (lambda: original(cast(Any, item.parent)), *late):
             try:
                 finish()
-            except (Exception, OutcomeException) as error:
+            except (Exception, OutcomeException) as error:  # noqa: BLE001 - as pytest does
                 errors.append(error)
         if len(errors) == 1:
             raise errors[0]
@@ -140,13 +146,7 @@ def tear_down_wider(
     Only pytest's own hooks run (capture, logging, warnings): those of other plugins have seen
     this item's teardown in the child.
     """
-    manager = item.config.pluginmanager
-    others = {
-        impl.plugin
-        for impl in item.ihook.pytest_runtest_teardown.get_hookimpls()
-        if not impl.function.__module__.startswith("_pytest.")
-    }
-    hook = manager.subset_hook_caller("pytest_runtest_teardown", others)
+    hook = _own_hook(item, "pytest_runtest_teardown")
     before = len(item._report_sections)
     item.stash.setdefault(caplog_records_key, {})
     call = pytest.CallInfo.from_call(
@@ -158,6 +158,23 @@ def tear_down_wider(
         (f"Captured {key} {when}", content) for when, key, content in item._report_sections[before:]
     ]
     return call, sections
+
+
+def run_in_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None, instead: object
+) -> None:
+    """Run the plugin ``instead`` within the wrappers that pytest itself puts around an item."""
+    hook = _own_hook(item, "pytest_runtest_protocol", besides=instead)
+    hook(item=item, nextitem=nextitem)
+
+
+def _own_hook(item: pytest.Item, name: str, besides: object = None) -> pluggy.HookCaller:
+    others = {
+        impl.plugin
+        for impl in getattr(item.ihook, name).get_hookimpls()
+        if impl.plugin is not besides and not impl.function.__module__.startswith("_pytest.")
+    }
+    return item.config.pluginmanager.subset_hook_caller(name, others)
 
 
 def keep_reporters_quiet(config: pytest.Config, keep: Sequence[object]) -> None:

@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     gate = config.stash[gate_key] = Gate(config)
     gate.hooks = Hooks(gate)
     config.pluginmanager.register(gate.hooks, "mountns-hooks")
+    config.pluginmanager.register(gate.finisher, "mountns-finisher")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -100,19 +100,24 @@ class Sender:
         self.send("report", self._pack(report), failed_subtests)
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
-        """A recorded warning; one that cannot be pickled becomes its text."""
+        """A recorded warning; a message that cannot be pickled becomes its text."""
         fields = {
             "category": message.category,
             "filename": message.filename,
             "lineno": message.lineno,
             "line": message.line,
         }
-        try:
-            packed = self._pickle((message.message, fields))
-        except Exception:  # noqa: BLE001 - any class may raise anything when it is pickled
-            name = f"{message.category.__module__}.{message.category.__qualname__}"
-            fields["category"] = Warning
-            packed = self._pickle((Warning(f"{name}: {message.message}"), fields))
+        text = Warning(str(message.message))
+        for attempt in (
+            (message.message, fields),
+            (text, fields),
+            (text, {**fields, "category": Warning}),
+        ):
+            try:
+                packed = self._pickle(attempt)
+                break
+            except Exception:  # noqa: BLE001 - any class may raise anything when pickled
+                continue
         self.send("warning", packed, when, nodeid)
 
     def _pickle(self, value: object, *, verify: bool = True) -> bytes:

@@ -204,6 +204,7 @@ def test_a_recording_cut_short_keeps_what_it_has() -> None:
     [
         ("<object at 0x7f1234>", "<object at 0xabc>"),
         ("/tmp/pytest-of-me/pytest-3/t0", "/tmp/pytest-of-me/pytest-14/t0"),
+        ("'/tmp/pytest-of-me/pytest-3/test_name0'", "'/tmp/pytest-of-me/pytest-3/test_name12'"),
         ("took 0.31s", "took 12.5 s"),
         ("pid 31337", "pid 420000"),
     ],

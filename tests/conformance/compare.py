@@ -166,6 +166,9 @@ def normal(text: str) -> str:
     """Without addresses, durations, process ids and numbered temporary directories."""
     text = re.sub(r"0x[0-9a-fA-F]+", "0x", text)
     text = re.sub(r"pytest-of-[^/]+/pytest-\d+", "pytest", text)
+    # The number of a test's own directory counts earlier ones of the same (shortened) name, and
+    # those an isolated test does not see.
+    text = re.sub(r"(/pytest/[^/\s]*?)\d+(?=[/\s'\")]|$)", r"\1", text)
     text = re.sub(r"\d+\.\d+ ?s\b", "0s", text)
     return re.sub(r"\d{4,}", "0", text)
 
@@ -270,7 +273,7 @@ def notes(plain: Recording, again: Recording, isolated: Recording, left_out: set
 
 def wording_change(before: Outcome, after: Outcome) -> str:
     if normal(before.message) != normal(after.message):
-        return f"message {shorten(before.message)!r} became {shorten(after.message)!r}"
+        return f"message {change(before.message, after.message)}"
     if before.wasxfail != after.wasxfail:
         return f"xfail reason {before.wasxfail!r} became {after.wasxfail!r}"
     if before.shape != after.shape:
@@ -279,8 +282,19 @@ def wording_change(before: Outcome, after: Outcome) -> str:
     for name in old.keys() | new.keys():
         was, now = old.get(name, ""), new.get(name, "")
         if normal(was) != normal(now):
-            return f"section {name!r}: {shorten(was)!r} became {shorten(now)!r}"
+            return f"section {name!r}: {change(was, now)}"
     return "sections in another order"
+
+
+def change(old: str, new: str) -> str:
+    """Both texts, from a little before the place where they part."""
+    was, now = " ".join(normal(old).split()), " ".join(normal(new).split())
+    same = next(
+        (at for at, pair in enumerate(zip(was, now, strict=False)) if pair[0] != pair[1]), None
+    )
+    begin = max(0, (min(len(was), len(now)) if same is None else same) - 40)
+    lead = "..." if begin else ""
+    return f"{lead + shorten(was[begin:])!r} became {lead + shorten(now[begin:])!r}"
 
 
 def name_of(outcome: Outcome | None) -> str:
