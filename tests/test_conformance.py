@@ -193,6 +193,14 @@ def test_no_tests_at_all_is_a_problem() -> None:
     assert judged([], []).unexpected
 
 
+def test_a_run_that_did_not_begin_is_one_problem() -> None:
+    plain, refused = recording(entry("t"), entry("u")), parse([], 4)
+    refused.last_words = ("no such option",)
+    found = compare(plain, plain, refused)
+    assert found.differences == []
+    assert found.problems == ["the isolated run ended early, with status 4", "    no such option"]
+
+
 def test_a_recording_cut_short_keeps_what_it_has() -> None:
     found = parse([json.dumps(entry("t")), '{"kind": "repo'], -9)
     assert found.tests() == {"t"}

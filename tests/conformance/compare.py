@@ -55,6 +55,8 @@ class Recording:
     isolated: set[str] = field(default_factory=set)
     finished: bool = False
     pytest: str = "?"
+    last_words: tuple[str, ...] = ()
+    """The end of what it printed."""
     exit_status: int | None = None
     """None: it was still running when its time was up."""
 
@@ -203,7 +205,7 @@ def compare(
     left_out = set(shaky)
     order = dict.fromkeys((*plain.outcomes, *isolated.outcomes))
     differences = []
-    for key in order:
+    for key in order if isolated.outcomes else ():  # else one problem, not hundreds
         before, after = plain.outcomes.get(key), isolated.outcomes.get(key)
         if key.nodeid not in left_out and name_of(before) != name_of(after):
             kind = classify(key.nodeid, plain, isolated, allowed, exdev)
@@ -215,8 +217,11 @@ def compare(
             problems.append(f"the {label} run did not end in time")
         elif not run.finished:
             problems.append(f"the {label} run ended early, with status {run.exit_status}")
-    if not problems and not plain.tests():
-        problems.append("the plain run reported no test")
+        elif not run.outcomes:
+            problems.append(f"the {label} run reported no test")
+        else:
+            continue
+        problems += [f"    {line}" for line in run.last_words]
     if not (problems or differences or shaky) and isolated.exit_status != plain.exit_status:
         problems.append(
             f"same outcomes, but exit status {plain.exit_status} became {isolated.exit_status}"

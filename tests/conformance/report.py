@@ -25,6 +25,9 @@ def lines(results: Sequence[Result | Failure]) -> Iterator[str]:
     unexpected = sum(len(result.comparison.tests("unexpected")) for result in ran)
     yield ""
     yield f"{counted(differing, 'outcome differs', 'outcomes differ')}, {unexpected} unexpected"
+    incomplete = sum(isinstance(r, Failure) or bool(r.comparison.problems) for r in results)
+    if incomplete:
+        yield f"{counted(incomplete, 'suite', 'suites')} did not run as a whole"
     broken = [str(result.suite) for result in results if failed(result)]
     if broken:
         yield f"to look at: {', '.join(broken)}"
@@ -52,7 +55,7 @@ def table(results: Sequence[Result | Failure]) -> Iterator[str]:
                 f"{result.plain_seconds:.1f}",
                 "-" if seconds is None else f"{seconds:.1f}",
                 str(len(found.tests())),
-                str(len(found.tests("unexpected"))),
+                "see above" if found.problems else str(len(found.tests("unexpected"))),
                 str(len(found.unstable)),
             )
         )

@@ -70,7 +70,10 @@ class Bench:
             status = ended(process, 300 + 30 * self.suite.seconds)
             seconds = time.perf_counter() - began
         lines = record.read_text().splitlines() if record.exists() else []
-        return compare.parse(lines, status), seconds
+        recording = compare.parse(lines, status)
+        said = output.read_text(errors="replace").splitlines()
+        recording.last_words = tuple(line for line in said if line.strip())[-8:]
+        return recording, seconds
 
     def environ(self, record: Path) -> dict[str, str]:
         environ = fetch.clean_environ(os.environ)

@@ -17,6 +17,7 @@ import socket
 import stat
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -1005,66 +1006,92 @@ def test_a_glob_that_cannot_match_is_an_error(glob: str) -> None:
 
 # Any sequence of operations ----------------------------------------------------------------------
 
-Operation = tuple[str, str, Any]
+START: dict[str, Make] = {
+    "a/a/a": "x",
+    "a/a/b/c": "x",
+    "a/b": _symlink,
+    "a/c/a": "y",
+    "b/a": "x",
+    "b/b/a": "x",
+    "c": "long",
+}
 
-places = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map("/".join)
-contents = st.sampled_from(["", "x", "y", "long"])
-modes = st.sampled_from([0o700, 0o750, 0o755])
-operations: st.SearchStrategy[Operation] = st.one_of(
-    st.tuples(st.just("write"), places, contents),
-    st.tuples(st.just("write again"), places, st.none()),
-    st.tuples(st.just("truncate"), places, st.just(1)),
-    st.tuples(st.just("open"), places, st.none()),
-    st.tuples(st.just("chmod"), places, modes),
-    st.tuples(st.just("mark"), places, contents),
-    st.tuples(st.just("unlink"), places, st.none()),
-    st.tuples(st.just("rmdir"), places, st.none()),
-    st.tuples(st.just("rmtree"), places, st.none()),
-    st.tuples(st.just("mkdir"), places, st.none()),
-    st.tuples(st.just("rename"), places, places),
-    st.tuples(st.just("link"), places, places),
-    st.tuples(st.just("symlink"), places, contents),
-    st.tuples(st.just("remake"), places, st.sampled_from(["file", "directory", "symlink", "fifo"])),
+
+@dataclass(frozen=True)
+class Operation:
+    """What to do. The paths are numbers, so that they can be of what is there by then."""
+
+    what: str
+    number: int
+    other: int
+    name: str
+    content: str
+    thorough: bool
+
+
+operations = st.builds(
+    Operation,
+    st.sampled_from(
+        ["write", "rewrite", "truncate", "open", "chmod", "mark", "age"]
+        + ["remove", "create", "rename", "rename", "link", "remake"]
+    ),
+    st.integers(0, 15),
+    st.integers(0, 7),
+    st.sampled_from("abc"),
+    st.sampled_from(["", "x", "y", "long"]),
+    st.booleans(),
 )
 
 
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def make(path: Path, operation: Operation) -> None:
+    makers: list[Make] = [operation.content, operation.content, None, None, _symlink, os.mkfifo]
+    build(path.parent, {path.name: makers[operation.other % len(makers)]})
+    if operation.thorough:
+        os.utime(path, (1, 1), follow_symlinks=False)
+
+
 def perform(root: Path, operation: Operation) -> None:
-    what, place, argument = operation
-    path = root / place
-    if what in ("write", "write again", "rmtree") and path.is_fifo():
-        return  # they open it, and would wait for the other end for ever
+    existing = sorted(root.rglob("*")) or [root / operation.name]
+    directories = [root, *(path for path in existing if path.is_dir() and not path.is_symlink())]
+    path = existing[operation.number % len(existing)]
+    target = directories[operation.other % len(directories)] / operation.name
+    what, content = operation.what, operation.content
+    if what in ("write", "rewrite") and path.is_fifo():
+        return  # would wait for a reader for ever
     if what == "write":
-        path.write_text(argument)
-    elif what == "write again":
-        path.write_bytes(path.read_bytes())
+        path.write_text(content)
+    elif what == "rewrite":
+        rewrite(path, path.read_text())
     elif what == "truncate":
-        os.truncate(path, argument)
+        os.truncate(path, len(content))
     elif what == "open":
         os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW))
     elif what == "chmod":
-        path.chmod(argument)
+        path.chmod(0o700 if operation.thorough else 0o750)
     elif what == "mark":
-        os.setxattr(path, "user.mark", argument.encode())
-    elif what == "unlink":
-        path.unlink()
-    elif what == "rmdir":
-        path.rmdir()
-    elif what == "rmtree":
-        shutil.rmtree(path)
-    elif what == "mkdir":
-        path.mkdir()
-    elif what == "rename":
-        path.rename(root / argument)
+        os.setxattr(path, "user.mark", content.encode())
+    elif what == "age":
+        os.utime(path, (1, 1), follow_symlinks=False)
+    elif what == "remove":
+        remove(path)
+    elif what == "create":
+        make(target, operation)
+    elif what == "remake":
+        remove(path)
+        make(path, operation)
     elif what == "link":
-        os.link(path, root / argument, follow_symlinks=False)
-    elif what == "symlink":
-        path.symlink_to(argument or "a")
+        os.link(path, target, follow_symlinks=False)
     else:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-        build(root, {place: TYPES[argument]})
+        if operation.thorough and os.path.lexists(target) and target not in path.parents:
+            remove(target)
+        path.rename(target)
 
 
 def perform_all(root: Path, sequence: Sequence[Operation]) -> None:
@@ -1072,7 +1099,7 @@ def perform_all(root: Path, sequence: Sequence[Operation]) -> None:
         try:
             perform(root, operation)
         except OSError:
-            continue  # most of what comes at random is impossible
+            continue  # not everything is possible in every tree
 
 
 Node = tuple[int, object, object]
@@ -1168,13 +1195,16 @@ def verify(changes: Changes, lower: Mapping[str, Node], merged: Mapping[str, Nod
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
-    before=st.lists(operations, max_size=12),
+    before=st.lists(operations, max_size=4),
     after=st.lists(operations, min_size=1, max_size=12),
 )
 def test_changes_explain_any_difference(
     run: Run, before: Sequence[Operation], after: Sequence[Operation]
 ) -> None:
     def job(box: Box) -> tuple[Changes, dict[str, Node], dict[str, Node]]:
+        build(box.lower, START)
+        for path in box.lower.rglob("*"):
+            os.utime(path, (1, 1), follow_symlinks=False)
         perform_all(box.lower, before)
         box.mount()
         perform_all(box.merged, after)

@@ -1,0 +1,196 @@
+"""What a plain run reports, a run with ``--mountns`` reports: every kind of outcome."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+SUITE = (Path(__file__).parent / "suites" / "outcomes.py").read_text()
+UNITTEST = (Path(__file__).parent / "suites" / "unittests.py").read_text()
+SUBTESTS = (Path(__file__).parent / "suites" / "subtests_fixture.py").read_text()
+
+Record = Callable[..., dict[str, Any]]
+
+
+def same(plain: dict[str, Any], isolated: dict[str, Any]) -> None:
+    """Compare two runs event by event, but for addresses and process-wide counters."""
+    assert isolated["status"] == plain["status"]
+    assert [_normal(e) for e in isolated["events"]] == [_normal(e) for e in plain["events"]]
+
+
+def _normal(event: object) -> str:
+    text = re.sub(r"0x[0-9a-f]+", "0x", str(event))
+    text = re.sub(r"Thread-\d+", "Thread-N", text)
+    return re.sub(r"/[\w./-]{0,200}/test_tmp_path_dir\d", "tmp", text)
+
+
+def test_every_outcome(pytester: pytest.Pytester, record: Record) -> None:
+    """Events one by one; junit XML and the summary to the letter."""
+    pytester.makepyfile(SUITE)
+    runs = []
+    for option in ("-pno:mountns", "--mountns"):
+        run = record(option, "-rA", "--junitxml=out.xml")
+        xml = (pytester.path / "out.xml").read_text()
+        run["xml"] = _normal(re.sub(r'(time|timestamp|hostname)="[^"]*"', "", xml))
+        summary = run["out"][run["out"].index("short test summary info") :]
+        run["summary"] = _normal(re.sub(r"in [\d.]+s", "", summary))
+        runs.append(run)
+    plain, isolated = runs
+    same(plain, isolated)
+    assert isolated["xml"] == plain["xml"]
+    assert isolated["summary"] == plain["summary"]
+
+
+def test_unittest(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(UNITTEST)
+    same(record("-p", "no:mountns"), record("--mountns"))
+
+
+def test_subtests_of_unittest(pytester: pytest.Pytester, record: Record) -> None:
+    """But for sections: plain pytest 9 captures its own progress marks as output of the test."""
+    pytester.makepyfile(
+        """
+        import unittest
+
+        class TestSub(unittest.TestCase):
+            def test_sub(self):
+                for number in range(3):
+                    with self.subTest(number=number):
+                        self.assertNotEqual(number, 1)
+        """
+    )
+    runs = []
+    for option in ("-pno:mountns", "--mountns"):
+        run = record(option)
+        runs.append([e[:7] + e[8:] if e[0] == "report" else e for e in run["events"]])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
+def test_subtests(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(SUBTESTS)
+    same(record("-p", "no:mountns"), record("--mountns"))
+
+
+def test_doctests(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile('def f():\n    """\n    >>> f()\n    1\n    >>> 2\n    3\n    """\n    return 1')
+    pytester.maketxtfile(">>> 1 + 1\n2\n")
+    options = ("--doctest-modules", "--doctest-glob=*.txt")
+    same(record("-p", "no:mountns", *options), record("--mountns", *options))
+
+
+def test_items_that_are_not_python(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makeconftest(
+        """
+        import os, pytest
+
+        class Item(pytest.Item):
+            def setup(self):
+                self.ready = True
+
+            def runtest(self):
+                assert self.ready
+                if self.name == "bad":
+                    raise ValueError("bad")
+                open("/tmp/written-by-an-item", "w").close()
+                os.remove("/tmp/written-by-an-item")
+
+            def repr_failure(self, excinfo):
+                return f"own words: {excinfo.value}"
+
+            def reportinfo(self):
+                return self.path, 0, self.name
+
+        class File(pytest.File):
+            def collect(self):
+                for name in self.path.read_text().split():
+                    yield Item.from_parent(self, name=name)
+
+        def pytest_collect_file(parent, file_path):
+            if file_path.suffix == ".list":
+                return File.from_parent(parent, path=file_path)
+        """
+    )
+    pytester.makefile(".list", tests="good bad")
+    same(record("-p", "no:mountns"), record("--mountns"))
+
+
+@pytest.mark.parametrize("options", [("-x",), ("--capture=sys",), ("-s",)])
+def test_with_options(
+    pytester: pytest.Pytester, record: Record, options: tuple[str, ...]
+) -> None:
+    pytester.makepyfile(SUITE)
+    same(record("-p", "no:mountns", *options), record("--mountns", *options))
+
+
+def test_warnings_turned_to_errors(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import warnings
+
+        def test_one(): warnings.warn("x")
+        def test_two(tmp_path): pass
+        """
+    )
+    same(record("-p", "no:mountns", "-Werror"), record("--mountns", "-Werror"))
+
+
+def test_threads_of_the_parent_raise_no_warning(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """Python 3.12 and later warn of a fork with threads alive; ours is a safe one."""
+    pytester.makepyfile(
+        """
+        import threading, pytest
+
+        @pytest.fixture(scope="session")
+        def server():
+            stop = threading.Event()
+            thread = threading.Thread(target=stop.wait)
+            thread.start()
+            yield
+            stop.set()
+            thread.join()
+
+        def test_one(server): pass
+        def test_two(server): pass
+        """
+    )
+    same(record("-p", "no:mountns", "-Werror"), record("--mountns", "-Werror"))
+
+
+def test_durations_include_what_the_child_did(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile("import time\ndef test_slow(): time.sleep(0.3)")
+    out = record("--mountns", "--durations=1")["out"]
+    assert float(re.search(r"([\d.]+)s call", out)[1]) >= 0.3  # type: ignore[index]
+
+
+def test_random_numbers_are_as_seeded(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makeconftest(
+        """
+        import random, pytest
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtest_setup():
+            random.seed(5)
+        """
+    )
+    pytester.makepyfile("import random\ndef test_it(): assert random.random() == random.Random(5).random()")
+    assert record("--mountns")["status"] == 0
+
+
+def test_the_environment_of_the_next_test(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os
+        def test_one(): assert os.environ["PYTEST_CURRENT_TEST"].endswith("test_one (call)")
+        def test_two(): assert os.environ["PYTEST_CURRENT_TEST"].endswith("test_two (call)")
+        """
+    )
+    assert record("--mountns")["status"] == 0
