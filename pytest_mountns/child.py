@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ from .engine.enter import Sandbox, drop_user_capabilities, enter, enter_user_nam
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
 from .engine.plan import Plan
-from .relay import Sender
+from .relay import LEAVING, Sender
 
 
 @final
@@ -41,8 +42,11 @@ class TestProcess:
 
     __test__ = False
 
-    def __init__(self, item: pytest.Item, plan: Plan, inheritance: Inheritance) -> None:
+    def __init__(
+        self, item: pytest.Item, plan: Plan, inheritance: Inheritance, phase: mmap.mmap
+    ) -> None:
         self._item = item
+        self._phase = phase
         self._plan = plan
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
@@ -101,6 +105,9 @@ class TestProcess:
                 result.append(error)
 
         enter_pid_namespace(prepare, self._inheritance.status, self._plan.user_namespace)
+        # kill(0, ...) goes to the process group, and that would span the PID namespace: pytest
+        # and the shell above it would be hit.
+        os.setpgid(0, 0)
         self.sender.adopt()
         entered = result[0]
         if isinstance(entered, SandboxError):
@@ -120,11 +127,21 @@ class TestProcess:
         """``pytest_warning_recorded`` in this process."""
         self.sender.warning(message, when, nodeid)
 
+    def take_terminal(self) -> None:
+        """Be the terminal's foreground process group: a debugger is about to read.
+
+        Only a test process in a process group of its own has to. The parent takes it back.
+        """
+        if self._plan.pid_namespace:
+            take_terminal()
+
     def leave(self, error: BaseException | None) -> NoReturn:
         """The protocol of the item has ended, by ``error`` if there is one."""
         if self.sender.is_copy:
             # The test has forked and let the copy return: nobody waits for this one.
             os._exit(0)
+        self._phase[0] = LEAVING
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             if error is not None:
                 # In one process the session would do it when it is interrupted.
@@ -136,6 +153,18 @@ class TestProcess:
             self.sender.send("leave", *_explain(error))
         finally:
             os._exit(0)
+
+
+def take_terminal() -> None:
+    """Make this process's group the foreground one of its controlling terminal, if it has one."""
+    with contextlib.suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:
+        # Whoever is in the background is stopped by SIGTTOU when it changes that.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+        try:
+            if os.tcgetpgrp(terminal.fileno()) != os.getpgrp():
+                os.tcsetpgrp(terminal.fileno(), os.getpgrp())
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _explain(error: BaseException | None) -> tuple[str, ...]:

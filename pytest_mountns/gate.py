@@ -28,13 +28,13 @@ import time
 import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, NoReturn, TypeAlias, final
 
 import pytest
 
 from . import config as settings
 from . import internals, relay
-from .child import Inheritance, TestProcess
+from .child import Inheritance, TestProcess, take_terminal
 from .engine import disk
 from .engine.errors import SandboxError, Unavailable
 from .engine.plan import Plan
@@ -81,6 +81,7 @@ class Gate:
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
         self.process: TestProcess | None = None
+        self.foreground = _in_foreground()
         self.finisher = Finisher()
         #: The plugin whose hooks forward what is reported in the test process.
         self.hooks: object = None
@@ -194,6 +195,7 @@ class Passage:
         self._held: list[_Event] = []
         self._refusal: SandboxError | None = None
         self._death: _Death | None = None
+        self._internal_error: str | None = None
 
     def setup(self) -> None:
         """In place of the item's setup."""
@@ -218,18 +220,19 @@ class Passage:
     def _plan(self) -> Plan:
         __tracebackhide__ = True
         if self._gate.everything is False:
-            pytest.skip("--no-mountns: this test runs in a sandbox or not at all")
+            internals.skip_item("--no-mountns: this test runs in a sandbox or not at all")
         try:
             return self._gate.planner.plan(self._gate.spec(self._item))
+        except pytest.UsageError as error:
+            pytest.fail(str(error), pytrace=False)
         except SandboxError as error:
             self._refuse(error)
-            raise AssertionError("unreachable") from error
 
-    def _refuse(self, error: SandboxError) -> None:
+    def _refuse(self, error: SandboxError) -> NoReturn:
         """Skip where the machine cannot and that is allowed; fail otherwise. Never run bare."""
         __tracebackhide__ = True
         if isinstance(error, Unavailable) and self._gate.policy == "skip":
-            pytest.skip(str(error))
+            internals.skip_item(str(error))
         pytest.fail(str(error), pytrace=False)
 
     def _delegate(self, plan: Plan) -> None:
@@ -240,7 +243,7 @@ class Passage:
             # Chosen once, in the parent: each child would choose its own and clean up others'.
             item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         gate.freeze()
-        gate.phase[0] = 0
+        gate.phase[0] = relay.SETUP
         faulthandler.cancel_dump_traceback_later()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -254,15 +257,18 @@ class Passage:
             with held as interrupts:
                 child = _fork()
                 if child == 0:
-                    held.release()
                     ours.close()
                     os.close(status_reader)
-                    gate.process = TestProcess(item, plan, inheritance)
+                    gate.process = TestProcess(item, plan, inheritance, gate.phase)
                     gate.process.begin(gate.hooks, directory)
+                    # Only now: a Ctrl-C during the way in ends the test, not the way.
+                    held.release()
                     return
                 self.delegated = True
                 theirs.close()
-                receiver = relay.Receiver(ours, child, gate.phase)
+                receiver = relay.Receiver(
+                    ours, child, gate.phase, apart=plan.pid_namespace
+                )
                 try:
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
@@ -302,10 +308,13 @@ class Passage:
                 # A reporter failed here: without its parent the test has no business to go on.
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
+            if self._gate.foreground:
+                # A debugger in a test with pid=True has taken the terminal.
+                take_terminal()
         if last_words is None and self._refusal is None:
             how = _describe(_test_status(status_reader, status))
             out, err = internals.captured_so_far(config)
-            phase = _PHASES[self._gate.phase[0]]
+            phase = _PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
             self._death = _Death(how, phase, out, err, time.time())
         elif last_words is not None:
             self._answer(*last_words, interrupted=receiver.interrupted)
@@ -356,7 +365,8 @@ class Passage:
             reason, code = content
             raise pytest.exit.Exception(reason, int(code) if code else None)
         if name == "error":
-            raise InternalErrorInTestProcess(*content)
+            self._internal_error = content[0]
+            return
         raise KeyboardInterrupt
 
     def finish(self, nextitem: pytest.Item | None = None, *, wider: bool = False) -> None:
@@ -364,6 +374,8 @@ class Passage:
 
         ``wider``: tear down first what ends with the item.
         """
+        if self._internal_error is not None:
+            raise InternalErrorInTestProcess(self._internal_error)
         if self._death is not None:
             self._log_held()
             self._report_death(self._death)
@@ -394,6 +406,15 @@ class Passage:
             if "report" in arguments:
                 internals.merge_teardown(self._item, arguments["report"], call, sections)
                 return
+
+
+def _in_foreground() -> bool:
+    """Whether this process may read from its terminal; False without one."""
+    try:
+        with open("/dev/tty", "rb", buffering=0) as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def _fork() -> int:

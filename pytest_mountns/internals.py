@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 import pluggy
 import pytest
@@ -72,6 +72,12 @@ def fill_wider_fixtures(item: pytest.Item) -> None:
         )
         if scope != "function" and (scope != "class" or has_class):
             funcargs[name] = request.getfixturevalue(name)
+
+
+def skip_item(reason: str) -> NoReturn:
+    """Skip, located at the test and not in here (``skip.Exception`` has a private switch)."""
+    __tracebackhide__ = True
+    raise pytest.skip.Exception(reason, _use_item_location=True)
 
 
 def forget_setup(item: pytest.Item) -> None:

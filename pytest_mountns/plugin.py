@@ -51,8 +51,13 @@ class Hooks:
         return terminal.header(self._gate)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
         # Before the first test runs: a bad mark is a mistake in the suite, not a failing test.
+        # From an xdist worker no such message reaches the user; there the test fails with it.
+        if hasattr(config, "workerinput"):
+            return
         for item in items:
             if self._gate.wants(item):
                 self._gate.spec(item)
@@ -81,6 +86,10 @@ class Hooks:
         if call.excinfo is not None and self._gate.process is not None:
             terminal.explain_failure(report, call.excinfo.value, self._gate.process.sandbox)
         return report
+
+    def pytest_enter_pdb(self) -> None:
+        if self._gate.process is not None:
+            self._gate.process.take_terminal()
 
     def pytest_runtest_logstart(
         self, nodeid: str, location: tuple[str, int | None, str]

@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
@@ -32,6 +33,10 @@ from .engine.enter import high
 _LENGTH: Final = struct.Struct("!I")
 _CHUNK: Final = 1 << 18
 _SI_KERNEL: Final = 0x80
+_GRACE: Final = 0.2
+
+#: How far a test got: the values of the byte that parent and child share.
+SETUP, CALL, TEARDOWN, LEAVING = range(4)
 
 
 @final
@@ -168,24 +173,29 @@ def unpack_warning(packed: bytes) -> warnings.WarningMessage:
 class Receiver:
     """The parent's end: frames until the child leaves or is gone.
 
-    ``descriptor`` is the last one the child has sent, -1 before. ``interrupted``: a Ctrl-C came
-    when the test was past its call, maybe too late to be answered by the child. ``phase`` is the
-    byte that tells.
+    ``phase`` is the byte that says how far the child got. ``apart``: the test process is in a
+    process group of its own, so that a Ctrl-C does not reach it by itself. ``descriptor`` is the
+    last one the child has sent, -1 before. ``interrupted``: there was a SIGINT that the child
+    cannot have answered.
     """
 
-    def __init__(self, channel: socket.socket, child: int, phase: mmap.mmap) -> None:
+    def __init__(
+        self, channel: socket.socket, child: int, phase: mmap.mmap, *, apart: bool
+    ) -> None:
         self._socket = channel
         self._child = child
         self._test = child
         self._buffer = bytearray()
         self._phase = phase
+        self._apart = apart
+        self._pass_on_at: float | None = None
         self.descriptor = -1
         self.interrupted = False
 
     def frames(self, interrupts: int) -> Iterator[tuple[Any, ...]]:
         """Every whole frame, "leave" the last. Without it, the child is dead when this ends.
 
-        ``interrupts`` as from :func:`interrupts_held`. A Ctrl-C reaches the child as well and is
+        ``interrupts`` as from :class:`InterruptsHeld`. A Ctrl-C reaches the child as well and is
         for it to answer; a SIGINT sent to this process alone is passed on.
         """
         with _pidfd(self._child) as pidfd:
@@ -197,22 +207,62 @@ class Receiver:
             while not gone:
                 try:
                     # Without pidfds (before Linux 5.3) the child's end is looked for.
-                    ready = {fd for fd, _ in poll.poll(None if pidfd >= 0 else 50)}
+                    quick = pidfd < 0 or self._pass_on_at is not None
+                    ready = {fd for fd, _ in poll.poll(50 if quick else None)}
                     gone = self._is_gone() if pidfd < 0 else pidfd in ready
                 except KeyboardInterrupt:
-                    # Another thread took the signal; the child has had its own.
+                    # Another thread took the signal; nobody knows where it came from.
+                    self._pass_on_soon()
                     continue
                 if interrupts in ready:
-                    self._pass_on(interrupts)
+                    self._take_interrupt(interrupts)
+                self._pass_on()
                 if gone or self._socket.fileno() in ready:
                     ended = self._receive(everything=gone)
                     for frame in self._whole_frames():
-                        yield frame
                         if frame[0] == "leave":
+                            self._settle(interrupts)
+                            yield frame
                             return
+                        yield frame
                     if ended and not gone:
                         # Closed by the test; its process may live on.
                         poll.unregister(self._socket.fileno())
+
+    def _take_interrupt(self, interrupts: int) -> None:
+        try:
+            info = os.read(interrupts, 128)
+        except BlockingIOError:
+            # Another thread was faster; it raises KeyboardInterrupt in the next poll.
+            return
+        (code,) = struct.unpack_from("i", info, 8)
+        if code != _SI_KERNEL or self._apart:
+            self._pass_on_soon()
+        elif self._phase[0] > CALL:
+            # From the terminal, to both; the child may be past answering.
+            self.interrupted = True
+
+    def _pass_on_soon(self) -> None:
+        # Not at once: sent to the whole process group, the child has it already, and a second
+        # one would interrupt the teardown that answers the first.
+        if self._pass_on_at is None:
+            self._pass_on_at = time.monotonic() + (0 if self._apart else _GRACE)
+
+    def _pass_on(self) -> None:
+        if self._pass_on_at is None or time.monotonic() < self._pass_on_at:
+            return
+        self._pass_on_at = None
+        if self._phase[0] < LEAVING:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._test, signal.SIGINT)
+
+    def _settle(self, interrupts: int) -> None:
+        """The child has left: what it could not answer is for this process to answer."""
+        if self._pass_on_at is not None:
+            self.interrupted = True
+        with contextlib.suppress(BlockingIOError):
+            while interrupts >= 0 and os.read(interrupts, 128):
+                self.interrupted = True
 
     def _is_gone(self) -> bool:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -253,16 +303,6 @@ class Receiver:
             del self._buffer[:end]
             yield frame
 
-    def _pass_on(self, interrupts: int) -> None:
-        """A SIGINT from the terminal went to the whole process group; any other only here."""
-        with contextlib.suppress(BlockingIOError):
-            info = os.read(interrupts, 128)
-            (code,) = struct.unpack_from("i", info, 8)
-            if code != _SI_KERNEL:
-                os.kill(self._test, signal.SIGINT)
-            elif self._phase[0] > 1:
-                self.interrupted = True
-
     def close(self) -> None:
         """Let go of the socket and of the descriptor the child has sent."""
         self._socket.close()
@@ -293,11 +333,12 @@ class InterruptsHeld:
         return self.descriptor
 
     def release(self) -> None:
-        """SIGINT is as it was before."""
-        if self._mask is not None:
+        """SIGINT is as it was before; one that was held back interrupts here."""
+        mask, self._mask = self._mask, None
+        if mask is not None:
             os.close(self.descriptor)
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            self._mask = None
+            self.descriptor = -1
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def __exit__(self, *exception: object) -> None:
         self.release()

@@ -52,7 +52,7 @@ def test_pytest_exit_in_a_test(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest_subprocess()
     assert result.ret == 9
-    result.stdout.fnmatch_lines(["*Exit: enough*", "*1 passed*"])
+    result.stdout.fnmatch_lines(["*1 passed*", "*Exit: enough*"])
 
 
 def test_exit_in_a_wider_fixture(pytester: pytest.Pytester) -> None:

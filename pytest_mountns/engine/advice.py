@@ -1,57 +1,146 @@
-"""From what the kernel said to why, and to the command that helps."""
+"""From what the kernel said to why, and to the command that helps.
+
+One errno means different things to different calls: EINVAL of an overlay is a limit of OverlayFS,
+EINVAL of pivot_root a chroot. So the step that failed is asked first.
+"""
 
 from __future__ import annotations
 
 import errno
+from typing import Final, Literal, TypeAlias
 
-_USER_EPERM = (
+#: What was being done. Empty: nothing in particular.
+Doing: TypeAlias = Literal[
+    "",
+    "user namespace",
+    "namespace",
+    "scratch",
+    "overlay",
+    "bind",
+    "target",
+    "proc",
+    "pivot",
+    "mknod",
+]
+
+_DOCTOR: Final = "pytest --mountns-doctor shows which step fails"
+
+_USER_EPERM: Final = (
     "unprivileged user namespaces are restricted here (AppArmor on Ubuntu 23.10 and later,"
-    " Debian's kernel.unprivileged_userns_clone, or a container's seccomp profile)",
+    " Debian's kernel.unprivileged_userns_clone, a container's seccomp profile), or the process"
+    " is in a chroot",
     "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), or"
     " sudo sysctl -w kernel.unprivileged_userns_clone=1 (Debian), or run as root;"
     " in Docker: --cap-add SYS_ADMIN --security-opt seccomp=unconfined"
     " --security-opt apparmor=unconfined",
 )
-_ROOT_EPERM = (
+_ROOT_EPERM: Final = (
     "this root lacks CAP_SYS_ADMIN, or a seccomp or AppArmor profile forbids the call, as in a"
     " default Docker container",
     "docker run --privileged, or --cap-add SYS_ADMIN --security-opt seccomp=unconfined"
     " --security-opt apparmor=unconfined",
 )
+_CHROOT: Final = (
+    "the process is in a chroot, or its / is the initial ramfs: neither can be pivoted away from",
+    "run outside of the chroot, or make its / a mount of its own before entering it:"
+    " mount --bind DIR DIR",
+)
+_HIDDEN: Final = (
+    "a directory on the way there is closed to this user",
+    "choose a source that the user who runs the tests may look at",
+)
+
+_BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
+    ("user namespace", errno.ENOSPC): (
+        "no more user namespaces are allowed: user.max_user_namespaces is 0 or used up, or they"
+        " are nested too deep",
+        "sudo sysctl -w user.max_user_namespaces=15000",
+    ),
+    ("user namespace", errno.EINVAL): (
+        "the kernel has no user namespaces, or the process has more than one thread",
+        "run as root",
+    ),
+    ("namespace", errno.ENOSPC): (
+        "no more namespaces are allowed: user.max_mnt_namespaces or user.max_pid_namespaces is"
+        " used up, or fs.mount-max",
+        "sudo sysctl -w user.max_mnt_namespaces=15000 user.max_pid_namespaces=15000"
+        " fs.mount-max=100000",
+    ),
+    ("namespace", errno.EINVAL): _CHROOT,
+    ("pivot", errno.EINVAL): _CHROOT,
+    ("pivot", errno.EBUSY): _CHROOT,
+    ("overlay", errno.EINVAL): (
+        "a limit of OverlayFS: overlays nest two deep at most (one is used up in a container, one"
+        " in another sandbox), or what lies below is on a filesystem it cannot use",
+        "run the tests one level further out, or give the directory as a volume; the kernel's log"
+        " (dmesg) says which limit",
+    ),
+    ("overlay", errno.ELOOP): ("a layer lies inside another", "choose layers that do not overlap"),
+    ("overlay", errno.ENOENT): (
+        "a directory below has vanished since the mounts were read",
+        "run the tests again",
+    ),
+    ("bind", errno.EINVAL): (
+        "the source lies on an unbindable mount, or is neither file nor directory",
+        "mount --make-private on the source's mount",
+    ),
+    ("bind", errno.ENOENT): (
+        "the source does not exist on the host",
+        "create it before the tests run",
+    ),
+    ("bind", errno.ENOTDIR): (
+        "of source and target, one is a directory and the other is not",
+        "choose a target of the source's kind, or one that does not exist yet",
+    ),
+    ("bind", errno.EACCES): _HIDDEN,
+    ("bind", errno.EPERM): _HIDDEN,
+    ("target", errno.EROFS): (
+        "the target is missing, and the directory it would be made in is read-only in the sandbox",
+        "choose a target that exists already, or one below a writable directory",
+    ),
+    ("target", errno.ENOTDIR): (
+        "something that is no directory stands on the way to the target",
+        "choose another target",
+    ),
+    ("target", errno.ELOOP): (
+        "a symbolic link stands on the way to the target",
+        "name the place that the link leads to",
+    ),
+    ("target", errno.EACCES): (
+        "the target is missing, and the directory it would be made in is closed to this user",
+        "choose a target that exists already, or one below a writable directory",
+    ),
+    ("mknod", errno.EPERM): ("a user namespace makes no device nodes", ""),
+    ("proc", errno.EPERM): (
+        "the visible /proc is partly covered, as in a container, and the kernel shows a user no"
+        " more of it",
+        "docker run --security-opt systempaths=unconfined, or leave out pid=True",
+    ),
+}
 
 
-def explain(number: int, user_namespace: bool) -> tuple[str, str]:
-    """Likely cause and remedy of an errno met while a sandbox is made; both may be empty."""
+def explain(number: int, user_namespace: bool, doing: Doing = "") -> tuple[str, str]:
+    """Likely cause and remedy of an errno met at a step of making a sandbox; both may be empty."""
+    known = _BY_STEP.get((doing, number))
+    if known is not None:
+        return known
     if number in (errno.EPERM, errno.EACCES):
         return _USER_EPERM if user_namespace else _ROOT_EPERM
-    if number == errno.ENOSPC and user_namespace:
-        return (
-            "no more user namespaces are allowed: user.max_user_namespaces is 0 or used up",
-            "sudo sysctl -w user.max_user_namespaces=15000",
-        )
     if number == errno.ENOSPC:
         return (
-            "the upper is full, or fs.mount-max or user.max_mnt_namespaces is used up",
+            "the upper is full, or fs.mount-max is used up",
             "raise size=/inodes= of the marker, or sudo sysctl -w fs.mount-max=100000",
         )
     if number == errno.ENODEV:
-        return ("the kernel has no overlay (or tmpfs) filesystem loaded", "sudo modprobe overlay")
+        return ("the kernel has no such filesystem loaded", "sudo modprobe overlay")
     if number == errno.EROFS:
-        return (
-            "the place is read-only in the sandbox",
-            "choose a target that exists already, or one below a writable directory",
-        )
-    if number == errno.EINVAL:
-        return (
-            "an OverlayFS limit: overlays nest two deep at most (one is used up inside a"
-            " container or another sandbox), a lower may lie on an unsupported filesystem, or"
-            " the process is in a chroot that is no mountpoint",
-            "pytest --mountns-doctor shows which step fails",
-        )
+        return ("the place is read-only in the sandbox", "choose one below a writable directory")
     if number == errno.ENOSYS:
         return ("the kernel is too old, or a seccomp profile hides the call", "uname -r; use 5.11+")
-    if number == errno.EMFILE:
+    if number in (errno.EMFILE, errno.ENFILE):
         return ("too many open files", "ulimit -n 4096")
-    if number == errno.ENOENT:
-        return ("a path of the spec does not exist on the host", "create it before the tests run")
+    if number == errno.ENOMEM:
+        return ("not enough memory", "free -m")
+    if number == errno.EINVAL:
+        return ("the kernel does not take this as it was asked for", _DOCTOR)
     return ("", "")

@@ -1,27 +1,29 @@
-"""Carries out the steps of a plan: makes the new root and pivots into it.
+"""Carries out the steps of a plan: what goes into the new root, and in which order.
 
-Two ways do the same. :class:`NewApi` (Linux 5.12 and later) works on detached mounts, so that
-nothing ever needs a place in the old tree. :class:`Classic` uses mount(2): it stacks a tmpfs on
-the old ``/`` and works inside that.
-
-During the build the working directory is the scratch (where the uppers lie), so that overlay
-options name them relatively; absolute paths are the host's; paths relative to ``root`` are the
-sandbox's.
+:mod:`.builders` knows how a mount is made. During the build the working directory is the scratch;
+absolute paths are the host's, paths relative to ``root`` are the sandbox's. A symbolic link met on
+the latter would lead to the host, so no component may be one.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
-from collections.abc import Callable
-from typing import Final, Protocol, final
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final, final
 
 from . import syscalls as sys
-from .advice import explain
-from .attributes import copy_attributes
-from .errors import SandboxError, SyscallError
-from .mountinfo import is_below, read, visible
+from .advice import Doing, explain
+from .assemble import gather
+from .attributes import copy_attributes, fingerprint
+from .builders import NOSUID_NODEV, Builder
+from .errors import SandboxError, errno_name
+from .mountinfo import is_below
 from .plan import (
+    Assemble,
     Bind,
     FreshProc,
     MakeDev,
@@ -33,7 +35,6 @@ from .plan import (
     Step,
 )
 
-_NOSUID_NODEV: Final = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
 _NUMBERS: Final = {
     "null": (1, 3),
     "zero": (1, 5),
@@ -49,259 +50,13 @@ _LINKS: Final = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-_CLASSIC_FLAGS: Final = {
-    sys.MOUNT_ATTR_RDONLY: sys.MS_RDONLY,
-    sys.MOUNT_ATTR_NOSUID: sys.MS_NOSUID,
-    sys.MOUNT_ATTR_NODEV: sys.MS_NODEV,
-    sys.MOUNT_ATTR_NOEXEC: sys.MS_NOEXEC,
-    sys.MOUNT_ATTR_NOATIME: sys.MS_NOATIME,
+_LARGEST_SEED: Final = 16 << 20
+_DOING: Final[dict[type, Doing]] = {
+    Assemble: "overlay",
+    Overlay: "overlay",
+    Bind: "bind",
+    FreshProc: "proc",
 }
-_FSCONFIG_MAX: Final = 255
-
-
-class Builder(Protocol):
-    """What both ways offer. Targets are absolute paths of the sandbox."""
-
-    root: int
-
-    def scratch(self, options: list[tuple[str, str]]) -> int: ...
-    def overlay(self, step: Overlay, options: list[tuple[str, str | None]]) -> None: ...
-    def overlay_descriptor(
-        self, lower: str, place: str, options: list[tuple[str, str | None]]
-    ) -> int: ...
-    def bind(self, source: str, target: str, *, read_only: bool) -> None: ...
-    def rebind(self, target: str) -> None: ...
-    def freeze(self, target: str) -> None: ...
-    def mount(
-        self, fstype: str, target: str, options: list[tuple[str, str]], attributes: int
-    ) -> None: ...
-    def pivot(self) -> None: ...
-
-
-def escape(path: str) -> str:
-    """A path as a value of ``lowerdir=``, where ``\\ : ,`` have a meaning."""
-    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
-
-
-@final
-class NewApi:
-    """fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2)."""
-
-    def __init__(self) -> None:
-        self.root = -1
-
-    def scratch(self, options: list[tuple[str, str]]) -> int:
-        """A tmpfs in no namespace at all; it lives as long as its descriptor."""
-        return self._make("tmpfs", [(k, v) for k, v in options], _NOSUID_NODEV)
-
-    def overlay(self, step: Overlay, options: list[tuple[str, str | None]]) -> None:
-        self._attach(self._overlay(step.lowers, options, step.attributes), step.target)
-
-    def overlay_descriptor(
-        self, lower: str, place: str, options: list[tuple[str, str | None]]
-    ) -> int:
-        return self._overlay((lower,), options, 0)
-
-    def _overlay(
-        self, lowers: tuple[str, ...], options: list[tuple[str, str | None]], attributes: int
-    ) -> int:
-        opened: list[int] = []
-        names = [self._lower(path, opened) for path in lowers]
-        try:
-            return self._make("overlay", [("lowerdir", ":".join(names)), *options], attributes)
-        finally:
-            for fd in opened:
-                os.close(fd)
-
-    def bind(self, source: str, target: str, *, read_only: bool) -> None:
-        flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
-        tree = sys.open_tree(sys.AT_FDCWD, source, flags | sys.AT_NO_AUTOMOUNT)
-        if read_only:
-            set_read_only(tree)
-        self._attach(tree, target)
-
-    def rebind(self, target: str) -> None:
-        flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
-        tree = sys.open_tree(self.root, target[1:], flags | sys.AT_NO_AUTOMOUNT)
-        set_read_only(tree)
-        self._attach(tree, target)
-
-    def freeze(self, target: str) -> None:
-        path, flags = (target[1:], 0) if target != "/" else ("", sys.AT_EMPTY_PATH)
-        sys.mount_setattr(self.root, path, flags, sys.MOUNT_ATTR_RDONLY)
-
-    def mount(
-        self, fstype: str, target: str, options: list[tuple[str, str]], attributes: int
-    ) -> None:
-        self._attach(self._make(fstype, [(k, v) for k, v in options], attributes), target)
-
-    def pivot(self) -> None:
-        os.fchdir(self.root)
-        os.close(self.root)
-        sys.pivot_root(".", ".")
-        _forget_old_root(layers=1)
-
-    def _make(self, fstype: str, options: list[tuple[str, str | None]], attributes: int) -> int:
-        context = sys.fsopen(fstype)
-        try:
-            sys.fsconfig_string(context, "source", fstype)
-            for key, value in options:
-                if value is None:
-                    sys.fsconfig_flag(context, key)
-                else:
-                    sys.fsconfig_string(context, key, value)
-            sys.fsconfig_create(context, fstype)
-            return sys.fsmount(context, attributes)
-        finally:
-            os.close(context)
-
-    def _attach(self, mount: int, target: str) -> None:
-        """Put a detached mount in its place. The first one, the root, goes on top of ``/``."""
-        if self.root < 0:
-            try:
-                sys.move_mount(mount, sys.AT_FDCWD, "/")
-            except OSError:
-                os.close(mount)
-                raise
-            self.root = mount
-            return
-        try:
-            sys.move_mount(mount, self.root, target[1:])
-        finally:
-            os.close(mount)
-
-    @staticmethod
-    def _lower(path: str, opened: list[int]) -> str:
-        text = escape(path)
-        # Before 6.5 fsconfig refuses any comma; it never takes more than 255 bytes.
-        if "," not in path and len(os.fsencode(text)) <= _FSCONFIG_MAX:
-            return text
-        opened.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
-        return f"/proc/self/fd/{opened[-1]}"
-
-
-@final
-class Classic:
-    """mount(2) alone. The scratch is stacked on ``/``, the new root is a directory in it."""
-
-    def __init__(self) -> None:
-        self.root = -1
-        self._stacked = 0
-        self._mounts = visible(read())
-
-    def scratch(self, options: list[tuple[str, str]]) -> int:
-        data = ",".join(f"{key}={value}" for key, value in options)
-        sys.mount("tmpfs", "/", "tmpfs", sys.MS_NOSUID | sys.MS_NODEV, data)
-        self._stacked += 1
-        # ".." of the root is the root again, but looked up anew: with what now covers it.
-        return os.open("/..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def overlay(self, step: Overlay, options: list[tuple[str, str | None]]) -> None:
-        self._overlay(step.lowers, self._place(step.target), options, step.attributes)
-        self._opened()
-
-    def overlay_descriptor(
-        self, lower: str, place: str, options: list[tuple[str, str | None]]
-    ) -> int:
-        self._overlay((lower,), place, options, 0)
-        return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    @staticmethod
-    def _overlay(
-        lowers: tuple[str, ...],
-        place: str,
-        options: list[tuple[str, str | None]],
-        attributes: int,
-    ) -> None:
-        pairs = [("lowerdir", ":".join(escape(path) for path in lowers)), *options]
-        data = ",".join(key if value is None else f"{key}={value}" for key, value in pairs)
-        sys.mount("overlay", place, "overlay", _flags(attributes), data)
-
-    def bind(self, source: str, target: str, *, read_only: bool) -> None:
-        if self.root < 0:
-            # Or a recursive bind of / would take the scratch along and be covered by it. Only
-            # for now: an overlay refuses uppers on an unbindable mount.
-            sys.mount(None, ".", None, sys.MS_UNBINDABLE)
-        sys.mount(source, self._place(target), None, sys.MS_BIND | sys.MS_REC)
-        if self.root < 0:
-            sys.mount(None, ".", None, sys.MS_PRIVATE)
-        self._opened()
-        if read_only:
-            self._set_read_only(source, target)
-
-    def rebind(self, target: str) -> None:
-        place = self._place(target)
-        sys.mount(place, place, None, sys.MS_BIND | sys.MS_REC)
-        self._set_read_only(target, target)
-
-    def freeze(self, target: str) -> None:
-        flags = sys.MS_REMOUNT | sys.MS_BIND | sys.MS_RDONLY | self._kept_flags(target)
-        sys.mount(None, self._place(target), None, flags)
-
-    def mount(
-        self, fstype: str, target: str, options: list[tuple[str, str]], attributes: int
-    ) -> None:
-        data = ",".join(f"{key}={value}" if value else key for key, value in options)
-        sys.mount(fstype, self._place(target), fstype, _flags(attributes), data)
-
-    def pivot(self) -> None:
-        os.fchdir(self.root)
-        os.close(self.root)
-        sys.pivot_root(".", ".")
-        _forget_old_root(layers=1 + self._stacked)
-
-    def _place(self, target: str) -> str:
-        if self.root < 0:
-            os.makedirs("root", exist_ok=True)
-            return "root"
-        return "root" + target.rstrip("/")
-
-    def _opened(self) -> None:
-        if self.root < 0:
-            self.root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def _kept_flags(self, source: str) -> int:
-        """The flags a locked mount must repeat when it is remounted, or EPERM."""
-        names = {
-            "nosuid": sys.MS_NOSUID,
-            "nodev": sys.MS_NODEV,
-            "noexec": sys.MS_NOEXEC,
-            "noatime": sys.MS_NOATIME,
-            "nodiratime": sys.MS_NODIRATIME,
-            "relatime": sys.MS_RELATIME,
-        }
-        owners = [
-            m for m in self._mounts if m.mountpoint == source or is_below(source, m.mountpoint)
-        ]
-        options = max(owners, key=lambda m: len(m.mountpoint)).options if owners else frozenset()
-        return sum(bit for name, bit in names.items() if name in options)
-
-    def _set_read_only(self, source: str, target: str) -> None:
-        base = target.rstrip("/")
-        inner = [m.mountpoint for m in self._mounts if is_below(m.mountpoint, source)]
-        prefix = source.rstrip("/")
-        for path in [source, *inner]:
-            place = self._place(base + path[len(prefix) :])
-            flags = sys.MS_REMOUNT | sys.MS_BIND | sys.MS_RDONLY | self._kept_flags(path)
-            sys.mount(None, place, None, flags)
-
-
-def set_read_only(tree: int) -> None:
-    """Make a detached tree of mounts read-only, all of it, mount_setattr(2)."""
-    flags = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
-    sys.mount_setattr(tree, "", flags, sys.MOUNT_ATTR_RDONLY)
-
-
-def _flags(attributes: int) -> int:
-    return sum(flag for bit, flag in _CLASSIC_FLAGS.items() if attributes & bit)
-
-
-def _forget_old_root(layers: int) -> None:
-    """Detach what pivot_root(".", ".") has left stacked on the new root, pivot_root(2)."""
-    # A slave first: the detaching must not propagate to the host.
-    sys.mount(None, ".", None, sys.MS_SLAVE | sys.MS_REC)
-    for _ in range(layers):
-        sys.umount(".", sys.MNT_DETACH)
 
 
 def open_scratch(builder: Builder, plan: Plan, directory: str | None) -> int:
@@ -309,108 +64,199 @@ def open_scratch(builder: Builder, plan: Plan, directory: str | None) -> int:
     if plan.upper.medium == "disk":
         if directory is None:
             raise SandboxError("an upper on disk needs a directory")
-        return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        place = directory
+        return _tell(plan.upper.describe(), lambda: builder.scratch_on_disk(place), plan)
     options = [("mode", "0755")]
     if plan.upper.size:
         options.append(("size", str(plan.upper.size)))
     if plan.upper.inodes:
         options.append(("nr_inodes", str(plan.upper.inodes)))
-    return _tell(plan.upper.describe(), lambda: builder.scratch(options), plan)
+    return _tell(plan.upper.describe(), lambda: builder.scratch(options), plan, "scratch")
 
 
-def build(builder: Builder, plan: Plan, scratch: int) -> set[str]:
-    """Make the root and everything in it. Returns the paths made to be mounted on.
+@final
+class Building:
+    """Makes the root and everything in it.
 
-    Leaves the working directory in the scratch. Raises :class:`SandboxError` naming the step.
+    ``created``: the paths that were made to be mounted on. ``overlays``: what was mounted, which
+    is more than the plan says where directories had to be assembled. ``unlike``: by target, the
+    attributes of the uppers whose owner could not be the lower's.
     """
-    created: set[str] = set()
-    os.fchdir(scratch)
-    for step in plan.steps:
-        _tell(step.describe(), lambda step=step: _carry_out(builder, plan, step, created), plan)
-    return created
+
+    def __init__(self, builder: Builder, plan: Plan) -> None:
+        self._builder = builder
+        self._plan = plan
+        self.created: set[str] = set()
+        self.overlays: list[Overlay] = []
+        self.unlike: dict[str, tuple[object, ...]] = {}
+        self._covers: list[str] = []
+
+    def carry_out(self, steps: Iterable[Step]) -> None:
+        """Do the steps. The working directory is the scratch.
+
+        Raises :class:`SandboxError` naming the step.
+        """
+        for step in steps:
+            doing = _DOING.get(type(step), "")
+            _tell(step.describe(), partial(self._do, step), self._plan, doing)
+
+    def _do(self, step: Step) -> None:
+        builder = self._builder
+        match step:
+            case Overlay():
+                self._overlay(step)
+            case Assemble():
+                self._assemble(step)
+            case Bind():
+                self._bind(step)
+            case Seed(path):
+                if os.stat(path).st_size > _LARGEST_SEED:
+                    builder.bind(path, path, read_only=True)
+                else:
+                    _seed(builder.root, path)
+            case MountTmpfs():
+                make_target(builder.root, step.target, directory=True, created=self.created)
+                options = [("mode", f"{step.mode:o}")]
+                if step.size:
+                    options.append(("size", str(step.size)))
+                builder.mount("tmpfs", step.target, options, NOSUID_NODEV)
+                self._covers.append(step.target)
+            case FreshProc():
+                attributes = NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC
+                builder.mount("proc", step.target, [], attributes)
+            case Protect(target, tree=True):
+                builder.rebind(target)
+            case Protect(target):
+                self._freeze(target)
+            case MakeDev():
+                _make_dev(builder, step, own_root=not self._plan.user_namespace)
+
+    def _overlay(self, step: Overlay) -> None:
+        upper, work = f"{step.name}.upper", f"{step.name}.work"
+        os.mkdir(upper)
+        os.mkdir(work)
+        copy_attributes(step.lowers[0], upper, own=not self._plan.user_namespace)
+        options: list[tuple[str, str | None]] = [
+            ("upperdir", upper),
+            ("workdir", work),
+            *self._plan.capabilities.overlay_options,
+        ]
+        if self._plan.upper.medium == "disk":
+            # The upper is thrown away: syncing every copied file would cost seven times as much.
+            options.append(("volatile", None))
+        self._builder.overlay(step, options)
+        self.overlays.append(step)
+        if self._plan.user_namespace and os.stat(step.target).st_uid != os.geteuid():
+            fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.unlike[step.target] = fingerprint(fd)
+            os.close(fd)
+
+    def _assemble(self, step: Assemble) -> None:
+        lower = f"{step.name}.lower"
+        parts = gather(step, self._plan, lower)
+        if parts.whole:
+            self._overlay(Overlay(step.target, (lower,), step.name, step.attributes))
+        for index, name in enumerate(parts.overlays):
+            path = f"{step.target}/{name}"
+            part = Overlay(path, (path,), f"{step.name}.{index}", step.attributes)
+            try:
+                self._overlay(part)
+            except OSError:
+                # It has vanished meanwhile, or is encrypted or case-folded: no lower for an
+                # overlay. Shown read-only if at all, as the plan does with what was found before.
+                self._bind(Bind(path, path, read_only=True, optional=True))
+        for name in parts.binds:
+            path = f"{step.target}/{name}"
+            self._bind(Bind(path, path, read_only=True, optional=True))
+
+    def _bind(self, step: Bind) -> None:
+        source = step.source
+        if step.create:
+            # Resolved here: the kernel would follow a link with too many ".." into the new root.
+            source = os.path.realpath(source)
+            directory = stat.S_ISDIR(os.stat(source).st_mode)
+            make_target(self._builder.root, step.target, directory=directory, created=self.created)
+        try:
+            self._builder.bind(source, step.target, read_only=step.read_only)
+        except OSError:
+            if not step.optional:
+                raise
+        if step.create:
+            self._covers.append(step.target)
+
+    def _freeze(self, target: str) -> None:
+        """Make the overlay there read-only, and what was assembled in it."""
+        for overlay in self.overlays:
+            path = overlay.target
+            part = "." in overlay.name and os.path.dirname(path) == target
+            # A volume or tmpfs on a part has taken its place, and stays as it is.
+            taken = any(path == cover or is_below(path, cover) for cover in self._covers)
+            if path == target or (part and not taken):
+                self._builder.freeze(path)
 
 
-def _tell(what: str, action: Callable[[], int | None], plan: Plan) -> int:
+def _tell(what: str, action: Callable[[], int | None], plan: Plan, doing: Doing = "") -> int:
     try:
         return action() or 0
     except OSError as error:
-        kernel = str(error) if isinstance(error, SyscallError) else f"{error}"
-        cause, remedy = explain(error.errno or 0, plan.user_namespace)
-        raise SandboxError(what, kernel, cause, remedy) from error
-
-
-def _carry_out(builder: Builder, plan: Plan, step: Step, created: set[str]) -> None:
-    match step:
-        case Overlay():
-            _overlay(builder, plan, step)
-        case Bind():
-            if step.create:
-                directory = stat.S_ISDIR(os.stat(step.source).st_mode)
-                make_target(builder.root, step.target, directory=directory, created=created)
-            try:
-                builder.bind(step.source, step.target, read_only=step.read_only)
-            except OSError:
-                if not step.optional:
-                    raise
-        case Seed(path):
-            _seed(builder.root, path)
-        case MountTmpfs():
-            make_target(builder.root, step.target, directory=True, created=created)
-            options = [("mode", f"{step.mode:o}")]
-            if step.size:
-                options.append(("size", str(step.size)))
-            builder.mount("tmpfs", step.target, options, _NOSUID_NODEV)
-        case FreshProc():
-            attributes = _NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC
-            builder.mount("proc", step.target, [], attributes)
-        case Protect(target, tree=True):
-            builder.rebind(target)
-        case Protect(target):
-            builder.freeze(target)
-        case MakeDev():
-            _make_dev(builder, step, own_root=not plan.user_namespace)
-
-
-def _overlay(builder: Builder, plan: Plan, step: Overlay) -> None:
-    upper, work = f"{step.name}.upper", f"{step.name}.work"
-    os.mkdir(upper)
-    os.mkdir(work)
-    copy_attributes(step.lowers[0], upper, own=not plan.user_namespace)
-    options: list[tuple[str, str | None]] = [
-        ("upperdir", upper),
-        ("workdir", work),
-        *plan.capabilities.overlay_options,
-    ]
-    if plan.upper.medium == "disk":
-        # The upper is thrown away: syncing every copied file would cost seven times as much.
-        options.append(("volatile", None))
-    builder.overlay(step, options)
+        cause, remedy = explain(error.errno or 0, plan.user_namespace, doing)
+        raise SandboxError(what, str(error), cause, remedy) from error
 
 
 def make_target(root: int, target: str, *, directory: bool, created: set[str]) -> None:
-    """Make ``target`` below ``root`` if it is missing, and note in ``created`` what was made."""
+    """Make ``target`` below ``root`` if it is missing, and note in ``created`` what was made.
+
+    Raises :class:`SandboxError`, also for a symbolic link on the way: it would lead out of
+    ``root``, and for a target of the other kind.
+    """
     parts = target.strip("/").split("/")
-    for index in range(1, len(parts) + 1):
-        path = "/".join(parts[:index])
-        try:
-            os.stat(path, dir_fd=root)
-            continue
-        except FileNotFoundError:
-            pass
-        if index < len(parts) or directory:
-            os.mkdir(path, 0o755, dir_fd=root)
-        else:
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=root))
-        created.add("/" + path)
+    place = "/"
+    # Made with the modes given here, whatever the test has set.
+    umask = os.umask(0)
+    at = os.dup(root)
+    try:
+        for index, name in enumerate(parts):
+            place = os.path.join(place, name)
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                step = os.open(name, flags, dir_fd=at)
+            except FileNotFoundError:
+                if index < len(parts) - 1 or directory:
+                    os.mkdir(name, 0o755, dir_fd=at)
+                else:
+                    make = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+                    os.close(os.open(name, make, 0o644, dir_fd=at))
+                created.add(place)
+                step = os.open(name, flags, dir_fd=at)
+            os.close(at)
+            at = step
+            if stat.S_ISLNK(os.fstat(at).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if stat.S_ISDIR(os.fstat(at).st_mode) != directory:
+            # Told apart here: depending on its age the kernel says EINVAL.
+            raise SandboxError(f"mount on {target}", "", *explain(errno.ENOTDIR, False, "bind"))
+    except OSError as error:
+        number = error.errno or 0
+        # In a user namespace or not, it is the place that refuses, not the namespace.
+        raise SandboxError(
+            f"make {target} to be mounted on",
+            f"{errno_name(number)} ({os.strerror(number)}) at {place}",
+            *explain(number, False, "target"),
+        ) from error
+    finally:
+        os.close(at)
+        os.umask(umask)
 
 
 def _seed(root: int, path: str) -> None:
     """The file that the host shows at ``path``, into the upper."""
+    flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with (
         open(path, "rb") as source,
-        open(os.open(path[1:], os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, dir_fd=root), "wb") as file,
+        open(os.open(path[1:], flags, dir_fd=root), "wb") as file,
     ):
-        file.write(source.read())
+        shutil.copyfileobj(source, file)
+        file.flush()
         copy_attributes(path, f"/proc/self/fd/{file.fileno()}", own=True)
 
 
@@ -437,6 +283,6 @@ def _make_dev(builder: Builder, step: MakeDev, *, own_root: bool) -> None:
     attributes = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NOEXEC
     options = [("ptmxmode", "0666"), ("mode", "620"), *group]
     builder.mount("devpts", f"{dev}/pts", options, attributes)
-    builder.mount("tmpfs", f"{dev}/shm", [("mode", "1777")], _NOSUID_NODEV)
+    builder.mount("tmpfs", f"{dev}/shm", [("mode", "1777")], NOSUID_NODEV)
     if step.mqueue:
         builder.bind("/dev/mqueue", f"{dev}/mqueue", read_only=True)

@@ -10,17 +10,20 @@ import json
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Final, NoReturn, TypeAlias, final
 
 from . import syscalls as sys
-from .advice import explain
-from .build import Builder, Classic, NewApi
+from .advice import Doing, explain
+from .builders import Builder, Classic, NewApi
 from .enter import enter, enter_mount_namespace, enter_user_namespace
-from .errors import SandboxError, SyscallError
+from .errors import SandboxError, SyscallError, errno_name
 from .host import survey
 from .init import die_with_parent
-from .plan import PSEUDO, Capabilities, Host, Overlay, plan
+from .mountinfo import is_below
+from .plan import PSEUDO, Capabilities, Host, plan
+from .processes import fork
 from .spec import SandboxSpec
 
 _PROBE_SECONDS: Final = 30
@@ -74,25 +77,45 @@ def probe(places: Sequence[str]) -> Findings:
     return findings
 
 
+def refused_lowers(paths: Sequence[str], capabilities: Capabilities) -> frozenset[str]:
+    """Which of these directories cannot be the lower of an overlay, by trying."""
+
+    def attempt() -> _Answer:
+        if capabilities.user_namespace:
+            enter_user_namespace()
+        enter_mount_namespace(capabilities.user_namespace)
+        builder: Builder = NewApi() if capabilities.new_api else Classic()
+        os.fchdir(builder.scratch([("mode", "0755")]))
+        refused = [path for path in paths if not _is_lower(builder, path, capabilities)]
+        return {"refused": refused, "trials": []}
+
+    return frozenset(_in_child(attempt).get("refused", paths))
+
+
 def _probe_as(places: Sequence[str], *, user_namespace: bool) -> Findings:
     log = _Log(user_namespace)
-    if not log.attempt("read /proc/self/mountinfo", lambda: os.stat("/proc/self/mountinfo")):
+    found: list[Host] = []
+    if not log.attempt(
+        "read /proc/self/mountinfo",
+        lambda: found.append(survey(user_namespace=user_namespace, places=places)),
+    ):
         return Findings(tuple(log.trials), None)
-    host = survey(user_namespace=user_namespace, places=places)
-    steps = _in_child(lambda: _try_steps(host, user_namespace))
+    matter = [os.path.realpath(place) for place in places]
+    steps = _in_child(lambda: _try_steps(found[0], matter, user_namespace))
     trials = [*log.trials, *(Trial(**trial) for trial in steps["trials"])]
     if any(trial.needed and not trial.works for trial in trials):
         return Findings(tuple(trials), None)
     capabilities = Capabilities(user_namespace, **steps["capabilities"])
     unlayerable = frozenset(steps["unlayerable"])
-    host = survey(user_namespace=user_namespace, places=places, unlayerable=unlayerable)
-    for pid in (False, True):
-        answer = _in_child(lambda pid=pid: _try_whole(host, capabilities, pid=pid))
-        trials.extend(Trial(**trial) for trial in answer["trials"])
-    if not trials[-2].works:
+    host = replace(found[0], unlayerable=unlayerable)
+    whole, pid = (
+        Trial(**_in_child(partial(_try_whole, host, capabilities, pid=pid))["trials"][0])
+        for pid in (False, True)
+    )
+    trials += [whole, replace(pid, needed=False)]
+    if not whole.works:
         return Findings(tuple(trials), None, unlayerable)
-    works = trials[-1].works
-    capabilities = Capabilities(user_namespace, **steps["capabilities"], pid_namespace=works)
+    capabilities = replace(capabilities, pid_namespace=pid.works)
     return Findings(tuple(trials), capabilities, unlayerable)
 
 
@@ -104,7 +127,13 @@ class _Log:
         self._user = user_namespace
 
     def attempt(
-        self, name: str, action: Callable[[], object], *, needed: bool = True, remedy: str = ""
+        self,
+        name: str,
+        action: Callable[[], object],
+        *,
+        needed: bool = True,
+        remedy: str = "",
+        doing: Doing = "",
     ) -> bool:
         try:
             action()
@@ -112,8 +141,8 @@ class _Log:
             if isinstance(error, SandboxError):
                 kernel, cause, advice = error.kernel or error.tried, error.cause, error.remedy
             else:
-                kernel = str(error) if isinstance(error, SyscallError) else repr(error)
-                cause, advice = explain(error.errno or 0, self._user)
+                kernel = str(error) if isinstance(error, SyscallError) else _named(error)
+                cause, advice = explain(error.errno or 0, self._user, doing)
             trial = Trial(name, False, kernel, cause, remedy or advice, needed)
         else:
             trial = Trial(name, True, needed=needed)
@@ -124,7 +153,11 @@ class _Log:
         return {"trials": [asdict(trial) for trial in self.trials], **more}
 
 
-def _try_steps(host: Host, user_namespace: bool) -> _Answer:
+def _named(error: OSError) -> str:
+    return f"{errno_name(error.errno or 0)} ({error.strerror})"
+
+
+def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> _Answer:
     log = _Log(user_namespace)
     if user_namespace and not log.attempt("user namespace", enter_user_namespace):
         return log.answer()
@@ -148,10 +181,19 @@ def _try_steps(host: Host, user_namespace: bool) -> _Answer:
         lambda: os.mknod("null", 0o20666, os.makedev(1, 3)),
         needed=False,
         remedy="none needed: the host's device nodes are bound",
+        doing="mknod",
     )
     if memory:
-        log.attempt("overlay", lambda: _try_overlay(builder, capabilities))
-    refused = [path for path in _lowers(host) if not _is_lower(builder, path, capabilities)]
+        log.attempt("overlay", lambda: _try_overlay(builder, capabilities), doing="overlay")
+    refused = [path for path in lowers(host) if not _is_lower(builder, path, capabilities)]
+    # A sandbox in which none of the places that matter can be written to is none.
+    needed = [path for path in lowers(host) if any(p == path or is_below(p, path) for p in matter)]
+    if user_namespace and needed and not set(needed) - set(refused):
+        log.attempt(
+            f"overlay of {needed[0]}",
+            lambda: os.close(_overlay(needed[0], builder, capabilities)),
+            doing="overlay",
+        )
     kinds = {"new_api": new_api, "memory_upper": memory, "mknod": mknod}
     return log.answer(capabilities=kinds, unlayerable=refused)
 
@@ -200,9 +242,9 @@ def _overlay(lower: str, builder: Builder, capabilities: Capabilities) -> int:
     return builder.overlay_descriptor(lower, f"{name}.merged", options)
 
 
-def _lowers(host: Host) -> list[str]:
+def lowers(host: Host) -> list[str]:
     """The directories a plan may lay overlays over, but for ``/`` which is tried as a whole."""
-    if host.writable:
+    if host.writable or host.mixed:
         return list(host.writable)
     known = host.files | host.specials
     return [
@@ -250,7 +292,7 @@ def _try_proc(host: Host, capabilities: Capabilities) -> _Answer:
 def _in_child(action: Callable[[], _Answer]) -> _Answer:
     reader, writer = os.pipe()
     parent = os.getpid()
-    child = os.fork()
+    child = fork()
     if child == 0:
         _report(action, parent, writer)
     os.close(writer)
@@ -274,7 +316,11 @@ def _report(action: Callable[[], _Answer], parent: int, writer: int) -> NoReturn
         # In a PID namespace of its own the parent's number is not known; it waits in any case.
         if os.getppid():
             die_with_parent(parent)
-        data = json.dumps(action()).encode()
+        try:
+            answer = action()
+        except Exception as error:  # noqa: BLE001  # the other end has to hear of any
+            answer = {"trials": [asdict(Trial("try a sandbox", False, repr(error)))]}
+        data = json.dumps(answer).encode()
         while data:
             data = data[os.write(writer, data) :]
     finally:

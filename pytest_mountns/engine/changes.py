@@ -16,7 +16,7 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, final, overload
 
 Kind = Literal["added", "modified", "metadata", "replaced", "deleted", "renamed"]
@@ -24,6 +24,8 @@ Kind = Literal["added", "modified", "metadata", "replaced", "deleted", "renamed"
 # Below PATH_MAX (4096 bytes with the NUL); longer paths are opened in stretches.
 _STRETCH = 4000
 _CHUNK = 1 << 20
+# The sandbox and the host go on living while they are read, and not all of it is for the caller.
+_OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: what was a file when it was listed may be a FIFO when it is opened.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -89,9 +91,6 @@ class Changes(Sequence[Change]):
         if isinstance(other, Mapping):
             return self.as_dict() == other
         return NotImplemented
-
-    # Equal to a dict, which has no hash to agree with.
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         lines = [
@@ -199,66 +198,60 @@ class _Directory:
     """A directory of an upper that is still to be read.
 
     Paths are absolute, but "" for the root. `lower` is where the tree below would show through,
-    None if its parent has nothing below; `below` is what stands there. `remade` says that the
-    directory is within one that was made anew, where nothing shows through.
+    None if its parent has nothing below; `below` is the type (S_IFMT) of what stands there.
+    `remade`: it is within a directory that was made anew, where nothing shows through.
     """
 
     path: str
     upper: str
     lower: str | None
-    below: os.stat_result | None
+    below: int | None
     remade: bool = False
 
 
 @final
+@dataclass(slots=True)
 class _Walk:
     """One upper against what lies below it; good for one run."""
 
-    def __init__(
-        self,
-        overlay: Layered,
-        upper_fd: int,
-        lower_fd: int,
-        xattr_prefix: str,
-        ignore: Collection[str],
-        covered: Collection[str],
-    ) -> None:
-        self._upper_fd = upper_fd
-        self._lower_fd = lower_fd
-        self._prefix = xattr_prefix
-        self._ignore = ignore
-        # A directory that another overlay is mounted on is for that overlay to report.
-        self._covered = covered
-        self._mountpoint = overlay.mountpoint.rstrip("/")
-        below = self._directory_below(self._mountpoint)
-        self._root = _Directory(self._mountpoint, overlay.upper, self._mountpoint, below)
-        self._pending = [self._root]
-        self._changes: list[Change] = []
-        # (path, lower): which of them were deleted and which moved is known only at the end.
-        self._gone: list[tuple[str, str]] = []
-        self._sources: set[str] = set()
+    overlay: Layered
+    upper_fd: int
+    lower_fd: int
+    xattr_prefix: str
+    ignore: Collection[str]
+    # Directories that another overlay is mounted on are for that overlay to report.
+    covered: Collection[str]
+    changes: list[Change] = field(default_factory=list)
+    pending: list[_Directory] = field(default_factory=list)
+    # (path, lower): which of them were deleted and which moved is known only at the end.
+    gone: list[tuple[str, str]] = field(default_factory=list)
+    sources: set[str] = field(default_factory=set)
 
     def run(self) -> list[Change]:
-        while self._pending:
-            directory = self._pending.pop()
+        top = self.overlay.mountpoint.rstrip("/")
+        form = stat.S_IFDIR if self._is_directory_below(top) else None
+        root = _Directory(top, self.overlay.upper, top, form)
+        self.pending.append(root)
+        while self.pending:
+            directory = self.pending.pop()
             try:
-                fd = _open_directory(self._upper_fd, directory.upper)
-            except (FileNotFoundError, NotADirectoryError):
-                if directory is self._root:
+                fd = _open_directory(self.upper_fd, directory.upper)
+            except _OUT_OF_REACH:
+                if directory is root:
                     raise
-                continue  # listed, and gone since: the sandbox may be running
+                continue
             try:
                 self._read(directory, fd)
             finally:
                 os.close(fd)
-        for path, lower in self._gone:
-            if lower not in self._sources:
+        for path, lower in self.gone:
+            if lower not in self.sources:
                 self._report(path, "deleted")
-        return self._changes
+        return self.changes
 
     def _report(self, path: str, kind: Kind, source: str | None = None) -> None:
-        if kind != "added" or path not in self._ignore:
-            self._changes.append(Change(path or "/", kind, source))
+        if kind != "added" or path not in self.ignore:
+            self.changes.append(Change(path or "/", kind, source))
 
     def _read(self, directory: _Directory, fd: int) -> None:
         xattrs = _xattrs(fd)
@@ -266,19 +259,18 @@ class _Walk:
         lower_fd = None
         if lower is not None:
             try:
-                lower_fd = _open_directory(self._lower_fd, lower[1:])
-            except OSError:
-                lower = None  # the host goes on living: as if it had never been there
+                lower_fd = _open_directory(self.lower_fd, lower[1:])
+            except _OUT_OF_REACH:
+                lower = None
         try:
             if kind is None and lower_fd is not None:
                 same = _same_stat(os.fstat(fd), os.fstat(lower_fd))
                 if not same or _visible(xattrs) != _visible(_xattrs(lower_fd)):
                     kind = "metadata"
-            source = None
-            if kind == "renamed" and lower is not None:
-                self._sources.add(lower)
-                source = lower
-            if kind and (directory is self._root or directory.path not in self._covered):
+            source = lower if kind == "renamed" else None
+            if source is not None:
+                self.sources.add(source)
+            if kind is not None and directory.path not in self.covered:
                 self._report(directory.path, kind, source)
             self._read_entries(directory, fd, lower, lower_fd, remade)
         finally:
@@ -289,16 +281,24 @@ class _Walk:
         self, directory: _Directory, xattrs: Mapping[str, bytes]
     ) -> tuple[Kind | None, str | None, bool]:
         """Its kind as far as metadata do not matter, its directory below, whether it is remade."""
-        lower, below = directory.lower, directory.below
-        opaque = xattrs.get(f"{self._prefix}opaque") == b"y"
-        if not opaque:
-            source = self._source(lower, os.fsdecode(xattrs.get(f"{self._prefix}redirect", b"")))
-            if source is not None:
-                # Moved away and back again is not renamed.
-                return (None if source == lower else "renamed"), source, False
-        if below is None:
+        lower = directory.lower
+        opaque = xattrs.get(f"{self.xattr_prefix}opaque") == b"y"
+        redirect = os.fsdecode(xattrs.get(f"{self.xattr_prefix}redirect", b""))
+        source = None
+        if opaque:
+            pass
+        elif redirect.startswith("/"):
+            source = self.overlay.mountpoint.rstrip("/") + redirect
+        elif redirect and lower is not None:
+            # A sibling as the tree below has them: the parent may have been renamed itself.
+            source = f"{lower.rpartition('/')[0]}/{redirect}"
+        # One that leads nowhere is nothing to the kernel either.
+        if source is not None and self._is_directory_below(source):
+            # Moved away and back again is not renamed.
+            return (None if source == lower else "renamed"), source, False
+        if directory.below is None:
             return "added", None, False
-        if not stat.S_ISDIR(below.st_mode):
+        if directory.below != stat.S_IFDIR:
             return "replaced", None, False
         # Any new directory may be opaque; only one that hides a directory was made anew. Within
         # that the attribute says nothing more: nothing shows through there anyway.
@@ -306,26 +306,12 @@ class _Walk:
             return "replaced", lower, True
         return None, lower, directory.remade
 
-    def _source(self, lower: str | None, redirect: str) -> str | None:
-        """What a redirect means below, None if it leads nowhere: then the kernel ignores it too."""
-        if redirect.startswith("/"):
-            source = self._mountpoint + redirect
-        elif redirect and lower is not None:
-            # A sibling as the tree below has them: the parent may have been renamed itself.
-            source = f"{lower.rpartition('/')[0]}/{redirect}"
-        else:
-            return None
-        return source if self._directory_below(source) else None
-
-    def _directory_below(self, lower: str) -> os.stat_result | None:
+    def _is_directory_below(self, lower: str) -> bool:
         try:
-            fd = _open_directory(self._lower_fd, lower[1:])
-        except OSError:
-            return None
-        try:
-            return os.fstat(fd)
-        finally:
-            os.close(fd)
+            os.close(_open_directory(self.lower_fd, lower[1:]))
+        except _OUT_OF_REACH:
+            return False
+        return True
 
     def _read_entries(
         self, directory: _Directory, fd: int, lower: str | None, lower_fd: int | None, remade: bool
@@ -341,7 +327,8 @@ class _Walk:
             if entry.is_dir(follow_symlinks=False):
                 upper = f"{directory.upper}/{name}"
                 place = None if lower is None else f"{lower}/{name}"
-                self._pending.append(_Directory(path, upper, place, below, remade))
+                form = None if below is None else stat.S_IFMT(below.st_mode)
+                self.pending.append(_Directory(path, upper, place, form, remade))
                 continue
             if below is None and (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
                 # The listing tells the type: the files of an added tree cost no call each.
@@ -351,14 +338,14 @@ class _Walk:
                 here = entry.stat(follow_symlinks=False)
                 if stat.S_ISCHR(here.st_mode) and here.st_rdev == 0:
                     if below is not None:
-                        self._gone.append((path, f"{lower}/{name}"))
+                        self.gone.append((path, f"{lower}/{name}"))
                 elif lower_fd is None or below is None:
                     self._report(path, "added")
                 elif kind := _compared(name, fd, here, lower_fd, below):
                     self._report(path, kind)
-            except FileNotFoundError:
-                continue  # as in run()
-        self._gone += [(f"{directory.path}/{name}", f"{lower}/{name}") for name in missing]
+            except _OUT_OF_REACH:
+                continue
+        self.gone += [(f"{directory.path}/{name}", f"{lower}/{name}") for name in missing]
 
 
 def _compared(
@@ -396,7 +383,9 @@ def _compared_files(
         if not _same_content(opened[0], opened[1], here.st_size):
             return "modified"
         same_xattrs = _visible(_xattrs(opened[0])) == _visible(_xattrs(opened[1]))
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         # Not to be read, by its mode or by an error: a write would have left another mtime.
         if here.st_mtime_ns != below.st_mtime_ns:
             return "modified"

@@ -9,10 +9,10 @@ import signal
 import stat
 import tempfile
 import time
-from collections.abc import Callable
 from typing import NoReturn, final
 
 from .errors import SandboxError
+from .processes import fork
 
 
 @final
@@ -51,28 +51,40 @@ def _base_directory() -> str:
 
 def remove(directory: str) -> None:
     """Remove a directory of uppers; overlays leave ``work/work`` there with mode 000."""
-
-    def make_accessible(function: Callable[..., object], path: str, error: object) -> None:
-        for place in (os.path.dirname(path), path):
-            if stat.S_ISDIR(os.lstat(place).st_mode):
-                os.chmod(place, 0o700)
-        function(path)
-
+    # A dying test process may still write there.
     for _ in range(50):
-        try:
-            shutil.rmtree(directory, onerror=make_accessible)
-        except FileNotFoundError:
+        if _removed(directory):
             return
-        except OSError:
-            # A dying test process still writes there.
-            time.sleep(0.1)
-        if not os.path.lexists(directory):
-            return
+        time.sleep(0.1)
+
+
+def _removed(directory: str) -> bool:
+    # Opened first, then removed: what rmtree calls on an error depends on Python's version.
+    for place, names, _ in os.walk(directory):
+        for name in names:
+            _open_up(os.path.join(place, name))
+    shutil.rmtree(directory, ignore_errors=True)
+    return not os.path.lexists(directory)
+
+
+def _open_up(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        # A link, or gone.
+        return
+    try:
+        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o700 != 0o700:
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def _start_guard(base: str) -> int:
     parent = os.getpid()
-    guard = os.fork()
+    guard = fork()
     if guard == 0:
         _stand_guard(parent, base)
     return guard
@@ -80,6 +92,8 @@ def _start_guard(base: str) -> int:
 
 def _stand_guard(parent: int, base: str) -> NoReturn:
     try:
+        # Not of pytest's process group: whoever kills that would kill the guard too.
+        os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         null = os.open(os.devnull, os.O_RDWR)

@@ -8,12 +8,15 @@ Things that do not work, and so are not done here:
   kept is a descriptor of a mount *namespace*, the stage, which no path leads into.
 * Emptying an upper under a live overlay: undefined by the kernel's documentation. A reset makes
   a new root and enters that.
+* Being on the stage with signals let in: a handler would run in the host's tree, and an exception
+  out of it (KeyboardInterrupt, a timeout) would leave the test there. They wait.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +24,12 @@ from dataclasses import dataclass, field
 from typing import Final, final
 
 from . import syscalls as sys
-from .advice import explain
-from .build import Builder, Classic, NewApi, build, make_target, open_scratch, set_read_only
-from .changes import Changes, Layered, read_changes
-from .errors import SandboxError, SyscallError, Unavailable
+from .advice import Doing, explain
+from .attributes import fingerprint
+from .build import Building, make_target, open_scratch
+from .builders import Builder, Classic, NewApi, set_read_only
+from .changes import Change, Changes, Layered, read_changes
+from .errors import SandboxError, Unavailable
 from .plan import Bind, Plan
 
 # High, so that descriptors a test opens have the numbers they have without us.
@@ -62,14 +67,17 @@ def enter_user_namespace() -> None:
             with open(path, "w") as file:
                 file.write(text)
     except OSError as error:
-        raise Unavailable(what, str(error), *explain(error.errno or 0, True)) from error
+        cause, remedy = explain(error.errno or 0, True, "user namespace")
+        raise Unavailable(what, str(error), cause, remedy) from error
 
 
 def enter_mount_namespace(user_namespace: bool) -> int:
     """A mount namespace that nothing leaks out of. Returns the descriptor of the stage.
 
     The stage is a copy of the host's mounts that stays as it is; the caller is in a further copy.
+    Raises :class:`Unavailable`.
     """
+    stage = -1
     try:
         sys.unshare(sys.CLONE_NEWNS)
         # Before anything else: on a shared root every mount of ours would appear on the host.
@@ -77,9 +85,10 @@ def enter_mount_namespace(user_namespace: bool) -> int:
         stage = high(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
         sys.unshare(sys.CLONE_NEWNS)
     except OSError as error:
-        raise Unavailable(
-            "make a mount namespace", str(error), *explain(error.errno or 0, user_namespace)
-        ) from error
+        if stage >= 0:
+            os.close(stage)
+        cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
+        raise Unavailable("make a mount namespace", str(error), cause, remedy) from error
     return stage
 
 
@@ -89,7 +98,7 @@ class Sandbox:
     """The sandbox this process is in.
 
     ``scratch`` is a descriptor of where the uppers lie; ``created`` the paths that were made only
-    to be mounted on.
+    to be mounted on; ``overlays`` where each overlay is mounted, and its upper below ``scratch``.
     """
 
     plan: Plan
@@ -97,12 +106,9 @@ class Sandbox:
     stage: int
     directory: str | None = None
     created: set[str] = field(default_factory=set)
+    overlays: list[Layered] = field(default_factory=list)
+    _unlike: dict[str, tuple[object, ...]] = field(default_factory=dict)
     _bound: list[Bind] = field(default_factory=list)
-
-    @property
-    def overlays(self) -> list[Layered]:
-        """Where each overlay is mounted, and its upper below ``scratch``."""
-        return [Layered(o.target, f"{o.name}.upper") for o in self.plan.overlays]
 
     def changes(self) -> Changes:
         """Everything the uppers add, modify, replace, delete or re-label against the host.
@@ -112,7 +118,7 @@ class Sandbox:
         with _privileged(), self._on_stage():
             lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return read_changes(
+            changes = read_changes(
                 self.overlays,
                 upper_fd=self.scratch,
                 lower_fd=lower,
@@ -121,6 +127,21 @@ class Sandbox:
             )
         finally:
             os.close(lower)
+        return Changes(change for change in changes if not self._is_of_our_making(change))
+
+    def _is_of_our_making(self, change: Change) -> bool:
+        """Whether it is only that a user namespace cannot keep the owner of an overlay's root."""
+        made = self._unlike.get(change.path)
+        if made is None or change.kind != "metadata":
+            return False
+        upper = next(o.upper for o in self.overlays if o.mountpoint == change.path)
+        with _privileged():
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            directory = os.open(upper, flags, dir_fd=self.scratch)
+            try:
+                return fingerprint(directory) == made
+            finally:
+                os.close(directory)
 
     def bind(self, source: str, target: str, *, read_only: bool = False) -> None:
         """Bind-mount the host's ``source`` at ``target``, now; writes persist on the host.
@@ -139,7 +160,7 @@ class Sandbox:
 
     def _bind(self, step: Bind) -> None:
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
-        with _privileged(), _explained(step.describe(), self.plan.user_namespace):
+        with _privileged(), _explained(step.describe(), self.plan.user_namespace, "bind"):
             with self._on_stage():
                 tree = sys.open_tree(sys.AT_FDCWD, step.source, flags)
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -156,39 +177,46 @@ class Sandbox:
     def reset(self) -> None:
         """Drop everything written so far: a new root of the same plan, entered now.
 
-        The working directory is kept where it still exists. Processes the test has started stay
-        in the old root. Raises :class:`SandboxError`; the sandbox is then as it was.
+        The working directory is kept where it still exists, and so is what :meth:`bind` has
+        mounted. Processes the test has started stay in the old root. Raises
+        :class:`SandboxError`; the sandbox is then as it was.
         """
-        cwd, scratch, created = _cwd(), self.scratch, self.created
-        with _privileged():
-            way_back = _WayBack()
+        cwd, old = _cwd(), self.scratch
+        with _signals_held(), _privileged(), _way_back(self.plan.user_namespace) as way_back:
             try:
-                with _explained("go back to the stage", self.plan.user_namespace):
+                with _explained("go back to the stage", self.plan.user_namespace, "namespace"):
                     way_back.leave_for(self.stage)
                     sys.unshare(sys.CLONE_NEWNS)
                 self._enter(cwd)
-            except SandboxError:
+            except BaseException:
                 way_back.take()
-                self.scratch, self.created = scratch, created
                 raise
-            finally:
-                way_back.close()
-            os.close(scratch)
-            for step in self._bound:
-                self._bind(step)
+        os.close(old)
 
     def _enter(self, cwd: str) -> None:
+        """Build and pivot. Changes nothing of this object before it has worked."""
         builder: Builder = NewApi() if self.plan.capabilities.new_api else Classic()
+        building = Building(builder, self.plan)
         umask = os.umask(0)
+        scratch = -1
         try:
-            self.scratch = high(open_scratch(builder, self.plan, self.directory))
-            self.created = build(builder, self.plan, self.scratch)
-            directories = _directory_descriptors(besides={self.scratch, builder.root})
-            with _explained("pivot into the new root", self.plan.user_namespace):
+            scratch = high(open_scratch(builder, self.plan, self.directory))
+            os.fchdir(scratch)
+            building.carry_out([*self.plan.steps, *self._bound])
+            directories = _directory_descriptors(besides={self.scratch, scratch, builder.root})
+            with _explained("pivot into the new root", self.plan.user_namespace, "pivot"):
                 builder.pivot()
             _reopen(directories)
+        except BaseException:
+            for fd in (scratch, builder.root):
+                if fd >= 0:
+                    os.close(fd)
+            raise
         finally:
             os.umask(umask)
+        self.scratch, self.created = scratch, building.created
+        self._unlike = building.unlike
+        self.overlays = [Layered(o.target, f"{o.name}.upper") for o in building.overlays]
         try:
             os.chdir(cwd)
         except OSError:
@@ -198,33 +226,34 @@ class Sandbox:
     @contextmanager
     def _on_stage(self) -> Iterator[None]:
         """Be on the stage for a moment: ``/`` is the host's."""
-        way_back = _WayBack()
-        try:
-            with _explained("look at the stage", self.plan.user_namespace):
-                way_back.leave_for(self.stage)
+        with _signals_held(), _way_back(self.plan.user_namespace) as way_back:
             try:
+                with _explained("look at the stage", self.plan.user_namespace):
+                    way_back.leave_for(self.stage)
                 yield
             finally:
                 way_back.take()
-        finally:
-            way_back.close()
 
 
 @final
 class _WayBack:
-    """Namespace, root and working directory of this process, to return to."""
+    """Namespace, root and working directory of this thread, to return to."""
 
-    def __init__(self) -> None:
-        self._cwd = os.open(".", os.O_PATH | os.O_CLOEXEC)
-        self._root = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        self._namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, cwd: int, root: int, namespace: int) -> None:
+        self._cwd = cwd
+        self._root = root
+        self._namespace = namespace
+        self._away = False
 
     def leave_for(self, namespace: int) -> None:
         # setns refuses while root and working directory are shared with other threads.
         sys.unshare(sys.CLONE_FS)
         sys.setns(namespace, sys.CLONE_NEWNS)
+        self._away = True
 
     def take(self) -> None:
+        if not self._away:
+            return
         try:
             sys.setns(self._namespace, sys.CLONE_NEWNS)
             # setns moves to the namespace's own root; a test may have been in a chroot below.
@@ -237,9 +266,30 @@ class _WayBack:
             os.write(2, f"mountns: cannot return to the sandbox: {error}; aborting\n".encode())
             os.abort()
 
-    def close(self) -> None:
-        for fd in (self._cwd, self._root, self._namespace):
+
+@contextmanager
+def _way_back(user_namespace: bool) -> Iterator[_WayBack]:
+    opened: list[int] = []
+    try:
+        with _explained("note the way back into the sandbox", user_namespace):
+            opened.append(os.open(".", os.O_PATH | os.O_CLOEXEC))
+            opened.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+            opened.append(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        yield _WayBack(*opened)
+    finally:
+        for fd in opened:
             os.close(fd)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """No signal handler runs, but for signals that another thread of the test takes."""
+    # Handlers of what came before run here, in pthread_sigmask itself.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def enter(plan: Plan, directory: str | None = None) -> Sandbox:
@@ -250,9 +300,14 @@ def enter(plan: Plan, directory: str | None = None) -> Sandbox:
     an undefined half-way place and must not run anything but its own end.
     """
     cwd = _cwd()
-    stage = enter_mount_namespace(plan.user_namespace)
-    sandbox = Sandbox(plan, -1, stage, directory)
-    sandbox._enter(cwd)
+    with _signals_held():
+        stage = enter_mount_namespace(plan.user_namespace)
+        sandbox = Sandbox(plan, -1, stage, directory)
+        try:
+            sandbox._enter(cwd)
+        except OSError as error:
+            # Whoever called knows one kind of failure, and must hear of this one.
+            raise SandboxError("make a root", str(error)) from error
     return sandbox
 
 
@@ -280,12 +335,12 @@ def _privileged() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(what: str, user_namespace: bool) -> Iterator[None]:
+def _explained(what: str, user_namespace: bool, doing: Doing = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kernel = str(error) if isinstance(error, SyscallError) else repr(error)
-        raise SandboxError(what, kernel, *explain(error.errno or 0, user_namespace)) from error
+        cause, remedy = explain(error.errno or 0, user_namespace, doing)
+        raise SandboxError(what, str(error), cause, remedy) from error
 
 
 def _cwd() -> str:

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import stat
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from .mountinfo import is_below, read, visible
+from .errors import Unavailable
+from .mountinfo import Mount, is_below, read, visible
 from .plan import PROTECTED_PROC, Host
+from .processes import fork
 
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _SCAN_DEPTH: Final = 2
 _SYSTEM: Final = ("/proc", "/sys", "/dev")
+# Whose server, or process, may be gone: to look at them can then take forever.
+_REMOTE: Final = frozenset(
+    [
+        "9p",
+        "afs",
+        "ceph",
+        "cifs",
+        "coda",
+        "glusterfs",
+        "gfs2",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "smb3",
+        "smbfs",
+    ]
+)
+_PATIENCE: Final = 2.0
 
 
 def survey(
@@ -21,13 +44,23 @@ def survey(
     """Read the mount table, and for a user namespace where its user can write.
 
     ``places``: directories that matter to this run (home, project, temporary directory);
-    the others are found by looking two levels deep. Raises :class:`OSError` without ``/proc``.
+    the others are found by looking two levels deep. Raises :class:`OSError` without ``/proc``,
+    :class:`Unavailable` in a chroot.
     """
-    mounts = tuple(visible(read()))
+    table = visible(read())
+    dead = _dead(table)
+    mounts = tuple(mount for mount in table if mount.mountpoint not in dead)
+    if not mounts or mounts[0].mountpoint != "/":
+        raise Unavailable(
+            "find the mount of /",
+            "/proc/self/mountinfo has none",
+            "the process is in a chroot whose / is no mountpoint",
+            "run outside of it, or make / a mount before entering it: mount --bind DIR DIR",
+        )
     files, specials = set(), set()
     for mount in mounts:
-        # To stat an autofs or network mountpoint can hang; those are directories.
-        if mount.fstype in ("autofs", "nfs", "nfs4", "cifs"):
+        if mount.fstype == "autofs":
+            # To look at it can mount what it stands for. Always a directory.
             continue
         try:
             mode = os.lstat(mount.mountpoint).st_mode
@@ -37,12 +70,16 @@ def survey(
             files.add(mount.mountpoint)
         elif not stat.S_ISDIR(mode):
             specials.add(mount.mountpoint)
-    points = [mount.mountpoint for mount in mounts]
+    points = [mount.mountpoint for mount in table]
+    untouchable = {mount.mountpoint for mount in table if mount.fstype == "autofs"} | dead
+    writable, mixed = _writable(places, points, untouchable) if user_namespace else (set(), set())
     return Host(
         mounts=mounts,
         files=frozenset(files),
         specials=frozenset(specials),
-        writable=tuple(_writable(places, points)) if user_namespace else (),
+        writable=tuple(sorted(writable)),
+        mixed=tuple(sorted(mixed)),
+        dead=tuple(sorted(dead)),
         unlayerable=unlayerable,
         protected=tuple(path for path in PROTECTED_PROC if os.path.exists(path)),
         devices=tuple(name for name in _DEVICES if os.path.exists(f"/dev/{name}")),
@@ -51,29 +88,107 @@ def survey(
     )
 
 
-def _writable(places: Iterable[str], mountpoints: Sequence[str]) -> list[str]:
-    """The highest directories the user can write and that contain no mount, sorted."""
+def _writable(
+    places: Iterable[str], mountpoints: Sequence[str], untouchable: set[str]
+) -> tuple[set[str], set[str]]:
+    """The highest directories the user can write: those without mounts below, and those with.
+
+    Of the latter only what is mounted inside is looked into: the other entries are found when a
+    sandbox is made.
+    """
     candidates = {os.path.realpath(place) for place in places}
-    found: set[str] = set()
+    writable: set[str] = set()
+    mixed: set[str] = set()
     pending = [("/", 0)]
     while pending:
         path, depth = pending.pop()
-        if path in _SYSTEM or os.path.islink(path):
+        if path in _SYSTEM or path in untouchable or os.path.islink(path):
             continue
-        writable = os.access(path, os.W_OK | os.X_OK)
         mounted_below = any(is_below(point, path) for point in mountpoints)
-        if writable and not mounted_below:
-            found.add(path)
-            continue
+        if os.access(path, os.W_OK | os.X_OK):
+            if not mounted_below:
+                writable.add(path)
+                continue
+            if path != "/":
+                mixed.add(path)
         leads = mounted_below or any(c == path or is_below(c, path) for c in candidates)
-        if depth < _SCAN_DEPTH or leads:
-            pending.extend((child, depth + 1) for child in _subdirectories(path))
-    return sorted(found)
+        if depth >= _SCAN_DEPTH and not leads:
+            continue
+        for child in _subdirectories(path):
+            # In an assembled directory a plain child that can be written is an overlay already.
+            below = any(point == child or is_below(point, child) for point in mountpoints)
+            if path not in mixed or below or not os.access(child, os.W_OK | os.X_OK):
+                pending.append((child, depth + 1))
+    return writable, mixed
 
 
 def _subdirectories(path: str) -> list[str]:
     try:
         with os.scandir(path) as entries:
-            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return [
+                os.path.join(path, entry.name)
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+            ]
     except OSError:
         return []
+
+
+def _dead(mounts: Iterable[Mount]) -> set[str]:
+    """Remote mounts that do not answer, each asked by a process of its own; and what is on them."""
+    mounts = list(mounts)
+    remote = [
+        mount.mountpoint
+        for mount in mounts
+        if mount.mountpoint != "/"
+        and (mount.fstype in _REMOTE or mount.fstype.partition(".")[0] in ("fuse", "fuseblk"))
+    ]
+    asked = {path: fork() or _ask(path) for path in remote}
+    deadline = time.monotonic() + _PATIENCE
+    silent = [path for path, child in asked.items() if not _answers(child, deadline)]
+    return {
+        mount.mountpoint
+        for mount in mounts
+        if any(mount.mountpoint == path or is_below(mount.mountpoint, path) for path in silent)
+    }
+
+
+def _ask(path: str) -> int:
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        os.statvfs(path)
+        os.stat(path)
+    except OSError:
+        # An answer too: a refusal, as from another user's FUSE mount, or a lost connection.
+        pass
+    finally:
+        os._exit(0)
+
+
+def _answers(child: int, deadline: float) -> bool:
+    try:
+        watch = os.pidfd_open(child)
+    except OSError:
+        watch = -1
+    try:
+        if watch >= 0:
+            poll = select.poll()
+            poll.register(watch, select.POLLIN)
+            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        while os.waitpid(child, os.WNOHANG)[0] == 0:
+            if time.monotonic() < deadline and watch < 0:
+                time.sleep(0.01)
+                continue
+            os.kill(child, signal.SIGKILL)
+            # Not waited for without end: it may not even hear that.
+            for _ in range(100):
+                if os.waitpid(child, os.WNOHANG)[0]:
+                    break
+                time.sleep(0.01)
+            return False
+        return True
+    finally:
+        if watch >= 0:
+            os.close(watch)

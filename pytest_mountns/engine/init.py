@@ -20,6 +20,7 @@ from typing import NoReturn
 from . import syscalls as sys
 from .advice import explain
 from .errors import Unavailable
+from .processes import fork
 
 
 def die_with_parent(parent: int) -> None:
@@ -42,11 +43,10 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
     try:
         sys.unshare(sys.CLONE_NEWPID)
         alive, held = os.pipe()
-        init = os.fork()
+        init = fork()
     except OSError as error:
-        raise Unavailable(
-            "make a PID namespace", str(error), *explain(error.errno or 0, user_namespace)
-        ) from error
+        cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
+        raise Unavailable("make a PID namespace", str(error), cause, remedy) from error
     if init:
         os.close(alive)
         _wait_for(init)
@@ -59,7 +59,12 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
         os._exit(1)
     os.close(alive)
     prepare()
-    test = os.fork()
+    try:
+        test = fork()
+    except OSError as error:
+        raise Unavailable(
+            "fork a test process", str(error), "too many processes", "ulimit -u"
+        ) from error
     if test:
         _reap(test, status)
 

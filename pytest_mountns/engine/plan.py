@@ -22,9 +22,31 @@ from .spec import SandboxSpec
 
 # Filesystems that show kernel state: a copy-on-write layer over them means nothing.
 PSEUDO: Final = frozenset(
-    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl"
-    " hugetlbfs mqueue nfsd nsfs proc pstore resctrl rpc_pipefs securityfs selinuxfs sysfs"
-    " tracefs".split()
+    [
+        "autofs",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nfsd",
+        "nsfs",
+        "proc",
+        "pstore",
+        "resctrl",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "sysfs",
+        "tracefs",
+    ]
 )
 
 # What Docker makes read-only too: root can change the whole machine there.
@@ -36,17 +58,21 @@ PROTECTED_PROC: Final = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc
 class Host:
     """What the machine shows, read once and again only when its mount table changes.
 
-    ``mounts``: the visible ones, root first. ``files``: mountpoints that are regular files;
-    ``specials``: mountpoints that are neither file nor directory. ``writable``: the highest
-    directories the user can write, none of which contains a mount (only for a user namespace).
-    ``unlayerable``: directories the kernel refused as a lower. ``protected``: the entries of
-    :data:`PROTECTED_PROC` that exist. ``devices``: names below ``/dev`` to offer.
+    ``mounts``: the visible ones, root first, without the ``dead``: remote ones that do not
+    answer, which nothing may touch. ``files``: mountpoints that are regular files; ``specials``:
+    mountpoints that are neither file nor directory. ``writable``: the highest directories the
+    user can write, none of which contains a mount; ``mixed``: writable ones that do contain some
+    (both only for a user namespace). ``unlayerable``: directories the kernel refused as a lower.
+    ``protected``: the entries of :data:`PROTECTED_PROC` that exist. ``devices``: names below
+    ``/dev`` to offer.
     """
 
     mounts: tuple[Mount, ...]
     files: frozenset[str] = frozenset()
     specials: frozenset[str] = frozenset()
     writable: tuple[str, ...] = ()
+    mixed: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
     unlayerable: frozenset[str] = frozenset()
     protected: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
@@ -76,11 +102,11 @@ class Capabilities:
 
         Spelled out where defaults vary by kernel. ``redirect_dir``: or renaming a lower directory
         is EXDEV. ``xino``: or files and directories differ in ``st_dev``. A user namespace
-        refuses both and needs ``userxattr``: without it, a lower directory that is removed and
-        made again gives EIO.
+        refuses the first and needs ``userxattr``: without it, a lower directory that is removed
+        and made again gives EIO.
         """
         if self.user_namespace:
-            return (("userxattr", None), ("index", "off"))
+            return (("userxattr", None), ("xino", "on"), ("index", "off"))
         return (("redirect_dir", "on"), ("xino", "on"), ("index", "off"), ("metacopy", "off"))
 
     @property
@@ -101,6 +127,26 @@ class Overlay:
 
     def describe(self) -> str:
         return f"overlay {self.target} (lower {':'.join(self.lowers)}, upper {self.name})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Assemble:
+    """A directory that the user can write and that contains mounts: no overlay may lie over it.
+
+    The overlay's lower is a directory made for it, with one entry for each of the host's when the
+    sandbox is made: see :mod:`.assemble`. ``mounted``: the entries that are mounts or contain
+    some; later steps may lay overlays over them. ``dead``: those that are not to be touched.
+    """
+
+    target: str
+    name: str
+    mounted: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+    attributes: int = 0
+
+    def describe(self) -> str:
+        return f"overlay {self.target} (lower assembled around its mounts, upper {self.name})"
 
 
 @final
@@ -126,7 +172,10 @@ class Bind:
 @final
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """The host shows another file at ``path`` than lies in the lower: its content goes in."""
+    """The host shows another file at ``path`` than lies in the lower: its content goes in.
+
+    Big files are bound read-only instead; a test would wait for the copy.
+    """
 
     path: str
 
@@ -187,7 +236,7 @@ class MakeDev:
         return f"tmpfs {self.target} with {' '.join(self.devices)}, pts, shm"
 
 
-Step: TypeAlias = Overlay | Bind | Seed | MountTmpfs | FreshProc | Protect | MakeDev
+Step: TypeAlias = Overlay | Assemble | Bind | Seed | MountTmpfs | FreshProc | Protect | MakeDev
 
 
 @final
@@ -231,17 +280,21 @@ def plan(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> Plan:
     """The plan of a sandbox as ``spec`` wants it on this host."""
     rooted = _user_root(host) if capabilities.user_namespace else _own_root(host)
     steps = [*rooted, *_system_trees(spec, host, capabilities)]
-    frozen = [
-        Protect(step.target, tree=False)
-        for step in steps
-        if spec.read_only and isinstance(step, Overlay)
-    ]
     wanted: list[Bind | MountTmpfs] = [
         *(Bind(v.source, v.target, v.read_only, create=True) for v in spec.volumes),
         *(MountTmpfs(t.target, t.size, t.mode) for t in spec.tmpfs),
     ]
     wanted.sort(key=lambda step: step.target)
-    # Frozen last: the targets of volumes may have to be made first.
+    # Frozen last: the targets of volumes may have to be made first. What a volume or tmpfs covers
+    # cannot be reached any more, and the cover is to stay writable.
+    covers = [step.target for step in wanted]
+    frozen = [
+        Protect(step.target, tree=False)
+        for step in steps
+        if spec.read_only
+        and isinstance(step, Overlay | Assemble)
+        and not any(step.target == cover or is_below(step.target, cover) for cover in covers)
+    ]
     return Plan(
         user_namespace=capabilities.user_namespace,
         pid_namespace=spec.pid,
@@ -310,13 +363,21 @@ def _own_root(host: Host) -> list[Step]:
 def _user_root(host: Host) -> list[Step]:
     """The ordinary user's way: one locked read-only tree, overlays where the user can write."""
     steps: list[Step] = [Bind("/", "/", read_only=True)]
-    for path in host.writable:
+    points = [*(mount.mountpoint for mount in host.mounts), *host.dead]
+    mixed = frozenset(host.mixed)
+    # Sorted, so that what contains another is mounted first.
+    for path in sorted((*host.writable, *host.mixed)):
         owner = _owning_mount(host.mounts, path)
         if path in host.unlayerable or (owner and owner.read_only):
             continue
-        steps.append(
-            Overlay(path, (path,), str(len(steps)), _attributes(owner) if owner else 0)
-        )
+        name, attributes = str(len(steps)), _attributes(owner) if owner else 0
+        if path in mixed:
+            inner = [point[len(path) + 1 :] for point in points if is_below(point, path)]
+            mounted = tuple(sorted({rest.partition("/")[0] for rest in inner}))
+            dead = tuple(entry for entry in mounted if f"{path}/{entry}" in host.dead)
+            steps.append(Assemble(path, name, mounted, dead, attributes))
+        else:
+            steps.append(Overlay(path, (path,), name, attributes))
     return steps
 
 

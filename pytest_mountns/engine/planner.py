@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Sequence
 from typing import final
 
-from .capabilities import Findings, probe
+from .capabilities import Findings, lowers, probe, refused_lowers
 from .errors import Unavailable
 from .host import survey
-from .plan import Host, Plan, plan
+from .plan import Capabilities, Host, Plan, plan
 from .spec import SandboxSpec, SpecError, Volume
 
 
@@ -30,6 +30,8 @@ class Planner:
         self._host: Host | None = None
         self._table: int | None = None
         self._plans: dict[SandboxSpec, Plan] = {}
+        self._tried: set[str] | None = None
+        self._unlayerable: frozenset[str] = frozenset()
 
     @property
     def findings(self) -> Findings:
@@ -77,15 +79,24 @@ class Planner:
                 trial.remedy,
             )
         if self._host is None:
-            self._host = survey(
-                user_namespace=capabilities.user_namespace,
-                places=self._places,
-                unlayerable=self.findings.unlayerable,
-            )
+            self._host = self._survey(capabilities)
         resolved = tuple(
             dataclasses.replace(volume, target=_resolve(volume)) for volume in spec.volumes
         )
         return plan(dataclasses.replace(spec, volumes=resolved), self._host, capabilities)
+
+    def _survey(self, capabilities: Capabilities) -> Host:
+        """Raises :class:`Unavailable`."""
+        host = survey(user_namespace=capabilities.user_namespace, places=self._places)
+        if self._tried is None:
+            # The probe has tried them just now.
+            self._tried = set(lowers(host))
+            self._unlayerable = self.findings.unlayerable
+        new = [path for path in lowers(host) if path not in self._tried]
+        if new:
+            self._tried.update(new)
+            self._unlayerable |= refused_lowers(new, capabilities)
+        return dataclasses.replace(host, unlayerable=self._unlayerable)
 
     def _unavailable(self) -> Unavailable:
         obstacle = self.findings.obstacle
@@ -120,4 +131,3 @@ def _resolve(volume: Volume) -> str:
     if target == "/":
         raise SpecError(f"volume {volume}: its target is a link to /")
     return target
-

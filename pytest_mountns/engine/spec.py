@@ -148,7 +148,8 @@ class SandboxSpec:
 
     def __post_init__(self) -> None:
         targets: dict[str, str] = {}
-        for part in (*self.volumes, *self.tmpfs):
+        parts: tuple[Volume | Tmpfs, ...] = (*self.volumes, *self.tmpfs)
+        for part in parts:
             if part.target in targets:
                 raise SpecError(
                     f"two mounts want {part.target}: {targets[part.target]} and {part}",

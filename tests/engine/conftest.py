@@ -1,0 +1,23 @@
+"""As whom, and with which system calls, a sandbox is made."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from . import worlds
+
+
+@pytest.fixture(params=["root", "user"])
+def mode(request: pytest.FixtureRequest) -> worlds.Mode:
+    """Root's sandboxes and an ordinary user's; what cannot be made here is skipped."""
+    chosen = cast(worlds.Mode, request.param)
+    worlds.skip_unless(chosen)
+    return chosen
+
+
+@pytest.fixture(params=["new", "classic"])
+def api(request: pytest.FixtureRequest) -> str:
+    """The mount API of Linux 5.12, and mount(2)."""
+    return cast(str, request.param)

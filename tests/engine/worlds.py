@@ -1,0 +1,315 @@
+"""Machines to try sandboxes on, each in a process of its own.
+
+Nothing here mounts in the machine's own mount namespace. :func:`in_world` forks, enters a private
+one and mounts a tmpfs on :data:`BASE`: what a test then calls the host's files lie there, and
+whatever goes wrong is gone with the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pickle
+import signal
+import stat
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Literal, NoReturn, TypeAlias, TypeVar
+
+import pytest
+
+from pytest_mountns.engine import syscalls
+from pytest_mountns.engine.capabilities import probe
+from pytest_mountns.engine.enter import (
+    Sandbox,
+    drop_user_capabilities,
+    enter,
+    enter_user_namespace,
+)
+from pytest_mountns.engine.errors import SandboxError
+from pytest_mountns.engine.host import survey
+from pytest_mountns.engine.init import die_with_parent
+from pytest_mountns.engine.plan import Capabilities, Plan, plan
+from pytest_mountns.engine.spec import SandboxSpec
+
+Mode: TypeAlias = Literal["root", "user"]
+T = TypeVar("T")
+
+#: An empty tmpfs in every world, owned by the world's user.
+BASE: Final = "/srv"
+#: Whom the tests become to be an ordinary user when root runs them; known to nobody.
+_SOMEBODY: Final = 54321
+_SECONDS: Final = 60
+
+
+class Lost(Exception):
+    """A process ended without a result, or with an exception of an unexpected type."""
+
+
+def in_child(function: Callable[[], T]) -> T:
+    """Call ``function`` in a forked process. Returns, or raises, what it does.
+
+    Exceptions but :class:`SandboxError` and skips arrive as :class:`Lost`, with the traceback.
+    """
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _child(function, parent, writer)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        data = file.read()
+    _, status = os.waitpid(child, 0)
+    if not data:
+        raise Lost(f"ended by {os.waitstatus_to_exitcode(status)}")
+    kind, content = pickle.loads(data)
+    if kind == "result":
+        return content  # type: ignore[no-any-return]
+    if kind == "sandbox":
+        raise content
+    if kind == "skip":
+        pytest.skip(content)
+    raise Lost(content)
+
+
+def _child(function: Callable[[], object], parent: int, writer: int) -> NoReturn:
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_SECONDS)
+        if os.getppid():
+            die_with_parent(parent)
+        answer: tuple[str, object]
+        try:
+            answer = ("result", function())
+        except SandboxError as error:
+            answer = ("sandbox", error)
+        except pytest.skip.Exception as error:
+            answer = ("skip", str(error))
+        except BaseException:  # noqa: BLE001  # handed over to the parent
+            answer = ("lost", traceback.format_exc())
+        with open(writer, "wb") as file:
+            file.write(pickle.dumps(answer))
+    finally:
+        os._exit(0)
+
+
+def private_mounts() -> None:
+    """Put this process in a mount namespace that nothing leaks out of. Verified."""
+    before = os.readlink("/proc/self/ns/mnt")
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_SLAVE | syscalls.MS_REC)
+    assert os.readlink("/proc/self/ns/mnt") != before
+
+
+def become_user() -> None:
+    """As root: turn this process into an ordinary user's, for good."""
+    if os.geteuid() != 0:
+        return
+    os.setgroups([])
+    os.setresgid(_SOMEBODY, _SOMEBODY, _SOMEBODY)
+    os.setresuid(_SOMEBODY, _SOMEBODY, _SOMEBODY)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+
+
+def in_world(
+    function: Callable[[], T],
+    mode: Mode,
+    prepare: Callable[[], object] = lambda: None,
+) -> T:
+    """Call ``function`` as root or as an ordinary user on a machine of its own.
+
+    ``prepare`` runs first, in its mount namespace, with the privileges to mount. The working
+    directory is :data:`BASE`.
+    """
+
+    def world() -> T:
+        if os.geteuid() != 0:
+            enter_user_namespace()
+        private_mounts()
+        mount_tmpfs(BASE)
+        if mode == "user" and os.geteuid() == 0:
+            os.chown(BASE, _SOMEBODY, _SOMEBODY)
+        os.chdir(BASE)
+        prepare()
+        if mode == "user":
+            if os.geteuid() == 0:
+                become_user()
+            else:
+                drop_user_capabilities()
+        return function()
+
+    skip_unless(mode)
+    return in_child(world)
+
+
+def mount_tmpfs(target: str, options: str = "mode=0755") -> None:
+    """A tmpfs that belongs to the world's user."""
+    owner = world_owner()
+    syscalls.mount("tmpfs", target, "tmpfs", 0, options)
+    if target != BASE:
+        os.chown(target, *owner)
+
+
+def world_owner() -> tuple[int, int]:
+    status = os.stat(BASE)
+    return status.st_uid, status.st_gid
+
+
+def _give(path: str) -> None:
+    """What root prepares for an ordinary user's world is that user's."""
+    owner = world_owner()
+    if os.geteuid() == 0 and owner[0] != 0:
+        os.chown(path, *owner)
+
+
+def bind(source: str, target: str) -> None:
+    syscalls.mount(source, target, None, syscalls.MS_BIND | syscalls.MS_REC)
+
+
+def remount(target: str, flags: int) -> None:
+    syscalls.mount(None, target, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | flags)
+
+
+def plan_here(
+    spec: SandboxSpec,
+    mode: Mode,
+    *,
+    api: str = "new",
+    places: Sequence[str] = (),
+) -> Plan:
+    """The plan of ``spec`` on the machine this process is on."""
+    capabilities = capabilities_of(mode)
+    if api == "new" and not capabilities.new_api:
+        pytest.skip("this kernel has no new mount API")
+    capabilities = dataclasses.replace(capabilities, new_api=api == "new")
+    host = survey(user_namespace=mode == "user", places=[BASE, *places])
+    return plan(spec, host, capabilities)
+
+
+def in_sandbox(
+    function: Callable[[Sandbox], T],
+    spec: SandboxSpec | None = None,
+    *,
+    mode: Mode,
+    api: str = "new",
+    places: Sequence[str] = (),
+    directory: str | None = None,
+) -> T:
+    """Call ``function`` in a sandbox on the machine this process is on."""
+    wanted = plan_here(spec or SandboxSpec(), mode, api=api, places=places)
+    outside = os.readlink("/proc/self/ns/mnt")
+
+    def test() -> T:
+        if mode == "user":
+            enter_user_namespace()
+        sandbox = enter(wanted, directory)
+        if mode == "user":
+            drop_user_capabilities()
+        assert os.readlink("/proc/self/ns/mnt") != outside
+        return function(sandbox)
+
+    return in_child(test)
+
+
+@functools.cache
+def _findings(mode: Mode) -> tuple[str, Capabilities | None]:
+    def attempt() -> tuple[str, Capabilities | None]:
+        if mode == "user":
+            become_user()
+        findings = probe([])
+        trial = findings.obstacle
+        return (f"{trial.name}: {trial.kernel}" if trial else "", findings.capabilities)
+
+    return in_child(attempt)
+
+
+def capabilities_of(mode: Mode) -> Capabilities:
+    capabilities = _findings(mode)[1]
+    assert capabilities is not None
+    return capabilities
+
+
+def skip_unless(mode: Mode) -> None:
+    """Skip the test where no sandbox of this kind can be made, by what was tried."""
+    if mode == "root" and os.geteuid() != 0:
+        pytest.skip("only root can make root's sandboxes")
+    why, capabilities = _findings(mode)
+    if capabilities is None:
+        pytest.skip(f"no sandboxes here: {why}")
+    if capabilities.user_namespace != (mode == "user"):
+        pytest.skip("root may not mount here")
+
+
+def mkdir(path: str) -> None:
+    """Make a directory, and those above it."""
+    if path and not os.path.isdir(path):
+        mkdir(os.path.dirname(path))
+        os.mkdir(path)
+        _give(path)
+
+
+def write(path: str, content: str | bytes = "", mode: int | None = None) -> str:
+    """Write a file, and the directories above it. Returns the path."""
+    mkdir(os.path.dirname(path))
+    with open(path, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    _give(path)
+    if mode is not None:
+        os.chmod(path, mode)
+    return path
+
+
+def content(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def errno_of(action: Callable[[], object]) -> int:
+    """The errno that ``action`` fails with, 0 if it does not."""
+    try:
+        action()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def descriptors() -> dict[int, str]:
+    """This process's open descriptors, but the one that lists them."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+    return found
+
+
+def tree(path: str) -> dict[str, tuple[int, bytes]]:
+    """Everything below a directory: mode and content."""
+    found = {}
+    for place, directories, files in os.walk(path):
+        for name in (*directories, *files):
+            entry = os.path.join(place, name)
+            status = os.lstat(entry)
+            data = b""
+            if stat.S_ISREG(status.st_mode):
+                with open(entry, "rb") as file:
+                    data = file.read()
+            elif stat.S_ISLNK(status.st_mode):
+                data = os.fsencode(os.readlink(entry))
+            found[entry[len(path) :]] = (status.st_mode, data)
+    return found
+
+
+@contextmanager
+def host_unchanged(path: str = BASE) -> Iterator[None]:
+    """Fail if mount table or the tree at ``path`` differ afterwards."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        mounts = file.read()
+    before = tree(path)
+    yield
+    assert tree(path) == before
+    with open("/proc/self/mountinfo", "rb") as file:
+        assert file.read() == mounts
