@@ -206,9 +206,10 @@ class Passage:
             process.reset()
             return self._original_setup()
         try:
-            plan = self._plan()
+            # Before wider fixtures do work for nothing, and again: they may have mounted something.
+            self._plan()
             internals.fill_wider_fixtures(self._item)
-            self._delegate(plan)
+            self._delegate(self._plan())
         except internals.Delegated:
             raise
         except BaseException:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .engine.capabilities import Findings
 from .engine.enter import Sandbox
 from .engine.errors import errno_name
+from .engine.planner import Planner
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -33,7 +33,8 @@ def header(gate: Gate) -> str | None:
 
 def doctor(config: pytest.Config) -> int:
     """Print what works here, what does not, why, and what mends it. 0 if tests can be isolated."""
-    findings = _findings(config)
+    # Asked for before anything is configured: no session, no gate.
+    findings = Planner([str(config.rootpath)]).findings
     for trial in findings.trials:
         mark = "ok    " if trial.works else "FAILED" if trial.needed else "no    "
         print(f"{mark} {trial.name}")
@@ -50,12 +51,6 @@ def doctor(config: pytest.Config) -> int:
     possible = findings.capabilities is not None
     print("tests can be isolated here" if possible else "tests cannot be isolated here")
     return 0 if possible else 1
-
-
-def _findings(config: pytest.Config) -> Findings:
-    from .gate import gate_key
-
-    return config.stash[gate_key].planner.findings
 
 
 def explain_failure(

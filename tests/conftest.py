@@ -25,7 +25,8 @@ def destroyer(overlay_root):
 
     def check(path):
         path = os.path.realpath(path)
-        mounts = [line.split(" ") for line in open("/proc/self/mountinfo")]
+        with open("/proc/self/mountinfo") as file:
+            mounts = [line.split(" ") for line in file]
         over = [m for m in mounts if path == m[4] or path.startswith(m[4].rstrip("/") + "/")]
         top = max(over, key=lambda m: len(m[4]))
         assert "overlay" in top[top.index("-") + 1], f"{path} is on no overlay: {top}"

@@ -1,0 +1,311 @@
+"""`overlay_root`, `bind_volume`, `isolated_proc`, and what a sandboxed test may do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import GUARD
+
+pytestmark = pytest.mark.sandboxes
+
+Record = Callable[..., dict[str, Any]]
+
+
+def passes(recorded: dict[str, Any]) -> bool:
+    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
+    assert not failed, failed
+    return bool(recorded["status"] == 0)
+
+
+@pytest.mark.as_root
+def test_the_machine_is_back(
+    pytester: pytest.Pytester, record: Record, host_mounts: Callable[[], bytes]
+) -> None:
+    """Removes /etc /usr/share /home /opt /var/lib, renames /usr/share/doc, remakes /etc empty."""
+    places = [p for p in ("/etc", "/usr/share", "/home", "/opt", "/var/lib") if os.path.isdir(p)]
+    before = {place: sorted(os.listdir(place)) for place in places}
+    mounts = host_mounts()
+    pytester.makeconftest(GUARD)
+    pytester.makepyfile(
+        f"""
+        import os, shutil
+
+        def test_destroys(destroyer):
+            doc = destroyer("/usr/share/doc")
+            os.rename(doc, "/usr/share/renamed")
+            assert os.listdir("/usr/share/renamed")
+            kept = os.path.realpath(os.path.dirname(os.__file__))
+            for place in {places!r}:
+                for name in os.listdir(destroyer(place)):
+                    path = os.path.join(place, name)
+                    if kept.startswith(path + "/") or __file__.startswith(path + "/"):
+                        continue
+                    if os.path.isdir(path) and not os.path.islink(path):
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        os.remove(path)
+            os.rmdir(destroyer("/etc"))
+            os.mkdir("/etc")
+            assert os.listdir("/etc") == []
+
+        def test_all_is_back(overlay_root):
+            assert os.path.exists("/etc/passwd")
+            assert not os.path.exists("/usr/share/renamed")
+        """
+    )
+    assert passes(record())
+    assert {place: sorted(os.listdir(place)) for place in places} == before
+    assert host_mounts() == mounts
+
+
+def test_home_can_be_emptied(
+    pytester: pytest.Pytester,
+    record: Record,
+    host_mounts: Callable[[], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    (home / "deep" / "er").mkdir(parents=True)
+    (home / "deep" / "file").write_text("x")
+    (home / ".profile").write_text("y")
+    monkeypatch.setenv("HOME", str(home))
+    mounts = host_mounts()
+    pytester.makeconftest(GUARD)
+    pytester.makepyfile(
+        """
+        import os, shutil
+        from pathlib import Path
+
+        def test_one(destroyer):
+            home = Path(destroyer(Path.home()))
+            assert len(os.listdir(home)) == 2
+            (home / "added").write_text("x")
+            shutil.rmtree(home / "deep")
+            (home / ".profile").unlink()
+            (home / "added").unlink()
+            assert os.listdir(home) == []
+
+        def test_two(overlay_root):
+            assert sorted(os.listdir(Path.home())) == [".profile", "deep"]
+        """
+    )
+    assert passes(record())
+    assert sorted(str(p.relative_to(home)) for p in home.rglob("*")) == [
+        ".profile",
+        "deep",
+        "deep/er",
+        "deep/file",
+    ]
+    assert host_mounts() == mounts
+
+
+def test_changes_and_reset(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os
+        from pathlib import Path
+
+        HOME = Path.home()
+
+        def test_nothing_yet(overlay_root):
+            assert overlay_root.changes() == {}
+
+        def test_one(overlay_root):
+            (HOME / "tree").mkdir()
+            (HOME / "tree" / "file").write_text("x")
+            expected = {str(HOME / "tree"): "added", str(HOME / "tree" / "file"): "added"}
+            assert overlay_root.changes(str(HOME)) == expected
+            assert overlay_root.changes(str(HOME / "*")) == {str(HOME / "tree"): "added"}
+            assert overlay_root.changes("/nowhere") == {}
+            os.chdir(HOME)
+            overlay_root.reset()
+            assert os.getcwd() == str(HOME)
+            assert overlay_root.changes() == {}
+            (HOME / "again").write_text("y")
+            assert overlay_root.changes() == {str(HOME / "again"): "added"}
+
+        def test_many_resets(overlay_root):
+            descriptors = len(os.listdir("/proc/self/fd"))
+            for _ in range(20):
+                (HOME / "file").write_text("x")
+                overlay_root.reset()
+                assert not (HOME / "file").exists()
+            assert len(os.listdir("/proc/self/fd")) == descriptors
+        """
+    )
+    assert passes(record())
+
+
+def test_volumes_in_the_middle(
+    pytester: pytest.Pytester, record: Record, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "given").write_text("by the host")
+    (tmp_path / "single").write_text("a file")
+    pytester.makepyfile(
+        f"""
+        import os, pytest
+        from pathlib import Path
+        from pytest_mountns import SandboxError
+
+        SOURCE, SINGLE, HOME = Path({str(source)!r}), Path({str(tmp_path / "single")!r}), Path.home()
+
+        def test_read_write(bind_volume):
+            target = bind_volume(SOURCE, HOME / "made" / "for it")
+            assert target == HOME / "made" / "for it"
+            assert (target / "given").read_text() == "by the host"
+            (target / "written").write_text("by the test")
+
+        def test_at_its_own_place(bind_volume):
+            (SOURCE / "lost").write_text("before the bind: in the upper")
+            bind_volume(SOURCE)
+            assert not (SOURCE / "lost").exists()
+            (SOURCE / "kept").write_text("after it: on the host")
+
+        def test_read_only(bind_volume):
+            target = bind_volume(SOURCE, HOME / "ro", read_only=True)
+            with pytest.raises(OSError, match="Read-only"):
+                (target / "x").write_text("x")
+
+        def test_a_file(bind_volume, overlay_root):
+            target = bind_volume(SINGLE, HOME / "one" / "file")
+            assert target.read_text() == "a file"
+            target.write_text("changed")
+            assert overlay_root.changes(str(HOME)) == {{}}
+
+        def test_survives_a_reset(bind_volume, overlay_root):
+            target = bind_volume(SOURCE, HOME / "v")
+            overlay_root.reset()
+            assert (target / "given").exists()
+
+        def test_missing_source(bind_volume, tmp_path):
+            (tmp_path / "here only").mkdir()
+            with pytest.raises(SandboxError, match="ENOENT"):
+                bind_volume(tmp_path / "here only", HOME / "x")
+
+        def test_bad_target(bind_volume):
+            with pytest.raises(SandboxError, match="the sandbox makes /proc"):
+                bind_volume(SOURCE, "/proc/x")
+        """
+    )
+    assert passes(record())
+    assert (source / "written").read_text() == "by the test"
+    assert (source / "kept").exists()
+    assert not (source / "lost").exists()
+    assert (tmp_path / "single").read_text() == "changed"
+
+
+def test_processes(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os, signal, subprocess, time
+
+        def test_it(isolated_proc):
+            assert os.getpid() != 1
+            assert isolated_proc.pids() == [1, os.getpid()]
+            sleepers = [subprocess.Popen(["sleep", "600"]) for _ in range(3)]
+            assert isolated_proc.children() == sorted(p.pid for p in sleepers)
+            assert isolated_proc.kill_all() == 3
+            assert [p.wait() for p in sleepers] == [-signal.SIGKILL] * 3
+            assert isolated_proc.kill_all() == 0
+
+        def test_orphans_are_reaped(isolated_proc):
+            subprocess.run(["sh", "-c", "sleep 0.01 & sleep 0.01 &"], check=True)
+            deadline = time.monotonic() + 10
+            while isolated_proc.children():
+                assert time.monotonic() < deadline
+
+        def test_default_signal_actions(isolated_proc):
+            child = subprocess.Popen(["sh", "-c", "kill -TERM $$"])
+            assert child.wait() == -signal.SIGTERM
+
+        def test_signals_stay_inside(isolated_proc):
+            signal.signal(signal.SIGUSR1, lambda *_: None)
+            os.kill(0, signal.SIGUSR1)
+        """
+    )
+    assert passes(record())
+
+
+@pytest.mark.parametrize("fixture", ["overlay_root", "bind_volume", "isolated_proc"])
+def test_asked_for_too_late(pytester: pytest.Pytester, record: Record, fixture: str) -> None:
+    pytester.makepyfile(f"def test_one(request): request.getfixturevalue({fixture!r})")
+    recorded = record()
+    failed = next(e for e in recorded["events"] if e[0] == "report" and e[3] == "failed")
+    assert f"{fixture}: this test is not in a sandbox" in failed[6]
+    assert "Name the fixture" in failed[6]
+
+
+def test_full_disk_and_read_only(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import errno, pytest
+        from pathlib import Path
+
+        HOME = Path.home()
+
+        @pytest.mark.mountns(size="1m")
+        def test_full():
+            with pytest.raises(OSError) as caught:
+                (HOME / "big").write_bytes(bytes(2 << 20))
+            assert caught.value.errno == errno.ENOSPC
+
+        @pytest.mark.mountns(inodes=200)
+        def test_too_many_files():
+            with pytest.raises(OSError) as caught:
+                for number in range(300):
+                    (HOME / str(number)).touch()
+            assert caught.value.errno == errno.ENOSPC
+
+        @pytest.mark.mountns(read_only=True, tmpfs=[f"{HOME}/scratch:size=1m"])
+        def test_read_only():
+            with pytest.raises(OSError) as caught:
+                (HOME / "file").touch()
+            assert caught.value.errno == errno.EROFS
+            (HOME / "scratch" / "file").touch()
+
+        @pytest.mark.mountns(upper="disk")
+        def test_on_disk(overlay_root):
+            (HOME / "file").write_text("x")
+            assert overlay_root.changes(str(HOME)) == {f"{HOME}/file": "added"}
+        """
+    )
+    assert passes(record())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
+def test_an_ordinary_user_stays_one(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        f"""
+        import os, pytest
+
+        def test_ids(overlay_root):
+            assert (os.getuid(), os.getgid()) == {(os.getuid(), os.getgid())!r}
+
+        def test_no_right_to_read_everything(overlay_root, tmp_path):
+            secret = tmp_path / "secret"
+            secret.write_text("x")
+            secret.chmod(0)
+            with pytest.raises(PermissionError):
+                secret.read_text()
+        """
+    )
+    assert passes(record())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root's sandboxes have no such limit")
+def test_what_cannot_be_written_is_explained(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile("def test_one(overlay_root): open('/usr/new', 'w')")
+    recorded = record()
+    failed = next(e for e in recorded["events"] if e[0] == "report" and e[3] == "failed")
+    sections = dict(failed[7])
+    assert "/usr/new" in sections["mountns"]
+    assert "read-only" in sections["mountns"]
+    assert "volume" in sections["mountns"]

@@ -1,0 +1,157 @@
+"""Other plugins, those that own the protocol of a test above all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+Record = Callable[..., dict[str, Any]]
+
+
+def test_rerunfailures_gives_each_attempt_a_fresh_root(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    pytester.makepyfile(
+        """
+        import os, pytest
+        from pathlib import Path
+
+        @pytest.mark.flaky(reruns=2)
+        def test_passes_at_last(request, overlay_root):
+            assert overlay_root.changes() == {}
+            (Path.home() / "of an attempt").write_text("x")
+            assert request.node.execution_count == 3
+
+        @pytest.mark.flaky(reruns=1)
+        def test_never_passes(overlay_root):
+            assert overlay_root.changes() == {}
+            (Path.home() / "of an attempt").write_text("x")
+            assert 0
+
+        def test_other(overlay_root): pass
+        """
+    )
+    recorded = record()
+    assert "1 failed, 2 passed, 3 rerun" in recorded["out"]
+
+
+def test_rerunfailures_reports_what_it_does_plainly(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.flaky(reruns=2)
+        def test_one(request): assert request.node.execution_count == 2
+        @pytest.mark.flaky(reruns=1)
+        def test_two(): assert 0
+        @pytest.fixture(scope="module")
+        def wide(): raise ValueError
+        @pytest.mark.flaky(reruns=1)
+        def test_three(wide): pass
+        """
+    )
+    runs = [record(option) for option in ("-pno:mountns", "--mountns")]
+    events = [[e[:6] for e in run["events"]] for run in runs]
+    assert events[0] == events[1]
+    assert runs[0]["status"] == runs[1]["status"]
+
+
+@pytest.mark.parametrize("method", ["signal", "thread"])
+def test_timeout_ends_the_test_and_not_the_session(
+    pytester: pytest.Pytester, record: Record, method: str
+) -> None:
+    pytest.importorskip("pytest_timeout")
+    if method == "thread":
+        pytest.skip("the timer of the thread method does not reach the test process yet")
+    pytester.makepyfile(
+        """
+        import pytest, time
+
+        @pytest.mark.timeout(0.5)
+        def test_slow(overlay_root): time.sleep(60)
+        def test_next(overlay_root): pass
+        """
+    )
+    recorded = record(f"--timeout-method={method}")
+    reports = [(e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"]
+    assert ("test_slow", "call", "failed") in reports
+    assert ("test_next", "call", "passed") in reports
+
+
+@pytest.mark.parametrize("dist", ["load", "loadscope"])
+def test_xdist(pytester: pytest.Pytester, record: Record, dist: str) -> None:
+    pytest.importorskip("xdist")
+    pytester.makepyfile(
+        """
+        import os, pytest, warnings
+        HOME = os.getpid()
+
+        @pytest.fixture(scope="module")
+        def wide(): return os.getpid()
+
+        @pytest.mark.parametrize("number", range(20))
+        def test_it(number, wide):
+            assert os.getpid() != HOME == wide
+            warnings.warn(f"number {number}")
+            assert number != 7
+            if number == 8: pytest.skip("eight")
+        """
+    )
+    recorded = record("--mountns", "-n2", f"--dist={dist}", "-Wdefault")
+    assert recorded["status"] == 1
+    calls = [e for e in recorded["events"] if e[0] == "report" and e[2] == "call"]
+    assert sorted(e[3] for e in calls) == ["failed"] + ["passed"] * 18 + ["skipped"]
+    assert len([e for e in recorded["events"] if e[0] == "warning"]) == 20
+
+
+def test_hypothesis(pytester: pytest.Pytester, record: Record) -> None:
+    pytest.importorskip("hypothesis")
+    pytester.makepyfile(
+        """
+        from hypothesis import HealthCheck, given, settings, strategies as st
+
+        @settings(max_examples=10, database=None, derandomize=True)
+        @given(st.integers())
+        def test_one(number): assert isinstance(number, int)
+
+        @settings(max_examples=10, database=None, derandomize=True)
+        @given(st.integers())
+        def test_two(number): assert number < 5
+        """
+    )
+    runs = [record(option) for option in ("-pno:mountns", "--mountns")]
+    events = [[e[:6] for e in run["events"]] for run in runs]
+    assert events[0] == events[1]
+
+
+def test_pytester_in_a_sandbox(pytester: pytest.Pytester, record: Record) -> None:
+    """A suite that itself runs pytest with this plugin: two levels; the third says why not."""
+    pytester.makeconftest("pytest_plugins = ['pytester']")
+    pytester.makepyfile(
+        """
+        DEEP = "def test_deep(overlay_root): pass"
+        NESTED = (
+            "pytest_plugins = ['pytester']\\n"
+            "def test_inner(overlay_root, pytester):\\n"
+            f"    pytester.makepyfile({DEEP!r})\\n"
+            "    result = pytester.runpytest_subprocess('-rs', '-vv')\\n"
+            "    outcomes = result.parseoutcomes()\\n"
+            "    assert set(outcomes) <= {'passed', 'skipped'}, result.outlines\\n"
+            "    if 'skipped' in outcomes:\\n"
+            "        assert 'nest' in result.stdout.str()\\n"
+        )
+
+        def test_outer(overlay_root, pytester):
+            pytester.makepyfile(NESTED)
+            pytester.runpytest_subprocess("-vv").assert_outcomes(passed=1)
+        """
+    )
+    recorded = record()
+    assert recorded["status"] == 0, recorded["out"]

@@ -1,0 +1,157 @@
+"""Wider fixtures: set up once, in the parent; torn down there, when they are due."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+Record = Callable[..., dict[str, Any]]
+
+
+def test_once_and_in_the_parent(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+        HOME = os.getpid()
+        counts = []
+
+        @pytest.fixture(scope="session")
+        def session():
+            assert os.getpid() == HOME
+            counts.append(1)
+            yield
+            assert os.getpid() == HOME
+
+        @pytest.fixture(scope="module", autouse=True)
+        def module(session):
+            assert os.getpid() == HOME
+            counts.append(2)
+
+        @pytest.fixture
+        def function():
+            assert os.getpid() != HOME
+            counts.append(3)
+
+        def test_one(function): assert counts == [1, 2, 3]
+        def test_two(function): assert counts == [1, 2, 3]
+        """
+    )
+    assert record("--mountns")["status"] == 0
+
+
+def test_state_of_a_test_does_not_reach_the_next(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makepyfile(
+        """
+        import os, sys
+        from pathlib import Path
+        seen = []
+
+        def check(name):
+            assert seen == []
+            assert "WORD" not in os.environ
+            assert "left_behind" not in sys.modules
+            assert not (Path.home() / "left behind").exists()
+            seen.append(name)
+            os.environ["WORD"] = name
+            sys.modules["left_behind"] = sys
+            (Path.home() / "left behind").write_text(name)
+
+        def test_one(): check("one")
+        def test_two(): check("two")
+        """
+    )
+    assert record("--mountns")["status"] == 0
+
+
+def test_a_wider_fixture_first_asked_for_in_a_test(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """It lives and dies in that test's process; each test that asks has one of its own."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+        HOME = os.getpid()
+
+        @pytest.fixture(scope="session")
+        def late():
+            yield os.getpid()
+            print("ENDED HERE")
+
+        def test_one(request): assert request.getfixturevalue("late") == os.getpid() != HOME
+        def test_two(request): assert request.getfixturevalue("late") == os.getpid() != HOME
+        """
+    )
+    recorded = record("--mountns")
+    assert recorded["status"] == 0
+    teardowns = [e[7] for e in recorded["events"] if e[0] == "report" and e[2] == "teardown"]
+    assert all(["Captured stdout teardown", "ENDED HERE\n"] in sections for sections in teardowns)
+
+
+def test_a_directory_descriptor_of_a_wider_fixture_leads_inside(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+        from pathlib import Path
+
+        @pytest.fixture(scope="session")
+        def home():
+            fd = os.open(Path.home(), os.O_RDONLY)
+            yield fd
+            assert not (Path.home() / "by descriptor").exists()
+            os.close(fd)
+
+        def test_one(home):
+            os.close(os.open("by descriptor", os.O_CREAT | os.O_WRONLY, dir_fd=home))
+            assert (Path.home() / "by descriptor").exists()
+
+        def test_two(home):
+            assert not (Path.home() / "by descriptor").exists()
+        """
+    )
+    assert record("--mountns")["status"] == 0
+
+
+def test_a_mount_made_by_a_wider_fixture_is_seen(pytester: pytest.Pytester) -> None:
+    """The mount table is read again when it changes; the fixture mounts in a namespace of its own
+    that the whole pytest process was started in."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    pytester.makepyfile(
+        """
+        import ctypes, os, pytest
+
+        @pytest.fixture(scope="module")
+        def mounted(tmp_path_factory):
+            libc = ctypes.CDLL(None)
+            place = tmp_path_factory.mktemp("mounted")
+            assert libc.mount(b"x", bytes(place), b"tmpfs", 0, None) == 0
+            (place / "of the fixture").write_text("x")
+            yield place
+            assert os.listdir(place) == ["of the fixture"]
+            assert libc.umount(bytes(place)) == 0
+
+        def test_before(): pass
+
+        def test_sees_it(mounted):
+            assert os.listdir(mounted) == ["of the fixture"]
+            (mounted / "of the test").write_text("y")
+
+        def test_is_apart(mounted):
+            assert os.listdir(mounted) == ["of the fixture"]
+        """
+    )
+    result = pytester.run(
+        "unshare", "-m", "--propagation", "slave", sys.executable,
+        "-m", "pytest", "--mountns", "-q", "--basetemp=base",
+    )
+    assert result.ret == 0
