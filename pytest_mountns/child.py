@@ -140,7 +140,8 @@ class TestProcess:
         if self.sender.is_copy:
             # The test has forked and let the copy return: nobody waits for this one.
             os._exit(0)
-        self._phase[0] = LEAVING
+        if error is None or isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
+            self._phase[0] = LEAVING
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             if error is not None:

@@ -34,6 +34,7 @@ _LENGTH: Final = struct.Struct("!I")
 _CHUNK: Final = 1 << 18
 _SI_KERNEL: Final = 0x80
 _GRACE: Final = 0.2
+_LOOK_UP: Final = 50
 
 #: How far a test got: the values of the byte that parent and child share.
 SETUP, CALL, TEARDOWN, LEAVING = range(4)
@@ -206,9 +207,9 @@ class Receiver:
             gone = False
             while not gone:
                 try:
-                    # Without pidfds (before Linux 5.3) the child's end is looked for.
-                    quick = pidfd < 0 or self._pass_on_at is not None
-                    ready = {fd for fd, _ in poll.poll(50 if quick else None)}
+                    # Not for ever: a SIGINT that another thread has taken interrupts no system
+                    # call of this one, and before Linux 5.3 there are no pidfds.
+                    ready = {fd for fd, _ in poll.poll(_LOOK_UP)}
                     gone = self._is_gone() if pidfd < 0 else pidfd in ready
                 except KeyboardInterrupt:
                     # Another thread took the signal; nobody knows where it came from.

@@ -111,6 +111,7 @@ _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
         "choose a target that exists already, or one below a writable directory",
     ),
     ("mknod", errno.EPERM): ("a user namespace makes no device nodes", ""),
+    ("proc", errno.ENOENT): ("there is no /proc here", "mount -t proc proc /proc"),
     ("proc", errno.EPERM): (
         "the visible /proc is partly covered, as in a container, and the kernel shows a user no"
         " more of it",
@@ -135,6 +136,12 @@ def explain(number: int, user_namespace: bool, doing: Doing = "") -> tuple[str, 
         return ("the kernel has no such filesystem loaded", "sudo modprobe overlay")
     if number == errno.EROFS:
         return ("the place is read-only in the sandbox", "choose one below a writable directory")
+    if number == errno.EOVERFLOW:
+        return (
+            "the directory has an owner or group that the user namespace does not map, so nothing"
+            " can be made in it",
+            "choose a place in a directory of the user's own, or run as root",
+        )
     if number == errno.ENOSYS:
         return ("the kernel is too old, or a seccomp profile hides the call", "uname -r; use 5.11+")
     if number in (errno.EMFILE, errno.ENFILE):

@@ -98,6 +98,7 @@ def _probe_as(places: Sequence[str], *, user_namespace: bool) -> Findings:
     if not log.attempt(
         "read /proc/self/mountinfo",
         lambda: found.append(survey(user_namespace=user_namespace, places=places)),
+        doing="proc",
     ):
         return Findings(tuple(log.trials), None)
     matter = [os.path.realpath(place) for place in places]

@@ -17,7 +17,7 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, final, overload
+from typing import Final, Literal, final, overload
 
 Kind = Literal["added", "modified", "metadata", "replaced", "deleted", "renamed"]
 
@@ -25,6 +25,8 @@ Kind = Literal["added", "modified", "metadata", "replaced", "deleted", "renamed"
 _STRETCH = 4000
 _CHUNK = 1 << 20
 # The sandbox and the host go on living while they are read, and not all of it is for the caller.
+# The kernel's default overflowuid and overflowgid, user_namespaces(7).
+_NOBODY: Final = 65534
 _OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: what was a file when it was listed may be a FIFO when it is opened.
@@ -181,8 +183,10 @@ def read_changes(
 
     Nothing is written, and no access time below is touched where the caller may avoid it. The
     sandbox may be running: what vanishes meanwhile is passed over. A file that the caller may not
-    read is "modified" if its size or mtime differ; what an unreadable directory holds is not
-    listed. Raises OSError if an upper cannot be opened or read.
+    read is "modified" if its size or mtime differ; what an unreadable directory of the upper holds
+    is not listed; what an unsearchable one below holds counts as something else. The attributes of
+    symlinks and special files are read by way of /proc. Raises OSError if an upper cannot be opened
+    or anything cannot be read for a reason other than these.
     """
     quiet = frozenset(ignore)
     changes: list[Change] = []
@@ -264,7 +268,10 @@ class _Walk:
                 lower = None
         try:
             if kind is None and lower_fd is not None:
-                same = _same_stat(os.fstat(fd), os.fstat(lower_fd))
+                here, below = os.fstat(fd), os.fstat(lower_fd)
+                if directory.upper == self.overlay.upper:
+                    below = _owned_as_far_as_mapped(below, here)
+                same = _same_stat(here, below)
                 if not same or _visible(xattrs) != _visible(_xattrs(lower_fd)):
                     kind = "metadata"
             source = lower if kind == "renamed" else None
@@ -346,6 +353,16 @@ class _Walk:
             except _OUT_OF_REACH:
                 continue
         self.gone += [(f"{directory.path}/{name}", f"{lower}/{name}") for name in missing]
+
+
+def _owned_as_far_as_mapped(below: os.stat_result, here: os.stat_result) -> os.stat_result:
+    """The root of an upper was made by the user; an owner or group that the user namespace does
+    not map (it shows as nobody) could not be given to it, and is no change."""
+    fields = list(below)
+    for index, made in ((stat.ST_UID, here.st_uid), (stat.ST_GID, here.st_gid)):
+        if fields[index] == _NOBODY:
+            fields[index] = made
+    return os.stat_result(fields)
 
 
 def _compared(

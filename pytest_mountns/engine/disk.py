@@ -87,13 +87,13 @@ def _start_guard(base: str) -> int:
     guard = fork()
     if guard == 0:
         _stand_guard(parent, base)
+    # Not of pytest's process group: whoever kills that would kill the guard too.
+    os.setpgid(guard, guard)
     return guard
 
 
 def _stand_guard(parent: int, base: str) -> NoReturn:
     try:
-        # Not of pytest's process group: whoever kills that would kill the guard too.
-        os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         null = os.open(os.devnull, os.O_RDWR)

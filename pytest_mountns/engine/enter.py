@@ -195,18 +195,20 @@ class Sandbox:
 
     def _enter(self, cwd: str) -> None:
         """Build and pivot. Changes nothing of this object before it has worked."""
-        builder: Builder = NewApi() if self.plan.capabilities.new_api else Classic()
+        with _explained("read the mount table", self.plan.user_namespace, "proc"):
+            builder: Builder = NewApi() if self.plan.capabilities.new_api else Classic()
         building = Building(builder, self.plan)
         umask = os.umask(0)
         scratch = -1
         try:
-            scratch = high(open_scratch(builder, self.plan, self.directory))
-            os.fchdir(scratch)
-            building.carry_out([*self.plan.steps, *self._bound])
-            directories = _directory_descriptors(besides={self.scratch, scratch, builder.root})
+            with _explained("make a root", self.plan.user_namespace):
+                scratch = high(open_scratch(builder, self.plan, self.directory))
+                os.fchdir(scratch)
+                building.carry_out([*self.plan.steps, *self._bound])
+                directories = _directory_descriptors(besides={self.scratch, scratch, builder.root})
             with _explained("pivot into the new root", self.plan.user_namespace, "pivot"):
                 builder.pivot()
-            _reopen(directories)
+                _reopen(directories)
         except BaseException:
             for fd in (scratch, builder.root):
                 if fd >= 0:
@@ -303,11 +305,7 @@ def enter(plan: Plan, directory: str | None = None) -> Sandbox:
     with _signals_held():
         stage = enter_mount_namespace(plan.user_namespace)
         sandbox = Sandbox(plan, -1, stage, directory)
-        try:
-            sandbox._enter(cwd)
-        except OSError as error:
-            # Whoever called knows one kind of failure, and must hear of this one.
-            raise SandboxError("make a root", str(error)) from error
+        sandbox._enter(cwd)
     return sandbox
 
 

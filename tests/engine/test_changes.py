@@ -21,11 +21,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_mountns.engine import changes as changes_module
 from pytest_mountns.engine.changes import Change, Changes, Layered, read_changes
 
 T = TypeVar("T")
@@ -234,6 +236,13 @@ def skip_unless_permitted(act: Callable[[], T]) -> T:
         if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTSUP):
             raise
         pytest.skip(f"not permitted here: {error}")
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def rewrite(path: Path, content: str) -> None:
@@ -462,10 +471,7 @@ TYPES: dict[str, Make] = {"file": "x", "directory": None, "symlink": _symlink, "
 @pytest.mark.parametrize("old", TYPES)
 def test_another_type_is_replaced(diff: Diff, old: str, new: str) -> None:
     def act(root: Path) -> None:
-        if old == "directory":
-            shutil.rmtree(root / "p")
-        else:
-            (root / "p").unlink()
+        remove(root / "p")
         build(root, {"p": TYPES[new]})
         if new == "directory":
             (root / "p/new").touch()
@@ -567,6 +573,17 @@ def test_metadata_within_a_directory_made_anew(diff: Diff) -> None:
         (root / "d/sub").chmod(0o700)
 
     assert diff({"d/sub": None}, act) == {"/d": "replaced", "/d/sub": "metadata"}
+
+
+def test_a_directory_moved_into_one_made_anew_was_not_made_anew_itself(diff: Diff) -> None:
+    # It carries the opaque attribute from where it was made.
+    def act(root: Path) -> None:
+        build(root, {"new/f": "y"})
+        remake(root / "d", {})
+        (root / "new").rename(root / "d/sub")
+
+    changes = diff({"d/sub/f": "x", "d/sub/g": "x"}, act)
+    assert changes == {"/d": "replaced", "/d/sub/f": "modified", "/d/sub/g": "deleted"}
 
 
 def test_a_directory_in_place_of_a_symlink_to_one(diff: Diff) -> None:
@@ -908,6 +925,30 @@ def test_what_vanishes_while_it_is_read_is_passed_over(run: Run) -> None:
     assert run(job) == [Changes([Change("/kept", "deleted")])] * 200
 
 
+def test_what_vanishes_in_the_worst_moment_is_passed_over(run: Run) -> None:
+    def job(box: Box) -> Changes:
+        build(box.lower, {"below/f": "x", "cut": "x", "file": "x", "directory/f": "x"})
+        box.mount()
+        for name in ("below/f", "cut", "directory/f", "file"):
+            rewrite(box.merged / name, "y")
+
+        def stat_and_spoil(name: str, dir_fd: int) -> os.stat_result | None:
+            status = stat_below(name, dir_fd)
+            if name == "below":
+                shutil.rmtree(box.lower / name)
+            elif name == "cut":
+                os.truncate(box.lower / name, 0)
+            elif name in ("directory", "file"):
+                remove(box.scratch / "0/upper" / name)
+            return status
+
+        stat_below = changes_module._stat
+        with mock.patch.object(changes_module, "_stat", stat_and_spoil):
+            return box.changes()
+
+    assert run(job) == {"/below/f": "added", "/cut": "modified"}
+
+
 def test_an_upper_that_is_not_there_is_an_error(run: Run) -> None:
     def job(box: Box) -> Changes:
         box.overlays = [Layered("/", "nowhere/upper")]
@@ -1044,13 +1085,6 @@ operations = st.builds(
     st.sampled_from(["", "x", "y", "long"]),
     st.booleans(),
 )
-
-
-def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def make(path: Path, operation: Operation) -> None:

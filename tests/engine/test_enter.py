@@ -14,10 +14,12 @@ import shutil
 import signal
 import stat
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
+from pytest_mountns.engine import host as engine_host
 from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.enter import Sandbox
 from pytest_mountns.engine.errors import SandboxError
@@ -41,7 +43,6 @@ from .worlds import (
     remount,
     skip_unless,
     tree,
-    world_owner,
     write,
 )
 
@@ -92,11 +93,9 @@ def test_the_root_is_an_overlay_for_root_and_a_read_only_tree_for_a_user(
     assert mounts["/proc"] == "proc"
 
 
-def test_root_may_do_anything_below_the_root_and_the_host_sees_nothing(
-    api: str, mode: Mode
-) -> None:
-    if mode != "root":
-        pytest.skip("an ordinary user may not")
+def test_root_may_do_anything_below_the_root_and_the_host_sees_nothing(api: str) -> None:
+    mode: Mode = "root"
+    skip_unless(mode)
 
     def prepare() -> None:
         # Not the machine's own /etc, even if isolation failed.
@@ -255,9 +254,9 @@ def test_a_file_mounted_over_a_file_shows_its_content_and_keeps_it(mode: Mode, a
     in_world(host, mode, prepare)
 
 
-def test_a_huge_file_mounted_over_a_file_is_shown_without_a_copy(mode: Mode, api: str) -> None:
-    if mode == "user":
-        pytest.skip("a user's tree shows it as it is")
+def test_a_huge_file_mounted_over_a_file_is_shown_without_a_copy(api: str) -> None:
+    mode: Mode = "root"
+    skip_unless(mode)
 
     def prepare() -> None:
         write("below", "below")
@@ -853,6 +852,67 @@ def test_what_the_test_has_made_is_not_a_source(mode: Mode) -> None:
     in_world(lambda: in_sandbox(test, mode=mode), mode)
 
 
+def test_another_thread_may_bind(mode: Mode) -> None:
+    def test(sandbox: Sandbox) -> None:
+        here = os.getcwd()
+        thread = threading.Thread(target=lambda: sandbox.bind(f"{BASE}/v", f"{BASE}/t"))
+        thread.start()
+        thread.join()
+        assert content("t/file") == "x"
+        assert os.getcwd() == here
+        # With another one alive, too.
+        stop = threading.Event()
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+        sandbox.bind(f"{BASE}/v", f"{BASE}/u")
+        assert not sandbox.changes()
+        stop.set()
+        thread.join()
+        assert content("u/file") == "x"
+
+    def host() -> None:
+        write("v/file", "x")
+        in_sandbox(test, mode=mode)
+
+    in_world(host, mode)
+
+
+def test_a_chroot_of_the_test_is_kept(api: str) -> None:
+    skip_unless("root")
+
+    def test(sandbox: Sandbox) -> None:
+        os.chroot("jail")
+        os.chdir("/deep")
+        assert not sandbox.changes()
+        assert sorted(os.listdir("/")) == ["deep", "proc"]
+        assert os.getcwd() == "/deep"
+
+    def prepare() -> None:
+        mkdir("jail/deep")
+        mkdir("jail/proc")
+
+    def in_jail(sandbox: Sandbox) -> None:
+        bind("/proc", "jail/proc")
+        test(sandbox)
+
+    in_world(lambda: in_sandbox(in_jail, mode="root", api=api), "root", prepare)
+
+
+def test_without_proc_the_way_back_is_not_left() -> None:
+    mode: Mode = "root"
+    skip_unless(mode)
+
+    def test(sandbox: Sandbox) -> None:
+        mount_tmpfs("/proc")
+        inside = os.stat("/")
+        for action in (sandbox.changes, sandbox.reset, lambda: sandbox.bind(BASE, "/t")):
+            with pytest.raises(SandboxError, match="note the way back"):
+                action()
+        assert os.path.samestat(os.stat("/"), inside)
+
+    in_world(lambda: in_sandbox(test, mode=mode), mode)
+
+
 def test_signals_wait_while_the_host_is_in_view(mode: Mode) -> None:
     def test(sandbox: Sandbox) -> None:
         inside = os.readlink("/proc/self/ns/mnt")
@@ -976,10 +1036,9 @@ def test_a_reset_that_fails_leaves_the_sandbox_as_it_was(mode: Mode) -> None:
 # The machine changes.
 
 
-def test_a_mount_that_appears_is_in_the_next_plan(mode: Mode) -> None:
-    # In one process that may both mount and make sandboxes: root, or a user in a namespace.
-    if mode == "user":
-        pytest.skip("an ordinary user mounts nothing on the host")
+def test_a_mount_that_appears_is_in_the_next_plan() -> None:
+    mode: Mode = "root"
+    skip_unless(mode)
 
     def host() -> None:
         planner = Planner([BASE])
@@ -1000,9 +1059,9 @@ def test_a_mount_that_appears_is_in_the_next_plan(mode: Mode) -> None:
     in_world(host, mode)
 
 
-def test_a_late_mount_that_is_no_lower_is_shown_read_only(mode: Mode) -> None:
-    if mode == "user":
-        pytest.skip("an ordinary user mounts nothing on the host")
+def test_a_late_mount_that_is_no_lower_is_shown_read_only() -> None:
+    mode: Mode = "root"
+    skip_unless(mode)
 
     def nest(level: int) -> str:
         """An overlay on an overlay: the kernel stacks no third on it."""
@@ -1202,7 +1261,10 @@ def test_in_a_chroot_that_is_no_mountpoint_it_says_so() -> None:
     assert "mount --bind" in info.value.remedy
 
 
-def test_a_mount_whose_server_is_silent_stops_nothing(mode: Mode) -> None:
+def test_a_mount_whose_server_is_silent_stops_nothing(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_host, "_PATIENCE", 0.2)
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("needs /dev/fuse, and root to mount a filesystem that does not answer")
 

@@ -1,0 +1,191 @@
+"""Uppers on disk: they work, and nothing of them outlives the session."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_mountns.engine import disk
+from pytest_mountns.engine.enter import Sandbox
+from pytest_mountns.engine.errors import SandboxError
+from pytest_mountns.engine.spec import SandboxSpec
+
+from .worlds import BASE, Mode, content, host_unchanged, in_sandbox, in_world, write
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where uppers on disk are made in this test."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+def gone(path: Path | str) -> bool:
+    """Whether the path vanishes, now or soon."""
+    deadline = time.monotonic() + 20
+    while os.path.lexists(path):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def has_ended(process: int) -> bool:
+    ready, _, _ = select.select([process], [], [], 20)
+    return bool(ready)
+
+
+def test_an_upper_on_disk_takes_the_writes(mode: Mode, api: str) -> None:
+    def test(sandbox: Sandbox) -> None:
+        write("file", "changed")
+        os.mkdir("new")
+        os.unlink("removed")
+        assert sandbox.changes() == {
+            f"{BASE}/file": "modified",
+            f"{BASE}/new": "added",
+            f"{BASE}/removed": "deleted",
+        }
+        # The scratch is the directory on disk.
+        assert os.fstat(sandbox.scratch).st_ino == inode
+
+    inode = 0
+
+    def host() -> None:
+        nonlocal inode
+        write("file", "x")
+        write("removed", "x")
+        os.mkdir("/srv/uppers")
+        inode = os.stat("uppers").st_ino
+        spec = SandboxSpec(upper="disk")
+        in_sandbox(test, spec, mode=mode, api=api, directory=f"{BASE}/uppers")
+        assert content("file") == "x"
+        left = [f"{path}/work" for path, names, _ in os.walk("uppers") if "work" in names]
+        assert left
+        assert {stat.S_IMODE(os.stat(path).st_mode) for path in left} == {0}
+        disk.remove(f"{BASE}/uppers")
+        assert sorted(os.listdir(".")) == ["file", "removed"]
+
+    in_world(host, mode)
+
+
+def test_without_a_directory_it_says_so(mode: Mode) -> None:
+    def host() -> None:
+        in_sandbox(lambda _: None, SandboxSpec(upper="disk"), mode=mode)
+
+    with pytest.raises(SandboxError, match="needs a directory"):
+        in_world(host, mode)
+
+
+def test_uppers_are_removed_at_the_end(place: Path) -> None:
+    uppers = disk.DiskUppers()
+    try:
+        first, second = uppers.new(), uppers.new()
+        assert first != second
+        assert os.path.dirname(first) == os.path.dirname(second)
+        assert stat.S_IMODE(os.stat(os.path.dirname(first)).st_mode) == 0o700
+        os.makedirs(f"{first}/0.work/work")
+        os.chmod(f"{first}/0.work/work", 0)
+        guard = os.pidfd_open(uppers._guard)
+    finally:
+        uppers.close()
+    assert list(place.iterdir()) == []
+    assert has_ended(guard)
+    os.close(guard)
+
+
+def test_nothing_is_made_before_it_is_needed(place: Path) -> None:
+    disk.DiskUppers().close()
+    assert list(place.iterdir()) == []
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def _kill_group(pid: int) -> None:
+    os.killpg(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kill", [_kill, _kill_group])
+def test_uppers_are_removed_when_the_session_is_killed(
+    place: Path, kill: Callable[[int], None]
+) -> None:
+    reader, writer = os.pipe()
+    session = os.fork()
+    if session == 0:
+        try:
+            os.setpgid(0, 0)
+            uppers = disk.DiskUppers()
+            directory = uppers.new()
+            os.makedirs(f"{directory}/0.work/work/deep")
+            os.chmod(f"{directory}/0.work/work", 0)
+            os.write(writer, f"{uppers._guard}".encode())
+            signal.pause()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        guard = os.pidfd_open(int(os.read(reader, 100)))
+        assert [path.name[:15] for path in place.iterdir()] == ["mountns-uppers-"]
+    finally:
+        kill(session)
+        os.waitpid(session, 0)
+        os.close(reader)
+    assert has_ended(guard)
+    os.close(guard)
+    assert list(place.iterdir()) == []
+
+
+def test_removing_opens_what_is_closed_and_follows_no_link(mode: Mode) -> None:
+    def host() -> None:
+        write("outside/file", "x")
+        os.chmod("outside", 0o500)
+        write("u/closed/deep/file", "x")
+        os.symlink(f"{BASE}/outside", "u/closed/link")
+        os.symlink(f"{BASE}/outside", "u/link")
+        for path in ("u/closed/deep", "u/closed"):
+            os.chmod(path, 0)
+        before = os.stat("outside").st_mode
+        disk.remove(f"{BASE}/u")
+        assert os.listdir(".") == ["outside"]
+        assert os.stat("outside").st_mode == before
+        assert content("outside/file") == "x"
+
+    in_world(host, mode)
+
+
+def test_removing_what_is_not_there_is_fine(tmp_path: Path) -> None:
+    disk.remove(str(tmp_path / "missing"))
+
+
+def test_without_any_place_on_disk_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(SandboxError, match="no directory for an upper on disk") as info:
+        disk.DiskUppers().new()
+    assert "TMPDIR" in info.value.remedy
+
+
+def test_the_hosts_tree_is_not_written_to(mode: Mode, api: str) -> None:
+    def host() -> None:
+        write("file", "x")
+        os.mkdir("/srv/uppers")
+        spec = SandboxSpec(upper="disk")
+        with host_unchanged():
+            in_sandbox(
+                lambda _: write("file", "y"),
+                spec,
+                mode=mode,
+                api=api,
+                directory=f"{BASE}/uppers",
+            )
+            disk.remove(f"{BASE}/uppers")
+            os.mkdir("/srv/uppers")
+
+    in_world(host, mode)
