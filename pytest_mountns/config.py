@@ -70,9 +70,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     parser.addini("mountns", "run every test in a sandbox of its own", type="bool", default=False)
     parser.addini("mountns_process", "how tests are kept apart: fork", default="")
-    parser.addini(
-        "mountns_volumes", "SRC:DST[:ro] for every sandbox", type="linelist", default=[]
-    )
+    parser.addini("mountns_volumes", "SRC:DST[:ro] for every sandbox", type="linelist", default=[])
     parser.addini("mountns_unavailable", "skip or error", default="")
 
 
@@ -97,17 +95,22 @@ def session_keys(config: pytest.Config) -> dict[str, object]:
     Raises :class:`pytest.UsageError`.
     """
     process = _choice(config, "process", ("fork",), "fork")
-    texts = [*config.getini("mountns_volumes"), *(config.getoption("mountns_volume") or [])]
-    try:
-        volumes = tuple(Volume.parse(_expand(text), str(config.rootpath)) for text in texts)
-    except SpecError as error:
-        raise pytest.UsageError(f"--mountns-volume: {error}") from None
+    volumes: tuple[Volume, ...] = ()
+    for option, texts in (
+        ("mountns_volumes", config.getini("mountns_volumes")),
+        ("--mountns-volume", config.getoption("mountns_volume") or []),
+    ):
+        try:
+            more = tuple(Volume.parse(text, str(config.rootpath)) for text in texts)
+            # Together, so that two of one origin for the same place are refused.
+            SandboxSpec(volumes=more)
+        except SpecError as error:
+            raise pytest.UsageError(f"{option}: {error}") from None
+        volumes = _override(volumes, more)
     return {"process": process, "volumes": volumes}
 
 
-def _choice(
-    config: pytest.Config, name: str, valid: tuple[str, ...], default: str
-) -> str:
+def _choice(config: pytest.Config, name: str, valid: tuple[str, ...], default: str) -> str:
     value = config.getoption(f"mountns_{name}") or config.getini(f"mountns_{name}") or default
     if value not in valid:
         raise pytest.UsageError(
@@ -117,9 +120,7 @@ def _choice(
     return cast(str, value)
 
 
-def item_spec(
-    item: pytest.Item, session: Mapping[str, object]
-) -> SandboxSpec:
+def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
     """What marks and fixtures of ``item``, over the session's keys, add up to.
 
     The nearest mark wins, key by key; volumes of the session are added to a mark's own. Raises
@@ -140,12 +141,10 @@ def item_spec(
         try:
             keys[key] = read(value, item.config.rootpath)
         except (SpecError, TypeError, ValueError) as error:
-            _refuse(item, f"{key}={value!r}: {error}")
+            _refuse(item, f"{key}={value!r}: {str(error).removeprefix('mountns: ')}")
     if "volumes" in marked:
         own = cast("tuple[Volume, ...]", keys["volumes"])
-        targets = {volume.target for volume in own}
-        others = cast("tuple[Volume, ...]", session.get("volumes", ()))
-        keys["volumes"] = (*(v for v in others if v.target not in targets), *own)
+        keys["volumes"] = _override(cast("tuple[Volume, ...]", session["volumes"]), own)
     if "isolated_proc" in getattr(item, "fixturenames", ()):
         keys["pid"] = True
     try:
@@ -154,12 +153,16 @@ def item_spec(
         _refuse(item, str(error))
 
 
+def _override(volumes: tuple[Volume, ...], nearer: tuple[Volume, ...]) -> tuple[Volume, ...]:
+    """Both, but for one place the nearer one."""
+    targets = {volume.target for volume in nearer}
+    return (*(volume for volume in volumes if volume.target not in targets), *nearer)
+
+
 def _refuse(item: pytest.Item, problem: str) -> NoReturn:
-    raise pytest.UsageError(f"{item.nodeid}: @pytest.mark.mountns: {problem}")
-
-
-def _expand(text: str) -> str:
-    return os.path.expanduser(text) if text.startswith("~") else text
+    raise pytest.UsageError(
+        f"{item.nodeid}: @pytest.mark.mountns: {problem.removeprefix('mountns: ')}"
+    )
 
 
 def _process(value: object, base: Path) -> object:
@@ -180,7 +183,7 @@ def _one_of(value: object, *valid: str) -> object:
 
 def _volumes(value: object, base: Path) -> tuple[Volume, ...]:
     return tuple(
-        part if isinstance(part, Volume) else Volume.parse(_expand(_text(part)), str(base))
+        part if isinstance(part, Volume) else Volume.parse(_text(part), str(base))
         for part in _list(value)
     )
 

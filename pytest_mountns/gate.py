@@ -128,9 +128,7 @@ class Gate:
             self._finish(passage, item, nextitem)
         return result
 
-    def _finish(
-        self, passage: Passage, item: pytest.Item, nextitem: pytest.Item | None
-    ) -> None:
+    def _finish(self, passage: Passage, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         internals.drop(item)
         if item.session.shouldfail or item.session.shouldstop:
             nextitem = None
@@ -225,11 +223,13 @@ class Passage:
         try:
             return self._gate.planner.plan(self._gate.spec(self._item))
         except pytest.UsageError as error:
-            pytest.fail(str(error), pytrace=False)
+            problem: pytest.UsageError | SandboxError = error
         except SandboxError as error:
-            self._refuse(error)
+            problem = error
+        # Not in the handler: the report would say it twice.
+        self._refuse(problem)
 
-    def _refuse(self, error: SandboxError) -> NoReturn:
+    def _refuse(self, error: SandboxError | pytest.UsageError) -> NoReturn:
         """Skip where the machine cannot and that is allowed; fail otherwise. Never run bare."""
         __tracebackhide__ = True
         if isinstance(error, Unavailable) and self._gate.policy == "skip":
@@ -267,9 +267,7 @@ class Passage:
                     return
                 self.delegated = True
                 theirs.close()
-                receiver = relay.Receiver(
-                    ours, child, gate.phase, apart=plan.pid_namespace
-                )
+                receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
@@ -341,9 +339,7 @@ class Passage:
             )
         elif name in ("logstart", "logfinish"):
             nodeid, location = content
-            self._held.append(
-                (f"pytest_runtest_{name}", {"nodeid": nodeid, "location": location})
-            )
+            self._held.append((f"pytest_runtest_{name}", {"nodeid": nodeid, "location": location}))
         elif name == "refused":
             unavailable, *texts = content
             self._refusal = (Unavailable if unavailable else SandboxError)(*texts)

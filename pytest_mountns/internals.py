@@ -67,9 +67,7 @@ def fill_wider_fixtures(item: pytest.Item) -> None:
     for name in cast(Any, item).fixturenames:
         if name in funcargs or name not in definitions:
             continue
-        scope = (
-            parametrized[name].value if name in parametrized else definitions[name][-1].scope
-        )
+        scope = parametrized[name].value if name in parametrized else definitions[name][-1].scope
         if scope != "function" and (scope != "class" or has_class):
             funcargs[name] = request.getfixturevalue(name)
 
@@ -166,9 +164,7 @@ def tear_down_wider(
     return call, sections
 
 
-def run_in_protocol(
-    item: pytest.Item, nextitem: pytest.Item | None, instead: object
-) -> None:
+def run_in_protocol(item: pytest.Item, nextitem: pytest.Item | None, instead: object) -> None:
     """Run the plugin ``instead`` within the wrappers that pytest itself puts around an item."""
     hook = _own_hook(item, "pytest_runtest_protocol", besides=instead)
     hook(item=item, nextitem=nextitem)
@@ -268,9 +264,7 @@ def _subtest_id(item: pytest.Item) -> object:
     return cast(Any, item).id if has_node_ids else item.nodeid
 
 
-def failed_report(
-    item: pytest.Item, message: str, phase: Phase, stop: float
-) -> pytest.TestReport:
+def failed_report(item: pytest.Item, message: str, phase: Phase, stop: float) -> pytest.TestReport:
     """A report of the parent's own, by no plugin's ``makereport``. An xfail mark applies."""
     report = pytest.TestReport.from_item_and_call(item, _call(message, phase))
     reason = expects_failure(item)

@@ -91,9 +91,7 @@ class Hooks:
         if self._gate.process is not None:
             self._gate.process.take_terminal()
 
-    def pytest_runtest_logstart(
-        self, nodeid: str, location: tuple[str, int | None, str]
-    ) -> None:
+    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         if self._gate.process is not None:
             self._gate.process.sender.send("logstart", nodeid, location)
 
@@ -101,9 +99,7 @@ class Hooks:
         if self._gate.process is not None:
             self._gate.process.report(report)
 
-    def pytest_runtest_logfinish(
-        self, nodeid: str, location: tuple[str, int | None, str]
-    ) -> None:
+    def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         if self._gate.process is not None:
             self._gate.process.sender.send("logfinish", nodeid, location)
 

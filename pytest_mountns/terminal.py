@@ -53,9 +53,7 @@ def doctor(config: pytest.Config) -> int:
     return 0 if possible else 1
 
 
-def explain_failure(
-    report: pytest.TestReport, error: BaseException, sandbox: Sandbox
-) -> None:
+def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
     """A section for an OSError that the sandbox may be the reason of."""
     if not isinstance(error, OSError) or not sandbox.plan.user_namespace:
         return

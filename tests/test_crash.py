@@ -14,14 +14,14 @@ Record = Callable[..., dict[str, Any]]
 
 
 def reports(recorded: dict[str, Any]) -> list[tuple[str, str, str]]:
-    return [
-        (e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"
-    ]
+    return [(e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"]
 
 
 def text_of(recorded: dict[str, Any], test: str) -> str:
     found = [
-        e for e in recorded["events"] if e[0] == "report" and e[1].endswith(test) and e[3] != "passed"
+        e
+        for e in recorded["events"]
+        if e[0] == "report" and e[1].endswith(test) and e[3] != "passed"
     ]
     assert len(found) == 1
     return str(found[0][6])

@@ -79,7 +79,9 @@ def test_subtests(pytester: pytest.Pytester, record: Record) -> None:
 
 
 def test_doctests(pytester: pytest.Pytester, record: Record) -> None:
-    pytester.makepyfile('def f():\n    """\n    >>> f()\n    1\n    >>> 2\n    3\n    """\n    return 1')
+    pytester.makepyfile(
+        'def f():\n    """\n    >>> f()\n    1\n    >>> 2\n    3\n    """\n    return 1'
+    )
     pytester.maketxtfile(">>> 1 + 1\n2\n")
     options = ("--doctest-modules", "--doctest-glob=*.txt")
     same(record("-p", "no:mountns", *options), record("--mountns", *options))
@@ -122,9 +124,7 @@ def test_items_that_are_not_python(pytester: pytest.Pytester, record: Record) ->
 
 
 @pytest.mark.parametrize("options", [("-x",), ("--capture=sys",), ("-s",)])
-def test_with_options(
-    pytester: pytest.Pytester, record: Record, options: tuple[str, ...]
-) -> None:
+def test_with_options(pytester: pytest.Pytester, record: Record, options: tuple[str, ...]) -> None:
     pytester.makepyfile(SUITE)
     same(record("-p", "no:mountns", *options), record("--mountns", *options))
 
@@ -141,9 +141,7 @@ def test_warnings_turned_to_errors(pytester: pytest.Pytester, record: Record) ->
     same(record("-p", "no:mountns", "-Werror"), record("--mountns", "-Werror"))
 
 
-def test_threads_of_the_parent_raise_no_warning(
-    pytester: pytest.Pytester, record: Record
-) -> None:
+def test_threads_of_the_parent_raise_no_warning(pytester: pytest.Pytester, record: Record) -> None:
     """Python 3.12 and later warn of a fork with threads alive; ours is a safe one."""
     pytester.makepyfile(
         """
@@ -181,7 +179,9 @@ def test_random_numbers_are_as_seeded(pytester: pytest.Pytester, record: Record)
             random.seed(5)
         """
     )
-    pytester.makepyfile("import random\ndef test_it(): assert random.random() == random.Random(5).random()")
+    pytester.makepyfile(
+        "import random\ndef test_it(): assert random.random() == random.Random(5).random()"
+    )
     assert record("--mountns")["status"] == 0
 
 

@@ -80,7 +80,9 @@ def test_timeout_ends_the_test_and_not_the_session(
         """
     )
     recorded = record(f"--timeout-method={method}")
-    reports = [(e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"]
+    reports = [
+        (e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"
+    ]
     assert ("test_slow", "call", "failed") in reports
     assert ("test_next", "call", "passed") in reports
 

@@ -45,9 +45,7 @@ def test_once_and_in_the_parent(pytester: pytest.Pytester, record: Record) -> No
     assert record("--mountns")["status"] == 0
 
 
-def test_state_of_a_test_does_not_reach_the_next(
-    pytester: pytest.Pytester, record: Record
-) -> None:
+def test_state_of_a_test_does_not_reach_the_next(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile(
         """
         import os, sys
@@ -151,7 +149,15 @@ def test_a_mount_made_by_a_wider_fixture_is_seen(pytester: pytest.Pytester) -> N
         """
     )
     result = pytester.run(
-        "unshare", "-m", "--propagation", "slave", sys.executable,
-        "-m", "pytest", "--mountns", "-q", "--basetemp=base",
+        "unshare",
+        "-m",
+        "--propagation",
+        "slave",
+        sys.executable,
+        "-m",
+        "pytest",
+        "--mountns",
+        "-q",
+        "--basetemp=base",
     )
     assert result.ret == 0

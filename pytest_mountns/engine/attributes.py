@@ -35,13 +35,3 @@ def copy_attributes(source: str, target: str, *, own: bool) -> None:
             except OSError:
                 pass
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def fingerprint(directory: int) -> tuple[object, ...]:
-    """Mode, owner and extended attributes of an open directory, to be compared."""
-    status = os.fstat(directory)
-    values = {}
-    for name in os.listxattr(directory):
-        if not name.startswith(_OVERLAY):
-            values[name] = os.getxattr(directory, name)
-    return status.st_mode, status.st_uid, status.st_gid, values

@@ -18,7 +18,7 @@ from typing import Final, final
 from . import syscalls as sys
 from .advice import Doing, explain
 from .assemble import gather
-from .attributes import copy_attributes, fingerprint
+from .attributes import copy_attributes
 from .builders import NOSUID_NODEV, Builder
 from .errors import SandboxError, errno_name
 from .mountinfo import is_below
@@ -79,8 +79,7 @@ class Building:
     """Makes the root and everything in it.
 
     ``created``: the paths that were made to be mounted on. ``overlays``: what was mounted, which
-    is more than the plan says where directories had to be assembled. ``unlike``: by target, the
-    attributes of the uppers whose owner could not be the lower's.
+    is more than the plan says where directories had to be assembled.
     """
 
     def __init__(self, builder: Builder, plan: Plan) -> None:
@@ -88,7 +87,6 @@ class Building:
         self._plan = plan
         self.created: set[str] = set()
         self.overlays: list[Overlay] = []
-        self.unlike: dict[str, tuple[object, ...]] = {}
         self._covers: list[str] = []
 
     def carry_out(self, steps: Iterable[Step]) -> None:
@@ -146,10 +144,6 @@ class Building:
             options.append(("volatile", None))
         self._builder.overlay(step, options)
         self.overlays.append(step)
-        if self._plan.user_namespace and os.stat(step.target).st_uid != os.geteuid():
-            fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self.unlike[step.target] = fingerprint(fd)
-            os.close(fd)
 
     def _assemble(self, step: Assemble) -> None:
         lower = f"{step.name}.lower"

@@ -24,9 +24,9 @@ Kind = Literal["added", "modified", "metadata", "replaced", "deleted", "renamed"
 # Below PATH_MAX (4096 bytes with the NUL); longer paths are opened in stretches.
 _STRETCH = 4000
 _CHUNK = 1 << 20
-# The sandbox and the host go on living while they are read, and not all of it is for the caller.
 # The kernel's default overflowuid and overflowgid, user_namespaces(7).
 _NOBODY: Final = 65534
+# The sandbox and the host go on living while they are read, and not all of it is for the caller.
 _OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: what was a file when it was listed may be a FIFO when it is opened.

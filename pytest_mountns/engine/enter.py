@@ -25,10 +25,9 @@ from typing import Final, final
 
 from . import syscalls as sys
 from .advice import Doing, explain
-from .attributes import fingerprint
 from .build import Building, make_target, open_scratch
 from .builders import Builder, Classic, NewApi, set_read_only
-from .changes import Change, Changes, Layered, read_changes
+from .changes import Changes, Layered, read_changes
 from .errors import SandboxError, Unavailable
 from .plan import Bind, Plan
 
@@ -107,7 +106,6 @@ class Sandbox:
     directory: str | None = None
     created: set[str] = field(default_factory=set)
     overlays: list[Layered] = field(default_factory=list)
-    _unlike: dict[str, tuple[object, ...]] = field(default_factory=dict)
     _bound: list[Bind] = field(default_factory=list)
 
     def changes(self) -> Changes:
@@ -118,7 +116,7 @@ class Sandbox:
         with _privileged(), self._on_stage():
             lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            changes = read_changes(
+            return read_changes(
                 self.overlays,
                 upper_fd=self.scratch,
                 lower_fd=lower,
@@ -127,21 +125,6 @@ class Sandbox:
             )
         finally:
             os.close(lower)
-        return Changes(change for change in changes if not self._is_of_our_making(change))
-
-    def _is_of_our_making(self, change: Change) -> bool:
-        """Whether it is only that a user namespace cannot keep the owner of an overlay's root."""
-        made = self._unlike.get(change.path)
-        if made is None or change.kind != "metadata":
-            return False
-        upper = next(o.upper for o in self.overlays if o.mountpoint == change.path)
-        with _privileged():
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            directory = os.open(upper, flags, dir_fd=self.scratch)
-            try:
-                return fingerprint(directory) == made
-            finally:
-                os.close(directory)
 
     def bind(self, source: str, target: str, *, read_only: bool = False) -> None:
         """Bind-mount the host's ``source`` at ``target``, now; writes persist on the host.
@@ -217,7 +200,6 @@ class Sandbox:
         finally:
             os.umask(umask)
         self.scratch, self.created = scratch, building.created
-        self._unlike = building.unlike
         self.overlays = [Layered(o.target, f"{o.name}.upper") for o in building.overlays]
         try:
             os.chdir(cwd)

@@ -82,7 +82,8 @@ class Volume:
     def parse(cls, text: str, base: str = "/") -> Volume:
         """Read ``SRC:DST[:ro|rw]`` or ``SRC[:ro|rw]`` (same place); ``\\:`` is a colon in a path.
 
-        A relative source is taken from ``base``, an absolute directory.
+        A relative source is taken from ``base``, an absolute directory; ``~`` is the home
+        directory.
         """
         fields = [part.replace("\\:", ":") for part in re.split(r"(?<!\\):", text)]
         mode = fields.pop() if len(fields) > 1 and fields[-1] in ("ro", "rw") else "rw"
@@ -90,7 +91,7 @@ class Volume:
             raise SpecError(
                 f"{text!r} is no volume", remedy='write "SRC:DST" or "SRC:DST:ro", as with Docker'
             )
-        source = posixpath.normpath(posixpath.join(base, fields[0]))
+        source = posixpath.normpath(posixpath.join(base, posixpath.expanduser(fields[0])))
         return cls(source, fields[1] if len(fields) == 2 else source, mode == "ro")
 
     def __str__(self) -> str:

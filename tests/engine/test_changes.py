@@ -600,6 +600,26 @@ def test_the_root_itself_has_metadata(diff: Diff) -> None:
     assert diff({}, lambda root: root.chmod(0o700)) == {"/": "metadata"}
 
 
+def test_an_owner_that_could_not_be_given_to_the_root_is_no_change(run: Run) -> None:
+    def job(box: Box) -> Sequence[Changes]:
+        os.chown(box.lower, 12, 12)
+        build(box.lower, {"d": None})
+        box.mount()
+        seen = box.changes()
+        # From here on 12 is nobody, as root is for an ordinary user.
+        _checked(libc.unshare(CLONE_NEWUSER), "unshare")
+        for name, content in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
+            Path("/proc/self", name).write_text(content)
+        unmapped = box.changes()
+        Path("0/upper").chmod(0o700)
+        return seen, unmapped, box.changes()
+
+    seen, unmapped, changed = skip_unless_permitted(lambda: run(job))
+    assert seen == {"/": "metadata"}
+    assert unmapped == {}
+    assert changed == {"/": "metadata"}
+
+
 def test_a_directory_that_may_not_be_read_is_still_told_about(run: Run) -> None:
     def job(box: Box) -> Changes:
         build(box.lower, {"d/f": "x", "hidden/f": "x"})

@@ -22,7 +22,7 @@ import pytest
 from pytest_mountns.engine import host as engine_host
 from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.enter import Sandbox
-from pytest_mountns.engine.errors import SandboxError
+from pytest_mountns.engine.errors import SandboxError, Unavailable
 from pytest_mountns.engine.mountinfo import read, visible
 from pytest_mountns.engine.planner import Planner
 from pytest_mountns.engine.spec import SandboxSpec, Tmpfs, Volume
@@ -850,6 +850,15 @@ def test_what_the_test_has_made_is_not_a_source(mode: Mode) -> None:
             sandbox.bind(f"{BASE}/mine", f"{BASE}/t")
 
     in_world(lambda: in_sandbox(test, mode=mode), mode)
+
+
+def test_before_the_new_mount_api_nothing_can_be_bound_later(mode: Mode) -> None:
+    def test(sandbox: Sandbox) -> None:
+        sandbox.bind(f"{BASE}/v", f"{BASE}/t")
+
+    with pytest.raises(Unavailable, match=r"before Linux 5\.12") as info:
+        in_world(lambda: in_sandbox(test, mode=mode, api="classic"), mode)
+    assert "volumes=" in info.value.remedy
 
 
 def test_another_thread_may_bind(mode: Mode) -> None:
