@@ -71,14 +71,19 @@ class TestProcess:
         try:
             self._sandbox = self._enter(directory)
         except SandboxError as error:
-            unavailable = isinstance(error, Unavailable)
-            self.sender.send(
-                "refused", unavailable, error.tried, error.kernel, error.cause, error.remedy
-            )
-            os._exit(0)
+            self._refuse(error)
+        except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
+            self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
         self.sender.send("entered", descriptor=self._sandbox.scratch)
         if self._inheritance.timer[0]:
             signal.setitimer(signal.ITIMER_REAL, *self._inheritance.timer)
+
+    def _refuse(self, error: SandboxError) -> NoReturn:
+        try:
+            texts = (error.tried, error.kernel, error.cause, error.remedy)
+            self.sender.send("refused", isinstance(error, Unavailable), *texts)
+        finally:
+            os._exit(0)
 
     def _enter(self, directory: str | None) -> Sandbox:
         plan = self._plan

@@ -27,9 +27,10 @@ from . import syscalls as sys
 from .advice import Doing, explain
 from .build import Building, make_target, open_scratch
 from .builders import Builder, Classic, NewApi, set_read_only
-from .changes import Changes, Layered, read_changes
+from .changes import Changes
 from .errors import SandboxError, Unavailable
 from .plan import Bind, Plan
+from .upper import Layered, read_changes
 
 # High, so that descriptors a test opens have the numbers they have without us.
 _FD_FLOOR: Final = 500

@@ -27,8 +27,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_mountns.engine import changes as changes_module
-from pytest_mountns.engine.changes import Change, Changes, Layered, read_changes
+from pytest_mountns.engine import upper as upper_module
+from pytest_mountns.engine.changes import Change, Changes
+from pytest_mountns.engine.upper import Layered, read_changes
 
 T = TypeVar("T")
 
@@ -962,8 +963,8 @@ def test_what_vanishes_in_the_worst_moment_is_passed_over(run: Run) -> None:
                 remove(box.scratch / "0/upper" / name)
             return status
 
-        stat_below = changes_module._stat
-        with mock.patch.object(changes_module, "_stat", stat_and_spoil):
+        stat_below = upper_module._stat
+        with mock.patch.object(upper_module, "_stat", stat_and_spoil):
             return box.changes()
 
     assert run(job) == {"/below/f": "added", "/cut": "modified"}
