@@ -153,7 +153,9 @@ def test_volumes_in_the_middle(pytester: pytest.Pytester, record: Record, tmp_pa
         from pathlib import Path
         from pytest_mountns import SandboxError
 
-        SOURCE, SINGLE, HOME = Path({str(source)!r}), Path({str(tmp_path / "single")!r}), Path.home()
+        SOURCE = Path({str(source)!r})
+        SINGLE = Path({str(tmp_path / "single")!r})
+        HOME = Path.home()
 
         def test_read_write(bind_volume):
             target = bind_volume(SOURCE, HOME / "made" / "for it")

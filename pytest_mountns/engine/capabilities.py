@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn, TypeAlias, final
 
 from . import syscalls as sys
 from .advice import Doing, explain
-from .builders import Builder, Classic, NewApi
+from .builders import Builder, Classic, NewApi, set_read_only
 from .enter import enter, enter_mount_namespace, enter_user_namespace
 from .errors import SandboxError, SyscallError, errno_name
 from .host import survey
@@ -203,12 +203,15 @@ def _use_new_api() -> None:
     """Every call of it that :class:`.build.NewApi` rests on, the youngest (5.12) last."""
     context = sys.fsopen("tmpfs")
     sys.fsconfig_create(context, "tmpfs")
-    mount = sys.fsmount(context, 0)
+    os.close(sys.fsmount(context, 0))
     os.close(context)
-    tree = sys.open_tree(mount, "", sys.OPEN_TREE_CLONE | sys.AT_EMPTY_PATH)
-    sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH | sys.AT_RECURSIVE, sys.MOUNT_ATTR_RDONLY)
-    os.close(mount)
-    os.close(tree)
+    # Of an attached tree: before Linux 6.15 a detached one cannot be cloned.
+    flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
+    tree = sys.open_tree(sys.AT_FDCWD, "/proc", flags)
+    try:
+        set_read_only(tree)
+    finally:
+        os.close(tree)
 
 
 def _try_overlay(builder: Builder, capabilities: Capabilities) -> None:

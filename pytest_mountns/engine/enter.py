@@ -269,12 +269,13 @@ def _way_back(user_namespace: bool) -> Iterator[_WayBack]:
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """No signal handler runs, but for signals that another thread of the test takes."""
-    # Handlers of what came before run here, in pthread_sigmask itself.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = sys.block_all_signals()
     try:
+        # What came before is handled here: not later, on the stage.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ())
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        sys.set_signal_mask(before)
 
 
 def enter(plan: Plan, directory: str | None = None) -> Sandbox:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
 from typing import Final
 
@@ -70,6 +71,8 @@ _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
 _SYS_MOUNT_SETATTR: Final = 442
 
+# sigset_t of glibc and musl.
+_SIGSET_SIZE: Final = 128
 _CAP_VERSION_3: Final = 0x20080522
 
 
@@ -94,6 +97,7 @@ _libc.pivot_root.argtypes = [_str, _str]
 _libc.prctl.argtypes = [_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 _libc.capget.argtypes = [_str, ctypes.c_void_p]
 _libc.capset.argtypes = [_str, _str]
+_libc.pthread_sigmask.argtypes = [_int, _str, ctypes.c_void_p]
 _libc.signalfd.argtypes = [_int, ctypes.c_void_p, _int]
 _libc.syscall.restype = _long
 
@@ -262,9 +266,28 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
         raise _fail("capset()")
 
 
+def block_all_signals() -> bytes:
+    """pthread_sigmask(3) of this thread: block every signal. Returns the mask before.
+
+    Not the standard library's: that builds a set of 64 enumeration members, twice.
+    """
+    before = ctypes.create_string_buffer(_SIGSET_SIZE)
+    number = _libc.pthread_sigmask(signal.SIG_SETMASK, b"\xff" * _SIGSET_SIZE, before)
+    if number:
+        raise SyscallError(number, "pthread_sigmask()")
+    return before.raw
+
+
+def set_signal_mask(mask: bytes) -> None:
+    """pthread_sigmask(3) of this thread, to what :func:`block_all_signals` has given."""
+    number = _libc.pthread_sigmask(signal.SIG_SETMASK, mask, None)
+    if number:
+        raise SyscallError(number, "pthread_sigmask()")
+
+
 def signalfd(signals: frozenset[int]) -> int:
     """signalfd(2): a non-blocking descriptor that reads the given pending signals."""
-    mask = ctypes.create_string_buffer(128)
+    mask = ctypes.create_string_buffer(_SIGSET_SIZE)
     for number in signals:
         byte, bit = divmod(number - 1, 8)
         mask[byte] = bytes([mask.raw[byte] | 1 << bit])
