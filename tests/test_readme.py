@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 def _blocks(language: str) -> list[str]:
     text = (ROOT / "README.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [content for kind, content in blocks if kind == language]
 
 
 def test_the_startling_test_is_an_example() -> None:
