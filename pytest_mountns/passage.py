@@ -95,7 +95,7 @@ class Passage:
 
     def _refuse(self, error: SandboxError | pytest.UsageError) -> NoReturn:
         """Skip where the machine cannot and that is allowed; fail otherwise. Never run bare."""
-        __tracebackhide__ = True
+        # This frame stays visible: where all are hidden, pytest says so below the message.
         if isinstance(error, Unavailable) and self._gate.policy == "skip":
             internals.skip_item(str(error))
         pytest.fail(str(error), pytrace=False)
