@@ -72,6 +72,14 @@ def fill_wider_fixtures(item: pytest.Item) -> None:
             funcargs[name] = request.getfixturevalue(name)
 
 
+def choose_basetemp(config: pytest.Config) -> None:
+    """Have the directory of ``tmp_path`` chosen, once, in the parent.
+
+    Each child would choose its own, and clean up those of others.
+    """
+    cast(Any, config)._tmp_path_factory.getbasetemp()
+
+
 def skip_item(reason: str) -> NoReturn:
     """Skip, located at the test and not in here (``skip.Exception`` has a private switch)."""
     __tracebackhide__ = True

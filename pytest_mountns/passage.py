@@ -56,7 +56,7 @@ class Passage:
         self._held: list[_Event] = []
         self._refusal: SandboxError | None = None
         self._death: _Death | None = None
-        self._internal_error: str | None = None
+        self._internal_error: Exception | None = None
 
     def setup(self) -> None:
         """In place of the item's setup."""
@@ -105,8 +105,7 @@ class Passage:
         __tracebackhide__ = True
         gate, item = self._gate, self._item
         if not _TEMPORARY.isdisjoint(getattr(item, "fixturenames", ())):
-            # Chosen once, in the parent: each child would choose its own and clean up others'.
-            item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+            internals.choose_basetemp(item.config)
         gate.freeze()
         gate.phase[0] = relay.SETUP
         faulthandler.cancel_dump_traceback_later()
@@ -117,9 +116,8 @@ class Passage:
         ours, theirs = relay.pair()
         status_reader, status_writer = os.pipe()
         inheritance = Inheritance(os.getpid(), theirs, status_writer, timer, random.getstate())
-        held = relay.InterruptsHeld()
         try:
-            with held as interrupts:
+            with relay.Interrupts() as interrupts:
                 child = _fork()
                 if child == 0:
                     ours.close()
@@ -127,7 +125,7 @@ class Passage:
                     gate.process = TestProcess(item, plan, inheritance, gate.phase)
                     gate.process.begin(gate.hooks, directory)
                     # Only now: a Ctrl-C during the way in ends the test, not the way.
-                    held.release()
+                    interrupts.release()
                     return
                 self.delegated = True
                 theirs.close()
@@ -151,7 +149,11 @@ class Passage:
         raise internals.Delegated("the test has run in a process of its own")
 
     def _listen(
-        self, receiver: relay.Receiver, interrupts: int, child: int, status_reader: int
+        self,
+        receiver: relay.Receiver,
+        interrupts: relay.Interrupts,
+        child: int,
+        status_reader: int,
     ) -> None:
         """Relay until the child has left or died, and reap it."""
         __tracebackhide__ = True
@@ -166,14 +168,21 @@ class Passage:
                     else:
                         self._hear(name, *content)
             ended = True
+        except pytest.exit.Exception:
+            raise
+        except Exception as error:  # noqa: BLE001 - of whichever reporter
+            # Not raised here: it would count as an error of the test's setup.
+            self._internal_error = error
         finally:
             if not ended:
                 # A reporter failed here: without its parent the test has no business to go on.
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
-            if self._gate.foreground:
-                # A debugger in a test with pid=True has taken the terminal.
+            if self._gate.foreground and receiver.apart:
+                # A debugger in the test has taken the terminal.
                 take_terminal()
+        if self._internal_error is not None:
+            return
         if last_words is None and self._refusal is None:
             how = _describe(_test_status(status_reader, status))
             out, err = internals.captured_so_far(config)
@@ -226,7 +235,7 @@ class Passage:
             reason, code = content
             raise pytest.exit.Exception(reason, int(code) if code else None)
         if name == "error":
-            self._internal_error = content[0]
+            self._internal_error = InternalErrorInTestProcess(content[0])
             return
         raise KeyboardInterrupt
 
@@ -236,7 +245,7 @@ class Passage:
         ``wider``: tear down first what ends with the item.
         """
         if self._internal_error is not None:
-            raise InternalErrorInTestProcess(self._internal_error)
+            raise self._internal_error
         if self._death is not None:
             self._log_held()
             self._report_death(self._death)

@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -188,35 +189,29 @@ class Receiver:
         self._test = child
         self._buffer = bytearray()
         self._phase = phase
-        self._apart = apart
+        self.apart = apart
         self._pass_on_at: float | None = None
         self.descriptor = -1
         self.interrupted = False
 
-    def frames(self, interrupts: int) -> Iterator[tuple[Any, ...]]:
+    def frames(self, interrupts: Interrupts) -> Iterator[tuple[Any, ...]]:
         """Every whole frame, "leave" the last. Without it, the child is dead when this ends.
 
-        ``interrupts`` as from :class:`InterruptsHeld`. A Ctrl-C reaches the child as well and is
-        for it to answer; a SIGINT sent to this process alone is passed on.
+        A Ctrl-C reaches the child as well and is for it to answer; a SIGINT sent to this process
+        alone is passed on.
         """
         with _pidfd(self._child) as pidfd:
             poll = select.poll()
-            for fd in (self._socket.fileno(), interrupts, pidfd):
+            for fd in (self._socket.fileno(), interrupts.descriptor, pidfd):
                 if fd >= 0:
                     poll.register(fd, select.POLLIN)
             gone = False
             while not gone:
-                try:
-                    # Not for ever: a SIGINT that another thread has taken interrupts no system
-                    # call of this one, and before Linux 5.3 there are no pidfds.
-                    ready = {fd for fd, _ in poll.poll(_LOOK_UP)}
-                    gone = self._is_gone() if pidfd < 0 else pidfd in ready
-                except KeyboardInterrupt:
-                    # Another thread took the signal; nobody knows where it came from.
-                    self._pass_on_soon()
-                    continue
-                if interrupts in ready:
-                    self._take_interrupt(interrupts)
+                # Not for ever: a SIGINT that another thread has taken interrupts no system call
+                # of this one, and before Linux 5.3 there are no pidfds.
+                ready = {fd for fd, _ in poll.poll(_LOOK_UP)}
+                gone = self._is_gone() if pidfd < 0 else pidfd in ready
+                self._take_interrupt(interrupts)
                 self._pass_on()
                 if gone or self._socket.fileno() in ready:
                     ended = self._receive(everything=gone)
@@ -230,14 +225,18 @@ class Receiver:
                         # Closed by the test; its process may live on.
                         poll.unregister(self._socket.fileno())
 
-    def _take_interrupt(self, interrupts: int) -> None:
+    def _take_interrupt(self, interrupts: Interrupts) -> None:
+        if interrupts.noted:
+            interrupts.noted = False
+            self._pass_on_soon()
+        if interrupts.descriptor < 0:
+            return
         try:
-            info = os.read(interrupts, 128)
+            info = os.read(interrupts.descriptor, 128)
         except BlockingIOError:
-            # Another thread was faster; it raises KeyboardInterrupt in the next poll.
             return
         (code,) = struct.unpack_from("i", info, 8)
-        if code != _SI_KERNEL or self._apart:
+        if code != _SI_KERNEL or self.apart:
             self._pass_on_soon()
         elif self._phase[0] > CALL:
             # From the terminal, to both; the child may be past answering.
@@ -247,7 +246,7 @@ class Receiver:
         # Not at once: sent to the whole process group, the child has it already, and a second
         # one would interrupt the teardown that answers the first.
         if self._pass_on_at is None:
-            self._pass_on_at = time.monotonic() + (0 if self._apart else _GRACE)
+            self._pass_on_at = time.monotonic() + (0 if self.apart else _GRACE)
 
     def _pass_on(self) -> None:
         if self._pass_on_at is None or time.monotonic() < self._pass_on_at:
@@ -257,13 +256,11 @@ class Receiver:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._test, signal.SIGINT)
 
-    def _settle(self, interrupts: int) -> None:
+    def _settle(self, interrupts: Interrupts) -> None:
         """The child has left: what it could not answer is for this process to answer."""
+        self._take_interrupt(interrupts)
         if self._pass_on_at is not None:
             self.interrupted = True
-        with contextlib.suppress(BlockingIOError):
-            while interrupts >= 0 and os.read(interrupts, 128):
-                self.interrupted = True
 
     def _is_gone(self) -> bool:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -316,30 +313,42 @@ class Receiver:
 
 
 @final
-class InterruptsHeld:
-    """SIGINT does not interrupt this thread but is read from ``descriptor`` (-1: it is ignored).
+class Interrupts:
+    """SIGINT while a test process runs: noted, and interrupting nothing here.
 
     Entered before the fork, so that there is no moment in between; the child calls
-    :meth:`release`.
+    :meth:`release`. Blocked in this thread and read from ``descriptor`` (-1 where it is ignored or
+    handled by others), which tells where it came from. Another thread may take it all the same:
+    then Python runs the handler here, and ``noted`` is all that is known.
     """
 
     def __init__(self) -> None:
         self.descriptor = -1
-        self._mask: set[signal.Signals | int] | None = None
+        self.noted = False
+        self._handler: Any = None
+        self._mask: set[signal.Signals | int] = set()
 
-    def __enter__(self) -> int:
-        if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+    def __enter__(self) -> Interrupts:
+        handler = signal.getsignal(signal.SIGINT)
+        main = threading.current_thread() is threading.main_thread()
+        if main and handler not in (signal.SIG_IGN, None):
             self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._note)
             self.descriptor = syscalls.signalfd(frozenset({signal.SIGINT}))
-        return self.descriptor
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.noted = True
 
     def release(self) -> None:
         """SIGINT is as it was before; one that was held back interrupts here."""
-        mask, self._mask = self._mask, None
-        if mask is not None:
+        handler, self._handler = self._handler, None
+        if handler is not None:
             os.close(self.descriptor)
             self.descriptor = -1
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.signal(signal.SIGINT, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def __exit__(self, *exception: object) -> None:
         self.release()

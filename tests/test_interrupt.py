@@ -85,6 +85,22 @@ def test_internal_errors_stay_internal_errors(pytester: pytest.Pytester) -> None
     assert "RuntimeError: broken plugin" in result.stdout.str() + result.stderr.str()
 
 
+def test_a_reporter_that_fails_is_an_internal_error(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        def pytest_runtest_logreport(report):
+            if report.when == "call":
+                raise RuntimeError("broken reporter")
+        """
+    )
+    pytester.makepyfile("def test_one(overlay_root): pass\ndef test_two(overlay_root): pass")
+    result = pytester.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    text = result.stdout.str() + result.stderr.str()
+    assert "RuntimeError: broken reporter" in text
+    assert "ERROR at setup" not in text
+
+
 def _start(pytester: pytest.Pytester, **options: Any) -> subprocess.Popen[bytes]:
     pytester.makepyfile(SUITE)
     command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider"]
