@@ -24,7 +24,7 @@ from _pytest.unittest import TestCaseFunction
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup  # type: ignore[import-not-found,unused-ignore]
+    from exceptiongroup import BaseExceptionGroup
 
 has_node_ids = importlib.util.find_spec("_pytest.nodeid") is not None
 
