@@ -61,6 +61,8 @@ def enter_user_namespace() -> None:
     )
     what = "make a user namespace"
     try:
+        # A process that has changed its uid since its exec may not write its own maps otherwise.
+        sys.prctl(sys.PR_SET_DUMPABLE, 1)
         sys.unshare(sys.CLONE_NEWUSER)
         for path, text in steps:
             what = f"write {text!r} to {path}"

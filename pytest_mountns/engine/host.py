@@ -119,7 +119,35 @@ def _writable(
             below = any(point == child or is_below(point, child) for point in mountpoints)
             if path not in mixed or below or not os.access(child, os.W_OK | os.X_OK):
                 pending.append((child, depth + 1))
+    for place in candidates:
+        writable.update(_cut_off(place, writable))
     return writable, mixed
+
+
+def _cut_off(place: str, tops: Iterable[str]) -> list[str]:
+    """Writable directories on the way to ``place`` that the overlay above them cannot serve.
+
+    To write there it would copy up what lies between, and a directory of another owner or group
+    than the user's own stops it with EOVERFLOW: as /tmp/of-root/of-the-user. Such a directory gets
+    an overlay of its own, whose top is never copied up.
+    """
+    top = next((top for top in tops if is_below(place, top)), None)
+    if top is None:
+        return []
+    found = []
+    cut = False
+    path = top
+    for name in place[len(top) :].strip("/").split("/"):
+        path = os.path.join(path, name)
+        try:
+            status = os.lstat(path)
+        except OSError:
+            break
+        cut = cut or (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid())
+        if cut and os.access(path, os.W_OK | os.X_OK):
+            found.append(path)
+            cut = False
+    return found
 
 
 def _subdirectories(path: str) -> list[str]:
