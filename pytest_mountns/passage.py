@@ -70,13 +70,16 @@ class Passage:
             # Before wider fixtures do work for nothing, and again: they may have mounted something.
             self._plan()
             internals.fill_wider_fixtures(self._item)
-            self._delegate(self._plan())
+            problem = self._delegate(self._plan())
         except internals.Delegated:
             raise
         except BaseException:
             internals.forget_setup(self._item)
             raise
-        # Only the test process comes back.
+        if problem is not None:
+            internals.forget_setup(self._item)
+            self._refuse(problem)
+        # Only the test process comes here.
         return self._original_setup()
 
     def _plan(self) -> Plan:
@@ -100,8 +103,11 @@ class Passage:
             internals.skip_item(str(error))
         pytest.fail(str(error), pytrace=False)
 
-    def _delegate(self, plan: Plan) -> None:
-        """Fork. Returns in the test process; in the parent ends by an exception when it is done."""
+    def _delegate(self, plan: Plan) -> SandboxError | None:
+        """Fork. Returns None in the test process; in the parent the reason if there is none.
+
+        When the test process is done, it ends by an exception in the parent.
+        """
         __tracebackhide__ = True
         gate, item = self._gate, self._item
         if not _TEMPORARY.isdisjoint(getattr(item, "fixturenames", ())):
@@ -111,14 +117,23 @@ class Passage:
         faulthandler.cancel_dump_traceback_later()
         sys.stdout.flush()
         sys.stderr.flush()
-        directory = gate.uppers.new() if plan.upper.medium == "disk" else None
+        try:
+            directory = gate.uppers.new() if plan.upper.medium == "disk" else None
+        except SandboxError as error:
+            return error
         timer = signal.setitimer(signal.ITIMER_REAL, 0)
         ours, theirs = relay.pair()
         status_reader, status_writer = os.pipe()
         inheritance = Inheritance(os.getpid(), theirs, status_writer, timer, random.getstate())
         try:
             with relay.Interrupts() as interrupts:
-                child = _fork()
+                try:
+                    child = processes.fork()
+                except OSError as error:
+                    ours.close()
+                    theirs.close()
+                    what = "too many processes, or not enough memory"
+                    return SandboxError("fork a test process", str(error), what, "ulimit -u; free")
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
@@ -126,7 +141,7 @@ class Passage:
                     gate.process.begin(gate.hooks, directory)
                     # Only now: a Ctrl-C during the way in ends the test, not the way.
                     interrupts.release()
-                    return
+                    return None
                 self.delegated = True
                 theirs.close()
                 receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
@@ -143,9 +158,8 @@ class Passage:
                 if directory is not None:
                     disk.remove(directory)
         if self._refusal is not None:
-            internals.forget_setup(item)
             self.delegated = False
-            self._refuse(self._refusal)
+            return self._refusal
         raise internals.Delegated("the test has run in a process of its own")
 
     def _listen(
@@ -276,19 +290,6 @@ class Passage:
             if "report" in arguments:
                 internals.merge_teardown(self._item, arguments["report"], call, sections)
                 return
-
-
-def _fork() -> int:
-    """Raises :class:`SandboxError`."""
-    try:
-        return processes.fork()
-    except OSError as error:
-        raise SandboxError(
-            "fork a test process",
-            str(error),
-            "too many processes, or not enough memory",
-            "ulimit -u; free -m",
-        ) from error
 
 
 def _test_status(reader: int, status: int) -> int:

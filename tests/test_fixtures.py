@@ -270,6 +270,22 @@ def test_full_disk_and_read_only(pytester: pytest.Pytester, record: Record) -> N
                 (HOME / "file").touch()
             assert caught.value.errno == errno.EROFS
             (HOME / "scratch" / "file").touch()
+        """
+    )
+    assert passes(record())
+
+
+@pytest.mark.no_mountns(reason="an upper may not lie on an overlay")
+def test_upper_on_disk(
+    pytester: pytest.Pytester, record: Record, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    pytester.makepyfile(
+        """
+        import pytest
+        from pathlib import Path
+
+        HOME = Path.home()
 
         @pytest.mark.mountns(upper="disk")
         def test_on_disk(overlay_root):
@@ -277,7 +293,8 @@ def test_full_disk_and_read_only(pytester: pytest.Pytester, record: Record) -> N
             assert overlay_root.changes(str(HOME)) == {f"{HOME}/file": "added"}
         """
     )
-    assert passes(record())
+    assert passes(record("--basetemp=base"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")

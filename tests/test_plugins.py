@@ -133,6 +133,7 @@ def test_hypothesis(pytester: pytest.Pytester, record: Record) -> None:
     assert events[0] == events[1]
 
 
+@pytest.mark.no_mountns(reason="nests as deep as it goes")
 def test_pytester_in_a_sandbox(pytester: pytest.Pytester, record: Record) -> None:
     """A suite that itself runs pytest with this plugin: two levels; the third says why not."""
     pytester.makeconftest("pytest_plugins = ['pytester']")

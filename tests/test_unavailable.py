@@ -37,6 +37,7 @@ def run(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
     )
 
 
+@pytest.mark.no_mountns(reason="writes to /proc/sys")
 def test_skipped_with_reason_and_remedy(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SUITE)
     result = run(pytester, "-rs", "-vv")
@@ -48,6 +49,7 @@ def test_skipped_with_reason_and_remedy(pytester: pytest.Pytester) -> None:
     assert "remedy" in text
 
 
+@pytest.mark.no_mountns(reason="writes to /proc/sys")
 @pytest.mark.parametrize("how", ["option", "CI"])
 def test_an_error_where_that_is_wanted(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: str
@@ -61,6 +63,7 @@ def test_an_error_where_that_is_wanted(
     assert "ran bare" not in result.stdout.str()
 
 
+@pytest.mark.no_mountns(reason="writes to /proc/sys")
 def test_everything_can_be_skipped(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SUITE)
     result = run(pytester, "--mountns")
@@ -68,6 +71,7 @@ def test_everything_can_be_skipped(pytester: pytest.Pytester) -> None:
     assert "not possible here" in result.stdout.str()
 
 
+@pytest.mark.no_mountns(reason="writes to /proc/sys")
 def test_doctor_says_what_fails(pytester: pytest.Pytester) -> None:
     result = run(pytester, "--mountns-doctor")
     assert result.ret == 1

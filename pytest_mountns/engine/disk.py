@@ -12,6 +12,7 @@ import time
 from typing import NoReturn, final
 
 from .errors import SandboxError
+from .mountinfo import owning, read, visible
 from .processes import fork
 
 
@@ -43,10 +44,19 @@ class DiskUppers:
 
 
 def _base_directory() -> str:
+    mounts = visible(read())
     for parent in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):
         if parent and os.access(parent, os.W_OK | os.X_OK):
-            return tempfile.mkdtemp(prefix="mountns-uppers-", dir=parent)
-    raise SandboxError("no directory for an upper on disk", remedy="export TMPDIR=/some/disk")
+            mount = owning(mounts, os.path.realpath(parent))
+            # An upper may not lie on an overlay, as all of a container's own root does.
+            if mount is None or mount.fstype != "overlay":
+                return tempfile.mkdtemp(prefix="mountns-uppers-", dir=parent)
+    raise SandboxError(
+        "no directory for an upper on disk",
+        cause="TMPDIR, /var/tmp and /tmp cannot be written, or lie on an overlay themselves,"
+        " as in a container",
+        remedy="export TMPDIR=/some/disk (in a container: a volume)",
+    )
 
 
 def remove(directory: str) -> None:

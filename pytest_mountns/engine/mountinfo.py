@@ -115,3 +115,9 @@ def visible(mounts: Iterable[Mount]) -> list[Mount]:
             )
             pending.append((child, hidden or buried))
     return sorted(found.values(), key=lambda mount: (mount.mountpoint != "/", mount.mountpoint))
+
+
+def owning(mounts: Iterable[Mount], path: str) -> Mount | None:
+    """Which of the visible ``mounts`` the absolute, normal ``path`` lies on."""
+    owners = [m for m in mounts if m.mountpoint == path or is_below(path, m.mountpoint)]
+    return max(owners, key=lambda m: len(m.mountpoint), default=None)

@@ -12,12 +12,11 @@ Documentation/filesystems/overlayfs.rst.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
 from . import syscalls as sys
-from .mountinfo import Mount, is_below
+from .mountinfo import Mount, is_below, owning
 from .spec import SandboxSpec
 
 # Filesystems that show kernel state: a copy-on-write layer over them means nothing.
@@ -367,7 +366,7 @@ def _user_root(host: Host) -> list[Step]:
     mixed = frozenset(host.mixed)
     # Sorted, so that what contains another is mounted first.
     for path in sorted((*host.writable, *host.mixed)):
-        owner = _owning_mount(host.mounts, path)
+        owner = owning(host.mounts, path)
         if path in host.unlayerable or (owner and owner.read_only):
             continue
         name, attributes = str(len(steps)), _attributes(owner) if owner else 0
@@ -379,11 +378,6 @@ def _user_root(host: Host) -> list[Step]:
         else:
             steps.append(Overlay(path, (path,), name, attributes))
     return steps
-
-
-def _owning_mount(mounts: Sequence[Mount], path: str) -> Mount | None:
-    owners = [m for m in mounts if m.mountpoint == path or is_below(path, m.mountpoint)]
-    return max(owners, key=lambda m: len(m.mountpoint), default=None)
 
 
 def _system_trees(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> list[Step]:

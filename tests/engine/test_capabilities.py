@@ -98,6 +98,7 @@ def test_root_without_sys_admin_is_served_as_an_ordinary_user() -> None:
     assert findings.capabilities.user_namespace
 
 
+@pytest.mark.no_mountns(reason="writes to /proc/sys")
 def test_root_that_may_do_neither_hears_of_its_capabilities() -> None:
     skip_unless("root")
     skip_unless("user")
@@ -114,6 +115,7 @@ def test_root_that_may_do_neither_hears_of_its_capabilities() -> None:
     assert "--privileged" in trial.remedy
 
 
+@pytest.mark.no_mountns(reason="writes to /proc/sys")
 def test_a_user_without_user_namespaces_hears_of_the_limit() -> None:
     skip_unless("user")
 
@@ -128,6 +130,7 @@ def test_a_user_without_user_namespaces_hears_of_the_limit() -> None:
     assert "sysctl -w user.max_user_namespaces" in trial.remedy
 
 
+@pytest.mark.no_mountns(reason="writes to /proc/sys")
 def test_the_planner_says_what_the_probe_found() -> None:
     skip_unless("user")
 
@@ -141,6 +144,7 @@ def test_the_planner_says_what_the_probe_found() -> None:
     assert info.value.remedy
 
 
+@pytest.mark.no_mountns(reason="nests as deep as it goes")
 def test_the_third_level_of_sandboxes_says_why(mode: Mode) -> None:
     def nested(level: int) -> Findings:
         if level == 0:

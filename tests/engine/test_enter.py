@@ -1292,6 +1292,7 @@ def test_a_mount_whose_server_is_silent_stops_nothing(
     in_world(lambda: in_sandbox(test, mode=mode), mode, prepare)
 
 
+@pytest.mark.no_mountns(reason="nests as deep as it goes")
 def test_a_sandbox_in_a_sandbox_works_and_a_third_says_why(mode: Mode) -> None:
     def third(_: Sandbox) -> None:
         in_sandbox(lambda _: write("third"), mode=mode)
