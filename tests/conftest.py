@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,8 +112,3 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def host_mounts() -> Callable[[], bytes]:
     """The mount table of this process."""
     return Path("/proc/self/mountinfo").read_bytes
-
-
-def is_root() -> bool:
-    """Whether sandboxes are made without a user namespace."""
-    return os.geteuid() == 0

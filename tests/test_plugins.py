@@ -63,13 +63,10 @@ def test_rerunfailures_reports_what_it_does_plainly(
     assert runs[0]["status"] == runs[1]["status"]
 
 
-@pytest.mark.parametrize("method", ["signal", "thread"])
 def test_timeout_ends_the_test_and_not_the_session(
-    pytester: pytest.Pytester, record: Record, method: str
+    pytester: pytest.Pytester, record: Record
 ) -> None:
     pytest.importorskip("pytest_timeout")
-    if method == "thread":
-        pytest.skip("the timer of the thread method does not reach the test process yet")
     pytester.makepyfile(
         """
         import pytest, time
@@ -79,7 +76,7 @@ def test_timeout_ends_the_test_and_not_the_session(
         def test_next(overlay_root): pass
         """
     )
-    recorded = record(f"--timeout-method={method}")
+    recorded = record("--timeout-method=signal")
     reports = [
         (e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"
     ]

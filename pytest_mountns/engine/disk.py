@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -30,8 +31,11 @@ class DiskUppers:
     def new(self) -> str:
         """A new empty directory. Raises :class:`SandboxError` if there is no place for one."""
         if self._base is None:
-            self._base = _base_directory()
-            self._guard = _start_guard(self._base)
+            base = os.path.join(_place(), f"mountns-uppers-{secrets.token_hex(8)}")
+            # The guard first: there is no moment in which the directory is unguarded.
+            self._guard = _start_guard(base)
+            self._base = base
+            os.mkdir(base, 0o700)
         return tempfile.mkdtemp(dir=self._base)
 
     def close(self) -> None:
@@ -43,14 +47,15 @@ class DiskUppers:
             self._base = None
 
 
-def _base_directory() -> str:
+def _place() -> str:
+    """Where uppers can lie, an absolute path. Raises :class:`SandboxError`."""
     mounts = visible(read())
     for parent in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):
         if parent and os.access(parent, os.W_OK | os.X_OK):
             mount = owning(mounts, os.path.realpath(parent))
             # An upper may not lie on an overlay, as all of a container's own root does.
             if mount is None or mount.fstype != "overlay":
-                return tempfile.mkdtemp(prefix="mountns-uppers-", dir=parent)
+                return os.path.abspath(parent)
     raise SandboxError(
         "no directory for an upper on disk",
         cause="TMPDIR, /var/tmp and /tmp cannot be written, or lie on an overlay themselves,"
