@@ -42,6 +42,10 @@ class Started:
             return int.from_bytes(status.read(), "little"), said.read()
 
 
+# In a root's sandbox /proc has read-only covers, and a user namespace is refused a fresh one there.
+pytestmark = pytest.mark.no_mountns(reason="makes PID namespaces of an ordinary user")
+
+
 def ended(held: int) -> None:
     """Fail unless every process that holds the other end is gone, now or soon."""
     ready, _, _ = select.select([held], [], [], _SECONDS)
