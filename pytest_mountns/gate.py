@@ -43,7 +43,6 @@ class Gate:
     """What the tests of a session share: options, plans, and the test that is on its way."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.config = config
         self.everything = settings.sandbox_everything(config)
         self.policy = settings.unavailable_policy(config)
         self.keys = settings.session_keys(config)

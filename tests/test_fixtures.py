@@ -291,6 +291,9 @@ def test_upper_on_disk(
         def test_on_disk(overlay_root):
             (HOME / "file").write_text("x")
             assert overlay_root.changes(str(HOME)) == {f"{HOME}/file": "added"}
+            overlay_root.reset()
+            assert not (HOME / "file").exists()
+            assert overlay_root.changes(str(HOME)) == {}
         """
     )
     assert passes(record("--basetemp=base"))

@@ -18,6 +18,7 @@ import fcntl
 import os
 import signal
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -188,7 +189,11 @@ class Sandbox:
         scratch = -1
         try:
             with _explained("make a root", self.plan.user_namespace):
-                scratch = high(open_scratch(builder, self.plan, self.directory))
+                directory = self.directory
+                if directory is not None and self.scratch >= 0:
+                    # Another root: an upper is never used twice.
+                    directory = tempfile.mkdtemp(dir=directory)
+                scratch = high(open_scratch(builder, self.plan, directory))
                 os.fchdir(scratch)
                 building.carry_out([*self.plan.steps, *self._bound])
                 directories = _directory_descriptors(besides={self.scratch, scratch, builder.root})
