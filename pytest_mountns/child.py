@@ -16,12 +16,14 @@ from typing import Any, NoReturn, final
 
 import pytest
 
-from . import internals
+from . import afterfork, internals
+from .companions import Companions
 from .engine.enter import Sandbox, drop_user_capabilities, enter, enter_user_namespace
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
 from .engine.plan import Plan
 from .relay import LEAVING, Sender
+from .timers import Timers
 
 
 @final
@@ -32,7 +34,6 @@ class Inheritance:
     parent: int
     channel: socket.socket
     status: int
-    timer: tuple[float, float]
     randomness: tuple[Any, ...]
 
 
@@ -43,10 +44,16 @@ class TestProcess:
     __test__ = False
 
     def __init__(
-        self, item: pytest.Item, plan: Plan, inheritance: Inheritance, phase: mmap.mmap
+        self,
+        item: pytest.Item,
+        plan: Plan,
+        inheritance: Inheritance,
+        phase: mmap.mmap,
+        companions: Companions,
     ) -> None:
         self._item = item
         self._phase = phase
+        self._companions = companions
         self._plan = plan
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
@@ -58,7 +65,7 @@ class TestProcess:
         assert self._sandbox is not None
         return self._sandbox
 
-    def begin(self, keep: object, directory: str | None) -> None:
+    def begin(self, keep: object, directory: str | None, timers: Timers) -> None:
         """Become the test process: enter the sandbox, or end with the reason why not.
 
         ``keep``: the plugin that hears reports and warnings from now on. ``directory``: where an
@@ -68,6 +75,8 @@ class TestProcess:
         internals.stop_at_item(self._item)
         internals.keep_reporters_quiet(self._item.config, [keep])
         internals.forget_recorded_warnings()
+        afterfork.mend()
+        self._companions.begin(self._item)
         try:
             self._sandbox = self._enter(directory)
         except SandboxError as error:
@@ -75,8 +84,7 @@ class TestProcess:
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
             self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
         self.sender.send("entered", descriptor=self._sandbox.scratch)
-        if self._inheritance.timer[0]:
-            signal.setitimer(signal.ITIMER_REAL, *self._inheritance.timer)
+        timers.hand_over()
 
     def _refuse(self, error: SandboxError) -> NoReturn:
         try:
@@ -121,6 +129,7 @@ class TestProcess:
 
     def reset(self) -> None:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
+        self._companions.before_reset()
         self.sandbox.reset()
         self.sender.send("entered", descriptor=self.sandbox.scratch)
 
@@ -156,6 +165,8 @@ class TestProcess:
             sys.stdout.flush()
             sys.stderr.flush()
             _kill_children()
+            for name, state in self._companions.pack(self._item):
+                self.sender.send("state", name, state)
             self.sender.send("leave", *_explain(error))
         finally:
             os._exit(0)

@@ -11,8 +11,8 @@ Things that do not work with fork, and so are done otherwise:
   and adds what that took and printed to the child's teardown report.
 * Running the parent's ``pytest_runtest_makereport`` hooks on a report that is finished: plugins
   re-interpret it. Reports arrive whole and go to ``pytest_runtest_logreport``.
-* Timers, threads, the faulthandler's watchdog: fork(2) leaves them behind. The interval timer is
-  handed over, the others are not.
+* Timers and threads: fork(2) leaves them behind. See :mod:`.timers` and :mod:`.afterfork`.
+* What plugins note in memory for the end of the session: see :mod:`.companions`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ import pytest
 from . import config as settings
 from . import internals
 from .child import TestProcess
+from .companions import Companions
 from .engine import disk
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
 from .passage import PHASES, Passage
+from .through import WaysThrough
+from .timers import TimeoutSettings, Timers
 
 gate_key: Final = pytest.StashKey["Gate"]()
 spec_key: Final = pytest.StashKey[SandboxSpec]()
@@ -52,10 +55,13 @@ class Gate:
         self.phase = mmap.mmap(-1, 1)
         self.process: TestProcess | None = None
         self.foreground = _in_foreground()
+        self.companions = Companions(config)
+        self.ways_through = WaysThrough(config)
+        self._timers: Timers | None = None
         self.finisher = Finisher()
         #: The plugin whose hooks forward what is reported in the test process.
         self.hooks: object = None
-        self._frozen = False
+        self._settled = False
 
     def wants(self, item: pytest.Item) -> bool:
         """Whether ``item`` is to run in a sandbox, if there are to be any."""
@@ -76,7 +82,8 @@ class Gate:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
-        passage = Passage(self, item)
+        timers = self._timers = Timers(item)
+        passage = Passage(self, item, timers)
         item.setup = passage.setup  # type: ignore[method-assign]
         result: object = True
         try:
@@ -91,6 +98,7 @@ class Gate:
             raise
         finally:
             item.__dict__.pop("setup", None)
+            self._timers = None
         if self.process is not None:
             self.process.leave(None)
         # Not in the handler above: an error in here would be shown as a consequence of that one.
@@ -111,22 +119,29 @@ class Gate:
         finally:
             self.finisher.work = None
 
+    def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
+        """pytest-timeout has set a timer for the running item, or cancelled it (None)."""
+        if self._timers is not None:
+            self._timers.timeout_is_set(settings)
+
     def enter_phase(self, phase: internals.Phase) -> None:
         """Note, in the test process, how far it got."""
         if self.process is not None:
             self.phase[0] = PHASES.index(phase)
 
-    def freeze(self) -> None:
-        """Once, before the first fork: or each child's first collection copies the heap."""
-        if not self._frozen:
-            self._frozen = True
+    def settle(self) -> None:
+        """Once, before the first fork: collect, so that children have no cause to.
+
+        Not ``gc.freeze``, which keeps their collections off the shared pages: what is frozen is
+        gone from ``gc.get_objects`` and ``gc.get_referrers``, and tests look there for leaks.
+        """
+        if not self._settled:
+            self._settled = True
             gc.collect()
-            gc.freeze()
 
     def close(self) -> None:
         """At the end of the session."""
-        if self._frozen:
-            gc.unfreeze()
+        self.ways_through.close()
         self.planner.close()
         self.uppers.close()
         self.phase.close()

@@ -11,10 +11,14 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 import pluggy
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
+from _pytest.junitxml import xml_key
 from _pytest.logging import caplog_handler_key, caplog_records_key
 from _pytest.outcomes import Exit, OutcomeException
 from _pytest.runner import SetupState, check_interactive_exception
@@ -251,14 +255,14 @@ def expects_failure(item: pytest.Item) -> str | None:
 def failed_subtests(item: pytest.Item) -> int:
     """How many of the item's subtests failed so far (pytest 9's ``subtests``)."""
     counts = _subtest_counts(item)
-    return 0 if counts is None else counts.get(_subtest_id(item), 0)
+    return 0 if counts is None else counts.get(_item_id(item), 0)
 
 
 def set_failed_subtests(item: pytest.Item, count: int) -> None:
     """Make it known to this process: the terminal fails a test by its failed subtests."""
     counts = _subtest_counts(item)
     if counts is not None:
-        counts[_subtest_id(item)] = count
+        counts[_item_id(item)] = count
 
 
 def _subtest_counts(item: pytest.Item) -> dict[object, int] | None:
@@ -267,7 +271,7 @@ def _subtest_counts(item: pytest.Item) -> dict[object, int] | None:
     return cast("dict[object, int] | None", item.config.stash.get(failed_subtests_key, None))
 
 
-def _subtest_id(item: pytest.Item) -> object:
+def _item_id(item: pytest.Item) -> object:
     # From 9.2 on keyed by a NodeId, before by its text.
     return cast(Any, item).id if has_node_ids else item.nodeid
 
@@ -321,3 +325,54 @@ def merge_teardown(
         report.outcome, report.longrepr = wider.outcome, wider.longrepr
     if check_interactive_exception(call, report):
         item.ihook.pytest_exception_interact(node=item, call=call, report=report)
+
+
+def cache_directory(config: pytest.Config) -> Path | None:
+    """Where ``config.cache`` lies; None without the cache plugin."""
+    cache = getattr(config, "cache", None)
+    return None if cache is None else Path(os.path.abspath(cast(Any, cache)._cachedir))
+
+
+def make_cache_directory(config: pytest.Config) -> None:
+    """Make it as pytest does when it first writes there: with the files that explain it.
+
+    Raises :class:`OSError`.
+    """
+    cache = cast(Any, config).cache
+    if hasattr(cache, "_ensure_cache_dir_and_supporting_files"):
+        cache._ensure_cache_dir_and_supporting_files()
+    else:  # before pytest 8.2
+        cache._cachedir.mkdir(parents=True)
+        cache._ensure_supporting_files()
+
+
+def junit_log(config: pytest.Config) -> Any:
+    """The plugin that writes the JUnit file (``LogXML``); None without ``--junit-xml``."""
+    return config.stash.get(xml_key, None)
+
+
+def junit_reporter(log: Any, item: pytest.Item) -> Any:
+    """What it notes of ``item``, for ``record_xml_attribute``."""
+    return log.node_reporter(_item_id(item))
+
+
+@dataclass(frozen=True, slots=True)
+class Watchdog:
+    """The settings of pytest's ``faulthandler_timeout``, seconds; ``stderr`` is a descriptor."""
+
+    timeout: float
+    stderr: int
+    exit: bool
+
+
+def watchdog(config: pytest.Config) -> Watchdog | None:
+    """None where it is off."""
+    stderr = config.stash.get(fault_handler_stderr_fd_key, None)
+    if stderr is None:
+        return None
+    timeout = float(config.getini("faulthandler_timeout") or 0)
+    try:
+        end = bool(config.getini("faulthandler_exit_on_timeout"))
+    except (KeyError, ValueError):  # before pytest 8.4
+        end = False
+    return Watchdog(timeout, stderr, end) if timeout > 0 else None

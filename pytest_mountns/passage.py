@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ from .engine.plan import Plan
 
 if TYPE_CHECKING:
     from .gate import Gate
+    from .timers import Timers
 
 PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
 _TEMPORARY: Final = frozenset({"tmp_path", "tmp_path_factory", "tmpdir", "tmpdir_factory"})
@@ -48,9 +48,10 @@ class InternalErrorInTestProcess(Exception):
 class Passage:
     """One test's way through the gate, as the parent sees it."""
 
-    def __init__(self, gate: Gate, item: pytest.Item) -> None:
+    def __init__(self, gate: Gate, item: pytest.Item, timers: Timers) -> None:
         self._gate = gate
         self._item = item
+        self._timers = timers
         self._original_setup = item.setup
         self.delegated = False
         self._held: list[_Event] = []
@@ -88,7 +89,8 @@ class Passage:
             internals.skip_item("--no-mountns: this test runs in a sandbox or not at all")
         problem: pytest.UsageError | SandboxError | None = None
         try:
-            plan = self._gate.planner.plan(self._gate.spec(self._item))
+            spec = self._gate.ways_through.add(self._item, self._gate.spec(self._item))
+            plan = self._gate.planner.plan(spec)
         except (pytest.UsageError, SandboxError) as error:
             problem = error
         if problem is not None:
@@ -112,19 +114,19 @@ class Passage:
         gate, item = self._gate, self._item
         if not _TEMPORARY.isdisjoint(getattr(item, "fixturenames", ())):
             internals.choose_basetemp(item.config)
-        gate.freeze()
+        gate.settle()
         gate.phase[0] = relay.SETUP
-        faulthandler.cancel_dump_traceback_later()
+        gate.companions.look_up()
+        self._timers.stop()
         sys.stdout.flush()
         sys.stderr.flush()
         try:
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
         except SandboxError as error:
             return error
-        timer = signal.setitimer(signal.ITIMER_REAL, 0)
         ours, theirs = relay.pair()
         status_reader, status_writer = os.pipe()
-        inheritance = Inheritance(os.getpid(), theirs, status_writer, timer, random.getstate())
+        inheritance = Inheritance(os.getpid(), theirs, status_writer, random.getstate())
         try:
             with relay.Interrupts() as interrupts:
                 try:
@@ -137,8 +139,8 @@ class Passage:
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
-                    gate.process = TestProcess(item, plan, inheritance, gate.phase)
-                    gate.process.begin(gate.hooks, directory)
+                    gate.process = TestProcess(item, plan, inheritance, gate.phase, gate.companions)
+                    gate.process.begin(gate.hooks, directory, self._timers)
                     # Only now: a Ctrl-C during the way in ends the test, not the way.
                     interrupts.release()
                     return None
@@ -153,8 +155,7 @@ class Passage:
             if gate.process is None:
                 os.close(status_reader)
                 os.close(status_writer)
-                if timer[0]:
-                    signal.setitimer(signal.ITIMER_REAL, *timer)
+                self._timers.resume()
                 if directory is not None:
                     disk.remove(directory)
         if self._refusal is not None:
@@ -202,6 +203,7 @@ class Passage:
             out, err = internals.captured_so_far(config)
             phase = PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
             self._death = _Death(how, phase, out, err, time.time())
+            self._gate.companions.lost()
         elif last_words is not None:
             self._answer(*last_words, interrupted=receiver.interrupted)
 
@@ -227,6 +229,8 @@ class Passage:
         elif name in ("logstart", "logfinish"):
             nodeid, location = content
             self._held.append((f"pytest_runtest_{name}", {"nodeid": nodeid, "location": location}))
+        elif name == "state":
+            self._gate.companions.merge(self._item, *content)
         elif name == "refused":
             unavailable, *texts = content
             self._refusal = (Unavailable if unavailable else SandboxError)(*texts)

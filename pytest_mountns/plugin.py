@@ -11,6 +11,7 @@ from . import config as settings
 from . import terminal
 from .fixtures import bind_volume, isolated_proc, overlay_root
 from .gate import Gate, gate_key
+from .timers import TimeoutSettings
 
 __all__ = ["bind_volume", "isolated_proc", "overlay_root"]
 
@@ -69,6 +70,22 @@ class Hooks:
         if self._gate.wants(item):
             return (yield from self._gate.protocol(item, nextitem))
         return (yield)
+
+    # Innermost: whoever saves what was gathered in the session does it after its own yield.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        try:
+            return (yield)
+        finally:
+            self._gate.companions.finish()
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_timeout_set_timer(self, settings: TimeoutSettings) -> None:
+        self._gate.timeout_is_set(settings)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_timeout_cancel_timer(self) -> None:
+        self._gate.timeout_is_set(None)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:

@@ -1,0 +1,40 @@
+"""What a companion is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+
+class Failure(Exception):
+    """State that did not get through."""
+
+
+class Companion:
+    """Knows what one plugin keeps in memory. Made in the parent; each fork has its copy."""
+
+    name = ""
+
+    def begin(self, item: pytest.Item) -> None:
+        """In the test process: what is there already is the parent's."""
+
+    def before_reset(self) -> None:
+        """In the test process: the files written so far are about to go."""
+
+    def collect(self, item: pytest.Item) -> object:
+        """In the test process, at its end: what was added; None if nothing was."""
+        return None
+
+    def shared(self, item: pytest.Item) -> Mapping[str, object]:
+        """Objects that are the same in both processes: named, not copied."""
+        return {"item": item, "config": item.config, "session": item.session}
+
+    def merge(self, item: pytest.Item, state: object) -> None:
+        """In the parent: add what :meth:`collect` gave."""
+
+    def lost(self) -> None:
+        """In the parent: what a test process had to say will never come."""
+
+    def finish(self) -> None:
+        """In the parent: no more tests."""

@@ -1,0 +1,145 @@
+"""coverage.py: the lines that ran in a test process are lines that ran.
+
+The collector of the process goes on collecting after a fork. In the test process it hands its
+data to a :class:`_Sink`, whose content crosses and is added to the parent's data when the tests
+are over. Files that measured subprocesses wrote (``patch = subprocess``, ``parallel``) lie in the
+upper; they are written again beside the parent's data file, where ``coverage combine`` looks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
+
+import pytest
+
+from .base import Companion
+
+#: Context -> file -> lines or arcs.
+_Measured: TypeAlias = dict["str | None", dict[str, set[Any]]]
+_Traced: TypeAlias = Mapping[str, Collection[Any]]
+
+
+@dataclass
+class _Sink:
+    """What a collector wants of ``CoverageData``, in plain sets: no database per test."""
+
+    context: str | None
+    lines: _Measured = field(default_factory=dict)
+    arcs: _Measured = field(default_factory=dict)
+    tracers: dict[str, str] = field(default_factory=dict)
+
+    def set_context(self, context: str | None) -> str | None:
+        before, self.context = self.context, context
+        return before
+
+    def add_lines(self, lines: _Traced) -> None:
+        _add(self.lines, self.context, lines)
+
+    def add_arcs(self, arcs: _Traced) -> None:
+        _add(self.arcs, self.context, arcs)
+
+    def add_file_tracers(self, tracers: Mapping[str, str]) -> None:
+        self.tracers.update(tracers)
+
+    def add(self, other: _Sink) -> None:
+        for mine, others in ((self.lines, other.lines), (self.arcs, other.arcs)):
+            for context, traced in others.items():
+                _add(mine, context, traced)
+        self.tracers.update(other.tracers)
+
+
+def _add(measured: _Measured, context: str | None, traced: _Traced) -> None:
+    files = measured.setdefault(context, {})
+    for name, numbers in traced.items():
+        files.setdefault(name, set()).update(numbers)
+
+
+class Measurement(Companion):
+    name = "coverage"
+
+    def __init__(self, collector: Any) -> None:
+        self._collector = collector
+        self._data = collector.covdata
+        self._directory, self._prefix = os.path.split(self._data.base_filename() + ".")
+        self._sink = _Sink(None)
+        self._known: set[str] = set()
+        self._files: dict[str, bytes] = {}
+
+    def begin(self, item: pytest.Item) -> None:
+        # What was collected before the fork is still in the parent, and the parent's to save.
+        self._collector._clear_data()
+        self._sink = self._collector.covdata = _Sink(self._data._current_context)
+        self._known = set(self._listing())
+        self._files = {}
+
+    def before_reset(self) -> None:
+        for name in self._listing():
+            if name not in self._known:
+                with open(os.path.join(self._directory, name), "rb") as file:
+                    self._files[name] = file.read()
+
+    def collect(self, item: pytest.Item) -> object:
+        self._collector.flush_data()
+        self.before_reset()
+        return self._sink, self._files
+
+    def merge(self, item: pytest.Item, state: object) -> None:
+        sink, files = cast("tuple[_Sink, dict[str, bytes]]", state)
+        self._sink.add(sink)
+        if sink.context != self._data._current_context:
+            # What runs here next, the teardown of wider scopes, belongs to the test's teardown.
+            self._collector.flush_data()
+            self._data.set_context(sink.context)
+        for name, content in files.items():
+            self._write(name, content)
+
+    def _write(self, name: str, content: bytes) -> None:
+        # Names are random; in a PID namespace of its own the number in them is not.
+        for number in range(1000):
+            path = os.path.join(self._directory, f"{name}.{number}" if number else name)
+            try:
+                with open(path, "xb") as file:
+                    file.write(content)
+                return
+            except FileExistsError:
+                continue
+
+    def finish(self) -> None:
+        # What is active now goes under its own context, not under the last of ours.
+        context = self._data._current_context
+        sink, self._sink = self._sink, _Sink(None)
+        try:
+            for name, lines in sink.lines.items():
+                self._data.set_context(name)
+                self._data.add_lines(lines)
+            for name, arcs in sink.arcs.items():
+                self._data.set_context(name)
+                self._data.add_arcs(arcs)
+            self._data.add_file_tracers(sink.tracers)
+        finally:
+            self._data.set_context(context)
+
+    def _listing(self) -> list[str]:
+        try:
+            return [n for n in os.listdir(self._directory or ".") if n.startswith(self._prefix)]
+        except OSError:
+            return []
+
+
+def find_coverage(config: pytest.Config) -> Companion | None:
+    coverage = sys.modules.get("coverage")
+    current = coverage and coverage.Coverage.current()
+    if not current:
+        return None
+    collector = getattr(current, "_collector", None)
+    wanted = ("covdata", "flush_data", "_clear_data")
+    if not all(hasattr(collector, name) for name in wanted):
+        text = "mountns: this version of coverage is not known; lines that run in test processes"
+        warnings.warn(pytest.PytestWarning(f"{text} are not counted"), stacklevel=1)
+        return None
+    return Measurement(collector)

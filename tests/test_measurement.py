@@ -1,0 +1,218 @@
+"""Coverage: the numbers of a plain run, to the line, whichever process a line ran in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+MODULE = """
+import subprocess, sys, threading
+
+def wide(a):
+    if a:
+        return 1
+    return 2
+
+def narrow(a):
+    for number in range(a):
+        if number == 3:
+            return number
+    return None
+
+def in_thread():
+    thread = threading.Thread(target=wide, args=(1,))
+    thread.start()
+    thread.join()
+
+def in_subprocess():
+    subprocess.run([sys.executable, "-c", "import module; module.only_there()"], check=True)
+
+def only_there():
+    answer = 3
+    return answer
+
+def never():
+    return 4
+"""
+
+ONLY_THERE = MODULE.strip().splitlines().index("    answer = 3") + 1
+
+SUITE = """
+import os, pytest, module
+
+@pytest.fixture(scope="module")
+def of_module():
+    yield module.wide(0)
+    module.narrow(2)
+
+@pytest.fixture
+def of_test():
+    yield module.narrow(1)
+    module.narrow(5)
+
+def test_one(of_module, of_test): assert module.wide(1) == 1
+def test_two(of_module): module.in_thread()
+@pytest.mark.skip
+def test_three(): module.never()
+def test_four(tmp_path): module.in_subprocess()
+@pytest.mark.xfail
+def test_five(of_module): assert module.narrow(4) == 4
+"""
+
+PLUGIN = """
+import coverage
+
+class Tracer(coverage.FileTracer):
+    def __init__(self, filename): self.filename = filename
+    def source_filename(self): return self.filename
+    def line_number_range(self, frame): return frame.f_lineno, frame.f_lineno
+
+class Reporter(coverage.FileReporter):
+    def lines(self): return set(range(1, 7))
+
+class Plugin(coverage.CoveragePlugin):
+    def file_tracer(self, filename):
+        return Tracer(filename) if filename.endswith("traced.py") else None
+    def file_reporter(self, filename): return Reporter(filename)
+
+def coverage_init(registry, options): registry.add_file_tracer(Plugin())
+"""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytest.importorskip("coverage")
+    pytester.makepyfile(module=MODULE, test_suite=SUITE)
+    return pytester
+
+
+def _json(pytester: pytest.Pytester) -> dict[str, Any]:
+    report = pytester.path / "report.json"
+    files = json.loads(report.read_text())["files"]
+    report.unlink()
+    assert "module.py" in files
+    return {name: _without_summary(content) for name, content in files.items()}
+
+
+def _without_summary(content: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in content.items() if key not in ("functions", "classes")}
+    # Coverage lists them in the order of a set.
+    kept["contexts"] = {n: sorted(names) for n, names in kept.get("contexts", {}).items()}
+    return kept
+
+
+def _with_pytest_cov(pytester: pytest.Pytester, *options: str) -> dict[str, Any]:
+    pytest.importorskip("pytest_cov")
+    result = pytester.runpytest_subprocess(
+        "--cov=module", "--cov=traced", "--cov-report=json:report.json", *options
+    )
+    assert result.ret == 0, result.stdout.str()
+    # Nothing that the run has not combined.
+    assert not list(pytester.path.glob(".coverage.*"))
+    return _json(pytester)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--cov-branch",),
+        ("--cov-branch", "--cov-context=test"),
+        ("--cov-branch", "-n2"),
+        ("--cov-context=test", "-n2", "--dist=worksteal"),
+    ],
+    ids=" ".join,
+)
+def test_pytest_cov(project: pytest.Pytester, options: Sequence[str]) -> None:
+    if "-n2" in options:
+        pytest.importorskip("xdist")
+    project.makefile(".coveragerc", "")
+    (project.path / ".coveragerc").write_text("[json]\nshow_contexts = true\n")
+    plain = _with_pytest_cov(project, "-pno:mountns", *options)
+    assert _with_pytest_cov(project, "--mountns", *options) == plain
+
+
+def test_subprocesses_are_measured_too(project: pytest.Pytester) -> None:
+    """With ``pid=True`` as well: there the numbers in the names of their files are all alike."""
+    coverage = pytest.importorskip("coverage")
+    if coverage.version_info < (7, 10):
+        pytest.skip("patch = subprocess came with coverage 7.10")
+    (project.path / ".coveragerc").write_text("[run]\npatch = subprocess\n")
+    plain = _with_pytest_cov(project, "-pno:mountns", "--cov-branch")
+    assert _with_pytest_cov(project, "--mountns", "--cov-branch") == plain
+    project.makeconftest("import pytest\npytestmark = pytest.mark.mountns(pid=True)")
+    assert _with_pytest_cov(project, "--mountns", "--cov-branch") == plain
+
+
+@pytest.mark.parametrize("settings", ["", "branch = true", "dynamic_context = test_function"])
+def test_coverage_run(project: pytest.Pytester, settings: str) -> None:
+    reports = []
+    (project.path / ".coveragerc").write_text(
+        f"[run]\nsource = .\n{settings}\n[json]\nshow_contexts = true\n"
+    )
+    for option in ("-pno:mountns", "--mountns"):
+        for command in (
+            ["run", "-m", "pytest", "-p", "no:cov", "-p", "no:pytest_cov", option],
+            ["json", "-o", "report.json"],
+        ):
+            subprocess.run(
+                [sys.executable, "-m", "coverage", *command],
+                cwd=project.path,
+                check=True,
+                capture_output=True,
+            )
+        reports.append(_json(project))
+    assert reports[0] == reports[1]
+
+
+def test_plugins_of_coverage(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        tracing=PLUGIN, traced="def first():\n    return 1\n\n\ndef second():\n    return 2\n"
+    )
+    project.makepyfile(test_suite="import module, traced\ndef test_it(): traced.second()")
+    (project.path / ".coveragerc").write_text("[run]\nplugins = tracing\n")
+    project.syspathinsert()
+    plain = _with_pytest_cov(project, "-pno:mountns")
+    assert "traced.py" in plain
+    assert _with_pytest_cov(project, "--mountns") == plain
+
+
+def test_what_is_measured_in_an_attempt_that_is_repeated(project: pytest.Pytester) -> None:
+    """Its root goes, and what its subprocesses measured does not."""
+    pytest.importorskip("pytest_rerunfailures")
+    coverage = pytest.importorskip("coverage")
+    if coverage.version_info < (7, 10):
+        pytest.skip("patch = subprocess came with coverage 7.10")
+    (project.path / ".coveragerc").write_text("[run]\npatch = subprocess\n")
+    project.makepyfile(
+        test_suite="""
+        import module, pytest
+        @pytest.mark.flaky(reruns=1)
+        def test_it(request):
+            if request.node.execution_count == 1:
+                module.in_subprocess()
+                assert module.narrow(5) == 5
+        """
+    )
+    plain = _with_pytest_cov(project, "-pno:mountns")
+    assert ONLY_THERE in plain["module.py"]["executed_lines"]
+    assert _with_pytest_cov(project, "--mountns") == plain
+
+
+def test_without_coverage(pytester: pytest.Pytester) -> None:
+    """It is never imported for its own sake."""
+    pytester.makepyfile(
+        """
+        import sys
+        def test_it(overlay_root): assert "coverage" not in sys.modules
+        """
+    )
+    options = ("-p", "no:cov", "-p", "no:pytest_cov", "-p", "no:xdist")
+    assert pytester.runpytest_subprocess(*options).ret == 0
