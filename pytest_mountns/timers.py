@@ -45,7 +45,9 @@ class Timers:
 
     def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
         """pytest-timeout has set its timer, or cancelled it (None)."""
-        self._settings, self._set_at = settings, time.monotonic()
+        self._settings = settings
+        if settings is not None:
+            self._set_at = time.monotonic()
 
     def stop(self) -> None:
         """In the parent, before the fork."""

@@ -1,0 +1,158 @@
+"""Clocks that run while a test is set up go on in its process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+Record = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize("method", ["signal", "thread"])
+def test_timeout_ends_the_test_and_not_the_session(
+    pytester: pytest.Pytester, record: Record, method: str
+) -> None:
+    pytest.importorskip("pytest_timeout")
+    pytester.makepyfile(
+        """
+        import pytest, time
+
+        def the_line_that_waits(): time.sleep(60)
+
+        @pytest.mark.timeout(1)
+        def test_slow(overlay_root): the_line_that_waits()
+
+        @pytest.mark.timeout(1, func_only=True)
+        def test_slow_function(overlay_root): the_line_that_waits()
+
+        @pytest.mark.timeout(60)
+        def test_next(overlay_root): pass
+        """
+    )
+    recorded = record(f"--timeout-method={method}")
+    reports = [
+        (e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"
+    ]
+    assert ("test_slow", "call", "failed") in reports
+    assert ("test_slow_function", "call", "failed") in reports
+    assert ("test_next", "call", "passed") in reports
+    said = recorded["out"] + recorded["err"]
+    assert said.count("def the_line_that_waits(): time.sleep(60)") >= 2, said
+
+
+def test_a_timeout_counts_from_the_begin_of_the_test(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """Setting up a wider fixture takes from it."""
+    pytest.importorskip("pytest_timeout")
+    pytester.makepyfile(
+        """
+        import pytest, threading, time
+
+        @pytest.fixture(scope="module")
+        def slow(): time.sleep(1)
+
+        @pytest.mark.timeout(60, method="thread")
+        def test_it(slow, overlay_root):
+            (timer,) = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+            assert 40 < timer.interval < 59.1
+        """
+    )
+    assert record()["status"] == 0
+
+
+def test_the_timer_of_a_wider_fixture(pytester: pytest.Pytester, record: Record) -> None:
+    """Waited for in pytest's process, where the timer is until there is a test process."""
+    pytest.importorskip("pytest_timeout")
+    pytester.makepyfile(
+        """
+        import pytest, time
+
+        @pytest.fixture(scope="module")
+        def slow(): time.sleep(60)
+
+        @pytest.mark.timeout(1)
+        def test_it(slow, overlay_root): pass
+        """
+    )
+    recorded = record("--timeout-method=signal")
+    assert "Timeout" in recorded["out"]
+    assert recorded["status"] == 1
+
+
+def test_faulthandler_timeout(pytester: pytest.Pytester, record: Record) -> None:
+    """The traceback is that of the test, and the next test has a watchdog of its own."""
+    pytester.makeini("[pytest]\nfaulthandler_timeout = 0.5")
+    pytester.makepyfile(
+        """
+        import time
+        def test_one(overlay_root): wait_here()
+        def test_two(overlay_root): wait_here()
+        def test_three(overlay_root): pass
+        def wait_here(): time.sleep(1)
+        """
+    )
+    recorded = record()
+    assert recorded["status"] == 0
+    assert recorded["err"].count("in wait_here") == 2
+    assert "in test_one" in recorded["err"]
+    assert "passage.py" not in recorded["err"].partition("in test_one")[0]
+
+
+def test_thread_pools_of_wider_fixtures_work_in_tests(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """Their threads have stayed behind; the pool starts new ones and does not wait for those."""
+    pytester.makepyfile(
+        """
+        import asyncio, pytest
+        from concurrent.futures import ThreadPoolExecutor
+
+        @pytest.fixture(scope="module")
+        def loop():
+            loop = asyncio.new_event_loop()
+            assert loop.run_until_complete(loop.run_in_executor(None, sum, [1, 2])) == 3
+            yield loop
+            assert loop.run_until_complete(loop.run_in_executor(None, sum, [1, 2])) == 3
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+        @pytest.fixture(scope="module")
+        def pool():
+            with ThreadPoolExecutor(2) as pool:
+                assert list(pool.map(abs, [1, -2, 3])) == [1, 2, 3]
+                yield pool
+
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_it(loop, pool, number, overlay_root):
+            for _ in range(3):
+                assert loop.run_until_complete(loop.run_in_executor(None, sum, [1, 2])) == 3
+                assert list(pool.map(abs, [1, -2, 3])) == [1, 2, 3]
+        """
+    )
+    assert record()["status"] == 0
+
+
+def test_garbage_collection_sees_what_a_plain_run_sees(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makepyfile(
+        """
+        import gc
+
+        class Marker: pass
+
+        marker = Marker()
+        holder = [marker]
+
+        def test_one(overlay_root):
+            assert holder in gc.get_referrers(marker)
+            assert any(thing is holder for thing in gc.get_objects())
+            assert gc.get_freeze_count() == 0
+        """
+    )
+    assert record()["status"] == 0
