@@ -167,7 +167,10 @@ class TestProcess:
             _kill_children()
             for name, state in self._companions.pack(self._item):
                 self.sender.send("state", name, state)
-            self.sender.send("leave", *_explain(error))
+            words: tuple[object, ...] = _explain(error)
+            if isinstance(error, KeyboardInterrupt):
+                words = (*words, self.sender.interrupt(error))
+            self.sender.send("leave", *words)
         finally:
             os._exit(0)
 

@@ -57,6 +57,8 @@ class Gate:
         self.foreground = _in_foreground()
         self.companions = Companions(config)
         self.ways_through = WaysThrough(config)
+        #: Where a Ctrl-C has met a test, to be shown at the end.
+        self.interrupt: object = None
         self._timers: Timers | None = None
         self.finisher = Finisher()
         #: The plugin whose hooks forward what is reported in the test process.

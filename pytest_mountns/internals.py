@@ -10,10 +10,10 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import Any, Literal, NoReturn, ParamSpec, TypeAlias, TypeVar, cast
 
 import pluggy
 import pytest
@@ -26,6 +26,9 @@ from _pytest.skipping import evaluate_xfail_marks
 from _pytest.unittest import TestCaseFunction
 
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -50,6 +53,18 @@ def _setup_state(item: pytest.Item) -> SetupState:
     return item.session._setupstate
 
 
+def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Leave the function out of tracebacks, as pytest leaves out its own frames.
+
+    ``filter_traceback`` drops frames of generated code, which it knows by the file's name. Hiding
+    them is not enough: where only frames of pytest are left, it says that all are hidden.
+    """
+    raw = cast(Any, function)
+    raw.__code__ = raw.__code__.replace(co_filename="<mountns>")
+    return function
+
+
+@unseen
 def fill_wider_fixtures(item: pytest.Item) -> None:
     """Instantiate the fixtures of ``item`` whose scope is wider than function.
 
@@ -325,6 +340,16 @@ def merge_teardown(
         report.outcome, report.longrepr = wider.outcome, wider.longrepr
     if check_interactive_exception(call, report):
         item.ihook.pytest_exception_interact(node=item, call=call, report=report)
+
+
+def interrupt_text(error: KeyboardInterrupt) -> object:
+    """Where ``error`` came up, as the terminal asks for it (``ExceptionInfo.getrepr``)."""
+    return pytest.ExceptionInfo.from_exception(error).getrepr(funcargs=True)
+
+
+def show_interrupt(excinfo: pytest.ExceptionInfo[BaseException], text: object) -> None:
+    """Have the terminal show ``text`` for this interrupt."""
+    cast(Any, excinfo).getrepr = lambda *arguments, **keywords: text
 
 
 def cache_directory(config: pytest.Config) -> Path | None:

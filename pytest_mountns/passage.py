@@ -59,6 +59,7 @@ class Passage:
         self._death: _Death | None = None
         self._internal_error: Exception | None = None
 
+    @internals.unseen
     def setup(self) -> None:
         """In place of the item's setup."""
         __tracebackhide__ = True
@@ -173,7 +174,7 @@ class Passage:
         """Relay until the child has left or died, and reap it."""
         __tracebackhide__ = True
         config = self._item.config
-        last_words: tuple[str, ...] | None = None
+        last_words: tuple[Any, ...] | None = None
         ended = False
         try:
             with internals.capture_suspended(config):
@@ -243,7 +244,7 @@ class Passage:
         while self._held:
             self._log(self._held.pop(0))
 
-    def _answer(self, name: str, *content: str, interrupted: bool) -> None:
+    def _answer(self, name: str, *content: Any, interrupted: bool) -> None:
         """End in the parent as the protocol has ended in the child."""
         __tracebackhide__ = True
         if not name and not interrupted:
@@ -255,6 +256,8 @@ class Passage:
         if name == "error":
             self._internal_error = InternalErrorInTestProcess(content[0])
             return
+        if content and content[0]:
+            self._gate.interrupt = relay.unpack_interrupt(content[0])
         raise KeyboardInterrupt
 
     def finish(self, nextitem: pytest.Item | None = None, *, wider: bool = False) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Generator
 import pytest
 
 from . import config as settings
-from . import terminal
+from . import internals, terminal
 from .fixtures import bind_volume, isolated_proc, overlay_root
 from .gate import Gate, gate_key
 from .timers import TimeoutSettings
@@ -103,6 +103,11 @@ class Hooks:
         if call.excinfo is not None and self._gate.process is not None:
             terminal.explain_failure(report, call.excinfo.value, self._gate.process.sandbox)
         return report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        if self._gate.interrupt is not None:
+            internals.show_interrupt(excinfo, self._gate.interrupt)
 
     def pytest_enter_pdb(self) -> None:
         if self._gate.process is not None:

@@ -28,6 +28,7 @@ from typing import Any, Final, final
 
 import pytest
 
+from . import internals
 from .engine import syscalls
 from .engine.enter import high
 
@@ -127,6 +128,13 @@ class Sender:
                 continue
         self.send("warning", packed, when, nodeid)
 
+    def interrupt(self, error: KeyboardInterrupt) -> bytes:
+        """Where it came up; empty if that cannot be pickled."""
+        try:
+            return self._pickle(internals.interrupt_text(error))
+        except Exception:  # noqa: BLE001 - arguments of functions may raise anything
+            return b""
+
     def _pickle(self, value: object, *, verify: bool = True) -> bytes:
         file = BytesIO()
         _Pickler(file, self._known).dump(value)
@@ -169,6 +177,11 @@ def unpack_warning(packed: bytes) -> warnings.WarningMessage:
     """What :meth:`Sender.warning` has packed."""
     message, fields = pickle.loads(packed)
     return warnings.WarningMessage(message=message, **fields)
+
+
+def unpack_interrupt(packed: bytes) -> object:
+    """What :meth:`Sender.interrupt` has packed."""
+    return pickle.loads(packed)
 
 
 @final

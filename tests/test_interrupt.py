@@ -132,7 +132,7 @@ def test_sigint_to_pytest_alone(pytester: pytest.Pytester) -> None:
     assert process.wait() == pytest.ExitCode.INTERRUPTED
     assert data.count(b"NARROW ENDED") == 1
     assert data.count(b"WIDE ENDED") == 1
-    assert b"KeyboardInterrupt" in data
+    assert b"test_sigint_to_pytest_alone.py:17: KeyboardInterrupt" in data
     assert b"1 passed" in data
 
 

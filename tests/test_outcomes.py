@@ -194,3 +194,41 @@ def test_the_environment_of_the_next_test(pytester: pytest.Pytester, record: Rec
         """
     )
     assert record("--mountns")["status"] == 0
+
+
+def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> None:
+    """Where only pytest's own frames are in the way, they are shown as plainly."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def no_yield():
+            if False: yield
+
+        @pytest.fixture
+        def two_yields():
+            yield 1
+            yield 2
+
+        @pytest.fixture
+        def narrow(): pass
+
+        @pytest.fixture(scope="module")
+        def mismatch(narrow): pass
+
+        def test_no_yield(no_yield): pass
+        def test_two_yields(two_yields): pass
+        def test_mismatch(mismatch): pass
+        def test_missing(no_such_fixture): pass
+        def test_by_name(request): request.getfixturevalue("no_such_fixture")
+        def test_dynamic_mismatch(request): request.getfixturevalue("mismatch")
+        """
+    )
+    for options in ((), ("--tb=native",), ("--full-trace",)):
+        plain, isolated = record(*options), record("--mountns", *options)
+        if not options:
+            same(plain, isolated)
+        else:
+            # The frames on the way are others; the errors are not.
+            assert [e[:6] for e in plain["events"]] == [e[:6] for e in isolated["events"]]
