@@ -18,6 +18,7 @@ import pytest
 
 from . import afterfork, internals
 from .companions import Companions
+from .engine import syscalls
 from .engine.enter import Sandbox, drop_user_capabilities, enter, enter_user_namespace
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
@@ -91,7 +92,7 @@ class TestProcess:
             texts = (error.tried, error.kernel, error.cause, error.remedy)
             self.sender.send("refused", isinstance(error, Unavailable), *texts)
         finally:
-            os._exit(0)
+            syscalls.exit_now(0)
 
     def _enter(self, directory: str | None) -> Sandbox:
         plan = self._plan
@@ -153,7 +154,7 @@ class TestProcess:
         """The protocol of the item has ended, by ``error`` if there is one."""
         if self.sender.is_copy:
             # The test has forked and let the copy return: nobody waits for this one.
-            os._exit(0)
+            syscalls.exit_now(0)
         if error is None or isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
             self._phase[0] = LEAVING
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -172,7 +173,7 @@ class TestProcess:
                 words = (*words, self.sender.interrupt(error))
             self.sender.send("leave", *words)
         finally:
-            os._exit(0)
+            syscalls.exit_now(0)
 
 
 def take_terminal() -> None:

@@ -66,6 +66,14 @@ def test_four(tmp_path): module.in_subprocess()
 def test_five(of_module): assert module.narrow(4) == 4
 """
 
+IN_PID_NAMESPACES = """
+import pytest
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(pytest.mark.mountns(pid=True))
+"""
+
 PLUGIN = """
 import coverage
 
@@ -147,7 +155,7 @@ def test_subprocesses_are_measured_too(project: pytest.Pytester) -> None:
     (project.path / ".coveragerc").write_text("[run]\npatch = subprocess\n")
     plain = _with_pytest_cov(project, "-pno:mountns", "--cov-branch")
     assert _with_pytest_cov(project, "--mountns", "--cov-branch") == plain
-    project.makeconftest("import pytest\npytestmark = pytest.mark.mountns(pid=True)")
+    project.makeconftest(IN_PID_NAMESPACES)
     assert _with_pytest_cov(project, "--mountns", "--cov-branch") == plain
 
 
@@ -181,6 +189,30 @@ def test_plugins_of_coverage(project: pytest.Pytester) -> None:
     project.syspathinsert()
     plain = _with_pytest_cov(project, "-pno:mountns")
     assert "traced.py" in plain
+    assert _with_pytest_cov(project, "--mountns") == plain
+
+
+def test_patches_of_forks_and_ends(project: pytest.Pytester) -> None:
+    """Our own forks and ends are no processes of the suite: no more files, no other numbers."""
+    coverage = pytest.importorskip("coverage")
+    if coverage.version_info < (7, 10):
+        pytest.skip("patches came with coverage 7.10")
+    (project.path / ".coveragerc").write_text("[run]\npatch = fork, _exit, subprocess\n")
+    project.makepyfile(
+        test_suite="""
+        import module, os
+        def test_fork():
+            if os.fork() == 0:
+                module.only_there()
+                os._exit(0)
+            os.wait()
+        def test_other(): module.wide(1)
+        """
+    )
+    plain = _with_pytest_cov(project, "-pno:mountns")
+    assert ONLY_THERE in plain["module.py"]["executed_lines"]
+    assert _with_pytest_cov(project, "--mountns") == plain
+    project.makeconftest(IN_PID_NAMESPACES)
     assert _with_pytest_cov(project, "--mountns") == plain
 
 

@@ -71,6 +71,8 @@ class Measurement(Companion):
         self._files: dict[str, bytes] = {}
 
     def begin(self, item: pytest.Item) -> None:
+        # With `patch = fork` coverage has started afresh in this process.
+        self._collector = getattr(_current(), "_collector", None) or self._collector
         # What was collected before the fork is still in the parent, and the parent's to save.
         self._collector._clear_data()
         self._sink = self._collector.covdata = _Sink(self._data._current_context)
@@ -131,10 +133,14 @@ class Measurement(Companion):
             return []
 
 
-def find_coverage(config: pytest.Config) -> Companion | None:
+def _current() -> Any:
     coverage = sys.modules.get("coverage")
-    current = coverage and coverage.Coverage.current()
-    if not current:
+    return coverage.Coverage.current() if coverage else None
+
+
+def find_coverage(config: pytest.Config) -> Companion | None:
+    current = _current()
+    if current is None:
         return None
     collector = getattr(current, "_collector", None)
     wanted = ("covdata", "flush_data", "_clear_data")

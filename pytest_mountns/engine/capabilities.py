@@ -328,4 +328,4 @@ def _report(action: Callable[[], _Answer], parent: int, writer: int) -> NoReturn
         while data:
             data = data[os.write(writer, data) :]
     finally:
-        os._exit(0)
+        sys.exit_now(0)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from typing import NoReturn, final
 
+from . import syscalls
 from .errors import SandboxError
 from .mountinfo import owning, read, visible
 from .processes import fork
@@ -126,4 +127,4 @@ def _stand_guard(parent: int, base: str) -> NoReturn:
                 time.sleep(0.5)
         remove(base)
     finally:
-        os._exit(0)
+        syscalls.exit_now(0)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from . import syscalls
 from .errors import Unavailable
 from .mountinfo import Mount, is_below, read, visible
 from .plan import PROTECTED_PROC, Host
@@ -192,7 +193,7 @@ def _ask(path: str) -> int:
         # An answer too: a refusal, as from another user's FUSE mount, or a lost connection.
         pass
     finally:
-        os._exit(0)
+        syscalls.exit_now(0)
 
 
 def _answers(child: int, deadline: float) -> bool:

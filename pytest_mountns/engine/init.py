@@ -30,7 +30,7 @@ def die_with_parent(parent: int) -> None:
     """
     sys.prctl(sys.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)
+        sys.exit_now(1)
 
 
 def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace: bool) -> None:
@@ -56,7 +56,7 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
     poll = select.poll()
     poll.register(alive, 0)
     if poll.poll(0):
-        os._exit(1)
+        sys.exit_now(1)
     os.close(alive)
     prepare()
     try:
@@ -73,7 +73,7 @@ def _wait_for(init: int) -> NoReturn:
     # A Ctrl-C reaches the whole process group; what it means is for the test process to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.waitpid(init, 0)
-    os._exit(0)
+    sys.exit_now(0)
 
 
 def _reap(test: int, status: int) -> NoReturn:
@@ -82,4 +82,4 @@ def _reap(test: int, status: int) -> NoReturn:
         pid, result = os.waitpid(-1, 0)
         if pid == test:
             os.write(status, result.to_bytes(4, "little"))
-            os._exit(0)
+            sys.exit_now(0)
