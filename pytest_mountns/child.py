@@ -77,7 +77,6 @@ class TestProcess:
         internals.keep_reporters_quiet(self._item.config, [keep])
         internals.forget_recorded_warnings()
         afterfork.mend()
-        self._companions.begin(self._item)
         try:
             self._sandbox = self._enter(directory)
         except SandboxError as error:
@@ -85,6 +84,8 @@ class TestProcess:
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
             self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
         self.sender.send("entered", descriptor=self._sandbox.scratch)
+        # In the process that stays: with a PID namespace the one above was not the last fork.
+        self._companions.begin(self._item)
         timers.hand_over()
 
     def _refuse(self, error: SandboxError) -> NoReturn:
