@@ -75,7 +75,7 @@ class TestProcess:
         random.setstate(self._inheritance.randomness)
         internals.stop_at_item(self._item)
         internals.keep_reporters_quiet(self._item.config, [keep])
-        internals.forget_recorded_warnings()
+        internals.take_recorded_warnings()
         afterfork.mend()
         try:
             self._sandbox = self._enter(directory)

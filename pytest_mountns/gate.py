@@ -85,7 +85,7 @@ class Gate:
     ) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
         timers = self._timers = Timers(item)
-        passage = Passage(self, item, timers)
+        passage = Passage(self, item, nextitem, timers)
         item.setup = passage.setup  # type: ignore[method-assign]
         result: object = True
         try:
@@ -105,21 +105,9 @@ class Gate:
             self.process.leave(None)
         # Not in the handler above: an error in here would be shown as a consequence of that one.
         if passage.delegated:
-            self._finish(passage, item, nextitem)
+            internals.drop(item)
+            passage.finish_in_protocol()
         return result
-
-    def _finish(self, passage: Passage, item: pytest.Item, nextitem: pytest.Item | None) -> None:
-        internals.drop(item)
-        if item.session.shouldfail or item.session.shouldstop:
-            nextitem = None
-        if not internals.wider_teardown_is_due(item, nextitem):
-            passage.finish()
-            return
-        self.finisher.work = lambda: passage.finish(nextitem, wider=True)
-        try:
-            internals.run_in_protocol(item, nextitem, self.finisher)
-        finally:
-            self.finisher.work = None
 
     def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
         """pytest-timeout has set a timer for the running item, or cancelled it (None)."""

@@ -164,7 +164,7 @@ def tear_down_item(item: pytest.Item) -> None:
 
 def wider_teardown_is_due(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
     """Whether some node wider than ``item`` ends before ``nextitem``."""
-    stack = list(_setup_state(item).stack)
+    stack = [node for node in _setup_state(item).stack if node is not item]
     needed = nextitem.listchain() if nextitem is not None else []
     return stack != needed[: len(stack)]
 
@@ -225,14 +225,31 @@ def keep_reporters_quiet(config: pytest.Config, keep: Sequence[object]) -> None:
         ]
 
 
-def forget_recorded_warnings() -> None:
-    """In the child: warnings recorded before the fork are the parent's to hand over.
+def _recorded_warnings() -> list[warnings.WarningMessage] | None:
+    """The list that pytest's wrapper of the protocol records into.
 
-    Inside ``warnings.catch_warnings(record=True)`` the shower is the ``append`` of its list.
+    Inside ``warnings.catch_warnings(record=True)`` the shower is the ``append`` of that list.
     """
     recorded = getattr(getattr(warnings, "_showwarnmsg_impl", None), "__self__", None)
-    if isinstance(recorded, list):
+    return recorded if isinstance(recorded, list) else None
+
+
+def take_recorded_warnings() -> list[warnings.WarningMessage]:
+    """Take out what was recorded so far: in the child since it is the parent's to hand over."""
+    recorded = _recorded_warnings()
+    taken = list(recorded or ())
+    if recorded:
         recorded.clear()
+    return taken
+
+
+def record_warnings(messages: Sequence[warnings.WarningMessage]) -> bool:
+    """Record them as if they had come up here; False if nothing is recording."""
+    recorded = _recorded_warnings()
+    if recorded is None:
+        return False
+    recorded.extend(messages)
+    return True
 
 
 @contextlib.contextmanager

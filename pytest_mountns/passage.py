@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, final
 
@@ -48,13 +49,18 @@ class InternalErrorInTestProcess(Exception):
 class Passage:
     """One test's way through the gate, as the parent sees it."""
 
-    def __init__(self, gate: Gate, item: pytest.Item, timers: Timers) -> None:
+    def __init__(
+        self, gate: Gate, item: pytest.Item, nextitem: pytest.Item | None, timers: Timers
+    ) -> None:
         self._gate = gate
         self._item = item
+        self._nextitem = nextitem
         self._timers = timers
         self._original_setup = item.setup
         self.delegated = False
+        self.finished = False
         self._held: list[_Event] = []
+        self._recorded: list[warnings.WarningMessage] = []
         self._refusal: SandboxError | None = None
         self._death: _Death | None = None
         self._internal_error: Exception | None = None
@@ -207,6 +213,26 @@ class Passage:
             self._gate.companions.lost()
         elif last_words is not None:
             self._answer(*last_words, interrupted=receiver.interrupted)
+        self._conclude()
+
+    def _conclude(self) -> None:
+        """Report the rest here, within the item's protocol, unless wider scopes end with it."""
+        session = self._item.session
+        if session.shouldfail or session.shouldstop:
+            self._nextitem = None
+        if self._refusal is not None or self._internal_error is not None:
+            return
+        if internals.wider_teardown_is_due(self._item, self._nextitem):
+            # To be handed over after the reports: so in the protocol in which those are made.
+            self._recorded = internals.take_recorded_warnings()
+            return
+        try:
+            with internals.capture_suspended(self._item.config):
+                self.finish()
+        except pytest.exit.Exception:
+            raise
+        except Exception as error:  # noqa: BLE001 - of whichever reporter, as above
+            self._internal_error = error
 
     def _hear(self, name: str, *content: Any) -> None:
         if name == "report":
@@ -214,7 +240,7 @@ class Passage:
             internals.set_failed_subtests(self._item, failed_subtests)
             report = relay.unpack_report(packed, self._item.config)
             self._log_held()
-            event = ("pytest_runtest_logreport", {"report": report})
+            event: _Event = ("pytest_runtest_logreport", {"report": report})
             if report.when == "teardown":
                 # What wider scopes say when they end belongs into this one.
                 self._held.append(event)
@@ -223,10 +249,11 @@ class Passage:
         elif name == "warning":
             packed, when, nodeid = content
             message = relay.unpack_warning(packed)
-            arguments = {"warning_message": message, "when": when, "nodeid": nodeid}
-            self._item.ihook.pytest_warning_recorded.call_historic(
-                kwargs={**arguments, "location": None}
-            )
+            # With those of this process, which pytest hands over when the protocol has ended.
+            if when != "runtest" or not internals.record_warnings([message]):
+                arguments = {"warning_message": message, "when": when, "nodeid": nodeid}
+                hook = self._item.ihook.pytest_warning_recorded
+                hook.call_historic(kwargs={"location": None, **arguments})
         elif name in ("logstart", "logfinish"):
             nodeid, location = content
             self._held.append((f"pytest_runtest_{name}", {"nodeid": nodeid, "location": location}))
@@ -260,19 +287,33 @@ class Passage:
             self._gate.interrupt = relay.unpack_interrupt(content[0])
         raise KeyboardInterrupt
 
-    def finish(self, nextitem: pytest.Item | None = None, *, wider: bool = False) -> None:
+    def finish(self, *, wider: bool = False) -> None:
         """In the parent, when the child is done: report what is left to report.
 
         ``wider``: tear down first what ends with the item.
         """
+        self.finished = True
         if self._internal_error is not None:
             raise self._internal_error
+        if self._recorded:
+            internals.record_warnings(self._recorded)
         if self._death is not None:
             self._log_held()
             self._report_death(self._death)
         if wider:
-            self._add_wider_teardown(*internals.tear_down_wider(self._item, nextitem))
+            self._add_wider_teardown(*internals.tear_down_wider(self._item, self._nextitem))
         self._log_held()
+
+    def finish_in_protocol(self) -> None:
+        """:meth:`finish` with the teardown of wider scopes, within pytest's own wrappers."""
+        if self.finished and self._internal_error is None:
+            return
+        finisher = self._gate.finisher
+        finisher.work = lambda: self.finish(wider=True)
+        try:
+            internals.run_in_protocol(self._item, self._nextitem, finisher)
+        finally:
+            finisher.work = None
 
     def _report_death(self, death: _Death) -> None:
         """The reports a dead process owes: the phase it died in failed, the teardown is ours."""

@@ -108,6 +108,15 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
 
 
+@pytest.fixture(autouse=True)
+def _own_configuration(request: pytest.FixtureRequest) -> None:
+    # Or a suite under test would be run with this project's settings, and its warnings be errors.
+    # The file that `makeini` writes.
+    if "pytester" in request.fixturenames:
+        pytester: pytest.Pytester = request.getfixturevalue("pytester")
+        pytester.makeini("[pytest]")
+
+
 @pytest.fixture
 def host_mounts() -> Callable[[], bytes]:
     """The mount table of this process."""

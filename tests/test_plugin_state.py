@@ -204,14 +204,12 @@ def test_the_cache_is_a_way_through(pytester: pytest.Pytester, record: Record) -
 
 
 def test_without_a_cache_there_is_none(pytester: pytest.Pytester, record: Record) -> None:
-    pytester.makeini("[pytest]")
     pytester.makepyfile("def test_it(): pass")
     assert record("--mountns", "-p", "no:cacheprovider")["status"] == 0
     assert not (pytester.path / ".pytest_cache").exists()
 
 
 def test_a_mark_may_cover_the_cache(pytester: pytest.Pytester, record: Record) -> None:
-    pytester.makeini("[pytest]")
     pytester.makepyfile(
         f"""
         import os, pytest
