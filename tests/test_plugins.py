@@ -63,28 +63,7 @@ def test_rerunfailures_reports_what_it_does_plainly(
     assert runs[0]["status"] == runs[1]["status"]
 
 
-def test_timeout_ends_the_test_and_not_the_session(
-    pytester: pytest.Pytester, record: Record
-) -> None:
-    pytest.importorskip("pytest_timeout")
-    pytester.makepyfile(
-        """
-        import pytest, time
-
-        @pytest.mark.timeout(0.5)
-        def test_slow(overlay_root): time.sleep(60)
-        def test_next(overlay_root): pass
-        """
-    )
-    recorded = record("--timeout-method=signal")
-    reports = [
-        (e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"
-    ]
-    assert ("test_slow", "call", "failed") in reports
-    assert ("test_next", "call", "passed") in reports
-
-
-@pytest.mark.parametrize("dist", ["load", "loadscope"])
+@pytest.mark.parametrize("dist", ["load", "loadscope", "worksteal"])
 def test_xdist(pytester: pytest.Pytester, record: Record, dist: str) -> None:
     pytest.importorskip("xdist")
     pytester.makepyfile(
