@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .engine.enter import Sandbox, drop_user_capabilities, enter, enter_user_nam
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
 from .engine.plan import Plan
+from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
 
@@ -57,6 +57,8 @@ class TestProcess:
         self._plan = plan
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
+        self._cursor = internals.cursor(item.config)
+        self._live_log = internals.live_log_state(item.config)
         self._sandbox: Sandbox | None = None
 
     @property
@@ -75,6 +77,7 @@ class TestProcess:
         internals.stop_at_item(self._item)
         internals.keep_reporters_quiet(self._item.config, [keep])
         internals.forget_recorded_warnings()
+        internals.before_output_is_released(self._item.config, self._settle)
         afterfork.mend()
         self._companions.begin(self._item)
         try:
@@ -135,7 +138,23 @@ class TestProcess:
 
     def report(self, report: pytest.TestReport) -> None:
         """``pytest_runtest_logreport`` in this process."""
+        config = self._item.config
+        internals.flush_output(config)
+        cursor, live_log = internals.cursor(config), internals.live_log_state(config)
+        if (cursor, live_log) != (self._cursor, self._live_log):
+            # An unmoved cursor is not sent: the parent may have moved its own.
+            self.sender.send("screen", None if cursor == self._cursor else cursor, live_log)
+            self._cursor, self._live_log = cursor, live_log
         self.sender.report(report, internals.failed_subtests(self._item))
+        if internals.output_is_seen_at_once(config):
+            self._settle()
+
+    def _settle(self) -> None:
+        """What this process writes next comes after what the parent writes of its reports."""
+        cursor = self.sender.settle()
+        if cursor is not None:
+            internals.set_cursor(self._item.config, *cursor)
+            self._cursor = cursor
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
@@ -162,8 +181,8 @@ class TestProcess:
                 # In one process the session would do it when it is interrupted.
                 with contextlib.suppress(BaseException):
                     internals.tear_down_item(self._item)
-            sys.stdout.flush()
-            sys.stderr.flush()
+            internals.flush_output(self._item.config)
+            flush_stdout()
             _kill_children()
             for name, state in self._companions.pack(self._item):
                 self.sender.send("state", name, state)

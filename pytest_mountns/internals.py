@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, cast
@@ -165,11 +165,12 @@ def tear_down_wider(
     hook = _own_hook(item, "pytest_runtest_teardown")
     before = len(item._report_sections)
     item.stash.setdefault(caplog_records_key, {})
-    call = pytest.CallInfo.from_call(
-        lambda: hook(item=item, nextitem=nextitem),
-        when="teardown",
-        reraise=(pytest.exit.Exception, KeyboardInterrupt),
-    )
+    with _live_log_of_one_teardown(item.config):
+        call = pytest.CallInfo.from_call(
+            lambda: hook(item=item, nextitem=nextitem),
+            when="teardown",
+            reraise=(pytest.exit.Exception, KeyboardInterrupt),
+        )
     sections = [
         (f"Captured {key} {when}", content) for when, key, content in item._report_sections[before:]
     ]
@@ -229,6 +230,90 @@ def capture_suspended(config: pytest.Config) -> Iterator[None]:
     else:
         with manager.global_and_fixture_disabled():
             yield
+
+
+def before_output_is_released(config: pytest.Config, action: Callable[[], None]) -> None:
+    """Have ``action`` called in this process whenever output is about to reach the terminal.
+
+    Debuggers, live logs, ``capsys.disabled()`` and ``--setup-show`` all suspend the capture.
+    """
+    manager = config.pluginmanager.get_plugin("capturemanager")
+    if manager is None:
+        return
+    original = manager.suspend_global_capture
+
+    def suspend_global_capture(in_: bool | None = None) -> None:
+        # Said in so many words at the end of each phase, where nothing is written.
+        if in_ is not False:
+            action()
+        original(bool(in_))
+
+    manager.suspend_global_capture = suspend_global_capture
+
+
+def output_is_seen_at_once(config: pytest.Config) -> bool:
+    """Whether what a test prints goes to the terminal, too."""
+    return config.getoption("capture", "no") in ("no", "tee-sys")
+
+
+def flush_output(config: pytest.Config) -> None:
+    """What waits in buffers of this process goes where it would have gone."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    for stream in (sys.stdout, sys.stderr, getattr(reporter, "_tw", None)):
+        # The test may have closed it, or set it to None.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            cast(Any, stream).flush()
+
+
+def cursor(config: pytest.Config) -> tuple[object, ...]:
+    """Where the terminal reporter takes the cursor to be: the line so far, and whose it is."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return () if reporter is None else (reporter._tw._current_line, reporter.currentfspath)
+
+
+def set_cursor(config: pytest.Config, line: str = "", owner: object = None) -> None:
+    """The other process has written meanwhile, and its :func:`cursor` was this."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter._tw._current_line = line
+        reporter.currentfspath = owner
+
+
+_LIVE_LOG_STATE = ("_first_record_emitted", "_when", "_section_name_shown", "_test_outcome_written")
+
+
+def live_log_state(config: pytest.Config) -> dict[str, object]:
+    """Which headings and line ends the live log has written already; empty if it is off."""
+    handler = _live_log(config)
+    return {name: vars(handler)[name] for name in _LIVE_LOG_STATE} if handler else {}
+
+
+def set_live_log_state(config: pytest.Config, state: dict[str, object]) -> None:
+    """What the live log has written in the other process."""
+    handler = _live_log(config)
+    if handler:
+        vars(handler).update(state)
+
+
+def _live_log(config: pytest.Config) -> Any:
+    plugin = config.pluginmanager.get_plugin("logging-plugin")
+    handler = getattr(plugin, "log_cli_handler", None)
+    # Without live logs there is a handler that has none of this.
+    return handler if hasattr(handler, "_section_name_shown") else None
+
+
+@contextlib.contextmanager
+def _live_log_of_one_teardown(config: pytest.Config) -> Iterator[None]:
+    """No second heading above what wider teardowns log, if the test process has written one."""
+    handler = _live_log(config)
+    if handler is None or handler._when != "teardown":
+        yield
+        return
+    handler.set_when = lambda when: None
+    try:
+        yield
+    finally:
+        del handler.set_when
 
 
 def captured_so_far(config: pytest.Config) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, final
@@ -17,6 +16,7 @@ from .child import Inheritance, TestProcess, take_terminal
 from .engine import disk, processes
 from .engine.errors import SandboxError, Unavailable
 from .engine.plan import Plan
+from .engine.syscalls import flush_stdout
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -118,8 +118,10 @@ class Passage:
         gate.phase[0] = relay.SETUP
         gate.companions.look_up()
         self._timers.stop()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with internals.capture_suspended(item.config):
+            # Or whoever flushes next writes it once more.
+            internals.flush_output(item.config)
+            flush_stdout()
         try:
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
         except SandboxError as error:
@@ -180,6 +182,8 @@ class Passage:
                 for name, *content in receiver.frames(interrupts):
                     if name == "leave":
                         last_words = tuple(content)
+                    elif name == "settle":
+                        receiver.answer(*content, internals.cursor(config))
                     else:
                         self._hear(name, *content)
             ended = True
@@ -229,6 +233,14 @@ class Passage:
         elif name in ("logstart", "logfinish"):
             nodeid, location = content
             self._held.append((f"pytest_runtest_{name}", {"nodeid": nodeid, "location": location}))
+        elif name == "screen":
+            cursor, live_log = content
+            if cursor is not None:
+                internals.set_cursor(self._item.config, *cursor)
+            internals.set_live_log_state(self._item.config, live_log)
+        elif name == "entered":
+            # A fresh root: what was said of the attempt before is complete.
+            self._log_held()
         elif name == "state":
             self._gate.companions.merge(self._item, *content)
         elif name == "refused":
