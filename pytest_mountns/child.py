@@ -57,7 +57,6 @@ class TestProcess:
         self._plan = plan
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
-        self._cursor = internals.cursor(item.config)
         self._live_log = internals.live_log_state(item.config)
         self._sandbox: Sandbox | None = None
 
@@ -77,6 +76,7 @@ class TestProcess:
         internals.stop_at_item(self._item)
         internals.keep_reporters_quiet(self._item.config, [keep])
         internals.forget_recorded_warnings()
+        internals.set_cursor(self._item.config, *internals.cursor(self._item.config))
         internals.before_output_is_released(self._item.config, self._settle)
         afterfork.mend()
         self._companions.begin(self._item)
@@ -140,11 +140,10 @@ class TestProcess:
         """``pytest_runtest_logreport`` in this process."""
         config = self._item.config
         internals.flush_output(config)
-        cursor, live_log = internals.cursor(config), internals.live_log_state(config)
-        if (cursor, live_log) != (self._cursor, self._live_log):
-            # An unmoved cursor is not sent: the parent may have moved its own.
-            self.sender.send("screen", None if cursor == self._cursor else cursor, live_log)
-            self._cursor, self._live_log = cursor, live_log
+        cursor, live_log = internals.moved_cursor(config), internals.live_log_state(config)
+        if cursor is not None or live_log != self._live_log:
+            self._live_log = live_log
+            self.sender.send("screen", cursor, live_log)
         self.sender.report(report, internals.failed_subtests(self._item))
         if internals.output_is_seen_at_once(config):
             self._settle()
@@ -154,7 +153,6 @@ class TestProcess:
         cursor = self.sender.settle()
         if cursor is not None:
             internals.set_cursor(self._item.config, *cursor)
-            self._cursor = cursor
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""

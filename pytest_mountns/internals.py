@@ -252,8 +252,11 @@ def before_output_is_released(config: pytest.Config, action: Callable[[], None])
 
 
 def output_is_seen_at_once(config: pytest.Config) -> bool:
-    """Whether what a test prints goes to the terminal, too."""
-    return config.getoption("capture", "no") in ("no", "tee-sys")
+    """Whether what is written while a test runs goes to the terminal, too.
+
+    With ``--capture=sys`` that is what pytest's own terminal writer writes.
+    """
+    return bool(config.getoption("capture", "no") != "fd")
 
 
 def flush_output(config: pytest.Config) -> None:
@@ -265,18 +268,33 @@ def flush_output(config: pytest.Config) -> None:
             cast(Any, stream).flush()
 
 
-def cursor(config: pytest.Config) -> tuple[object, ...]:
+class _Unmoved(str):
+    """The line up to the cursor, as long as nothing is written: writing makes a new text."""
+
+    __slots__ = ()
+
+
+def cursor(config: pytest.Config) -> tuple[str, object]:
     """Where the terminal reporter takes the cursor to be: the line so far, and whose it is."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    return () if reporter is None else (reporter._tw._current_line, reporter.currentfspath)
+    return ("", None) if reporter is None else (reporter._tw._current_line, reporter.currentfspath)
 
 
-def set_cursor(config: pytest.Config, line: str = "", owner: object = None) -> None:
+def set_cursor(config: pytest.Config, line: str, owner: object) -> None:
     """The other process has written meanwhile, and its :func:`cursor` was this."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
-        reporter._tw._current_line = line
+        reporter._tw._current_line = _Unmoved(line)
         reporter.currentfspath = owner
+
+
+def moved_cursor(config: pytest.Config) -> tuple[str, object] | None:
+    """The cursor if this process has written since :func:`set_cursor` or the last call."""
+    line, owner = cursor(config)
+    if isinstance(line, _Unmoved):
+        return None
+    set_cursor(config, line, owner)
+    return line, owner
 
 
 _LIVE_LOG_STATE = ("_first_record_emitted", "_when", "_section_name_shown", "_test_outcome_written")
@@ -385,6 +403,9 @@ def _call(message: str | None, phase: Phase) -> pytest.CallInfo[None]:
     return pytest.CallInfo.from_call(fail, when=phase)
 
 
+_TEARDOWN_SECTIONS = tuple(f"Captured {key} teardown" for key in ("stdout", "stderr", "log"))
+
+
 def merge_teardown(
     item: pytest.Item,
     report: pytest.TestReport,
@@ -398,9 +419,13 @@ def merge_teardown(
         titles = [name for name, _ in report.sections]
         if title in titles:
             index = titles.index(title)
-            report.sections[index] = (title, report.sections[index][1] + content)
+            # Of logs, pytest cuts the end.
+            separator = "\n" if title in _TEARDOWN_SECTIONS[2:] else ""
+            report.sections[index] = (title, report.sections[index][1] + separator + content)
         else:
-            report.sections.append((title, content))
+            later = _TEARDOWN_SECTIONS[(*_TEARDOWN_SECTIONS, title).index(title) + 1 :]
+            places = [titles.index(name) for name in later if name in titles]
+            report.sections.insert(min(places, default=len(titles)), (title, content))
     if call.excinfo is None:
         return
     wider = pytest.TestReport.from_item_and_call(item, call)

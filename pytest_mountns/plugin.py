@@ -112,6 +112,8 @@ class Hooks:
         if self._gate.process is not None:
             self._gate.process.sender.send("logstart", nodeid, location)
 
+    # First: the live log, which hears of it as well, then forgets what it has written.
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self._gate.process is not None:
             self._gate.process.report(report)
