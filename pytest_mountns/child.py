@@ -121,9 +121,6 @@ class TestProcess:
                 result.append(error)
 
         enter_pid_namespace(prepare, self._inheritance.status, self._plan.user_namespace)
-        # kill(0, ...) goes to the process group, and that would span the PID namespace: pytest
-        # and the shell above it would be hit.
-        os.setpgid(0, 0)
         self.sender.adopt()
         entered = result[0]
         if isinstance(entered, SandboxError):
@@ -158,14 +155,6 @@ class TestProcess:
         """``pytest_warning_recorded`` in this process."""
         self.sender.warning(message, when, nodeid)
 
-    def take_terminal(self) -> None:
-        """Be the terminal's foreground process group: a debugger is about to read.
-
-        Only a test process in a process group of its own has to. The parent takes it back.
-        """
-        if self._plan.pid_namespace:
-            take_terminal()
-
     def leave(self, error: BaseException | None) -> NoReturn:
         """The protocol of the item has ended, by ``error`` if there is one."""
         if self.sender.is_copy:
@@ -187,18 +176,6 @@ class TestProcess:
             self.sender.send("leave", *_explain(error))
         finally:
             os._exit(0)
-
-
-def take_terminal() -> None:
-    """Make this process's group the foreground one of its controlling terminal, if it has one."""
-    with contextlib.suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:
-        # Whoever is in the background is stopped by SIGTTOU when it changes that.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-        try:
-            if os.tcgetpgrp(terminal.fileno()) != os.getpgrp():
-                os.tcsetpgrp(terminal.fileno(), os.getpgrp())
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _explain(error: BaseException | None) -> tuple[str, ...]:

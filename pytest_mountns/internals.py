@@ -334,6 +334,16 @@ def _live_log_of_one_teardown(config: pytest.Config) -> Iterator[None]:
         del handler.set_when
 
 
+def shown_by_debugger(report: pytest.CollectReport | pytest.TestReport) -> bool:
+    """Whether ``--pdb`` has shown this failure: the summary leaves it out then."""
+    return getattr(report, "_pdbshown", False) is True
+
+
+def mark_as_shown(report: pytest.TestReport) -> None:
+    """See :func:`shown_by_debugger`."""
+    cast(Any, report)._pdbshown = True
+
+
 def captured_so_far(config: pytest.Config) -> tuple[str, str]:
     """Take what the global capture holds: after a crash, what the test process wrote.
 

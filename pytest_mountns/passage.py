@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, final
 import pytest
 
 from . import internals, relay
-from .child import Inheritance, TestProcess, take_terminal
+from .child import Inheritance, TestProcess
 from .engine import disk, processes
 from .engine.errors import SandboxError, Unavailable
+from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
 from .engine.syscalls import flush_stdout
 
@@ -55,6 +56,7 @@ class Passage:
         self._original_setup = item.setup
         self.delegated = False
         self._held: list[_Event] = []
+        self._last_report: pytest.TestReport | None = None
         self._refusal: SandboxError | None = None
         self._death: _Death | None = None
         self._internal_error: Exception | None = None
@@ -197,9 +199,8 @@ class Passage:
                 # A reporter failed here: without its parent the test has no business to go on.
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
-            if self._gate.foreground and receiver.apart:
-                # A debugger in the test has taken the terminal.
-                take_terminal()
+            if receiver.apart:
+                take_terminal_back()
         if self._internal_error is not None:
             return
         if last_words is None and self._refusal is None:
@@ -215,7 +216,7 @@ class Passage:
         if name == "report":
             packed, failed_subtests = content
             internals.set_failed_subtests(self._item, failed_subtests)
-            report = relay.unpack_report(packed, self._item.config)
+            report = self._last_report = relay.unpack_report(packed, self._item.config)
             self._log_held()
             event = ("pytest_runtest_logreport", {"report": report})
             if report.when == "teardown":
@@ -238,6 +239,9 @@ class Passage:
             if cursor is not None:
                 internals.set_cursor(self._item.config, *cursor)
             internals.set_live_log_state(self._item.config, live_log)
+        elif name == "shown":
+            if self._last_report is not None:
+                internals.mark_as_shown(self._last_report)
         elif name == "entered":
             # A fresh root: what was said of the attempt before is complete.
             self._log_held()

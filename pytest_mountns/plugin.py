@@ -8,7 +8,7 @@ from collections.abc import Generator
 import pytest
 
 from . import config as settings
-from . import terminal
+from . import internals, terminal
 from .fixtures import bind_volume, isolated_proc, overlay_root
 from .gate import Gate, gate_key
 from .timers import TimeoutSettings
@@ -104,9 +104,15 @@ class Hooks:
             terminal.explain_failure(report, call.excinfo.value, self._gate.process.sandbox)
         return report
 
-    def pytest_enter_pdb(self) -> None:
-        if self._gate.process is not None:
-            self._gate.process.take_terminal()
+    @pytest.hookimpl(wrapper=True)
+    def pytest_exception_interact(
+        self, report: pytest.CollectReport | pytest.TestReport
+    ) -> Generator[None, object, object]:
+        try:
+            return (yield)
+        finally:
+            if self._gate.process is not None and internals.shown_by_debugger(report):
+                self._gate.process.sender.send("shown")
 
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         if self._gate.process is not None:
