@@ -81,7 +81,7 @@ class Gate:
     ) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
         timers = self._timers = Timers(item)
-        passage = Passage(self, item, timers)
+        passage = Passage(self, item, nextitem, timers)
         item.setup = passage.setup  # type: ignore[method-assign]
         result: object = True
         try:
@@ -106,12 +106,10 @@ class Gate:
 
     def _finish(self, passage: Passage, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         internals.drop(item)
-        if item.session.shouldfail or item.session.shouldstop:
-            nextitem = None
-        if not internals.wider_teardown_is_due(item, nextitem):
+        if not passage.tears_down_wider():
             passage.finish()
             return
-        self.finisher.work = lambda: passage.finish(nextitem, wider=True)
+        self.finisher.work = passage.finish
         try:
             internals.run_in_protocol(item, nextitem, self.finisher)
         finally:

@@ -149,7 +149,7 @@ def tear_down_item(item: pytest.Item) -> None:
 
 def wider_teardown_is_due(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
     """Whether some node wider than ``item`` ends before ``nextitem``."""
-    stack = list(_setup_state(item).stack)
+    stack = [node for node in _setup_state(item).stack if node is not item]
     needed = nextitem.listchain() if nextitem is not None else []
     return stack != needed[: len(stack)]
 

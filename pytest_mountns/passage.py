@@ -49,9 +49,13 @@ class InternalErrorInTestProcess(Exception):
 class Passage:
     """One test's way through the gate, as the parent sees it."""
 
-    def __init__(self, gate: Gate, item: pytest.Item, timers: Timers) -> None:
+    def __init__(
+        self, gate: Gate, item: pytest.Item, nextitem: pytest.Item | None, timers: Timers
+    ) -> None:
         self._gate = gate
         self._item = item
+        self._nextitem = nextitem
+        self._wider: bool | None = None
         self._timers = timers
         self._original_setup = item.setup
         self.delegated = False
@@ -220,6 +224,8 @@ class Passage:
             self._log_held()
             event = ("pytest_runtest_logreport", {"report": report})
             if report.when == "teardown":
+                self._decide_on_wider()
+            if report.when == "teardown" and self._wider:
                 # What wider scopes say when they end belongs into this one.
                 self._held.append(event)
             else:
@@ -273,18 +279,28 @@ class Passage:
             return
         raise KeyboardInterrupt
 
-    def finish(self, nextitem: pytest.Item | None = None, *, wider: bool = False) -> None:
-        """In the parent, when the child is done: report what is left to report.
+    def _decide_on_wider(self) -> None:
+        session = self._item.session
+        if session.shouldfail or session.shouldstop:
+            self._nextitem = None
+        self._wider = internals.wider_teardown_is_due(self._item, self._nextitem)
 
-        ``wider``: tear down first what ends with the item.
-        """
+    def tears_down_wider(self) -> bool:
+        """Whether something wider ends with the item, as decided when its own teardown was."""
+        if self._wider is None:
+            self._decide_on_wider()
+        return bool(self._wider)
+
+    def finish(self) -> None:
+        """In the parent, when the child is done: tear down what ends with the item, and report."""
         if self._internal_error is not None:
             raise self._internal_error
         if self._death is not None:
             self._log_held()
             self._report_death(self._death)
-        if wider:
-            self._add_wider_teardown(*internals.tear_down_wider(self._item, nextitem))
+        if self._wider:
+            wider = internals.tear_down_wider(self._item, self._nextitem)
+            self._add_wider_teardown(*wider)
         self._log_held()
 
     def _report_death(self, death: _Death) -> None:

@@ -50,6 +50,7 @@ while True:
     termios.tcsetattr(0, termios.TCSADRAIN, theirs)
     os.tcsetpgrp(0, job)
     os.killpg(job, signal.SIGCONT)
+    print("[continued]", flush=True)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
