@@ -142,14 +142,17 @@ class TestProcess:
             self._live_log = live_log
             self.sender.send("screen", cursor, live_log)
         self.sender.report(report, internals.failed_subtests(self._item))
-        if internals.output_is_seen_at_once(config):
+        # Of a failure, -x and --maxfail make something that subtests look at.
+        if report.failed or internals.output_is_seen_at_once(config):
             self._settle()
 
     def _settle(self) -> None:
-        """What this process writes next comes after what the parent writes of its reports."""
-        cursor = self.sender.settle()
-        if cursor is not None:
+        """What this process does next comes after what the parent makes of its reports."""
+        answer = self.sender.settle()
+        if answer is not None:
+            cursor, stopping = answer
             internals.set_cursor(self._item.config, *cursor)
+            internals.set_stopping(self._item.session, *stopping)
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""

@@ -232,6 +232,20 @@ def capture_suspended(config: pytest.Config) -> Iterator[None]:
             yield
 
 
+def stopping(session: pytest.Session) -> tuple[bool | str, bool | str]:
+    """Whether the session is to end before the next test, and why: ``-x`` and the like."""
+    return session.shouldfail, session.shouldstop
+
+
+def set_stopping(session: pytest.Session, shouldfail: bool | str, shouldstop: bool | str) -> None:
+    """What the other process has decided."""
+    # Setting them to False is a mistake that pytest warns of.
+    if shouldfail:
+        session.shouldfail = shouldfail
+    if shouldstop:
+        session.shouldstop = shouldstop
+
+
 def before_output_is_released(config: pytest.Config, action: Callable[[], None]) -> None:
     """Have ``action`` called in this process whenever output is about to reach the terminal.
 

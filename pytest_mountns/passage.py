@@ -189,7 +189,8 @@ class Passage:
                     if name == "leave":
                         last_words = tuple(content)
                     elif name == "settle":
-                        receiver.answer(*content, internals.cursor(config))
+                        stopping = internals.stopping(self._item.session)
+                        receiver.answer(*content, (internals.cursor(config), stopping))
                     else:
                         self._hear(name, *content)
             ended = True

@@ -95,7 +95,7 @@ class Sender:
         self._owner = os.getpid()
         self._answers = bytearray()
         self._reports = 0
-        self._shown = 0
+        self._settled = 0
 
     def adopt(self) -> None:
         """From now on this process, a fork of the one that made the sender, is the sender."""
@@ -127,22 +127,22 @@ class Sender:
         self.send("report", self._pack(report), failed_subtests)
 
     def settle(self) -> Any:
-        """Wait until the parent has shown every report; where it has left the cursor.
+        """Wait until the parent has dealt with every report; what it answers.
 
         None if there is nothing to wait for, or nobody.
         """
-        cursor = None
+        answer = None
         with contextlib.suppress(OSError):
-            if not self.is_copy and self._shown < self._reports:
+            if not self.is_copy and self._settled < self._reports:
                 self.send("settle", self._reports)
-            while not self.is_copy and self._shown < self._reports:
+            while not self.is_copy and self._settled < self._reports:
                 data = self._socket.recv(_CHUNK)
                 if not data:
                     return None
                 self._answers += data
                 for frame in _whole_frames(self._answers):
-                    self._shown, cursor = frame
-        return cursor
+                    self._settled, answer = frame
+        return answer
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """A recorded warning; a message that cannot be pickled becomes its text."""

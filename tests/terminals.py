@@ -151,7 +151,7 @@ def normal(text: str) -> str:
     text = re.sub(r"^mountns: every test .*\n", "", text, flags=re.M)
     text = re.sub(r"^plugins: .*\n", "", text, flags=re.M)
     text = re.sub(r"0x[0-9a-f]+", "0x", text)
-    text = re.sub(r"\d+\.\d+(ms|s)\b *", "TIME ", text)
+    text = re.sub(r" *\d+\.\d+(ms|s)\b *", " TIME ", text)
     text = re.sub(r"=+( .* TIME )=+", r"=\1=", text)
     text = re.sub(r"Thread-\d+", "Thread-N", text)
     # The list of fixtures, where one is missing.
