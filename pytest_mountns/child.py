@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from .engine.enter import Sandbox, drop_user_capabilities, enter, enter_user_nam
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
 from .engine.plan import Plan
+from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
 
@@ -58,6 +58,7 @@ class TestProcess:
         self._plan = plan
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
+        self._live_log = internals.live_log_state(item.config)
         self._sandbox: Sandbox | None = None
 
     @property
@@ -76,6 +77,8 @@ class TestProcess:
         internals.stop_at_item(self._item)
         internals.keep_reporters_quiet(self._item.config, [keep])
         internals.take_recorded_warnings()
+        internals.set_cursor(self._item.config, *internals.cursor(self._item.config))
+        internals.before_output_is_released(self._item.config, self._settle)
         afterfork.mend()
         try:
             self._sandbox = self._enter(directory)
@@ -120,9 +123,6 @@ class TestProcess:
                 result.append(error)
 
         enter_pid_namespace(prepare, self._inheritance.status, self._plan.user_namespace)
-        # kill(0, ...) goes to the process group, and that would span the PID namespace: pytest
-        # and the shell above it would be hit.
-        os.setpgid(0, 0)
         self.sender.adopt()
         entered = result[0]
         if isinstance(entered, SandboxError):
@@ -137,19 +137,28 @@ class TestProcess:
 
     def report(self, report: pytest.TestReport) -> None:
         """``pytest_runtest_logreport`` in this process."""
+        config = self._item.config
+        internals.flush_output(config)
+        cursor, live_log = internals.moved_cursor(config), internals.live_log_state(config)
+        if cursor is not None or live_log != self._live_log:
+            self._live_log = live_log
+            self.sender.send("screen", cursor, live_log)
         self.sender.report(report, internals.failed_subtests(self._item))
+        # Of a failure, -x and --maxfail make something that subtests look at.
+        if report.failed or internals.output_is_seen_at_once(config):
+            self._settle()
+
+    def _settle(self) -> None:
+        """What this process does next comes after what the parent makes of its reports."""
+        answer = self.sender.settle()
+        if answer is not None:
+            cursor, stopping = answer
+            internals.set_cursor(self._item.config, *cursor)
+            internals.set_stopping(self._item.session, *stopping)
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
         self.sender.warning(message, when, nodeid)
-
-    def take_terminal(self) -> None:
-        """Be the terminal's foreground process group: a debugger is about to read.
-
-        Only a test process in a process group of its own has to. The parent takes it back.
-        """
-        if self._plan.pid_namespace:
-            take_terminal()
 
     def leave(self, error: BaseException | None) -> NoReturn:
         """The protocol of the item has ended, by ``error`` if there is one."""
@@ -164,8 +173,8 @@ class TestProcess:
                 # In one process the session would do it when it is interrupted.
                 with contextlib.suppress(BaseException):
                     internals.tear_down_item(self._item)
-            sys.stdout.flush()
-            sys.stderr.flush()
+            internals.flush_output(self._item.config)
+            flush_stdout()
             _kill_children()
             for name, state in self._companions.pack(self._item):
                 self.sender.send("state", name, state)
@@ -175,18 +184,6 @@ class TestProcess:
             self.sender.send("leave", *words)
         finally:
             syscalls.exit_now(0)
-
-
-def take_terminal() -> None:
-    """Make this process's group the foreground one of its controlling terminal, if it has one."""
-    with contextlib.suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:
-        # Whoever is in the background is stopped by SIGTTOU when it changes that.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-        try:
-            if os.tcgetpgrp(terminal.fileno()) != os.getpgrp():
-                os.tcsetpgrp(terminal.fileno(), os.getpgrp())
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _explain(error: BaseException | None) -> tuple[str, ...]:

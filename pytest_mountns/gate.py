@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import gc
 import mmap
-import os
 import sys
 from collections.abc import Callable, Generator
 from typing import Final, final
@@ -54,7 +53,6 @@ class Gate:
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
         self.process: TestProcess | None = None
-        self.foreground = _in_foreground()
         self.companions = Companions(config)
         self.ways_through = WaysThrough(config)
         #: Where a Ctrl-C has met a test, to be shown at the end.
@@ -154,12 +152,3 @@ class Finisher:
             return None
         self.work()
         return True
-
-
-def _in_foreground() -> bool:
-    """Whether this process may read from its terminal; False without one."""
-    try:
-        with open("/dev/tty", "rb", buffering=0) as terminal:
-            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
-    except OSError:
-        return False

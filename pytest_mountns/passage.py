@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, final
 import pytest
 
 from . import internals, relay
-from .child import Inheritance, TestProcess, take_terminal
+from .child import Inheritance, TestProcess
 from .engine import disk, processes
 from .engine.errors import SandboxError, Unavailable
+from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
+from .engine.syscalls import flush_stdout
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -61,6 +62,7 @@ class Passage:
         self.finished = False
         self._held: list[_Event] = []
         self._recorded: list[warnings.WarningMessage] = []
+        self._last_report: pytest.TestReport | None = None
         self._refusal: SandboxError | None = None
         self._death: _Death | None = None
         self._internal_error: Exception | None = None
@@ -125,8 +127,10 @@ class Passage:
         gate.phase[0] = relay.SETUP
         gate.companions.look_up()
         self._timers.stop()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with internals.capture_suspended(item.config):
+            # Or whoever flushes next writes it once more.
+            internals.flush_output(item.config)
+            flush_stdout()
         try:
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
         except SandboxError as error:
@@ -187,6 +191,9 @@ class Passage:
                 for name, *content in receiver.frames(interrupts):
                     if name == "leave":
                         last_words = tuple(content)
+                    elif name == "settle":
+                        stopping = internals.stopping(self._item.session)
+                        receiver.answer(*content, (internals.cursor(config), stopping))
                     else:
                         self._hear(name, *content)
             ended = True
@@ -200,9 +207,8 @@ class Passage:
                 # A reporter failed here: without its parent the test has no business to go on.
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
-            if self._gate.foreground and receiver.apart:
-                # A debugger in the test has taken the terminal.
-                take_terminal()
+            if receiver.apart:
+                take_terminal_back()
         if self._internal_error is not None:
             return
         if last_words is None and self._refusal is None:
@@ -238,7 +244,7 @@ class Passage:
         if name == "report":
             packed, failed_subtests = content
             internals.set_failed_subtests(self._item, failed_subtests)
-            report = relay.unpack_report(packed, self._item.config)
+            report = self._last_report = relay.unpack_report(packed, self._item.config)
             self._log_held()
             event: _Event = ("pytest_runtest_logreport", {"report": report})
             if report.when == "teardown":
@@ -257,6 +263,17 @@ class Passage:
         elif name in ("logstart", "logfinish"):
             nodeid, location = content
             self._held.append((f"pytest_runtest_{name}", {"nodeid": nodeid, "location": location}))
+        elif name == "screen":
+            cursor, live_log = content
+            if cursor is not None:
+                internals.set_cursor(self._item.config, *cursor)
+            internals.set_live_log_state(self._item.config, live_log)
+        elif name == "shown":
+            if self._last_report is not None:
+                internals.mark_as_shown(self._last_report)
+        elif name == "entered":
+            # A fresh root: what was said of the attempt before is complete.
+            self._log_held()
         elif name == "state":
             self._gate.companions.merge(self._item, *content)
         elif name == "refused":

@@ -109,14 +109,22 @@ class Hooks:
         if self._gate.interrupt is not None:
             internals.show_interrupt(excinfo, self._gate.interrupt)
 
-    def pytest_enter_pdb(self) -> None:
-        if self._gate.process is not None:
-            self._gate.process.take_terminal()
+    @pytest.hookimpl(wrapper=True)
+    def pytest_exception_interact(
+        self, report: pytest.CollectReport | pytest.TestReport
+    ) -> Generator[None, object, object]:
+        try:
+            return (yield)
+        finally:
+            if self._gate.process is not None and internals.shown_by_debugger(report):
+                self._gate.process.sender.send("shown")
 
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         if self._gate.process is not None:
             self._gate.process.sender.send("logstart", nodeid, location)
 
+    # First: the live log, which hears of it as well, then forgets what it has written.
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self._gate.process is not None:
             self._gate.process.report(report)

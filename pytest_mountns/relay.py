@@ -54,6 +54,23 @@ class _Known:
         return len(sys.modules) == self._count or module in set(islice(sys.modules, self._count))
 
 
+def _frame(content: tuple[object, ...]) -> bytes:
+    data = pickle.dumps(content, protocol=5)
+    return _LENGTH.pack(len(data)) + data
+
+
+def _whole_frames(buffer: bytearray) -> Iterator[tuple[Any, ...]]:
+    """Take from ``buffer`` what is complete."""
+    while len(buffer) >= _LENGTH.size:
+        (length,) = _LENGTH.unpack_from(buffer)
+        end = _LENGTH.size + length
+        if len(buffer) < end:
+            return
+        frame = pickle.loads(memoryview(buffer)[_LENGTH.size : end].tobytes())
+        del buffer[:end]
+        yield frame
+
+
 class _Pickler(pickle.Pickler):
     """Refuses what the parent cannot load: classes of modules only the child has imported."""
 
@@ -77,6 +94,9 @@ class Sender:
         self._config = config
         self._known = _Known()
         self._owner = os.getpid()
+        self._answers = bytearray()
+        self._reports = 0
+        self._settled = 0
 
     def adopt(self) -> None:
         """From now on this process, a fork of the one that made the sender, is the sender."""
@@ -94,8 +114,7 @@ class Sender:
         """
         if self.is_copy:
             return
-        data = pickle.dumps((name, *content), protocol=5)
-        frame = _LENGTH.pack(len(data)) + data
+        frame = _frame((name, *content))
         sent = 0
         if descriptor is not None:
             fds = array.array("i", [descriptor])
@@ -105,7 +124,26 @@ class Sender:
 
     def report(self, report: pytest.TestReport, failed_subtests: int) -> None:
         """A report as it is if that can be pickled, else what pytest's own serialisation keeps."""
+        self._reports += 1
         self.send("report", self._pack(report), failed_subtests)
+
+    def settle(self) -> Any:
+        """Wait until the parent has dealt with every report; what it answers.
+
+        None if there is nothing to wait for, or nobody.
+        """
+        answer = None
+        with contextlib.suppress(OSError):
+            if not self.is_copy and self._settled < self._reports:
+                self.send("settle", self._reports)
+            while not self.is_copy and self._settled < self._reports:
+                data = self._socket.recv(_CHUNK)
+                if not data:
+                    return None
+                self._answers += data
+                for frame in _whole_frames(self._answers):
+                    self._settled, answer = frame
+        return answer
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """A recorded warning; a message that cannot be pickled becomes its text."""
@@ -228,7 +266,7 @@ class Receiver:
                 self._pass_on()
                 if gone or self._socket.fileno() in ready:
                     ended = self._receive(everything=gone)
-                    for frame in self._whole_frames():
+                    for frame in _whole_frames(self._buffer):
                         if frame[0] == "leave":
                             self._settle(interrupts)
                             yield frame
@@ -304,15 +342,11 @@ class Receiver:
             if not everything:
                 return False
 
-    def _whole_frames(self) -> Iterator[tuple[Any, ...]]:
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            end = _LENGTH.size + length
-            if len(self._buffer) < end:
-                return
-            frame = pickle.loads(memoryview(self._buffer)[_LENGTH.size : end].tobytes())
-            del self._buffer[:end]
-            yield frame
+    def answer(self, *content: object) -> None:
+        """To a child that waits in :meth:`Sender.settle`."""
+        # It may have died meanwhile.
+        with contextlib.suppress(OSError):
+            self._socket.sendall(_frame(content))
 
     def close(self) -> None:
         """Let go of the socket and of the descriptor the child has sent."""

@@ -20,6 +20,7 @@ from typing import NoReturn
 from . import syscalls as sys
 from .advice import explain
 from .errors import Unavailable
+from .jobs import SIGNALS, Job
 from .processes import fork
 
 
@@ -37,7 +38,9 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
     """Return in a new process inside a new PID namespace; the caller's process becomes the waiter.
 
     ``prepare`` runs in the init before the test process is made and must not raise: both then
-    live in what it entered. When the test process ends, its wait status is written to the pipe
+    live in what it entered. The new process leads a process group of its own: kill(0, ...) goes to
+    the process group, and that would span the PID namespace; pytest and the shell above it would
+    be hit. When the test process ends, its wait status is written to the pipe
     ``status``, as 4 bytes, little-endian. Raises :class:`Unavailable` in the calling process.
     """
     try:
@@ -59,6 +62,7 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
         sys.exit_now(1)
     os.close(alive)
     prepare()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         test = fork()
     except OSError as error:
@@ -67,6 +71,8 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
         ) from error
     if test:
         _reap(test, status)
+    os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _wait_for(init: int) -> NoReturn:
@@ -78,8 +84,22 @@ def _wait_for(init: int) -> NoReturn:
 
 def _reap(test: int, status: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = Job(test)
     while True:
-        pid, result = os.waitpid(-1, 0)
-        if pid == test:
-            os.write(status, result.to_bytes(4, "little"))
-            sys.exit_now(0)
+        number = signal.sigwait(SIGNALS)
+        if number == signal.SIGTSTP:
+            job.stop()
+        elif number == signal.SIGCONT:
+            job.go_on()
+        while number == signal.SIGCHLD:
+            try:
+                pid, result = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid == test and os.WIFSTOPPED(result):
+                job.has_stopped(os.WSTOPSIG(result))
+            elif pid == test:
+                os.write(status, result.to_bytes(4, "little"))
+                sys.exit_now(0)

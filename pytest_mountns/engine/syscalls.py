@@ -100,6 +100,7 @@ _libc.pthread_sigmask.argtypes = [_int, _str, ctypes.c_void_p]
 _libc.signalfd.argtypes = [_int, ctypes.c_void_p, _int]
 _libc._exit.argtypes = [_int]
 _libc.syscall.restype = _long
+_stdout: Final = ctypes.c_void_p.in_dll(_libc, "stdout")
 
 
 def _prototype(*argtypes: type) -> ctypes._FuncPointer:
@@ -301,6 +302,14 @@ def exit_now(status: int) -> NoReturn:
     """_exit(2), also where ``os._exit`` was replaced: coverage.py saves its data in there."""
     _libc._exit(status)
     raise AssertionError("_exit() has returned")
+
+
+def flush_stdout() -> None:
+    """fflush(3) of C's own stdout: extension modules may print by it, past ``sys.stdout``."""
+    # Not if another thread is using it: its lock may be held for long, or after a fork for ever.
+    if _libc.ftrylockfile(_stdout) == 0:
+        _libc.fflush(_stdout)
+        _libc.funlockfile(_stdout)
 
 
 def _clone_names(flags: int) -> str:

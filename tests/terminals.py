@@ -1,0 +1,158 @@
+"""pytest on a terminal of its own, as a user sees it who types there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, final
+
+DEADLINE = 90
+
+#: Puts a command on the terminal that its standard input is: as the session's leader, or as a
+#: shell does, which says so when the command is stopped and then waits for a line.
+STARTER = """
+import fcntl, os, signal, sys, termios
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+if sys.argv[1] == "leader":
+    os.execv(sys.argv[2], sys.argv[2:])
+for number in (signal.SIGTTOU, signal.SIGTSTP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+ours = termios.tcgetattr(0)
+job = os.fork()
+if job == 0:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    for number in (signal.SIGTTOU, signal.SIGTSTP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    os.execv(sys.argv[2], sys.argv[2:])
+while True:
+    _, status = os.waitpid(job, os.WUNTRACED)
+    os.tcsetpgrp(0, os.getpgrp())
+    if not os.WIFSTOPPED(status):
+        break
+    theirs = termios.tcgetattr(0)
+    termios.tcsetattr(0, termios.TCSADRAIN, ours)
+    print(f"[stopped by {signal.Signals(os.WSTOPSIG(status)).name}]", flush=True)
+    sys.stdin.readline()
+    termios.tcsetattr(0, termios.TCSADRAIN, theirs)
+    os.tcsetpgrp(0, job)
+    os.killpg(job, signal.SIGCONT)
+    print("[continued]", flush=True)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@final
+class Terminal:
+    """A running pytest, what it has written so far, and a keyboard."""
+
+    def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
+        self._master = master
+        self._process = process
+        self._seen = 0
+        self.text = ""
+
+    def wait_for(self, mark: str) -> None:
+        """Until ``mark`` is written, after what was waited for before."""
+        while (place := self.text.find(mark, self._seen)) < 0:
+            assert self._read(), f"no {mark!r} in {self.text!r}"
+        self._seen = place + len(mark)
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def end(self) -> int:
+        """Read what is left. Gives the exit status."""
+        while self._read():
+            pass
+        return self._process.wait(DEADLINE)
+
+    def settings(self) -> list[Any]:
+        """The line discipline's, tcgetattr(3)."""
+        return termios.tcgetattr(self._master)
+
+    def processes(self) -> list[int]:
+        """Those of the session that are alive."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == self._process.pid and fields[0] not in "ZX":
+                    found.append(int(name))
+        return found
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._master], [], [], DEADLINE)
+        assert ready, f"nothing more after {self.text!r}"
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # nobody has the terminal open any more
+            return False
+        self.text += data.decode(errors="replace").replace("\r\n", "\n")
+        return bool(data)
+
+
+@contextlib.contextmanager
+def terminal(directory: Path, *options: str, how: str = "leader") -> Iterator[Terminal]:
+    """Run pytest in ``directory``; when the block ends nothing of it is left.
+
+    ``how``: ``"leader"`` of the session, or ``"job"`` of a shell.
+    """
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
+    environment = {
+        **os.environ,
+        # No escape sequences, and of the plugins that may be installed ours alone.
+        "TERM": "dumb",
+        "INPUTRC": "/dev/null",
+        "PYTHON_COLORS": "0",
+        "PYTHONWARNINGS": "default",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER, how, *pytest],
+        cwd=directory,
+        env=environment,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    running = Terminal(master, process)
+    try:
+        yield running
+    finally:
+        while left := running.processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        process.wait()
+        os.close(master)
+
+
+def normal(text: str) -> str:
+    """Without what differs from run to run, and without the plugin's own line."""
+    text = re.sub(r"^mountns: every test .*\n", "", text, flags=re.M)
+    text = re.sub(r"^plugins: .*\n", "", text, flags=re.M)
+    text = re.sub(r"0x[0-9a-f]+", "0x", text)
+    text = re.sub(r" *\d+\.\d+(ms|s)\b *", " TIME ", text)
+    text = re.sub(r"=+( .* TIME )=+", r"=\1=", text)
+    text = re.sub(r"Thread-\d+", "Thread-N", text)
+    # The list of fixtures, where one is missing.
+    return re.sub(r"available fixtures: .*", "available fixtures", text)
