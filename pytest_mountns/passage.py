@@ -141,10 +141,13 @@ class Passage:
         try:
             with relay.Interrupts() as interrupts:
                 try:
+                    interrupts.let_in()
                     child = processes.fork()
-                except OSError as error:
+                except BaseException as error:
                     ours.close()
                     theirs.close()
+                    if not isinstance(error, OSError):
+                        raise
                     what = "too many processes, or not enough memory"
                     return SandboxError("fork a test process", str(error), what, "ulimit -u; free")
                 if child == 0:
@@ -219,6 +222,8 @@ class Passage:
             self._gate.companions.lost()
         elif last_words is not None:
             self._answer(*last_words, interrupted=receiver.interrupted)
+        elif receiver.interrupted:
+            raise KeyboardInterrupt
         self._conclude()
 
     def _conclude(self) -> None:

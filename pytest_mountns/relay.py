@@ -275,6 +275,7 @@ class Receiver:
                     if ended and not gone:
                         # Closed by the test; its process may live on.
                         poll.unregister(self._socket.fileno())
+            self._settle(interrupts)
 
     def _take_interrupt(self, interrupts: Interrupts) -> None:
         if interrupts.noted:
@@ -301,6 +302,9 @@ class Receiver:
 
     def _pass_on(self) -> None:
         if self._pass_on_at is None or time.monotonic() < self._pass_on_at:
+            return
+        if self.apart and self._test == self._child:
+            # On its way in, and not heard of yet: what is there ignores it.
             return
         self._pass_on_at = None
         if self._phase[0] < LEAVING:
@@ -387,6 +391,11 @@ class Interrupts:
 
     def _note(self, number: int, frame: object) -> None:
         self.noted = True
+
+    def let_in(self) -> None:
+        """Before the fork: one that was held back already is not known to the child."""
+        if self.descriptor >= 0 and signal.SIGINT in signal.sigpending():
+            self.release()
 
     def release(self) -> None:
         """SIGINT is as it was before; one that was held back interrupts here."""
