@@ -56,6 +56,7 @@ class Passage:
         self._gate = gate
         self._item = item
         self._nextitem = nextitem
+        self._wider: bool | None = None
         self._timers = timers
         self._original_setup = item.setup
         self.delegated = False
@@ -195,6 +196,7 @@ class Passage:
                     if name == "leave":
                         last_words = tuple(content)
                     elif name == "settle":
+                        self._log_teardown_early()
                         stopping = internals.stopping(self._item.session)
                         receiver.answer(*content, (internals.cursor(config), stopping))
                     else:
@@ -228,12 +230,10 @@ class Passage:
 
     def _conclude(self) -> None:
         """Report the rest here, within the item's protocol, unless wider scopes end with it."""
-        session = self._item.session
-        if session.shouldfail or session.shouldstop:
-            self._nextitem = None
+        wider = self._wider_is_due() if self._wider is None else self._wider
         if self._refusal is not None or self._internal_error is not None:
             return
-        if internals.wider_teardown_is_due(self._item, self._nextitem):
+        if wider:
             # To be handed over after the reports: so in the protocol in which those are made.
             self._recorded = internals.take_recorded_warnings()
             return
@@ -245,12 +245,26 @@ class Passage:
         except Exception as error:  # noqa: BLE001 - of whichever reporter, as above
             self._internal_error = error
 
+    def _wider_is_due(self) -> bool:
+        session = self._item.session
+        if session.shouldfail or session.shouldstop:
+            self._nextitem = None
+        return internals.wider_teardown_is_due(self._item, self._nextitem)
+
+    def _log_teardown_early(self) -> None:
+        """The test process is about to write: its debugger follows the report of the failure."""
+        if self._held and not self._wider_is_due():
+            # Decided before the report is heard of, which may end the session.
+            self._wider = False
+            self._log_held()
+
     def _hear(self, name: str, *content: Any) -> None:
         if name == "report":
             packed, failed_subtests = content
             internals.set_failed_subtests(self._item, failed_subtests)
             report = self._last_report = relay.unpack_report(packed, self._item.config)
             self._log_held()
+            self._wider = None
             event: _Event = ("pytest_runtest_logreport", {"report": report})
             if report.when == "teardown":
                 # What wider scopes say when they end belongs into this one.
