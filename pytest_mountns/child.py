@@ -109,6 +109,7 @@ class TestProcess:
             sandbox = self._enter_as_process_of_init(directory)
         else:
             sandbox = enter(plan, directory)
+        os.close(self._inheritance.status)
         if plan.user_namespace:
             drop_user_capabilities()
         return sandbox

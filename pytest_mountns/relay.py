@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import linecache
 import mmap
 import os
 import pickle
@@ -20,6 +21,7 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
@@ -152,6 +154,7 @@ class Sender:
             "filename": message.filename,
             "lineno": message.lineno,
             "line": message.line,
+            **_origin(message),
         }
         text = Warning(str(message.message))
         for attempt in (
@@ -200,6 +203,22 @@ class Sender:
                 else:
                     del data[key]
         return self._pickle(data)
+
+
+def _origin(message: warnings.WarningMessage) -> dict[str, object]:
+    """Fields that say what ``source``, which only this process has, would have said.
+
+    pytest appends where tracemalloc has seen the source made, or how to turn that on. It never
+    has seen ``()`` made.
+    """
+    if message.source is None:
+        return {}
+    seen = tracemalloc.get_object_traceback(message.source) if tracemalloc.is_tracing() else None
+    if seen is None:
+        return {"source": ()}
+    line = message.line or linecache.getline(message.filename, message.lineno)
+    frames = "\n".join(seen.format())
+    return {"line": f"{line.strip()}\n\nObject allocated at:\n{frames}"}
 
 
 def unpack_report(packed: bytes, config: pytest.Config) -> pytest.TestReport:

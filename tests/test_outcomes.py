@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,3 +233,50 @@ def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> N
         else:
             # The frames on the way are others; the errors are not.
             assert [e[:6] for e in plain["events"]] == [e[:6] for e in isolated["events"]]
+
+
+def _printed(result: pytest.RunResult) -> list[str]:
+    lines = [re.sub(r"in [\d.]+s =*|=", "", line) for line in result.outlines]
+    return lines[next(n for n, line in enumerate(lines) if line.startswith("collected")) :]
+
+
+@pytest.mark.parametrize("frames", ["", "5"], ids=["untraced", "traced"])
+def test_warning_with_a_source(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, frames: str
+) -> None:
+    """pytest says where the unclosed file was opened, or how to learn that."""
+    monkeypatch.delenv("PYTHONTRACEMALLOC", raising=False)
+    if frames:
+        monkeypatch.setenv("PYTHONTRACEMALLOC", frames)
+    pytester.makepyfile(
+        """
+        def leave_open():
+            file = open("/dev/null")
+
+        def test():
+            leave_open()
+        """
+    )
+    plain, isolated = (
+        _printed(pytester.run(sys.executable, "-Xdev", "-m", "pytest", "-Wdefault", option))
+        for option in ("-pno:mountns", "--mountns")
+    )
+    sign = "Object allocated at" if frames else "Enable tracemalloc"
+    assert any(sign in line for line in plain)
+    assert isolated == plain
+
+
+def test_low_descriptors_are_left_to_the_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import os
+
+        def test():
+            print("open:", sum(int(name) < 100 for name in os.listdir("/proc/self/fd")))
+        """
+    )
+    plain, isolated = (
+        _printed(pytester.runpytest_subprocess(option, "-s"))
+        for option in ("-pno:mountns", "--mountns")
+    )
+    assert isolated == plain

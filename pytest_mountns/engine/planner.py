@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import final
 
 from .capabilities import Findings, lowers, probe, refused_lowers
+from .enter import high
 from .errors import Unavailable
 from .host import survey
 from .plan import Capabilities, Host, Plan, plan
@@ -116,7 +117,7 @@ class Planner:
         """
         if self._table is None:
             try:
-                self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                self._table = high(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
             except OSError:
                 # The probe will say it better.
                 return False

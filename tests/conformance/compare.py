@@ -12,6 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 Kind = Literal["unexpected", "allowed", "exdev"]
 
+# Less than the recorder keeps: where it cuts depends on the length of what `normal` takes out.
+COMPARED = 18_000
+
 EXDEV = ("Invalid cross-device link", "[Errno 18]")
 
 
@@ -41,7 +44,7 @@ class Outcome:
             normal(self.message),
             self.wasxfail,
             self.shape,
-            tuple((name, normal(text)) for name, text in self.sections),
+            tuple((name, normal(text)[:COMPARED]) for name, text in self.sections),
         )
 
 
@@ -165,12 +168,15 @@ def category(when: str, outcome: str, wasxfail: str | None) -> str:
 
 
 def normal(text: str) -> str:
-    """Without addresses, durations, process ids and numbered temporary directories."""
+    """Without addresses, durations, process ids, numbered temporary directories and rulers."""
     text = re.sub(r"0x[0-9a-fA-F]+", "0x", text)
     text = re.sub(r"pytest-of-[^/]+/pytest-\d+", "pytest", text)
     # The number of a test's own directory counts earlier ones of the same (shortened) name, and
     # those an isolated test does not see.
     text = re.sub(r"(/pytest/[^/\s]*?)\d+(?=[/\s'\")]|$)", r"\1", text)
+    text = re.sub(r"(<Dir [^\s>]*?)\d+>", r"\1>", text)
+    # Rulers of pytest are as long as the line leaves room.
+    text = re.sub(r"([-=_])\1*", r"\1", text)
     text = re.sub(r"\d+\.\d+ ?s\b", "0s", text)
     return re.sub(r"\d{4,}", "0", text)
 
@@ -259,12 +265,17 @@ def says_exdev(recording: Recording, nodeid: str) -> bool:
 def notes(plain: Recording, again: Recording, isolated: Recording, left_out: set[str]) -> list[str]:
     """Where the words differ though the outcome does not, unless plain runs differ there too."""
     found = []
+    seen: set[tuple[str, str]] = set()
     for key, before in plain.outcomes.items():
         second, after = again.outcomes.get(key), isolated.outcomes.get(key)
         if key.nodeid in left_out or second is None or after is None or before.name != after.name:
             continue
         if before.wording() == second.wording() != after.wording():
-            found.append(f"{where(key)}: {wording_change(before, after)}")
+            said = wording_change(before, after)
+            # A test's teardown report repeats the sections of its call.
+            if (key.nodeid, said) not in seen:
+                seen.add((key.nodeid, said))
+                found.append(f"{where(key)}: {said}")
     for warning in sorted(plain.warnings.keys() | isolated.warnings.keys()):
         counts = [run.warnings[warning] for run in (plain, again, isolated)]
         if counts[0] == counts[1] != counts[2]:
@@ -286,7 +297,7 @@ def wording_change(before: Outcome, after: Outcome) -> str:
     old, new = dict(before.sections), dict(after.sections)
     for name in old.keys() | new.keys():
         was, now = old.get(name, ""), new.get(name, "")
-        if normal(was) != normal(now):
+        if normal(was)[:COMPARED] != normal(now)[:COMPARED]:
             return f"section {name!r}: {change(was, now)}"
     return "sections in another order"
 

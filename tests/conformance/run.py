@@ -81,6 +81,8 @@ class Bench:
         environ["VIRTUAL_ENV"] = str(self.environment.path)
         environ["PATH"] = f"{self.environment.bin}{os.pathsep}{environ.get('PATH', os.defpath)}"
         environ[fetch.RECORD] = str(record)
+        # Or sets come out in another order in each run.
+        environ["PYTHONHASHSEED"] = "0"
         return environ
 
 
