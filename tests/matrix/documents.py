@@ -23,7 +23,8 @@ Lines = list[str]
 def plain(text: str) -> str:
     """`normal`, and without what counts threads, pads lines or depends on the time."""
     text = re.sub(r"Thread-\d+", "Thread-N", normal(text))
-    text = re.sub(r"\d+(\.\d+)?e?-?\d* ?(ns|us|μs|ms)\b", "0ms", text)  # noqa: RUF001
+    text = re.sub(r"\d+(\.\d+)?e?-?\d* ?(ns|us|μs|ms|seconds)\b", "0s", text)  # noqa: RUF001
+    text = re.sub(r"\bgw\d+\b", "gw", text)
     text = re.sub(r"([=\-_*~!])\1{3,}", r"\1\1\1", text)
     return re.sub(r"[ \t]+", " ", text).strip()
 
@@ -76,6 +77,12 @@ def coverage(content: str) -> Lines:
     """coverage's JSON report: lines, branches and contexts of each file."""
     report = json.loads(content)
     report.pop("meta")
+    for found in report["files"].values():
+        # The same once more, by function and class.
+        found.pop("functions", None)
+        found.pop("classes", None)
+        for names in found.get("contexts", {}).values():
+            names.sort()
     return values(json.dumps(report))
 
 

@@ -2,6 +2,7 @@
 import asyncio
 
 import pytest
+import pytest_asyncio
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -13,14 +14,14 @@ async def echo(reader, writer):
     writer.close()
 
 
-@pytest.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server():
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     yield server.sockets[0].getsockname()
     server.close()
 
 
-@pytest.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def connection(server):
     reader, writer = await asyncio.open_connection(*server)
     writer.write(b"hello\n")

@@ -3,6 +3,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import pytest_asyncio
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -11,7 +12,7 @@ def name():
     return threading.current_thread().name.rpartition("_")[0]
 
 
-@pytest.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def warm():
     """The default executor has threads before the first test."""
     return await asyncio.to_thread(name)
