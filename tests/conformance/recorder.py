@@ -127,6 +127,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Taken away at once: a test that starts a pytest of its own must not overwrite the file.
     path = environ.pop(RECORD, None)
     given = getattr(config, "workerinput", {}).get(RECORD)
-    if path or given:
-        recorder = Recorder(given or path, worker=bool(given))
+    used = given or path
+    if used:
+        recorder = Recorder(used, worker=bool(given))
         config.pluginmanager.register(recorder, "mountns-conformance")

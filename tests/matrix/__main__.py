@@ -98,9 +98,7 @@ def run_plugins(options: argparse.Namespace, workshop: Workshop) -> int:
 def run_versions(options: argparse.Namespace, work: Path) -> int:
     places = versions.interpreters(options.python, os.environ)
     rows = [
-        versions.run_row(
-            python, pytest, places.get(python), work, say=partial(print, flush=True)
-        )
+        versions.run_row(python, pytest, places.get(python), work, say=partial(print, flush=True))
         for python, pytest in versions.GRID
         if not options.pytest or pytest in options.pytest
     ]

@@ -23,7 +23,7 @@ Lines = list[str]
 def plain(text: str) -> str:
     """`normal`, and without what counts threads, pads lines or depends on the time."""
     text = re.sub(r"Thread-\d+", "Thread-N", normal(text))
-    text = re.sub(r"\d+(\.\d+)?e?-?\d* ?(ns|us|μs|ms|seconds)\b", "0s", text)  # noqa: RUF001
+    text = re.sub(r"\d+(\.\d+)?e?-?\d* ?(ns|us|μs|ms|seconds)\b", "0s", text)
     text = re.sub(r"\bgw\d+\b", "gw", text)
     text = re.sub(r"([=\-_*~!])\1{3,}", r"\1\1\1", text)
     return re.sub(r"[ \t]+", " ", text).strip()
@@ -88,10 +88,10 @@ def coverage(content: str) -> Lines:
 
 def benchmark(content: str) -> Lines:
     """pytest-benchmark's JSON: which were measured, with which parameters, and what is known."""
-    lines = []
+    lines: Lines = []
     for one in json.loads(content)["benchmarks"]:
-        for key in ("group", "params", "param", "extra_info"):
-            lines.append(f"{one['fullname']} {key} = {one[key]}")
+        known = ("group", "params", "param", "extra_info")
+        lines += [f"{one['fullname']} {key} = {one[key]}" for key in known]
         lines.append(f"{one['fullname']} stats = {', '.join(sorted(one['stats']))}")
     return lines
 

@@ -42,8 +42,7 @@ def compare(
     for number, (before, after) in enumerate(zip(plainly, isolated, strict=True), 1):
         prefix = f"run {number}: " if several else ""
         found += [
-            Difference(f"{prefix}{one.about}", one.details)
-            for one in step(scenario, before, after)
+            Difference(f"{prefix}{one.about}", one.details) for one in step(scenario, before, after)
         ]
     return found
 
@@ -74,7 +73,7 @@ def step(scenario: Scenario, before: Observation, after: Observation) -> list[Di
 
 def problems(scenario: Scenario, before: Recording, after: Recording) -> list[Difference]:
     """What makes a run worthless, so that two broken ones do not pass for two equal ones."""
-    if not scenario.breaks_off and before.exit_status not in (0, 1):
+    if not scenario.breaks_off and before.exit_status not in scenario.statuses:
         what = f"the plain run is broken, with status {before.exit_status}"
         return [Difference(what, before.last_words)]
     found = []
@@ -161,12 +160,12 @@ class Verdict:
     limited: tuple[Difference, ...] = ()
     """Those that the scenario's limit explains."""
     needless: bool = False
-    """There is a limit, but nothing differs."""
+    """There is a limit, but nothing differs: with this pytest, or no longer."""
     not_run: str = ""
 
     @property
     def unexpected(self) -> bool:
-        return bool(self.differences or self.needless)
+        return bool(self.differences)
 
     def summary(self, limit: str) -> str:
         """A cell of the table."""
@@ -176,8 +175,6 @@ class Verdict:
             about = list(dict.fromkeys(one.about for one in self.differences))
             more = f" and {len(about) - 3} more" if len(about) > 3 else ""
             return f"**differs**: {', '.join(about[:3])}{more}"
-        if self.needless:
-            return "same, though a limit is listed"
         return f"limit: {limit}" if self.limited else "same"
 
 

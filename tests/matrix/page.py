@@ -48,9 +48,7 @@ def plugins_table(results: Sequence[Result]) -> list[str]:
 
 
 def versions_table(rows: Sequence[Row]) -> list[str]:
-    body = [
-        (row.python, row.pytest, row.result, ", ".join(row.plugins) or "-") for row in rows
-    ]
+    body = [(row.python, row.pytest, row.result, ", ".join(row.plugins) or "-") for row in rows]
     return table(("Python", "pytest", "result", "plugins that its tests use"), body)
 
 

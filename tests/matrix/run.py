@@ -67,9 +67,7 @@ class Bench:
             for number, more in enumerate(scenario.steps, 1)
         ]
 
-    def step(
-        self, scenario: Scenario, label: str, options: Sequence[str]
-    ) -> judge.Observation:
+    def step(self, scenario: Scenario, label: str, options: Sequence[str]) -> judge.Observation:
         record, output = self.place / f"{label}.jsonl", self.place / f"{label}.txt"
         record.unlink(missing_ok=True)
         first, *rest = scenario.command
@@ -147,7 +145,7 @@ def run_suite(
         began = time.perf_counter()
         plainly = bench.scenario(scenario, "plain", PLAIN)
         between = time.perf_counter()
-        isolated = bench.scenario(scenario, "mountns", ISOLATED)
+        isolated = bench.scenario(scenario, "mountns", (*ISOLATED, *scenario.isolated))
         seconds = (between - began, time.perf_counter() - between)
         verdict = judge.verdict(scenario, judge.compare(scenario, plainly, isolated))
         summary = verdict.summary(scenario.limit)
@@ -156,8 +154,6 @@ def run_suite(
             f" ({seconds[0]:.1f} s, {seconds[1]:.1f} s)"
         )
         results.append(
-            Result(
-                suite.name, scenario, plugin, installed["pytest"], verdict, seconds, place
-            )
+            Result(suite.name, scenario, plugin, installed["pytest"], verdict, seconds, place)
         )
     return results

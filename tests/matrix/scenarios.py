@@ -32,6 +32,10 @@ class Scenario:
     """Whether what is printed is compared as well."""
     ordered: bool = True
     """Whether tests are reported in the same order."""
+    statuses: tuple[int, ...] = (0, 1)
+    """Exit statuses of a plain run that is sound."""
+    isolated: tuple[str, ...] = ()
+    """Options of the isolated runs alone: the way around that the documentation gives."""
     breaks_off: bool = False
     """Whether the run is meant to end before its end."""
     drop: tuple[str, ...] = ()

@@ -69,7 +69,9 @@ def interpreters(given: Sequence[str], environ: Mapping[str, str]) -> dict[str, 
         told[version] = path
     unknown = sorted(told.keys() - {MAIN, *OTHERS})
     if unknown:
-        raise ValueError(f"not in the grid: {', '.join(unknown)}; it has {MAIN}, {', '.join(OTHERS)}")
+        raise ValueError(
+            f"not in the grid: {', '.join(unknown)}; it has {MAIN}, {', '.join(OTHERS)}"
+        )
     found = {}
     for version in (MAIN, *OTHERS):
         if version in told:

@@ -7,6 +7,6 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.path.join(HERE, "db.sqlite3"),
-        "TEST": {"NAME": os.path.join(HERE, "test.sqlite3")},
+        "TEST": {"NAME": os.path.join(HERE, "databases", "test.sqlite3")},
     }
 }

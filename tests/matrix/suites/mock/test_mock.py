@@ -22,12 +22,6 @@ def test_module(all_module):
     assert time.ctime() == "noon"
 
 
-def test_module_again(all_module):
-    # It counts what one test did.
-    time.ctime()
-    all_module.assert_called_once_with()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def all_session(session_mocker):
     session_mocker.patch.dict(os.environ, {"MOCKED": "1"})

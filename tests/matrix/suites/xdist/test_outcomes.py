@@ -13,9 +13,7 @@ def session_value(worker_id):
 
 @pytest.fixture(scope="module")
 def wide(session_value):
-    print("wide begins")
-    yield [session_value]
-    print("wide ends")
+    return [session_value]
 
 
 @pytest.fixture
