@@ -144,7 +144,7 @@ class Workshop:
             )
             target = self.work / "wheels" / state
             if not list(target.glob("*.whl")):
-                copy = self.work / "wheels" / f"{state}.source"
+                copy = self.work / "wheels" / f"{state}.{os.getpid()}.source"
                 shutil.rmtree(copy, ignore_errors=True)
                 for path in files:
                     to = copy / path.relative_to(self.checkout)

@@ -32,20 +32,25 @@ TESTS = (
     "tests/test_scopes.py",
     "tests/test_crash.py",
     "tests/test_plugins.py",
+    "tests/test_plugin_state.py",
+    "tests/test_measurement.py",
+    "tests/test_timers.py",
     "tests/test_markers.py",
     "tests/test_fixtures.py",
     "tests/test_unavailable.py",
 )
 NEEDED = ("pyproject.toml", "conftest.py", "tests/__init__.py", "tests/conftest.py", "tests/suites")
+# What these tests look at, and skip where it is missing.
 PLUGINS = (
     "coverage",
     "flaky",
     "hypothesis",
-    "pytest-asyncio",
+    "pytest-benchmark",
     "pytest-cov",
     "pytest-rerunfailures",
     "pytest-timeout",
     "pytest-xdist",
+    "syrupy",
 )
 TIMEOUT = 1200
 
