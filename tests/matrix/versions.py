@@ -40,10 +40,10 @@ TESTS = (
     "tests/test_unavailable.py",
 )
 NEEDED = ("pyproject.toml", "conftest.py", "tests/__init__.py", "tests/conftest.py", "tests/suites")
-# What these tests look at, and skip where it is missing.
+# What these tests look at, and skip where it is missing. Not flaky: it and pytest-rerunfailures
+# have a mark of the same name.
 PLUGINS = (
     "coverage",
-    "flaky",
     "hypothesis",
     "pytest-benchmark",
     "pytest-cov",
