@@ -138,8 +138,8 @@ def run_suite(
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     bench = Bench(suite, environment, place)
-    first = suite.requires[0].partition("[")[0] if suite.requires else "pytest"
-    plugin = f"{suite.plugin} {installed.get(first.lower(), '')}".strip()
+    first = suite.requires[0].partition("[")[0] if suite.requires else ""
+    plugin = f"{suite.plugin} {installed.get(first.lower(), '')}" if first else suite.plugin
     results = []
     for scenario in suite.scenarios:
         began = time.perf_counter()
