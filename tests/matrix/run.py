@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -138,7 +139,7 @@ def run_suite(
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     bench = Bench(suite, environment, place)
-    first = suite.requires[0].partition("[")[0] if suite.requires else ""
+    first = re.split(r"[\[<>=~!]", suite.requires[0])[0] if suite.requires else ""
     plugin = f"{suite.plugin} {installed.get(first.lower(), '')}" if first else suite.plugin
     results = []
     for scenario in suite.scenarios:
