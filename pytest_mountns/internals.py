@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, NoReturn, ParamSpec, TypeAlias, TypeVar, cast
 
 import pluggy
 import pytest
@@ -26,6 +26,8 @@ from _pytest.skipping import evaluate_xfail_marks
 from _pytest.unittest import TestCaseFunction
 
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
+
+_UNSEEN: Final = "<mountns>"
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -60,8 +62,22 @@ def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
     them is not enough: where only frames of pytest are left, it says that all are hidden.
     """
     raw = cast(Any, function)
-    raw.__code__ = raw.__code__.replace(co_filename="<mountns>")
+    raw.__code__ = raw.__code__.replace(co_filename=_UNSEEN)
     return function
+
+
+def drop_unseen(error: BaseException) -> None:
+    """Take :func:`unseen` functions out of a traceback.
+
+    Items that are not Python functions show it whole (``Node._traceback_filter``).
+    """
+    entry = error.__traceback__
+    while entry is not None:
+        below = entry.tb_next
+        while below is not None and below.tb_frame.f_code.co_filename == _UNSEEN:
+            below = below.tb_next
+        entry.tb_next = below
+        entry = below
 
 
 @unseen

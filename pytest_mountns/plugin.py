@@ -99,6 +99,8 @@ class Hooks:
     def pytest_runtest_makereport(
         self, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        if call.excinfo is not None:
+            internals.drop_unseen(call.excinfo.value)
         report = yield
         if call.excinfo is not None and self._gate.process is not None:
             terminal.explain_failure(report, call.excinfo.value, self._gate.process.sandbox)

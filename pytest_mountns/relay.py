@@ -26,6 +26,10 @@ import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from itertools import islice
+
+# Bound here: reports are sent while what the test has replaced in `os` and `pickle` is in place.
+from os import getpid
+from pickle import PicklingError, dumps, loads
 from typing import Any, Final, final
 
 import pytest
@@ -57,7 +61,7 @@ class _Known:
 
 
 def _frame(content: tuple[object, ...]) -> bytes:
-    data = pickle.dumps(content, protocol=5)
+    data = dumps(content, protocol=5)
     return _LENGTH.pack(len(data)) + data
 
 
@@ -68,7 +72,7 @@ def _whole_frames(buffer: bytearray) -> Iterator[tuple[Any, ...]]:
         end = _LENGTH.size + length
         if len(buffer) < end:
             return
-        frame = pickle.loads(memoryview(buffer)[_LENGTH.size : end].tobytes())
+        frame = loads(memoryview(buffer)[_LENGTH.size : end].tobytes())
         del buffer[:end]
         yield frame
 
@@ -83,7 +87,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: object) -> Any:
         module = getattr(obj, "__module__", None)
         if isinstance(module, str) and module not in self._known:
-            raise pickle.PicklingError(f"{module} is not imported in the parent")
+            raise PicklingError(f"{module} is not imported in the parent")
         return NotImplemented
 
 
@@ -95,19 +99,19 @@ class Sender:
         self._socket = socket.socket(fileno=high(channel.detach()))
         self._config = config
         self._known = _Known()
-        self._owner = os.getpid()
+        self._owner = getpid()
         self._answers = bytearray()
         self._reports = 0
         self._settled = 0
 
     def adopt(self) -> None:
         """From now on this process, a fork of the one that made the sender, is the sender."""
-        self._owner = os.getpid()
+        self._owner = getpid()
 
     @property
     def is_copy(self) -> bool:
         """This process was forked by the test and has come back up the stack."""
-        return os.getpid() != self._owner
+        return getpid() != self._owner
 
     def send(self, name: str, *content: object, descriptor: int | None = None) -> None:
         """One frame. ``content`` is of plain types.
@@ -182,7 +186,7 @@ class Sender:
         data = file.getvalue()
         if verify:
             # An exception whose __init__ wants more than its args can be pickled, not loaded.
-            pickle.loads(data)
+            loads(data)
         return data
 
     def _pack(self, report: pytest.TestReport) -> bytes:
@@ -223,7 +227,7 @@ def _origin(message: warnings.WarningMessage) -> dict[str, object]:
 
 def unpack_report(packed: bytes, config: pytest.Config) -> pytest.TestReport:
     """What :meth:`Sender.report` has packed."""
-    value = pickle.loads(packed)
+    value = loads(packed)
     if isinstance(value, dict):
         value = config.hook.pytest_report_from_serializable(config=config, data=value)
     assert isinstance(value, pytest.TestReport)
@@ -232,13 +236,13 @@ def unpack_report(packed: bytes, config: pytest.Config) -> pytest.TestReport:
 
 def unpack_warning(packed: bytes) -> warnings.WarningMessage:
     """What :meth:`Sender.warning` has packed."""
-    message, fields = pickle.loads(packed)
+    message, fields = loads(packed)
     return warnings.WarningMessage(message=message, **fields)
 
 
 def unpack_interrupt(packed: bytes) -> object:
     """What :meth:`Sender.interrupt` has packed."""
-    return pickle.loads(packed)
+    return loads(packed)
 
 
 @final

@@ -124,6 +124,60 @@ def test_items_that_are_not_python(pytester: pytest.Pytester, record: Record) ->
     same(record("-p", "no:mountns"), record("--mountns"))
 
 
+def test_an_item_that_shows_its_whole_traceback(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+
+        class Item(pytest.Item):
+            def setup(self):
+                raise ValueError("broken")
+
+            def runtest(self):
+                pass
+
+        class File(pytest.File):
+            def collect(self):
+                yield Item.from_parent(self, name="one")
+
+        def pytest_collect_file(parent, file_path):
+            if file_path.suffix == ".list":
+                return File.from_parent(parent, path=file_path)
+        """
+    )
+    pytester.makefile(".list", tests="")
+    texts = [
+        [event[6].count("\n") for event in record(option)["events"] if event[0] == "report"]
+        for option in ("-pno:mountns", "--mountns")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_what_a_test_has_replaced_is_not_used(pytester: pytest.Pytester, record: Record) -> None:
+    """Reports leave the test process before its fixtures have put things back."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from unittest import mock
+
+        NAMES = ["os.getpid", "os.write", "os.close", "os._exit", "os.kill", "time.monotonic",
+                 "pickle.dumps", "pickle.loads", "pickle.Pickler", "struct.pack", "socket.socket",
+                 "signal.signal", "sys.exit"]
+
+        @pytest.fixture
+        def replaced(request):
+            with mock.patch(request.param):
+                yield
+
+        @pytest.mark.parametrize("replaced", NAMES, indirect=True)
+        def test_replaces(replaced, capfd):
+            assert False
+        """
+    )
+    options = ("-pno:cacheprovider", "--tb=line")
+    same(record("-pno:mountns", *options), record("--mountns", *options))
+
+
 @pytest.mark.parametrize("options", [("-x",), ("--capture=sys",), ("-s",)])
 def test_with_options(pytester: pytest.Pytester, record: Record, options: tuple[str, ...]) -> None:
     pytester.makepyfile(SUITE)

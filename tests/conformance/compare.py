@@ -37,6 +37,7 @@ class Outcome:
     shape: str | None = None
     sections: tuple[tuple[str, str], ...] = ()
     wasxfail: str | None = None
+    properties: tuple[tuple[str, str], ...] = ()
 
     def wording(self) -> tuple[object, ...]:
         """All that a reader sees besides the outcome, without what no two runs share."""
@@ -142,6 +143,7 @@ def parse(lines: Iterable[str], exit_status: int | None) -> Recording:
                 entry["shape"],
                 tuple((name, text) for name, text in entry["sections"]),
                 entry["wasxfail"],
+                tuple((name, value) for name, value in entry.get("properties", ())),
             )
             seen[where] += 1
         elif kind == "ran":

@@ -144,7 +144,7 @@ class Workshop:
             )
             target = self.work / "wheels" / state
             if not list(target.glob("*.whl")):
-                copy = self.work / "wheels" / f"{state}.source"
+                copy = self.work / "wheels" / f"{state}.{os.getpid()}.source"
                 shutil.rmtree(copy, ignore_errors=True)
                 for path in files:
                     to = copy / path.relative_to(self.checkout)
@@ -181,10 +181,15 @@ class Workshop:
 
     def installed(self, suite: Suite, *, plugin: bool) -> Environment:
         """The suite's own environment, brought up to date with the checkout."""
-        environment = self.environment(f"{suite.name}-{suite.version}")
+        wanted = [str(self.sdist(suite)), "pytest>=8", *suite.deps]
+        return self.equipped(f"{suite.name}-{suite.version}", wanted, plugin=plugin)
+
+    def equipped(self, name: str, wanted: Sequence[str], *, plugin: bool = True) -> Environment:
+        """An environment of this name with what is wanted in it, and the plugin as it is now."""
+        wanted = list(wanted)
+        environment = self.environment(name)
         stamp = environment.path / ".installed.json"
         state: dict[str, object] = json.loads(stamp.read_text()) if stamp.exists() else {}
-        wanted = [str(self.sdist(suite)), "pytest>=8", *suite.deps]
         if state.get("suite") != wanted:
             environment.pip("install", *wanted)
             state = {"suite": wanted}

@@ -6,7 +6,8 @@ no pytest. `RECORD` in the environment names the file.
 
 The file is opened once and written to by descriptor: a sandboxed test process inherits it, and its
 lines reach the host although the sandbox shows another filesystem. Only "ran" lines come from
-there; reports are taken from the process that was started, because that is what the user sees.
+there, and from xdist's workers; reports are taken from the process that was started, because that
+is what the user sees.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ LONGEST = 20_000
 
 
 class Recorder:
-    def __init__(self, path: str) -> None:
-        self.descriptor = os_open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0o644)
-        self.pid = getpid()
+    def __init__(self, path: str, *, worker: bool) -> None:
+        flags = O_WRONLY | O_CREAT | O_APPEND | (0 if worker else O_TRUNC)
+        self.path = path
+        self.descriptor = os_open(path, flags, 0o644)
+        # No process has this id: a worker's reports are those of the process that started it.
+        self.pid = 0 if worker else getpid()
         self.namespace = mount_namespace()
 
     def write(self, kind: str, **what: object) -> None:
@@ -48,8 +52,13 @@ class Recorder:
                 wasxfail=getattr(report, "wasxfail", None),
                 context=context(report),
                 sections=[[name, text[:LONGEST]] for name, text in report.sections],
+                properties=[[str(name), repr(value)] for name, value in report.user_properties],
                 **explanation(report),
             )
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput[RECORD] = self.path
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if getpid() == self.pid and not report.passed:
@@ -117,5 +126,8 @@ def explanation(report: pytest.TestReport | pytest.CollectReport) -> dict[str, o
 def pytest_configure(config: pytest.Config) -> None:
     # Taken away at once: a test that starts a pytest of its own must not overwrite the file.
     path = environ.pop(RECORD, None)
-    if path:
-        config.pluginmanager.register(Recorder(path), "mountns-conformance")
+    given = getattr(config, "workerinput", {}).get(RECORD)
+    used = given or path
+    if used:
+        recorder = Recorder(used, worker=bool(given))
+        config.pluginmanager.register(recorder, "mountns-conformance")

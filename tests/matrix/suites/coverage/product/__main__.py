@@ -1,0 +1,10 @@
+import sys
+
+from . import narrow
+
+
+def main():
+    print(narrow(int(sys.argv[1])))
+
+
+main()
