@@ -19,6 +19,7 @@ from .engine.errors import SandboxError, Unavailable
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
 from .engine.syscalls import flush_stdout
+from .interrupts import Interrupts
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -140,7 +141,7 @@ class Passage:
         status_reader, status_writer = os.pipe()
         inheritance = Inheritance(os.getpid(), theirs, status_writer, random.getstate())
         try:
-            with relay.Interrupts() as interrupts:
+            with Interrupts() as interrupts:
                 try:
                     interrupts.let_in()
                     child = processes.fork()
@@ -181,7 +182,7 @@ class Passage:
     def _listen(
         self,
         receiver: relay.Receiver,
-        interrupts: relay.Interrupts,
+        interrupts: Interrupts,
         child: int,
         status_reader: int,
     ) -> None:

@@ -8,6 +8,7 @@ whatever its exit status.
 
 from __future__ import annotations
 
+import _socket
 import array
 import contextlib
 import linecache
@@ -19,7 +20,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 import tracemalloc
 import warnings
@@ -30,13 +30,14 @@ from itertools import islice
 # Bound here: reports are sent while what the test has replaced in `os` and `pickle` is in place.
 from os import getpid
 from pickle import PicklingError, dumps, loads
+from socket import socket as Socket
 from typing import Any, Final, final
 
 import pytest
 
 from . import internals
-from .engine import syscalls
 from .engine.enter import high
+from .interrupts import Interrupts
 
 _LENGTH: Final = struct.Struct("!I")
 _CHUNK: Final = 1 << 18
@@ -96,7 +97,7 @@ class Sender:
     """The child's end. Sends nothing from a copy that the test itself forked."""
 
     def __init__(self, channel: socket.socket, config: pytest.Config) -> None:
-        self._socket = socket.socket(fileno=high(channel.detach()))
+        self._socket = Socket(fileno=high(channel.detach()))
         self._config = config
         self._known = _Known()
         self._owner = getpid()
@@ -386,53 +387,6 @@ class Receiver:
             self.descriptor = -1
 
 
-@final
-class Interrupts:
-    """SIGINT while a test process runs: noted, and interrupting nothing here.
-
-    Entered before the fork, so that there is no moment in between; the child calls
-    :meth:`release`. Blocked in this thread and read from ``descriptor`` (-1 where it is ignored or
-    handled by others), which tells where it came from. Another thread may take it all the same:
-    then Python runs the handler here, and ``noted`` is all that is known.
-    """
-
-    def __init__(self) -> None:
-        self.descriptor = -1
-        self.noted = False
-        self._handler: Any = None
-        self._mask: set[signal.Signals | int] = set()
-
-    def __enter__(self) -> Interrupts:
-        handler = signal.getsignal(signal.SIGINT)
-        main = threading.current_thread() is threading.main_thread()
-        if main and handler not in (signal.SIG_IGN, None):
-            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            self._handler = handler
-            signal.signal(signal.SIGINT, self._note)
-            self.descriptor = syscalls.signalfd(frozenset({signal.SIGINT}))
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        self.noted = True
-
-    def let_in(self) -> None:
-        """Before the fork: one that was held back already is not known to the child."""
-        if self.descriptor >= 0 and signal.SIGINT in signal.sigpending():
-            self.release()
-
-    def release(self) -> None:
-        """SIGINT is as it was before; one that was held back interrupts here."""
-        handler, self._handler = self._handler, None
-        if handler is not None:
-            os.close(self.descriptor)
-            self.descriptor = -1
-            signal.signal(signal.SIGINT, handler)
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-
-    def __exit__(self, *exception: object) -> None:
-        self.release()
-
-
 @contextlib.contextmanager
 def _pidfd(pid: int) -> Iterator[int]:
     try:
@@ -448,6 +402,7 @@ def _pidfd(pid: int) -> Iterator[int]:
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Parent's and child's end. The parent learns who sent a message, in its own pids."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    first, second = _socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours, theirs = Socket(fileno=first.detach()), Socket(fileno=second.detach())
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return ours, theirs

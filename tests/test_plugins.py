@@ -134,3 +134,30 @@ def test_pytester_in_a_sandbox(pytester: pytest.Pytester, record: Record) -> Non
     )
     recorded = record()
     assert recorded["status"] == 0, recorded["out"]
+
+
+def test_a_suite_that_forbids_sockets(pytester: pytest.Pytester, record: Record) -> None:
+    """As pytest-socket does: the class in its module is replaced before a test is set up."""
+    pytester.makeconftest(
+        """
+        import socket, pytest
+
+        class Guarded(socket.socket):
+            def __new__(cls, *arguments, **keywords):
+                raise RuntimeError("no sockets here")
+
+        @pytest.fixture(autouse=True, scope="session")
+        def forbidden():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(socket, "socket", Guarded)
+                yield
+        """
+    )
+    pytester.makepyfile(
+        """
+        import socket, pytest
+        def test_it():
+            with pytest.raises(RuntimeError): socket.socket()
+        """
+    )
+    assert record("--mountns")["status"] == 0

@@ -1,0 +1,169 @@
+"""Reports and warnings: made, merged, and what pytest notes beside them."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, cast
+
+import pytest
+from _pytest.junitxml import xml_key
+from _pytest.runner import check_interactive_exception
+from _pytest.skipping import evaluate_xfail_marks
+
+Phase: TypeAlias = Literal["setup", "call", "teardown"]
+
+_has_node_ids = importlib.util.find_spec("_pytest.nodeid") is not None
+
+try:
+    from _pytest.subtests import failed_subtests_key
+except ImportError:  # before pytest 9
+    failed_subtests_key = None  # type: ignore[assignment]
+
+
+def _recorded_warnings() -> list[warnings.WarningMessage] | None:
+    """The list that pytest's wrapper of the protocol records into.
+
+    Inside ``warnings.catch_warnings(record=True)`` the shower is the ``append`` of that list.
+    """
+    recorded = getattr(getattr(warnings, "_showwarnmsg_impl", None), "__self__", None)
+    return recorded if isinstance(recorded, list) else None
+
+
+def take_recorded_warnings() -> list[warnings.WarningMessage]:
+    """Take out what was recorded so far: in the child since it is the parent's to hand over."""
+    recorded = _recorded_warnings()
+    taken = list(recorded or ())
+    if recorded:
+        recorded.clear()
+    return taken
+
+
+def record_warnings(messages: Sequence[warnings.WarningMessage]) -> bool:
+    """Record them as if they had come up here; False if nothing is recording."""
+    recorded = _recorded_warnings()
+    if recorded is None:
+        return False
+    recorded.extend(messages)
+    return True
+
+
+def shown_by_debugger(report: pytest.CollectReport | pytest.TestReport) -> bool:
+    """Whether ``--pdb`` has shown this failure: the summary leaves it out then."""
+    return getattr(report, "_pdbshown", False) is True
+
+
+def mark_as_shown(report: pytest.TestReport) -> None:
+    """See :func:`shown_by_debugger`."""
+    cast(Any, report)._pdbshown = True
+
+
+def expects_failure(item: pytest.Item) -> str | None:
+    """The reason of an xfail mark that covers any failure, a crash included; None without one."""
+    xfail = evaluate_xfail_marks(item)
+    if xfail is None or xfail.raises is not None or item.config.option.runxfail:
+        return None
+    return xfail.reason
+
+
+def failed_subtests(item: pytest.Item) -> int:
+    """How many of the item's subtests failed so far (pytest 9's ``subtests``)."""
+    counts = _subtest_counts(item)
+    return 0 if counts is None else counts.get(_item_id(item), 0)
+
+
+def set_failed_subtests(item: pytest.Item, count: int) -> None:
+    """Make it known to this process: the terminal fails a test by its failed subtests."""
+    counts = _subtest_counts(item)
+    if counts is not None:
+        counts[_item_id(item)] = count
+
+
+def _subtest_counts(item: pytest.Item) -> dict[object, int] | None:
+    if failed_subtests_key is None:
+        return None
+    return cast("dict[object, int] | None", item.config.stash.get(failed_subtests_key, None))
+
+
+def _item_id(item: pytest.Item) -> object:
+    # From 9.2 on keyed by a NodeId, before by its text.
+    return cast(Any, item).id if _has_node_ids else item.nodeid
+
+
+def failed_report(item: pytest.Item, message: str, phase: Phase, stop: float) -> pytest.TestReport:
+    """A report of the parent's own, by no plugin's ``makereport``. An xfail mark applies."""
+    report = pytest.TestReport.from_item_and_call(item, _call(message, phase))
+    reason = expects_failure(item)
+    if reason is not None and phase != "teardown":
+        report.outcome = "skipped"
+        report.wasxfail = reason
+    report.stop = stop
+    return report
+
+
+def passed_report(item: pytest.Item, phase: Phase) -> pytest.TestReport:
+    """The report of a phase in which nothing was left to do."""
+    return pytest.TestReport.from_item_and_call(item, _call(None, phase))
+
+
+def _call(message: str | None, phase: Phase) -> pytest.CallInfo[None]:
+    def fail() -> None:
+        if message is not None:
+            pytest.fail(message, pytrace=False)
+
+    return pytest.CallInfo.from_call(fail, when=phase)
+
+
+_TEARDOWN_SECTIONS = tuple(f"Captured {key} teardown" for key in ("stdout", "stderr", "log"))
+
+
+def merge_teardown(
+    item: pytest.Item,
+    report: pytest.TestReport,
+    call: pytest.CallInfo[None],
+    sections: list[tuple[str, str]],
+) -> None:
+    """Add to the teardown report of ``item`` what the teardown of wider scopes did."""
+    report.duration += call.duration
+    report.stop = call.stop
+    for title, content in sections:
+        titles = [name for name, _ in report.sections]
+        if title in titles:
+            index = titles.index(title)
+            # Of logs, pytest cuts the end.
+            separator = "\n" if title in _TEARDOWN_SECTIONS[2:] else ""
+            report.sections[index] = (title, report.sections[index][1] + separator + content)
+        else:
+            later = _TEARDOWN_SECTIONS[(*_TEARDOWN_SECTIONS, title).index(title) + 1 :]
+            places = [titles.index(name) for name in later if name in titles]
+            report.sections.insert(min(places, default=len(titles)), (title, content))
+    if call.excinfo is None:
+        return
+    wider = pytest.TestReport.from_item_and_call(item, call)
+    if report.failed:
+        report.longrepr = f"{report.longreprtext}\n\n{wider.longreprtext}"
+    else:
+        report.outcome, report.longrepr = wider.outcome, wider.longrepr
+    if check_interactive_exception(call, report):
+        item.ihook.pytest_exception_interact(node=item, call=call, report=report)
+
+
+def interrupt_text(error: KeyboardInterrupt) -> object:
+    """Where ``error`` came up, as the terminal asks for it (``ExceptionInfo.getrepr``)."""
+    return pytest.ExceptionInfo.from_exception(error).getrepr(funcargs=True)
+
+
+def show_interrupt(excinfo: pytest.ExceptionInfo[BaseException], text: object) -> None:
+    """Have the terminal show ``text`` for this interrupt."""
+    cast(Any, excinfo).getrepr = lambda *arguments, **keywords: text
+
+
+def junit_log(config: pytest.Config) -> Any:
+    """The plugin that writes the JUnit file (``LogXML``); None without ``--junit-xml``."""
+    return config.stash.get(xml_key, None)
+
+
+def junit_reporter(log: Any, item: pytest.Item) -> Any:
+    """What it notes of ``item``, for ``record_xml_attribute``."""
+    return log.node_reporter(_item_id(item))

@@ -1,0 +1,209 @@
+"""Items, fixtures and hooks: what runs, in which process, and what is torn down."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, cast
+
+import pluggy
+import pytest
+from _pytest.logging import caplog_handler_key, caplog_records_key
+from _pytest.outcomes import Exit, OutcomeException
+from _pytest.runner import SetupState
+from _pytest.unittest import TestCaseFunction
+
+from .frames import unseen
+from .screen import live_log_of_one_teardown
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+
+class Delegated(Exit):
+    """Ends the protocol of a test in the parent: a child has run it.
+
+    A kind of Exit, because nothing in between catches that: not ``CallInfo.from_call``, nor the
+    loops of plugins that own the protocol to run a test again.
+    """
+
+
+def _setup_state(item: pytest.Item) -> SetupState:
+    return item.session._setupstate
+
+
+@unseen
+def fill_wider_fixtures(item: pytest.Item) -> None:
+    """Instantiate the fixtures of ``item`` whose scope is wider than function.
+
+    ``item.fixturenames`` is ordered widest first. A parametrized fixture has the scope of its
+    parametrization; class scope without a class is function scope (``FixtureRequest``).
+    """
+    __tracebackhide__ = True
+    request = getattr(item, "_request", None)
+    if not request:
+        return
+    if isinstance(item, TestCaseFunction) and not hasattr(item, "_getinstance"):
+        # Before 8.2 the item's setup made the instance that class-scoped fixtures are bound to.
+        cast(Any, item)._testcase = cast(Any, item.parent).obj(item.name)
+    funcargs: dict[str, object] = cast(Any, item).funcargs
+    definitions = cast(Any, item)._fixtureinfo.name2fixturedefs
+    callspec = getattr(item, "callspec", None)
+    parametrized = callspec._arg2scope if callspec is not None else {}
+    has_class = item.getparent(pytest.Class) is not None
+    for name in cast(Any, item).fixturenames:
+        if name in funcargs or name not in definitions:
+            continue
+        scope = parametrized[name].value if name in parametrized else definitions[name][-1].scope
+        if scope != "function" and (scope != "class" or has_class):
+            funcargs[name] = request.getfixturevalue(name)
+
+
+def choose_basetemp(config: pytest.Config) -> None:
+    """Have the directory of ``tmp_path`` chosen, once, in the parent.
+
+    Each child would choose its own, and clean up those of others.
+    """
+    cast(Any, config)._tmp_path_factory.getbasetemp()
+
+
+def skip_item(reason: str) -> NoReturn:
+    """Skip, located at the test and not in here (``skip.Exception`` has a private switch)."""
+    __tracebackhide__ = True
+    raise pytest.skip.Exception(reason, _use_item_location=True)
+
+
+def forget_setup(item: pytest.Item) -> None:
+    """The item's own setup has not run in this process: its teardown must not run either."""
+    entry = _setup_state(item).stack.get(item)
+    if entry is not None:
+        finalizers = entry[0]
+        if item.teardown in finalizers:
+            finalizers.remove(item.teardown)
+
+
+def drop(item: pytest.Item) -> None:
+    """Forget, in the parent, an item that a child has set up, run and torn down."""
+    _setup_state(item).stack.pop(item, None)
+    if hasattr(item, "_request"):
+        cast(Any, item)._request = False
+        cast(Any, item).funcargs = None
+    if caplog_handler_key in item.stash:
+        del item.stash[caplog_handler_key]
+    if caplog_records_key in item.stash:
+        del item.stash[caplog_records_key]
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
+def stop_at_item(item: pytest.Item) -> None:
+    """In the child: teardown ends at the item; of wider nodes only what was added since now.
+
+    A wider fixture first asked for inside the test lives and dies in the child.
+    """
+    state = _setup_state(item)
+    known = {node: len(entry[0]) for node, entry in state.stack.items() if node is not item}
+    original = state.teardown_exact
+
+    def teardown_exact(nextitem: pytest.Item | None) -> None:
+        late = [
+            entry[0].pop()
+            for node, entry in reversed(state.stack.items())
+            if node is not item
+            for _ in range(len(entry[0]) - known.get(node, len(entry[0])))
+        ]
+        errors: list[BaseException] = []
+        for finish in (lambda: original(cast(Any, item.parent)), *late):
+            try:
+                finish()
+            except (Exception, OutcomeException) as error:  # noqa: BLE001 - as pytest does
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise BaseExceptionGroup("errors during test teardown", errors)
+
+    cast(Any, state).teardown_exact = teardown_exact
+
+
+def tear_down_item(item: pytest.Item) -> None:
+    """In the child, when the session is interrupted: what ``pytest_sessionfinish`` does."""
+    _setup_state(item).teardown_exact(None)
+
+
+def wider_teardown_is_due(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Whether some node wider than ``item`` ends before ``nextitem``."""
+    stack = [node for node in _setup_state(item).stack if node is not item]
+    needed = nextitem.listchain() if nextitem is not None else []
+    return stack != needed[: len(stack)]
+
+
+def tear_down_wider(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> tuple[pytest.CallInfo[None], list[tuple[str, str]]]:
+    """Tear down, in the parent, what ends with ``item``. Returns the call and captured sections.
+
+    Only pytest's own hooks run (capture, logging, warnings): those of other plugins have seen
+    this item's teardown in the child.
+    """
+    hook = _own_hook(item, "pytest_runtest_teardown")
+    before = len(item._report_sections)
+    item.stash.setdefault(caplog_records_key, {})
+    with live_log_of_one_teardown(item.config):
+        call = pytest.CallInfo.from_call(
+            lambda: hook(item=item, nextitem=nextitem),
+            when="teardown",
+            reraise=(pytest.exit.Exception, KeyboardInterrupt),
+        )
+    sections = [
+        (f"Captured {key} {when}", content) for when, key, content in item._report_sections[before:]
+    ]
+    return call, sections
+
+
+def run_in_protocol(item: pytest.Item, nextitem: pytest.Item | None, instead: object) -> None:
+    """Run the plugin ``instead`` within the wrappers that pytest itself puts around an item."""
+    hook = _own_hook(item, "pytest_runtest_protocol", besides=instead)
+    hook(item=item, nextitem=nextitem)
+
+
+def _own_hook(item: pytest.Item, name: str, besides: object = None) -> pluggy.HookCaller:
+    others = {
+        impl.plugin
+        for impl in getattr(item.ihook, name).get_hookimpls()
+        if impl.plugin is not besides and not impl.function.__module__.startswith("_pytest.")
+    }
+    return item.config.pluginmanager.subset_hook_caller(name, others)
+
+
+def keep_reporters_quiet(config: pytest.Config, keep: Sequence[object]) -> None:
+    """In the child: reports and warnings go to the ``keep`` plugins and the live log alone.
+
+    Or they would be counted twice, and an xdist worker's channel written by two processes.
+    """
+    live_log = config.pluginmanager.get_plugin("logging-plugin")
+    for name in (
+        "pytest_runtest_logstart",
+        "pytest_runtest_logreport",
+        "pytest_runtest_logfinish",
+        "pytest_warning_recorded",
+    ):
+        # In place: callers for subsets of plugins (conftests) look at the same list.
+        implementations = getattr(config.hook, name)._hookimpls
+        implementations[:] = [
+            impl for impl in implementations if impl.plugin is live_log or impl.plugin in keep
+        ]
+
+
+def stopping(session: pytest.Session) -> tuple[bool | str, bool | str]:
+    """Whether the session is to end before the next test, and why: ``-x`` and the like."""
+    return session.shouldfail, session.shouldstop
+
+
+def set_stopping(session: pytest.Session, shouldfail: bool | str, shouldstop: bool | str) -> None:
+    """What the other process has decided."""
+    # Setting them to False is a mistake that pytest warns of.
+    if shouldfail:
+        session.shouldfail = shouldfail
+    if shouldstop:
+        session.shouldstop = shouldstop

@@ -1,0 +1,136 @@
+"""Capture, terminal and live log: who writes, and where the cursor is."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+
+
+@contextlib.contextmanager
+def capture_suspended(config: pytest.Config) -> Iterator[None]:
+    """Output goes to the terminal; what was captured so far stays where it is."""
+    manager = config.pluginmanager.get_plugin("capturemanager")
+    if manager is None:
+        yield
+    else:
+        with manager.global_and_fixture_disabled():
+            yield
+
+
+def before_output_is_released(config: pytest.Config, action: Callable[[], None]) -> None:
+    """Have ``action`` called in this process whenever output is about to reach the terminal.
+
+    Debuggers, live logs, ``capsys.disabled()`` and ``--setup-show`` all suspend the capture.
+    """
+    manager = config.pluginmanager.get_plugin("capturemanager")
+    if manager is None:
+        return
+    original = manager.suspend_global_capture
+
+    def suspend_global_capture(in_: bool | None = None) -> None:
+        # Said in so many words at the end of each phase, where nothing is written.
+        if in_ is not False:
+            action()
+        original(bool(in_))
+
+    manager.suspend_global_capture = suspend_global_capture
+
+
+def output_is_seen_at_once(config: pytest.Config) -> bool:
+    """Whether what is written while a test runs goes to the terminal, too.
+
+    With ``--capture=sys`` that is what pytest's own terminal writer writes.
+    """
+    return bool(config.getoption("capture", "no") != "fd")
+
+
+def flush_output(config: pytest.Config) -> None:
+    """What waits in buffers of this process goes where it would have gone."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    for stream in (sys.stdout, sys.stderr, getattr(reporter, "_tw", None)):
+        # The test may have closed it, or set it to None.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            cast(Any, stream).flush()
+
+
+class _Unmoved(str):
+    """The line up to the cursor, as long as nothing is written: writing makes a new text."""
+
+    __slots__ = ()
+
+
+def cursor(config: pytest.Config) -> tuple[str, object]:
+    """Where the terminal reporter takes the cursor to be: the line so far, and whose it is."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return ("", None) if reporter is None else (reporter._tw._current_line, reporter.currentfspath)
+
+
+def set_cursor(config: pytest.Config, line: str, owner: object) -> None:
+    """The other process has written meanwhile, and its :func:`cursor` was this."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter._tw._current_line = _Unmoved(line)
+        reporter.currentfspath = owner
+
+
+def moved_cursor(config: pytest.Config) -> tuple[str, object] | None:
+    """The cursor if this process has written since :func:`set_cursor` or the last call."""
+    line, owner = cursor(config)
+    if isinstance(line, _Unmoved):
+        return None
+    set_cursor(config, line, owner)
+    return line, owner
+
+
+_LIVE_LOG_STATE = ("_first_record_emitted", "_when", "_section_name_shown", "_test_outcome_written")
+
+
+def live_log_state(config: pytest.Config) -> dict[str, object]:
+    """Which headings and line ends the live log has written already; empty if it is off."""
+    handler = _live_log(config)
+    return {name: vars(handler)[name] for name in _LIVE_LOG_STATE} if handler else {}
+
+
+def set_live_log_state(config: pytest.Config, state: dict[str, object]) -> None:
+    """What the live log has written in the other process."""
+    handler = _live_log(config)
+    if handler:
+        vars(handler).update(state)
+
+
+def _live_log(config: pytest.Config) -> Any:
+    plugin = config.pluginmanager.get_plugin("logging-plugin")
+    handler = getattr(plugin, "log_cli_handler", None)
+    # Without live logs there is a handler that has none of this.
+    return handler if hasattr(handler, "_section_name_shown") else None
+
+
+@contextlib.contextmanager
+def live_log_of_one_teardown(config: pytest.Config) -> Iterator[None]:
+    """No second heading above what wider teardowns log, if the test process has written one."""
+    handler = _live_log(config)
+    if handler is None or handler._when != "teardown":
+        yield
+        return
+    handler.set_when = lambda when: None
+    try:
+        yield
+    finally:
+        del handler.set_when
+
+
+def captured_so_far(config: pytest.Config) -> tuple[str, str]:
+    """Take what the global capture holds: after a crash, what the test process wrote.
+
+    With ``--capture=fd`` it lies in a file that parent and child share; with ``sys`` it was in
+    the child's memory and is lost.
+    """
+    manager = config.pluginmanager.get_plugin("capturemanager")
+    if manager is None or not manager.is_globally_capturing():
+        return "", ""
+    out, err = manager.read_global_capture()
+    return out, err

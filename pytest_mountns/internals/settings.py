@@ -1,0 +1,52 @@
+"""What pytest's own plugins are set to: the cache, the faulthandler."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
+
+
+def cache_directory(config: pytest.Config) -> Path | None:
+    """Where ``config.cache`` lies; None without the cache plugin."""
+    cache = getattr(config, "cache", None)
+    return None if cache is None else Path(os.path.abspath(cast(Any, cache)._cachedir))
+
+
+def make_cache_directory(config: pytest.Config) -> None:
+    """Make it as pytest does when it first writes there: with the files that explain it.
+
+    Raises :class:`OSError`.
+    """
+    cache = cast(Any, config).cache
+    if hasattr(cache, "_ensure_cache_dir_and_supporting_files"):
+        cache._ensure_cache_dir_and_supporting_files()
+    else:  # before pytest 8.2
+        cache._cachedir.mkdir(parents=True)
+        cache._ensure_supporting_files()
+
+
+@dataclass(frozen=True, slots=True)
+class Watchdog:
+    """The settings of pytest's ``faulthandler_timeout``, seconds; ``stderr`` is a descriptor."""
+
+    timeout: float
+    stderr: int
+    exit: bool
+
+
+def watchdog(config: pytest.Config) -> Watchdog | None:
+    """None where it is off."""
+    stderr = config.stash.get(fault_handler_stderr_fd_key, None)
+    if stderr is None:
+        return None
+    timeout = float(config.getini("faulthandler_timeout") or 0)
+    try:
+        end = bool(config.getini("faulthandler_exit_on_timeout"))
+    except (KeyError, ValueError):  # before pytest 8.4
+        end = False
+    return Watchdog(timeout, stderr, end) if timeout > 0 else None
