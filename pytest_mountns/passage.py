@@ -136,6 +136,7 @@ class Passage:
         try:
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
         except SandboxError as error:
+            self._timers.resume()
             return error
         ours, theirs = relay.pair()
         status_reader, status_writer = os.pipe()
