@@ -16,6 +16,9 @@ import pytest
 
 pytestmark = pytest.mark.sandboxes
 
+#: A plugin that makes a directory whenever it is loaded.
+QUIET = ("-p", "no:benchmark")
+
 SUITE = """
 import os, subprocess, pytest
 from pathlib import Path
@@ -68,7 +71,16 @@ def test_nothing_survives(
     home, mounts = sorted(os.listdir(Path.home())), host_mounts()
     for _ in range(5):
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp=base"],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                *QUIET,
+                "--basetemp=base",
+            ],
             cwd=pytester.path,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -99,7 +111,7 @@ def test_the_test_process_ends_with_its_parent(
     )
     mounts = host_mounts()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", *QUIET],
         cwd=pytester.path,
         stdout=subprocess.PIPE,
     )

@@ -300,6 +300,8 @@ def test_warning_with_a_source(
 ) -> None:
     """pytest says where the unclosed file was opened, or how to learn that."""
     monkeypatch.delenv("PYTHONTRACEMALLOC", raising=False)
+    # Tracing is slow, and most of it would be that of other plugins' imports.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     if frames:
         monkeypatch.setenv("PYTHONTRACEMALLOC", frames)
     pytester.makepyfile(
@@ -312,8 +314,8 @@ def test_warning_with_a_source(
         """
     )
     plain, isolated = (
-        _printed(pytester.run(sys.executable, "-Xdev", "-m", "pytest", "-Wdefault", option))
-        for option in ("-pno:mountns", "--mountns")
+        _printed(pytester.run(sys.executable, "-Xdev", "-m", "pytest", "-Wdefault", *options))
+        for options in ((), ("-ppytest_mountns.plugin", "--mountns"))
     )
     sign = "Object allocated at" if frames else "Enable tracemalloc"
     assert any(sign in line for line in plain)
