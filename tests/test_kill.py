@@ -16,8 +16,8 @@ import pytest
 
 pytestmark = pytest.mark.sandboxes
 
-#: A plugin that makes a directory whenever it is loaded.
-QUIET = ("-p", "no:benchmark")
+#: Without the plugins that make a directory in any case.
+COMMAND = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark")
 
 SUITE = """
 import os, subprocess, pytest
@@ -111,7 +111,7 @@ def test_the_test_process_ends_with_its_parent(
     )
     mounts = host_mounts()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", *QUIET],
+        [*COMMAND, "-s"],
         cwd=pytester.path,
         stdout=subprocess.PIPE,
     )
