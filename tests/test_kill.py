@@ -71,16 +71,7 @@ def test_nothing_survives(
     home, mounts = sorted(os.listdir(Path.home())), host_mounts()
     for _ in range(5):
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                *QUIET,
-                "--basetemp=base",
-            ],
+            [*COMMAND, "-q", "--basetemp=base"],
             cwd=pytester.path,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
