@@ -25,7 +25,7 @@ def plain(text: str) -> str:
     text = re.sub(r"Thread-\d+", "Thread-N", normal(text))
     text = re.sub(r"\d+(\.\d+)?e?-?\d* ?(ns|us|μs|ms|seconds)\b", "0s", text)
     text = re.sub(r"\bgw\d+\b", "gw", text)
-    text = re.sub(r"([=\-_*~!])\1{3,}", r"\1\1\1", text)
+    text = re.sub(r"([*~!+])\1{3,}", r"\1\1\1", text)
     return re.sub(r"[ \t]+", " ", text).strip()
 
 
