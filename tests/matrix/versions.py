@@ -18,11 +18,7 @@ from .run import versions as installed_versions
 
 MAIN = "3.11"
 OTHERS = ("3.10", "3.12", "3.13")
-PYTESTS = (
-    "tests/test_outcomes.py",
-    "tests/test_scopes.py",
-    "tests/test_crash.py",
-)
+PYTESTS = ("8.0", "8.1", "8.2", "8.3", "8.4", "9.0", "9.1", "9.2")
 
 # (Python, pytest): every pytest on one Python, the oldest and the newest on the others.
 GRID = (
@@ -35,13 +31,6 @@ TESTS = (
     "tests/test_outcomes.py",
     "tests/test_scopes.py",
     "tests/test_crash.py",
-    "tests/test_plugins.py",
-    "tests/test_plugin_state.py",
-    "tests/test_measurement.py",
-    "tests/test_timers.py",
-    "tests/test_markers.py",
-    "tests/test_fixtures.py",
-    "tests/test_unavailable.py",
 )
 NEEDED = ("pyproject.toml", "conftest.py", "tests/__init__.py", "tests/conftest.py", "tests/suites")
 # What these tests look at, and skip where it is missing. Not flaky: it and pytest-rerunfailures
