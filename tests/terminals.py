@@ -20,38 +20,12 @@ from typing import Any, final
 
 DEADLINE = 90
 
-#: Puts a command on the terminal that its standard input is: as the session's leader, or as a
-#: shell does, which says so when the command is stopped and then waits for a line.
+#: Puts a command on the terminal that its standard input is, as the session's leader.
 STARTER = """
-import fcntl, os, signal, sys, termios
+import fcntl, os, sys, termios
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-if sys.argv[1] == "leader":
-    os.execv(sys.argv[2], sys.argv[2:])
-for number in (signal.SIGTTOU, signal.SIGTSTP, signal.SIGINT):
-    signal.signal(number, signal.SIG_IGN)
-ours = termios.tcgetattr(0)
-job = os.fork()
-if job == 0:
-    os.setpgid(0, 0)
-    os.tcsetpgrp(0, os.getpid())
-    for number in (signal.SIGTTOU, signal.SIGTSTP, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    os.execv(sys.argv[2], sys.argv[2:])
-while True:
-    _, status = os.waitpid(job, os.WUNTRACED)
-    os.tcsetpgrp(0, os.getpgrp())
-    if not os.WIFSTOPPED(status):
-        break
-    theirs = termios.tcgetattr(0)
-    termios.tcsetattr(0, termios.TCSADRAIN, ours)
-    print(f"[stopped by {signal.Signals(os.WSTOPSIG(status)).name}]", flush=True)
-    sys.stdin.readline()
-    termios.tcsetattr(0, termios.TCSADRAIN, theirs)
-    os.tcsetpgrp(0, job)
-    os.killpg(job, signal.SIGCONT)
-    print("[continued]", flush=True)
-sys.exit(os.waitstatus_to_exitcode(status))
+os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
@@ -106,11 +80,8 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(directory: Path, *options: str, how: str = "leader") -> Iterator[Terminal]:
-    """Run pytest in ``directory``; when the block ends nothing of it is left.
-
-    ``how``: ``"leader"`` of the session, or ``"job"`` of a shell.
-    """
+def terminal(directory: Path, *options: str) -> Iterator[Terminal]:
+    """Run pytest in ``directory``; when the block ends nothing of it is left."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
@@ -124,7 +95,7 @@ def terminal(directory: Path, *options: str, how: str = "leader") -> Iterator[Te
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     process = subprocess.Popen(
-        [sys.executable, "-c", STARTER, how, *pytest],
+        [sys.executable, "-c", STARTER, *pytest],
         cwd=directory,
         env=environment,
         stdin=slave,

@@ -1,4 +1,4 @@
-"""A user at a terminal: debuggers, questions, Ctrl-C and Ctrl-Z, as in a plain run."""
+"""A user at a terminal: debuggers, questions, Ctrl-C, as in a plain run."""
 
 from __future__ import annotations
 
@@ -182,24 +182,3 @@ def test_ctrl_c_on_the_way_in(pytester: pytest.Pytester, pid: bool) -> None:
             assert running.text.count("WIDE ENDS") == 1
             assert running.text.count("NARROW ENDS") == running.text.count("NARROW BEGINS")
             assert running.processes() == []
-
-
-@pytest.mark.parametrize("pid", [False, True])
-def test_ctrl_z(pytester: pytest.Pytester, pid: bool) -> None:
-    """The whole job stops, before it reads and when it does, and goes on with "fg"."""
-    pytester.makepyfile(test_it=SUITE)
-    pytester.makeconftest(CONFTEST)
-    if pid:
-        (pytester.path / "pid").touch()
-    node = "test_it.py::TestInterrupted::test_long"
-    with terminal(pytester.path, *ISOLATED, "-s", node, how="job") as running:
-        running.wait_for("ONE")
-        for _ in range(2):
-            running.type("\x1a")
-            running.wait_for("[stopped by SIGTSTP]\n")
-            running.type("fg\n")
-            running.wait_for("[continued]\n")
-        running.type("go on\n")
-        running.wait_for("TWO")
-        assert running.end() == 0
-        assert "1 passed" in running.text

@@ -134,7 +134,6 @@ def _with_pytest_cov(pytester: pytest.Pytester, *options: str) -> dict[str, Any]
         ("--cov-branch",),
         ("--cov-branch", "--cov-context=test"),
         ("--cov-branch", "-n2"),
-        ("--cov-context=test", "-n2", "--dist=worksteal"),
     ],
     ids=" ".join,
 )
@@ -159,7 +158,7 @@ def test_subprocesses_are_measured_too(project: pytest.Pytester) -> None:
     assert _with_pytest_cov(project, "--mountns", "--cov-branch") == plain
 
 
-@pytest.mark.parametrize("settings", ["", "branch = true", "dynamic_context = test_function"])
+@pytest.mark.parametrize("settings", ["branch = true", "dynamic_context = test_function"])
 def test_coverage_run(project: pytest.Pytester, settings: str) -> None:
     reports = []
     (project.path / ".coveragerc").write_text(

@@ -280,7 +280,7 @@ def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> N
         def test_dynamic_mismatch(request): request.getfixturevalue("mismatch")
         """
     )
-    for options in ((), ("--tb=native",), ("--full-trace",)):
+    for options in ((), ("--full-trace",)):
         plain, isolated = record(*options), record("--mountns", *options)
         if not options:
             same(plain, isolated)
