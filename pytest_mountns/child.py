@@ -18,9 +18,10 @@ import pytest
 from . import afterfork, internals
 from .companions import Companions
 from .engine import syscalls
-from .engine.enter import Sandbox, drop_user_capabilities, enter, enter_user_namespace
+from .engine.enter import Sandbox, enter
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
+from .engine.moving import drop_user_capabilities, enter_user_namespace
 from .engine.plan import Plan
 from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender

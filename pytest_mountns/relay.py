@@ -36,7 +36,7 @@ from typing import Any, Final, final
 import pytest
 
 from . import internals
-from .engine.enter import high
+from .engine.moving import high
 from .interrupts import Interrupts
 
 _LENGTH: Final = struct.Struct("!I")

@@ -11,7 +11,8 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final, final
 
@@ -78,13 +79,17 @@ def open_scratch(builder: Builder, plan: Plan, directory: str | None) -> int:
 class Building:
     """Makes the root and everything in it.
 
+    ``uppers``: for the mountpoint of an overlay what lies over its planned lowers, topmost first.
     ``created``: the paths that were made to be mounted on. ``overlays``: what was mounted, which
     is more than the plan says where directories had to be assembled.
     """
 
-    def __init__(self, builder: Builder, plan: Plan) -> None:
+    def __init__(
+        self, builder: Builder, plan: Plan, uppers: Mapping[str, tuple[str, ...]]
+    ) -> None:
         self._builder = builder
         self._plan = plan
+        self._uppers = uppers
         self.created: set[str] = set()
         self.overlays: list[Overlay] = []
         self._covers: list[str] = []
@@ -110,7 +115,8 @@ class Building:
             case Seed(path):
                 if os.stat(path).st_size > _LARGEST_SEED:
                     builder.bind(path, path, read_only=True)
-                else:
+                elif not self._uppers:
+                    # Else it is in a layer below, as it was left there.
                     _seed(builder.root, path)
             case MountTmpfs():
                 make_target(builder.root, step.target, directory=True, created=self.created)
@@ -133,6 +139,8 @@ class Building:
         upper, work = f"{step.name}.upper", f"{step.name}.work"
         os.mkdir(upper)
         os.mkdir(work)
+        if above := self._uppers.get(step.target):
+            step = replace(step, lowers=(*above, *step.lowers))
         copy_attributes(step.lowers[0], upper, own=not self._plan.user_namespace)
         options: list[tuple[str, str | None]] = [
             ("upperdir", upper),

@@ -17,11 +17,12 @@ from typing import Any, Final, NoReturn, TypeAlias, final
 from . import syscalls as sys
 from .advice import Doing, explain
 from .builders import Builder, Classic, NewApi, set_read_only
-from .enter import enter, enter_mount_namespace, enter_user_namespace
+from .enter import enter
 from .errors import SandboxError, SyscallError, errno_name
 from .host import survey
 from .init import die_with_parent
 from .mountinfo import is_below
+from .moving import enter_mount_namespace, enter_user_namespace
 from .plan import PSEUDO, Capabilities, Host, plan
 from .processes import fork
 from .spec import SandboxSpec

@@ -1,123 +1,120 @@
-"""Enters a sandbox, fetches host directories into it, starts it afresh, and leaves it.
+"""Makes sandboxes, enters them, fetches host directories into them, starts them afresh.
+
+:func:`make` builds a root in a mount namespace of its own and returns to where it was; nobody is in
+there yet. :meth:`Sandbox.join` moves the calling thread in. Between the two, or in another process
+by fork, is where the cost of the first can be hidden.
 
 Things that do not work, and so are not done here:
 
-* Entering with other threads alive in the same process, without ``CLONE_FS`` apart: setns(2)
-  refuses while the working directory is shared, and a user namespace refuses any thread.
 * Keeping a descriptor of the old root: ``fchdir`` and ``/proc/self/fd`` would lead out. What is
   kept is a descriptor of a mount *namespace*, the stage, which no path leads into.
 * Emptying an upper under a live overlay: undefined by the kernel's documentation. A reset makes
-  a new root and enters that.
-* Being on the stage with signals let in: a handler would run in the host's tree, and an exception
-  out of it (KeyboardInterrupt, a timeout) would leave the test there. They wait.
+  a new root and enters that; a checkpoint makes one whose lower is the upper so far, and goes
+  back to the old one.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import final
 
 from . import syscalls as sys
-from .advice import Doing, explain
+from .advice import explain
 from .build import Building, make_target, open_scratch
 from .builders import Builder, Classic, NewApi, set_read_only
 from .changes import Changes
-from .errors import SandboxError, Unavailable
+from .descriptors import Opened, open_directories, reopen
+from .errors import Unavailable
+from .moving import (
+    change_directory,
+    current_namespace,
+    enter_mount_namespace,
+    explained,
+    go,
+    high,
+    make_stage,
+    privileged,
+    signals_held,
+    way_back,
+    working_directory,
+)
 from .plan import Bind, Plan
 from .upper import Layered, read_changes
 
-# High, so that descriptors a test opens have the numbers they have without us.
-_FD_FLOOR: Final = 500
 
+@final
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Uppers of other sandboxes that lie below one, over the root of its plan.
 
-def high(fd: int) -> int:
-    """Move a descriptor out of the way of those a test opens; close-on-exec."""
-    try:
-        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_FLOOR)
-    except OSError:
-        # A low limit of open files: stay where it is.
-        os.set_inheritable(fd, False)
-        return fd
-    os.close(fd)
-    return moved
-
-
-def enter_user_namespace() -> None:
-    """unshare(CLONE_NEWUSER) with the own uid and gid kept, user_namespaces(7).
-
-    Raises :class:`Unavailable`.
+    ``uppers``: for the mountpoint of an overlay its additional lowers, topmost first. ``view``: a
+    descriptor of a mount namespace that shows what they add up to. ``scratches``: the descriptors
+    that the paths in ``uppers`` go through.
     """
-    uid, gid = os.geteuid(), os.getegid()
-    steps = (
-        ("/proc/self/setgroups", "deny"),
-        ("/proc/self/uid_map", f"{uid} {uid} 1"),
-        ("/proc/self/gid_map", f"{gid} {gid} 1"),
-    )
-    what = "make a user namespace"
-    try:
-        # A process that has changed its uid since its exec may not write its own maps otherwise.
-        sys.prctl(sys.PR_SET_DUMPABLE, 1)
-        sys.unshare(sys.CLONE_NEWUSER)
-        for path, text in steps:
-            what = f"write {text!r} to {path}"
-            with open(path, "w") as file:
-                file.write(text)
-    except OSError as error:
-        cause, remedy = explain(error.errno or 0, True, "user namespace")
-        raise Unavailable(what, str(error), cause, remedy) from error
 
-
-def enter_mount_namespace(user_namespace: bool) -> int:
-    """A mount namespace that nothing leaks out of. Returns the descriptor of the stage.
-
-    The stage is a copy of the host's mounts that stays as it is; the caller is in a further copy.
-    Raises :class:`Unavailable`.
-    """
-    stage = -1
-    try:
-        sys.unshare(sys.CLONE_NEWNS)
-        # Before anything else: on a shared root every mount of ours would appear on the host.
-        sys.mount(None, "/", None, sys.MS_SLAVE | sys.MS_REC)
-        stage = high(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
-        sys.unshare(sys.CLONE_NEWNS)
-    except OSError as error:
-        if stage >= 0:
-            os.close(stage)
-        cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
-        raise Unavailable("make a mount namespace", str(error), cause, remedy) from error
-    return stage
+    uppers: Mapping[str, tuple[str, ...]]
+    view: int
+    scratches: frozenset[int]
 
 
 @final
 @dataclass(slots=True)
 class Sandbox:
-    """The sandbox this process is in.
+    """A root in a mount namespace.
 
-    ``scratch`` is a descriptor of where the uppers lie; ``created`` the paths that were made only
-    to be mounted on; ``overlays`` where each overlay is mounted, and its upper below ``scratch``.
+    ``namespace`` is a descriptor of that; ``scratch`` one of where the uppers lie, and ``stage``
+    one of a namespace with the host's mounts. ``created`` are the paths that were made only to be
+    mounted on; ``overlays`` where each overlay is mounted, and its upper below ``scratch``.
     """
 
     plan: Plan
-    scratch: int
     stage: int
+    namespace: int
+    scratch: int
     directory: str | None = None
+    layers: Layers | None = None
     created: set[str] = field(default_factory=set)
     overlays: list[Layered] = field(default_factory=list)
-    _bound: list[Bind] = field(default_factory=list)
+    bound: list[Bind] = field(default_factory=list)
+
+    def join(self, cwd: str, directories: Sequence[Opened] | None = None) -> None:
+        """Move this thread in, with ``cwd`` as working directory, or ``/`` if that is not there.
+
+        The open directories of the process are then those of the sandbox; they are looked for
+        unless given. The process shares them with its other threads. Raises
+        :class:`SandboxError`.
+        """
+        if directories is None:
+            directories = self.foreign_directories()
+        user_namespace = self.plan.user_namespace
+        with signals_held(), privileged():
+            with explained("enter the sandbox", user_namespace, "namespace"):
+                go(self.namespace)
+            with explained("open directories again in the sandbox", user_namespace):
+                reopen(directories)
+                change_directory(cwd)
+
+    def foreign_directories(self) -> list[Opened]:
+        """The open directories of this process that are not the sandbox's own."""
+        return open_directories({self.scratch, *(self.layers.scratches if self.layers else ())})
+
+    def close(self) -> None:
+        """Let go of it: it is gone when the last process in it is."""
+        os.close(self.namespace)
+        os.close(self.scratch)
 
     def changes(self) -> Changes:
-        """Everything the uppers add, modify, replace, delete or re-label against the host.
+        """Everything the uppers add, modify, replace, delete or re-label against what is below.
 
-        Raises :class:`SandboxError` if the stage cannot be looked at.
+        Raises :class:`SandboxError` if that cannot be looked at.
         """
-        with _privileged(), self._on_stage():
+        view = self.layers.view if self.layers else self.stage
+        with privileged(), _visiting(view, self.plan.user_namespace):
             lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return read_changes(
@@ -130,10 +127,24 @@ class Sandbox:
         finally:
             os.close(lower)
 
+    def as_layers(self) -> Layers:
+        """What was written here, and what lies below, as lowers of other sandboxes."""
+        below = self.layers.uppers if self.layers else {}
+        uppers = {
+            one.mountpoint: (
+                f"/proc/self/fd/{self.scratch}/{one.upper}",
+                *below.get(one.mountpoint, ()),
+            )
+            for one in self.overlays
+        }
+        scratches = self.layers.scratches if self.layers else frozenset()
+        return Layers(uppers, self.namespace, scratches | {self.scratch})
+
     def bind(self, source: str, target: str, *, read_only: bool = False) -> None:
         """Bind-mount the host's ``source`` at ``target``, now; writes persist on the host.
 
-        Both absolute; a missing target is made. Raises :class:`SandboxError`.
+        Both absolute; a missing target is made. This thread is in the sandbox. Raises
+        :class:`SandboxError`.
         """
         step = Bind(source, os.path.realpath(target), read_only, create=True)
         if not self.plan.capabilities.new_api:
@@ -142,13 +153,9 @@ class Sandbox:
                 cause="before Linux 5.12 a mount cannot be carried between namespaces",
                 remedy='name it before the test starts: volumes=["SRC:DST"] of the marker',
             )
-        self._bind(step)
-        self._bound.append(step)
-
-    def _bind(self, step: Bind) -> None:
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
-        with _privileged(), _explained(step.describe(), self.plan.user_namespace, "bind"):
-            with self._on_stage():
+        with privileged(), explained(step.describe(), self.plan.user_namespace, "bind"):
+            with _visiting(self.stage, self.plan.user_namespace):
                 tree = sys.open_tree(sys.AT_FDCWD, step.source, flags)
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -160,6 +167,7 @@ class Sandbox:
             finally:
                 os.close(root)
                 os.close(tree)
+        self.bound.append(step)
 
     def reset(self) -> None:
         """Drop everything written so far: a new root of the same plan, entered now.
@@ -168,201 +176,138 @@ class Sandbox:
         mounted. Processes the test has started stay in the old root. Raises
         :class:`SandboxError`; the sandbox is then as it was.
         """
-        cwd, old = _cwd(), self.scratch
-        with _signals_held(), _privileged(), _way_back(self.plan.user_namespace) as way_back:
-            try:
-                with _explained("go back to the stage", self.plan.user_namespace, "namespace"):
-                    way_back.leave_for(self.stage)
-                    sys.unshare(sys.CLONE_NEWNS)
-                self._enter(cwd)
-            except BaseException:
-                way_back.take()
-                raise
-        os.close(old)
+        self.become(self._another(self.layers))
 
-    def _enter(self, cwd: str) -> None:
-        """Build and pivot. Changes nothing of this object before it has worked."""
-        with _explained("read the mount table", self.plan.user_namespace, "proc"):
-            builder: Builder = NewApi() if self.plan.capabilities.new_api else Classic()
-        building = Building(builder, self.plan)
-        umask = os.umask(0)
-        scratch = -1
+    def layer(self) -> Sandbox:
+        """A sandbox that begins with what this one has now. Nobody is in it.
+
+        This one is to be left alone as long as somebody is. Raises :class:`SandboxError`.
+        """
+        return self._another(self.as_layers())
+
+    def become(self, other: Sandbox) -> None:
+        """Enter ``other``, whose descriptors are this object's from now on.
+
+        Raises :class:`SandboxError`; the sandbox is then as it was.
+        """
         try:
-            with _explained("make a root", self.plan.user_namespace):
-                directory = self.directory
-                if directory is not None and self.scratch >= 0:
-                    # Another root: an upper is never used twice.
-                    directory = tempfile.mkdtemp(dir=directory)
-                scratch = high(open_scratch(builder, self.plan, directory))
-                os.fchdir(scratch)
-                building.carry_out([*self.plan.steps, *self._bound])
-                directories = _directory_descriptors(besides={self.scratch, scratch, builder.root})
-            with _explained("pivot into the new root", self.plan.user_namespace, "pivot"):
-                builder.pivot()
-                _reopen(directories)
+            other.join(working_directory())
         except BaseException:
-            for fd in (scratch, builder.root):
-                if fd >= 0:
-                    os.close(fd)
+            other.close()
+            raise
+        self.close()
+        self.namespace, self.scratch = other.namespace, other.scratch
+        self.created, self.overlays = other.created, other.overlays
+
+    def _another(self, layers: Layers | None) -> Sandbox:
+        return make(
+            self.plan,
+            self.stage,
+            directory=self.directory,
+            layers=layers,
+            bound=self.bound,
+            again=True,
+        )
+
+
+def make(
+    plan: Plan,
+    stage: int,
+    *,
+    directory: str | None = None,
+    layers: Layers | None = None,
+    bound: Sequence[Bind] = (),
+    again: bool = False,
+) -> Sandbox:
+    """A sandbox as planned, on a copy of the stage's mounts. This thread stays where it is.
+
+    ``directory``: an empty directory of the host for ``upper="disk"``; ``again``: it has been
+    used. ``bound``: further binds. The caller is in the right user and PID namespace already.
+    Raises :class:`SandboxError`.
+    """
+    opened: list[int] = []
+    with signals_held(), privileged(), way_back(plan.user_namespace) as back:
+        umask = os.umask(0)
+        try:
+            try:
+                back.leave_for(stage)
+                sys.unshare(sys.CLONE_NEWNS)
+                opened.append(current_namespace())
+            except OSError as error:
+                cause, remedy = explain(error.errno or 0, plan.user_namespace, "namespace")
+                what = "make a mount namespace"
+                raise Unavailable(what, str(error), cause, remedy) from error
+            if directory is not None and again:
+                # Another root: an upper is never used twice.
+                with explained("make a directory for an upper", plan.user_namespace):
+                    directory = tempfile.mkdtemp(dir=directory)
+            building, scratch = _build(plan, directory, layers, bound)
+            opened.append(scratch)
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
             raise
         finally:
+            back.take()
             os.umask(umask)
-        self.scratch, self.created = scratch, building.created
-        self.overlays = [Layered(o.target, f"{o.name}.upper") for o in building.overlays]
-        try:
-            os.chdir(cwd)
-        except OSError:
-            # It was removed, or lies where the new root shows nothing.
-            os.chdir("/")
-
-    @contextmanager
-    def _on_stage(self) -> Iterator[None]:
-        """Be on the stage for a moment: ``/`` is the host's."""
-        with _signals_held(), _way_back(self.plan.user_namespace) as way_back:
-            try:
-                with _explained("look at the stage", self.plan.user_namespace):
-                    way_back.leave_for(self.stage)
-                yield
-            finally:
-                way_back.take()
+    overlays = [Layered(o.target, f"{o.name}.upper") for o in building.overlays]
+    namespace, scratch = opened
+    return Sandbox(
+        plan,
+        stage,
+        namespace,
+        scratch,
+        directory=directory,
+        layers=layers,
+        created=building.created,
+        overlays=overlays,
+        bound=list(bound),
+    )
 
 
-@final
-class _WayBack:
-    """Namespace, root and working directory of this thread, to return to."""
-
-    def __init__(self, cwd: int, root: int, namespace: int) -> None:
-        self._cwd = cwd
-        self._root = root
-        self._namespace = namespace
-        self._away = False
-
-    def leave_for(self, namespace: int) -> None:
-        # setns refuses while root and working directory are shared with other threads.
-        sys.unshare(sys.CLONE_FS)
-        sys.setns(namespace, sys.CLONE_NEWNS)
-        self._away = True
-
-    def take(self) -> None:
-        if not self._away:
-            return
-        try:
-            sys.setns(self._namespace, sys.CLONE_NEWNS)
-            # setns moves to the namespace's own root; a test may have been in a chroot below.
-            if not os.path.samestat(os.stat(self._root), os.stat("/")):
-                os.fchdir(self._root)
-                os.chroot(".")
-            os.fchdir(self._cwd)
-        except OSError as error:
-            # Going on would be going on in the host's tree.
-            os.write(2, f"mountns: cannot return to the sandbox: {error}; aborting\n".encode())
-            os.abort()
+def _build(
+    plan: Plan, directory: str | None, layers: Layers | None, bound: Sequence[Bind]
+) -> tuple[Building, int]:
+    """Build in this namespace and pivot. Returns what was built, and the scratch."""
+    with explained("read the mount table", plan.user_namespace, "proc"):
+        builder: Builder = NewApi() if plan.capabilities.new_api else Classic()
+    building = Building(builder, plan, layers.uppers if layers else {})
+    scratch = -1
+    try:
+        with explained("make a root", plan.user_namespace):
+            scratch = high(open_scratch(builder, plan, directory))
+            os.fchdir(scratch)
+            building.carry_out([*plan.steps, *bound])
+        with explained("pivot into the new root", plan.user_namespace, "pivot"):
+            builder.pivot()
+    except BaseException:
+        for fd in (scratch, builder.root):
+            if fd >= 0:
+                os.close(fd)
+        raise
+    return building, scratch
 
 
 @contextmanager
-def _way_back(user_namespace: bool) -> Iterator[_WayBack]:
-    opened: list[int] = []
-    try:
-        with _explained("note the way back into the sandbox", user_namespace):
-            opened.append(os.open(".", os.O_PATH | os.O_CLOEXEC))
-            opened.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
-            opened.append(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
-        yield _WayBack(*opened)
-    finally:
-        for fd in opened:
-            os.close(fd)
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """No signal handler runs, but for signals that another thread of the test takes."""
-    before = sys.block_all_signals()
-    try:
-        # What came before is handled here: not later, on the stage.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        yield
-    finally:
-        sys.set_signal_mask(before)
+def _visiting(namespace: int, user_namespace: bool) -> Iterator[None]:
+    """Be there for a moment: ``/`` is what it shows."""
+    with signals_held(), way_back(user_namespace) as back:
+        try:
+            with explained("look at the stage", user_namespace):
+                back.leave_for(namespace)
+            yield
+        finally:
+            back.take()
 
 
 def enter(plan: Plan, directory: str | None = None) -> Sandbox:
-    """Put this process into a sandbox as planned. The process must be single-threaded.
+    """Put this process into a sandbox as planned, for good.
 
-    ``directory``: an empty directory of the host for ``upper="disk"``. The caller is in the
-    right user and PID namespace already. Raises :class:`SandboxError`; the process is then in
-    an undefined half-way place and must not run anything but its own end.
+    For a process that is not to return, in the right user and PID namespace already. Raises
+    :class:`SandboxError`.
     """
-    cwd = _cwd()
-    with _signals_held():
-        stage = enter_mount_namespace(plan.user_namespace)
-        sandbox = Sandbox(plan, -1, stage, directory)
-        sandbox._enter(cwd)
+    # Of a user namespace's process, what it was in belongs to the one above: no way back to that.
+    stage = enter_mount_namespace(True) if plan.user_namespace else make_stage()
+    sandbox = make(plan, stage, directory=directory)
+    sandbox.join(working_directory())
     return sandbox
-
-
-def drop_user_capabilities() -> None:
-    """In a user namespace: no effective capability, as an ordinary user has none.
-
-    Without it, the test could read its own mode-000 files. They stay permitted, so that
-    :class:`Sandbox` can take them back for a moment; exec drops them, capabilities(7).
-    """
-    _, permitted, inheritable = sys.capget()
-    sys.capset(0, permitted, inheritable)
-
-
-@contextmanager
-def _privileged() -> Iterator[None]:
-    effective, permitted, inheritable = sys.capget()
-    if effective == permitted:
-        yield
-        return
-    sys.capset(permitted, permitted, inheritable)
-    try:
-        yield
-    finally:
-        sys.capset(effective, permitted, inheritable)
-
-
-@contextmanager
-def _explained(what: str, user_namespace: bool, doing: Doing = "") -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        cause, remedy = explain(error.errno or 0, user_namespace, doing)
-        raise SandboxError(what, str(error), cause, remedy) from error
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"
-
-
-def _directory_descriptors(besides: set[int]) -> list[tuple[int, str]]:
-    """Open directories and where they are: through them a test could reach the old root."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd in besides:
-            continue
-        try:
-            if stat.S_ISDIR(os.fstat(fd).st_mode):
-                found.append((fd, os.readlink(f"/proc/self/fd/{name}")))
-        except OSError:
-            # The descriptor of the listing itself, closed by now.
-            continue
-    return found
-
-
-def _reopen(directories: list[tuple[int, str]]) -> None:
-    for fd, path in directories:
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_PATH | os.O_DIRECTORY)
-        inheritable = os.get_inheritable(fd)
-        try:
-            fresh = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            # Nothing stands there in the sandbox: no way out is better than the old one.
-            fresh = os.open("/", flags | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.dup2(fresh, fd, inheritable=inheritable)
-        os.close(fresh)

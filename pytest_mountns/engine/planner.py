@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import final
 
 from .capabilities import Findings, lowers, probe, refused_lowers
-from .enter import high
 from .errors import Unavailable
 from .host import survey
+from .moving import high
 from .plan import Capabilities, Host, Plan, plan
 from .spec import SandboxSpec, SpecError, Volume
 

@@ -11,14 +11,14 @@ import pytest
 from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.advice import Doing, explain
 from pytest_mountns.engine.capabilities import Findings, Trial, probe
-from pytest_mountns.engine.enter import (
-    Sandbox,
+from pytest_mountns.engine.enter import Sandbox
+from pytest_mountns.engine.errors import Unavailable
+from pytest_mountns.engine.host import survey
+from pytest_mountns.engine.moving import (
     drop_user_capabilities,
     enter_mount_namespace,
     enter_user_namespace,
 )
-from pytest_mountns.engine.errors import Unavailable
-from pytest_mountns.engine.host import survey
 from pytest_mountns.engine.planner import Planner
 from pytest_mountns.engine.spec import SandboxSpec, SpecError, Volume
 

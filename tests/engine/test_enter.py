@@ -173,7 +173,7 @@ def test_umask_and_descriptors_are_kept(mode: Mode, api: str, umask: int) -> Non
 
         def test(sandbox: Sandbox) -> None:
             after = descriptors()
-            extra = {sandbox.scratch, sandbox.stage}
+            extra = {sandbox.scratch, sandbox.stage, sandbox.namespace}
             # The pipe of the process this runs in comes on top.
             new = {fd for fd in after if fd not in before} - extra
             assert all(after[fd].startswith("pipe:") for fd in new)
@@ -957,9 +957,9 @@ def test_reset_drops_writes_and_keeps_directory_volumes_and_binds(mode: Mode, ap
         shutil.rmtree(f"{BASE}/gone")
         write(f"{BASE}/t/one")
         before = set(descriptors())
-        scratch = sandbox.scratch
+        own = {sandbox.scratch, sandbox.namespace}
         sandbox.reset()
-        assert set(descriptors()) - {sandbox.scratch} == before - {scratch}
+        assert set(descriptors()) - {sandbox.scratch, sandbox.namespace} == before - own
         assert os.getcwd() == f"{BASE}/deep/down"
         assert content(f"{BASE}/file") == "x"
         assert not os.path.exists(f"{BASE}/added")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine.enter import enter, enter_user_namespace
+from pytest_mountns.engine.enter import enter
+from pytest_mountns.engine.moving import enter_user_namespace
 from pytest_mountns.engine.planner import Planner
 from pytest_mountns.engine.spec import SandboxSpec
 

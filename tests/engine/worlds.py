@@ -22,15 +22,11 @@ import pytest
 
 from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.capabilities import probe
-from pytest_mountns.engine.enter import (
-    Sandbox,
-    drop_user_capabilities,
-    enter,
-    enter_user_namespace,
-)
+from pytest_mountns.engine.enter import Sandbox, enter
 from pytest_mountns.engine.errors import SandboxError
 from pytest_mountns.engine.host import survey
 from pytest_mountns.engine.init import die_with_parent
+from pytest_mountns.engine.moving import drop_user_capabilities, enter_user_namespace
 from pytest_mountns.engine.plan import Capabilities, Plan, plan
 from pytest_mountns.engine.spec import SandboxSpec
 

@@ -1,0 +1,94 @@
+"""Open directories: through one of the old root, a test would get out of the new one.
+
+fchdir(2) and ``/proc/self/fd`` lead there. So on the way in each is opened again in the new root,
+under its own number. A process that returns home later keeps the old ones meanwhile where no path
+leads: in flight, in the buffer of a socket to itself.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Collection, Sequence
+from typing import Final, TypeAlias, final
+
+from .errors import SandboxError
+from .moving import high
+
+#: A descriptor of a directory, and the path that it is open at.
+Opened: TypeAlias = "tuple[int, str]"
+
+_MOST: Final = 250
+
+
+def open_directories(besides: Collection[int]) -> list[Opened]:
+    """The open directories of this process, but for ``besides``. Needs ``/proc``."""
+    found: list[Opened] = []
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd in besides:
+            continue
+        try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                found.append((fd, os.readlink(f"/proc/self/fd/{name}")))
+        except OSError:
+            # The descriptor of the listing itself, closed by now.
+            continue
+    return found
+
+
+def reopen(directories: Sequence[Opened]) -> None:
+    """Have each descriptor stand for what is at its path now, or for ``/``."""
+    for fd, path in directories:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_PATH | os.O_DIRECTORY)
+        inheritable = os.get_inheritable(fd)
+        try:
+            fresh = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            # Nothing stands there in the sandbox: no way out is better than the old one.
+            fresh = os.open("/", flags | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.dup2(fresh, fd, inheritable=inheritable)
+        os.close(fresh)
+
+
+@final
+class Cloakroom:
+    """Holds descriptors of a process out of its own reach, unix(7) ``SCM_RIGHTS``.
+
+    What is in flight has no number and no entry in ``/proc/self/fd``. One load at a time.
+    """
+
+    def __init__(self) -> None:
+        sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sender = socket.socket(fileno=high(sender.detach()))
+        self._receiver = socket.socket(fileno=high(receiver.detach()))
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Its own."""
+        return self._sender.fileno(), self._receiver.fileno()
+
+    def leave(self, descriptors: Sequence[int]) -> None:
+        """Take copies; the caller closes or replaces its own. Raises :class:`SandboxError`."""
+        if len(descriptors) > _MOST:
+            raise SandboxError(
+                "keep the open directories of this process",
+                cause=f"there are {len(descriptors)}; at most {_MOST} can be kept",
+                remedy='process="fork"',
+            )
+        rights = array.array("i", descriptors)
+        self._sender.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+    def collect(self) -> list[int]:
+        """New descriptors of what was left, in the same order. Raises :class:`OSError`."""
+        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        _, messages, _, _ = self._receiver.recvmsg(1, socket.CMSG_SPACE(4 * _MOST), flags)
+        return [fd for _, _, data in messages for fd in array.array("i", data)]
+
+    def close(self) -> None:
+        """Drop what is in there, too."""
+        self._sender.close()
+        self._receiver.close()

@@ -1,0 +1,255 @@
+"""How this thread gets from one mount namespace to another, and back.
+
+Things that do not work, and so are not done here:
+
+* Moving with the working directory shared between threads: setns(2) refuses. ``CLONE_FS`` apart
+  first; threads that are already there stay where they are.
+* Being away with signals let in: a handler would run in the wrong tree, and an exception out of
+  it (KeyboardInterrupt, a timeout) would leave the test there. They wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, final
+
+from . import syscalls as sys
+from .advice import Doing, explain
+from .errors import SandboxError, Unavailable
+
+# High, so that descriptors a test opens have the numbers they have without us.
+_FD_FLOOR: Final = 500
+_NAMESPACE: Final = "/proc/thread-self/ns/mnt"
+
+
+def high(fd: int) -> int:
+    """Move a descriptor out of the way of those a test opens; close-on-exec."""
+    try:
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_FLOOR)
+    except OSError:
+        # A low limit of open files: stay where it is.
+        os.set_inheritable(fd, False)
+        return fd
+    os.close(fd)
+    return moved
+
+
+def current_namespace() -> int:
+    """A descriptor of this thread's mount namespace. Raises :class:`OSError`."""
+    return high(os.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def go(namespace: int) -> None:
+    """Move this thread to the root of another mount namespace, setns(2)."""
+    # setns refuses while root and working directory are shared with other threads.
+    sys.unshare(sys.CLONE_FS)
+    sys.setns(namespace, sys.CLONE_NEWNS)
+
+
+def enter_user_namespace() -> None:
+    """unshare(CLONE_NEWUSER) with the own uid and gid kept, user_namespaces(7).
+
+    Raises :class:`Unavailable`.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    steps = (
+        ("/proc/self/setgroups", "deny"),
+        ("/proc/self/uid_map", f"{uid} {uid} 1"),
+        ("/proc/self/gid_map", f"{gid} {gid} 1"),
+    )
+    what = "make a user namespace"
+    try:
+        # A process that has changed its uid since its exec may not write its own maps otherwise.
+        sys.prctl(sys.PR_SET_DUMPABLE, 1)
+        sys.unshare(sys.CLONE_NEWUSER)
+        for path, text in steps:
+            what = f"write {text!r} to {path}"
+            with open(path, "w") as file:
+                file.write(text)
+    except OSError as error:
+        cause, remedy = explain(error.errno or 0, True, "user namespace")
+        raise Unavailable(what, str(error), cause, remedy) from error
+
+
+def enter_mount_namespace(user_namespace: bool) -> int:
+    """Move for good to a mount namespace that nothing leaks out of; returns its descriptor.
+
+    It is a copy of the mounts of the one before, which it follows. Raises :class:`Unavailable`.
+    """
+    try:
+        sys.unshare(sys.CLONE_NEWNS)
+        # Before anything else: on a shared root every mount of ours would appear on the host.
+        sys.mount(None, "/", None, sys.MS_SLAVE | sys.MS_REC)
+        return current_namespace()
+    except OSError as error:
+        cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
+        raise Unavailable("make a mount namespace", str(error), cause, remedy) from error
+
+
+def make_stage() -> int:
+    """A descriptor of a further such namespace; this thread stays where it is.
+
+    For a process that needs no user namespace. Raises :class:`SandboxError`.
+    """
+    with signals_held(), way_back(False) as back:
+        try:
+            back.away()
+            stage = enter_mount_namespace(False)
+            with explained("make the chroot a root", False, "pivot"):
+                _adopt_chroot(stage)
+            return stage
+        finally:
+            back.take()
+
+
+def _adopt_chroot(namespace: int) -> None:
+    """If this process is in a chroot, make that the root of its ``namespace``."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sys.setns(namespace, sys.CLONE_NEWNS)
+        if os.path.samestat(os.stat(root), os.stat("/")):
+            return
+        os.fchdir(root)
+        sys.pivot_root(".", ".")
+        sys.mount(None, ".", None, sys.MS_SLAVE | sys.MS_REC)
+        sys.umount(".", sys.MNT_DETACH)
+    finally:
+        os.close(root)
+
+
+def in_chroot() -> bool:
+    """Whether ``/`` is another directory than the root of this thread's mount namespace.
+
+    Raises :class:`SandboxError`.
+    """
+    before = os.stat("/")
+    with signals_held(), privileged(), way_back(False) as back:
+        try:
+            with explained("look at the root of the mount namespace", False, "namespace"):
+                back.leave_for(current := current_namespace())
+                os.close(current)
+                return not os.path.samestat(before, os.stat("/"))
+        finally:
+            back.take()
+
+
+@final
+class WayBack:
+    """Namespace, root and working directory of this thread, to return to."""
+
+    def __init__(self, cwd: int, root: int, namespace: int) -> None:
+        self._cwd = cwd
+        self._root = root
+        self._namespace = namespace
+        self._away = False
+
+    def away(self) -> None:
+        """From now on this thread may be elsewhere."""
+        sys.unshare(sys.CLONE_FS)
+        self._away = True
+
+    def leave_for(self, namespace: int) -> None:
+        """Go there. Raises :class:`OSError`."""
+        self.away()
+        sys.setns(namespace, sys.CLONE_NEWNS)
+
+    def take(self) -> None:
+        """Return, if :meth:`away`. What fails here ends the process: see :func:`give_up`."""
+        if not self._away:
+            return
+        try:
+            sys.setns(self._namespace, sys.CLONE_NEWNS)
+            # setns has moved to the namespace's own root; a test may be in a chroot below.
+            if not os.path.samestat(os.stat(self._root), os.stat("/")):
+                os.fchdir(self._root)
+                os.chroot(".")
+            os.fchdir(self._cwd)
+        except OSError as error:
+            give_up(error)
+
+
+def give_up(error: Exception) -> None:
+    """End this process: it is in the wrong tree, and whatever runs next would write there."""
+    os.write(2, f"mountns: cannot return from a sandbox: {error}; aborting\n".encode())
+    os.abort()
+
+
+@contextmanager
+def way_back(user_namespace: bool) -> Iterator[WayBack]:
+    """Note where this thread is. Raises :class:`SandboxError`."""
+    opened: list[int] = []
+    try:
+        with explained("note the way back", user_namespace):
+            opened.append(os.open(".", os.O_PATH | os.O_CLOEXEC))
+            opened.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+            opened.append(os.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
+        yield WayBack(*opened)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """No signal handler runs, but for signals that another thread of the test takes."""
+    before = sys.block_all_signals()
+    try:
+        # What came before is handled here: not later, in another tree.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        yield
+    finally:
+        sys.set_signal_mask(before)
+
+
+def drop_user_capabilities() -> None:
+    """In a user namespace: no effective capability, as an ordinary user has none.
+
+    Without it, the test could read its own mode-000 files. They stay permitted, so that
+    :func:`privileged` can take them back for a moment; exec drops them, capabilities(7).
+    """
+    _, permitted, inheritable = sys.capget()
+    sys.capset(0, permitted, inheritable)
+
+
+@contextmanager
+def privileged() -> Iterator[None]:
+    """What :func:`drop_user_capabilities` has dropped, for a moment."""
+    effective, permitted, inheritable = sys.capget()
+    if effective == permitted:
+        yield
+        return
+    sys.capset(permitted, permitted, inheritable)
+    try:
+        yield
+    finally:
+        sys.capset(effective, permitted, inheritable)
+
+
+@contextmanager
+def explained(what: str, user_namespace: bool, doing: Doing = "") -> Iterator[None]:
+    """Turn an :class:`OSError` into a :class:`SandboxError` that says what helps."""
+    try:
+        yield
+    except OSError as error:
+        cause, remedy = explain(error.errno or 0, user_namespace, doing)
+        raise SandboxError(what, str(error), cause, remedy) from error
+
+
+def working_directory() -> str:
+    """The working directory's path; ``/`` where it has none any more."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+def change_directory(path: str) -> None:
+    """Go there, or to ``/`` where it is not shown: it was removed, or is another user's."""
+    try:
+        os.chdir(path)
+    except OSError:
+        os.chdir("/")

@@ -1,0 +1,203 @@
+"""A process that lives at home, goes into sandboxes one after another, and returns.
+
+What it has with it is as before when it is back: working directory, open directories, and the root.
+Where it lives is known by a descriptor of a mount namespace, which no path leads into.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+from .descriptors import Cloakroom, Opened
+from .enter import Layers, Sandbox, make
+from .errors import Unavailable
+from .moving import (
+    current_namespace,
+    drop_user_capabilities,
+    enter_mount_namespace,
+    enter_user_namespace,
+    explained,
+    give_up,
+    go,
+    in_chroot,
+    make_stage,
+    privileged,
+    signals_held,
+    way_back,
+    working_directory,
+)
+from .plan import Bind, Plan
+
+
+@final
+@dataclass(slots=True)
+class _Visit:
+    """``home`` is the working directory there; ``directories`` what was opened again on the way
+    in, with what each stands for inside."""
+
+    sandbox: Sandbox
+    home: str
+    room: Cloakroom
+    directories: Sequence[tuple[int, os.stat_result]]
+
+
+@final
+class Traveller:
+    """Makes sandboxes for this process and moves its main thread in and out."""
+
+    def __init__(self) -> None:
+        with explained("note the namespace to return to", False):
+            self._home = current_namespace()
+        self._stage = -1
+        self._rooms: list[Cloakroom] = []
+        self._visits: list[_Visit] = []
+        self._chrooted: bool | None = None
+        self.in_user_namespace = False
+
+    def settle_in_user_namespace(self) -> None:
+        """From now on this process lives in a user namespace of its own: an ordinary user's.
+
+        It keeps uid and gid, and has no capability but for moments. For good: there is no way
+        back. Raises :class:`Unavailable` if that cannot be, as with other threads alive.
+        """
+        threads = len(os.listdir("/proc/self/task"))
+        if threads > 1:
+            # The kernel would say EINVAL.
+            raise Unavailable(
+                "make a user namespace for this process",
+                cause=f"it has {threads} threads, and only one is allowed",
+                remedy="run as root, or without what starts threads (pytest-xdist does)",
+            )
+        cwd = working_directory()
+        enter_user_namespace()
+        self.in_user_namespace = True
+        stage = enter_mount_namespace(True)
+        os.close(self._home)
+        # The stage, too: nothing that this process does at home makes mounts.
+        self._home = self._stage = stage
+        os.chdir(cwd)
+        drop_user_capabilities()
+
+    @property
+    def stage(self) -> int:
+        """A namespace with the host's mounts of now, or of some time since :meth:`strike`."""
+        if self._stage < 0:
+            self._stage = make_stage()
+        return self._stage
+
+    def strike(self) -> None:
+        """Let go of the stage: the host's mounts change, and it would keep old ones in use."""
+        if self._stage >= 0 and self._stage != self._home:
+            os.close(self._stage)
+            self._stage = -1
+
+    def make(
+        self,
+        plan: Plan,
+        *,
+        directory: str | None = None,
+        layers: Layers | None = None,
+        bound: Sequence[Bind] = (),
+    ) -> Sandbox:
+        """A sandbox; see :func:`.enter.make`. Raises :class:`SandboxError`."""
+        return make(plan, self.stage, directory=directory, layers=layers, bound=bound)
+
+    def enter(self, sandbox: Sandbox, cwd: str) -> None:
+        """Go in, from home. Raises :class:`SandboxError`; then this process is at home."""
+        if self._chrooted is None:
+            self._chrooted = in_chroot()
+        if self._chrooted:
+            raise Unavailable(
+                "enter a sandbox and return",
+                cause="this process is in a chroot: it would return to the root outside of that",
+                remedy='process="fork" and scope="function", or run outside of the chroot',
+            )
+        room = self._free_room()
+        with signals_held():
+            directories = sandbox.foreign_directories()
+            with explained("keep the way home", sandbox.plan.user_namespace):
+                here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    room.leave([here, *(fd for fd, _ in directories)])
+                finally:
+                    os.close(here)
+            visit = _Visit(sandbox, working_directory(), room, ())
+            self._visits.append(visit)
+            try:
+                sandbox.join(cwd, directories)
+            except BaseException:
+                self._return(self._visits.pop(), directories)
+                raise
+            visit.directories = [(fd, os.fstat(fd)) for fd, _ in directories]
+
+    def leave(self) -> str:
+        """Return home. The working directory in the sandbox, as it was last.
+
+        What fails in here ends the process: it must not go on in the wrong root.
+        """
+        with signals_held():
+            cwd = working_directory()
+            visit = self._visits.pop()
+            kept = [(fd, "") for fd, inside in visit.directories if _stands_for(fd, inside)]
+            self._return(visit, kept)
+            return cwd
+
+    def _return(self, visit: _Visit, directories: Sequence[Opened]) -> None:
+        try:
+            with privileged():
+                go(self._home)
+                here, *originals = visit.room.collect()
+                os.fchdir(here)
+                os.close(here)
+                wanted = {fd for fd, _ in directories}
+                known = [fd for fd, _ in visit.directories] or [fd for fd, _ in directories]
+                for fd, original in zip(known, originals, strict=True):
+                    if fd in wanted:
+                        os.dup2(original, fd, inheritable=os.get_inheritable(fd))
+                    os.close(original)
+        except (OSError, ValueError) as error:
+            give_up(error)
+
+    @contextmanager
+    def at_home(self) -> Iterator[None]:
+        """Be at home for a moment, in the middle of a visit."""
+        if not self._visits:
+            yield
+            return
+        visit = self._visits[-1]
+        with way_back(visit.sandbox.plan.user_namespace) as back:
+            try:
+                with signals_held(), privileged():
+                    with explained("go home for a moment", visit.sandbox.plan.user_namespace):
+                        back.leave_for(self._home)
+                    os.chdir(visit.home)
+                yield
+            finally:
+                with signals_held(), privileged():
+                    back.take()
+
+    def _free_room(self) -> Cloakroom:
+        # Visits nest where a visitor goes home for a moment, and from there elsewhere.
+        depth = len(self._visits)
+        if depth == len(self._rooms):
+            self._rooms.append(Cloakroom())
+        return self._rooms[depth]
+
+    def close(self) -> None:
+        """Let go of everything. This process is at home."""
+        self.strike()
+        for room in self._rooms:
+            room.close()
+        os.close(self._home)
+
+
+def _stands_for(fd: int, inside: os.stat_result) -> bool:
+    """Whether the test has left this number to the directory it was on the way in."""
+    try:
+        return os.path.samestat(os.fstat(fd), inside)
+    except OSError:
+        return False
