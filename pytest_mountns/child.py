@@ -10,6 +10,7 @@ import signal
 import socket
 import traceback
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
@@ -17,12 +18,18 @@ import pytest
 
 from . import afterfork, internals
 from .companions import Companions
-from .engine import syscalls
-from .engine.enter import Sandbox, enter
+from .engine import processes, syscalls
+from .engine.enter import Layers, Sandbox, make
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
-from .engine.moving import drop_user_capabilities, enter_user_namespace
+from .engine.moving import (
+    drop_user_capabilities,
+    enter_mount_namespace,
+    enter_user_namespace,
+    take_user_capabilities,
+)
 from .engine.plan import Plan
+from .engine.rooms import Rooms
 from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
@@ -40,6 +47,24 @@ class Inheritance:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How the child gets into its sandbox: one that is made, or what it takes to make it.
+
+    ``directory``: where an upper on disk lies. ``enter_user_namespace``: first, and then a stage
+    of its own.
+    """
+
+    plan: Plan
+    cwd: str
+    directory: str | None = None
+    stage: int = -1
+    layers: Layers | None = None
+    sandbox: Sandbox | None = None
+    enter_user_namespace: bool = False
+
+
+@final
 class TestProcess:
     """This process, from the fork to its end. It runs one item and never returns to the loop."""
 
@@ -48,7 +73,7 @@ class TestProcess:
     def __init__(
         self,
         item: pytest.Item,
-        plan: Plan,
+        entry: Entry,
         inheritance: Inheritance,
         phase: mmap.mmap,
         companions: Companions,
@@ -56,23 +81,22 @@ class TestProcess:
         self._item = item
         self._phase = phase
         self._companions = companions
-        self._plan = plan
+        self._entry = entry
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
         self._live_log = internals.live_log_state(item.config)
-        self._sandbox: Sandbox | None = None
+        self._rooms: Rooms | None = None
 
     @property
-    def sandbox(self) -> Sandbox:
-        """The sandbox it is in."""
-        assert self._sandbox is not None
-        return self._sandbox
+    def rooms(self) -> Rooms:
+        """The sandbox it is in, and those to go back to."""
+        assert self._rooms is not None
+        return self._rooms
 
-    def begin(self, keep: object, directory: str | None, timers: Timers) -> None:
+    def begin(self, keep: object, timers: Timers) -> None:
         """Become the test process: enter the sandbox, or end with the reason why not.
 
-        ``keep``: the plugin that hears reports and warnings from now on. ``directory``: where an
-        upper on disk lies.
+        ``keep``: the plugin that hears reports and warnings from now on.
         """
         random.setstate(self._inheritance.randomness)
         internals.stop_at_item(self._item)
@@ -82,12 +106,12 @@ class TestProcess:
         internals.before_output_is_released(self._item.config, self._settle)
         afterfork.mend()
         try:
-            self._sandbox = self._enter(directory)
+            self._rooms = Rooms(self._enter())
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
             self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
-        self.sender.send("entered", descriptor=self._sandbox.scratch)
+        self.sender.send("entered", descriptor=self.rooms.sandbox.scratch)
         # In the process that stays: with a PID namespace the one above was not the last fork.
         self._companions.begin(self._item)
         timers.hand_over()
@@ -99,32 +123,45 @@ class TestProcess:
         finally:
             syscalls.exit_now(0)
 
-    def _enter(self, directory: str | None) -> Sandbox:
-        plan = self._plan
+    def _enter(self) -> Sandbox:
+        entry, plan = self._entry, self._entry.plan
         die_with_parent(self._inheritance.parent)
         if plan.user_namespace:
-            enter_user_namespace()
+            if entry.enter_user_namespace:
+                enter_user_namespace()
+            else:
+                take_user_capabilities()
             # The new credentials may have cleared it.
             die_with_parent(self._inheritance.parent)
         if plan.pid_namespace:
-            sandbox = self._enter_as_process_of_init(directory)
+            sandbox = self._enter_as_process_of_init()
         else:
-            sandbox = enter(plan, directory)
+            sandbox = self._make_and_join()
         os.close(self._inheritance.status)
         if plan.user_namespace:
             drop_user_capabilities()
         return sandbox
 
-    def _enter_as_process_of_init(self, directory: str | None) -> Sandbox:
+    def _make_and_join(self) -> Sandbox:
+        entry = self._entry
+        sandbox = entry.sandbox
+        if sandbox is None:
+            stage = enter_mount_namespace(True) if entry.enter_user_namespace else entry.stage
+            sandbox = make(entry.plan, stage, directory=entry.directory, layers=entry.layers)
+        sandbox.join(entry.cwd)
+        return sandbox
+
+    def _enter_as_process_of_init(self) -> Sandbox:
         result: list[Sandbox | SandboxError] = []
 
         def prepare() -> None:
             try:
-                result.append(enter(self._plan, directory))
+                result.append(self._make_and_join())
             except SandboxError as error:
                 result.append(error)
 
-        enter_pid_namespace(prepare, self._inheritance.status, self._plan.user_namespace)
+        plan = self._entry.plan
+        enter_pid_namespace(prepare, self._inheritance.status, plan.user_namespace)
         self.sender.adopt()
         entered = result[0]
         if isinstance(entered, SandboxError):
@@ -134,8 +171,17 @@ class TestProcess:
     def reset(self) -> None:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
         self._companions.before_reset()
-        self.sandbox.reset()
-        self.sender.send("entered", descriptor=self.sandbox.scratch)
+        self.rooms.reset()
+        self.sender.send("entered", descriptor=self.rooms.sandbox.scratch)
+
+    @contextlib.contextmanager
+    def checkpoint(self) -> Iterator[None]:
+        """Drop, afterwards, what was written meanwhile. Raises :class:`SandboxError`."""
+        with self.rooms.checkpoint():
+            try:
+                yield
+            finally:
+                self._companions.before_reset()
 
     def report(self, report: pytest.TestReport) -> None:
         """``pytest_runtest_logreport`` in this process."""
@@ -177,7 +223,8 @@ class TestProcess:
                     internals.tear_down_item(self._item)
             internals.flush_output(self._item.config)
             flush_stdout()
-            _kill_children()
+            # Its root is about to vanish.
+            processes.kill_all(processes.children(os.getpid()))
             for name, state in self._companions.pack(self._item):
                 self.sender.send("state", name, state)
             words: tuple[object, ...] = _explain(error)
@@ -196,37 +243,3 @@ def _explain(error: BaseException | None) -> tuple[str, ...]:
     if isinstance(error, pytest.exit.Exception):
         return ("Exit", error.msg, "" if error.returncode is None else str(int(error.returncode)))
     return ("error", "".join(traceback.format_exception(error)))
-
-
-def _kill_children() -> None:
-    """What the test has started and not ended, down the tree: its root is about to vanish.
-
-    A process that has left the tree by a double fork is found only with ``pid=True``.
-    """
-    # Stopped first, parents before children: what is stopped starts nothing new.
-    seen: set[int] = set()
-    while new := [pid for pid in _descendants(os.getpid()) if pid not in seen]:
-        seen.update(new)
-        for pid in new:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGSTOP)
-    for pid in seen:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for child in _children(pid):
-        found.extend(_descendants(child))
-        found.append(child)
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                found.extend(int(number) for number in file.read().split())
-    return found

@@ -14,13 +14,13 @@ from .engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc"})
 
 MARKERS: Final = (
-    'mountns(profile=None, /, *, process="fork", volumes=[], tmpfs=[], size=None, inodes=None,'
+    'mountns(profile=None, /, *, process="fork", scope="function", volumes=[], tmpfs=[], size=None, inodes=None,'
     ' upper="memory", read_only=False, pid=False): run the test in a root filesystem of its own;'
     " what it writes, deletes and installs is gone when it ends.",
     "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
 )
 
-_LATER: Final = ("scope", "root", "layers", "network", "hostname", "user", "devices", "writes")
+_LATER: Final = ("root", "layers", "network", "hostname", "user", "devices", "writes")
 
 Reader = Callable[[object, Path], object]
 
@@ -44,9 +44,10 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--mountns-process",
-        metavar="fork",
+        metavar="fork|inline",
         default=None,
-        help="how tests are kept apart: fork (a process each)",
+        help="how tests are kept apart: fork (a process each, the default), inline (the pytest"
+        " process enters a sandbox for each test and returns; only files are isolated)",
     )
     group.addoption(
         "--mountns-volume",
@@ -69,7 +70,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="try every step of a sandbox here, say what fails, why, and what mends it",
     )
     parser.addini("mountns", "run every test in a sandbox of its own", type="bool", default=False)
-    parser.addini("mountns_process", "how tests are kept apart: fork", default="")
+    parser.addini("mountns_process", "how tests are kept apart: fork or inline", default="")
     parser.addini("mountns_volumes", "SRC:DST[:ro] for every sandbox", type="linelist", default=[])
     parser.addini("mountns_unavailable", "skip or error", default="")
 
@@ -94,7 +95,7 @@ def session_keys(config: pytest.Config) -> dict[str, object]:
 
     Raises :class:`pytest.UsageError`.
     """
-    process = _choice(config, "process", ("fork",), "fork")
+    process = _choice(config, "process", ("fork", "inline"), "fork")
     volumes: tuple[Volume, ...] = ()
     for option, texts in (
         ("mountns_volumes", config.getini("mountns_volumes")),
@@ -166,9 +167,11 @@ def _refuse(item: pytest.Item, problem: str) -> NoReturn:
 
 
 def _process(value: object, base: Path) -> object:
-    if value == "inline":
-        raise SpecError('"inline" does not work yet in this version', remedy='process="fork"')
-    return _one_of(value, "fork")
+    return _one_of(value, "fork", "inline")
+
+
+def _scope(value: object, base: Path) -> object:
+    return _one_of(value, "function", "class", "module", "package", "session")
 
 
 def _medium(value: object, base: Path) -> object:
@@ -228,6 +231,7 @@ def _flag(value: object, base: Path) -> bool:
 
 _READERS: Final[Mapping[str, Reader]] = {
     "process": _process,
+    "scope": _scope,
     "volumes": _volumes,
     "tmpfs": _tmpfs,
     "size": _size,

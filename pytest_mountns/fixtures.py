@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -15,22 +16,25 @@ from .engine.spec import Volume
 
 if TYPE_CHECKING:
     from .child import TestProcess
+    from .inline import InlineTest
 
 
 @final
 class OverlayRoot:
     """The handle of the test's own root filesystem."""
 
-    def __init__(self, process: TestProcess) -> None:
-        self._process = process
+    def __init__(self, inside: TestProcess | InlineTest) -> None:
+        self._inside = inside
 
     def changes(self, *globs: str) -> Changes:
-        """What the test has changed so far, ordered by path, against what the host shows.
+        """What the test has changed so far, ordered by path, against what was there before it.
+
+        In a :meth:`checkpoint`: what was changed since that, or since a :meth:`reset` in it.
 
         ``globs``: only paths that match one; ``*`` stays within a directory, ``**`` does not, and
         a path without wildcards takes in everything below it. Raises :class:`SandboxError`.
         """
-        return self._process.sandbox.changes().matching(*globs)
+        return self._inside.rooms.sandbox.changes().matching(*globs)
 
     def reset(self) -> None:
         """Drop everything written so far; the root is as it was when the test began.
@@ -38,15 +42,24 @@ class OverlayRoot:
         The working directory is kept if it still exists. Processes that the test has started
         keep the root they have. Raises :class:`SandboxError`.
         """
-        self._process.reset()
+        self._inside.reset()
+
+    def checkpoint(self) -> AbstractContextManager[None]:
+        """A context that, when it ends, drops what was written in it.
+
+        They nest. The working directory is then the one of before; what :class:`BindVolume` has
+        mounted meanwhile is gone. A file that was open before is the one of before: what is
+        written to it is not dropped. Raises :class:`SandboxError` when it is entered.
+        """
+        return self._inside.checkpoint()
 
 
 @final
 class BindVolume:
     """Call it to bind-mount a host directory or file into the running test."""
 
-    def __init__(self, process: TestProcess) -> None:
-        self._process = process
+    def __init__(self, inside: TestProcess | InlineTest) -> None:
+        self._inside = inside
 
     def __call__(
         self,
@@ -62,7 +75,7 @@ class BindVolume:
         """
         origin = os.path.abspath(source)
         volume = Volume(origin, os.path.abspath(target or origin), read_only)
-        self._process.sandbox.bind(volume.source, volume.target, read_only=read_only)
+        self._inside.rooms.sandbox.bind(volume.source, volume.target, read_only=read_only)
         return Path(volume.target)
 
 
@@ -106,36 +119,36 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def _test_process(request: pytest.FixtureRequest) -> TestProcess:
+def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
     from .gate import gate_key
 
-    process = request.config.stash[gate_key].process
-    if process is None:
+    inside = request.config.stash[gate_key].inside
+    if inside is None:
         pytest.fail(
             f"{request.fixturename}: this test is not in a sandbox, it was asked for too late."
             " Name the fixture in the test's arguments, or mark the test with"
             " @pytest.mark.mountns.",
             pytrace=False,
         )
-    return process
+    return inside
 
 
 @pytest.fixture
 def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
     """Isolates the test and gives the handle of its root: what changed, reset."""
-    return OverlayRoot(_test_process(request))
+    return OverlayRoot(_inside(request))
 
 
 @pytest.fixture
 def bind_volume(request: pytest.FixtureRequest) -> BindVolume:
     """Isolates the test; call it with a host path to mount that into the running test."""
-    return BindVolume(_test_process(request))
+    return BindVolume(_inside(request))
 
 
 @pytest.fixture
 def isolated_proc(request: pytest.FixtureRequest) -> IsolatedProc:
     """Isolates the test and its processes: its own PID namespace and /proc."""
-    if not _test_process(request).sandbox.plan.pid_namespace:
+    if not _inside(request).rooms.sandbox.plan.pid_namespace:
         pytest.fail(
             "isolated_proc was asked for too late: name it in the test's arguments, or mark the"
             " test with @pytest.mark.mountns(pid=True).",

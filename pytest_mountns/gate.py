@@ -17,10 +17,11 @@ Things that do not work with fork, and so are done otherwise:
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Final, final
 
 import pytest
@@ -30,9 +31,13 @@ from . import internals
 from .child import TestProcess
 from .companions import Companions
 from .engine import disk
+from .engine.errors import SandboxError, Unavailable
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
+from .engine.visit import Traveller
+from .inline import HomeHooks, InlineTest
 from .passage import PHASES, Passage
+from .scopes import Scopes
 from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
 
@@ -45,6 +50,7 @@ class Gate:
     """What the tests of a session share: options, plans, and the test that is on its way."""
 
     def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self.everything = settings.sandbox_everything(config)
         self.policy = settings.unavailable_policy(config)
         self.keys = settings.session_keys(config)
@@ -52,7 +58,14 @@ class Gate:
         self.uppers = disk.DiskUppers()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
+        #: This process, if it is a test process.
         self.process: TestProcess | None = None
+        #: The test that is in a sandbox in this process, whichever it is.
+        self.inside: TestProcess | InlineTest | None = None
+        self.scopes = Scopes(self)
+        self._traveller: Traveller | None = None
+        #: Why an ordinary user's pytest process cannot go in and out itself.
+        self.stays_at_home: Unavailable | None = None
         self.companions = Companions(config)
         self.ways_through = WaysThrough(config)
         #: Where a Ctrl-C has met a test, to be shown at the end.
@@ -62,6 +75,54 @@ class Gate:
         #: The plugin whose hooks forward what is reported in the test process.
         self.hooks: object = None
         self._settled = False
+        self._has_visited = False
+
+    @property
+    def traveller(self) -> Traveller:
+        """Makes sandboxes, and takes this process into them."""
+        if self._traveller is None:
+            self._traveller = Traveller()
+        return self._traveller
+
+    @property
+    def can_visit(self) -> bool:
+        """Whether this process can enter a sandbox and return."""
+        capabilities = self.planner.findings.capabilities
+        if capabilities is None:
+            return False
+        return not capabilities.user_namespace or self.traveller.in_user_namespace
+
+    def begin(self, items: Sequence[pytest.Item]) -> None:
+        """After collection: an ordinary user's process moves, if some test asks it to go in."""
+        if self.everything is False or not any(self._visits(item) for item in items):
+            return
+        capabilities = self.planner.findings.capabilities
+        if capabilities is None or not capabilities.user_namespace:
+            return
+        try:
+            self.traveller.settle_in_user_namespace()
+        except Unavailable as error:
+            self.stays_at_home = error
+        else:
+            self.planner.forget_mounts()
+
+    def _visits(self, item: pytest.Item) -> bool:
+        if not self.wants(item):
+            return False
+        try:
+            spec = self.spec(item)
+        except pytest.UsageError:
+            # Said by the test itself.
+            return False
+        return spec.process == "inline" or spec.scope != "function"
+
+    def _is_inline(self, item: pytest.Item) -> bool:
+        try:
+            spec = self.spec(item)
+            # A PID namespace is for new processes alone.
+            return spec.process == "inline" and not spec.pid and self.can_visit
+        except (pytest.UsageError, SandboxError):
+            return False
 
     def wants(self, item: pytest.Item) -> bool:
         """Whether ``item`` is to run in a sandbox, if there are to be any."""
@@ -82,6 +143,8 @@ class Gate:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
+        if self._is_inline(item):
+            return (yield from self._protocol_inline(item))
         timers = self._timers = Timers(item)
         passage = Passage(self, item, nextitem, timers)
         item.setup = passage.setup  # type: ignore[method-assign]
@@ -107,6 +170,23 @@ class Gate:
             passage.finish_in_protocol()
         return result
 
+    def _protocol_inline(self, item: pytest.Item) -> Generator[None, object, object]:
+        if not self._has_visited:
+            self._has_visited = True
+            self._config.pluginmanager.register(HomeHooks(self), "mountns-home")
+        test = InlineTest(self, item)
+        item.setup = test.setup  # type: ignore[method-assign]
+        try:
+            return (yield)
+        except BaseException:
+            # What would end with the session ends here, in the sandbox it belongs to.
+            with contextlib.suppress(BaseException):
+                internals.tear_down_function_scope(item)
+            raise
+        finally:
+            test.leave()
+            item.__dict__.pop("setup", None)
+
     def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
         """pytest-timeout has set a timer for the running item, or cancelled it (None)."""
         if self._timers is not None:
@@ -131,6 +211,8 @@ class Gate:
         """At the end of the session."""
         self.ways_through.close()
         self.planner.close()
+        if self._traveller is not None:
+            self._traveller.close()
         self.uppers.close()
         self.phase.close()
 

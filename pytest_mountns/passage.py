@@ -8,17 +8,18 @@ import signal
 import time
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import pytest
 
 from . import internals, relay
-from .child import Inheritance, TestProcess
+from .child import Entry, Inheritance, TestProcess
 from .engine import disk, processes
 from .engine.errors import SandboxError, Unavailable
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
 from .engine.syscalls import flush_stdout
+from .entrance import Entrance
 from .interrupts import Interrupts
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from .timers import Timers
 
 PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
-_TEMPORARY: Final = frozenset({"tmp_path", "tmp_path_factory", "tmpdir", "tmpdir_factory"})
 
 #: A hook of reporters and what it is called with.
 _Event: TypeAlias = tuple[str, dict[str, Any]]
@@ -60,6 +60,7 @@ class Passage:
         self._wider: bool | None = None
         self._timers = timers
         self._original_setup = item.setup
+        self._entrance = Entrance(gate, item)
         self.delegated = False
         self.finished = False
         self._held: list[_Event] = []
@@ -79,10 +80,7 @@ class Passage:
             process.reset()
             return self._original_setup()
         try:
-            # Before wider fixtures do work for nothing, and again: they may have mounted something.
-            self._plan()
-            internals.fill_wider_fixtures(self._item)
-            problem = self._delegate(self._plan())
+            problem = self._delegate(self._entrance.prepare())
         except internals.Delegated:
             raise
         except BaseException:
@@ -90,31 +88,9 @@ class Passage:
             raise
         if problem is not None:
             internals.forget_setup(self._item)
-            self._refuse(problem)
+            self._entrance.refuse(problem)
         # Only the test process comes here.
         return self._original_setup()
-
-    def _plan(self) -> Plan:
-        __tracebackhide__ = True
-        if self._gate.everything is False:
-            internals.skip_item("--no-mountns: this test runs in a sandbox or not at all")
-        problem: pytest.UsageError | SandboxError | None = None
-        try:
-            spec = self._gate.ways_through.add(self._item, self._gate.spec(self._item))
-            plan = self._gate.planner.plan(spec)
-        except (pytest.UsageError, SandboxError) as error:
-            problem = error
-        if problem is not None:
-            # Not in the handler: the report would say it twice.
-            self._refuse(problem)
-        return plan
-
-    def _refuse(self, error: SandboxError | pytest.UsageError) -> NoReturn:
-        """Skip where the machine cannot and that is allowed; fail otherwise. Never run bare."""
-        # This frame stays visible: where all are hidden, pytest says so below the message.
-        if isinstance(error, Unavailable) and self._gate.policy == "skip":
-            internals.skip_item(str(error))
-        pytest.fail(str(error), pytrace=False)
 
     def _delegate(self, plan: Plan) -> SandboxError | None:
         """Fork. Returns None in the test process; in the parent the reason if there is none.
@@ -123,8 +99,6 @@ class Passage:
         """
         __tracebackhide__ = True
         gate, item = self._gate, self._item
-        if not _TEMPORARY.isdisjoint(getattr(item, "fixturenames", ())):
-            internals.choose_basetemp(item.config)
         gate.settle()
         gate.phase[0] = relay.SETUP
         gate.companions.look_up()
@@ -134,7 +108,7 @@ class Passage:
             internals.flush_output(item.config)
             flush_stdout()
         try:
-            directory = gate.uppers.new() if plan.upper.medium == "disk" else None
+            entry = self._entry(plan)
         except SandboxError as error:
             self._timers.resume()
             return error
@@ -156,8 +130,11 @@ class Passage:
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
-                    gate.process = TestProcess(item, plan, inheritance, gate.phase, gate.companions)
-                    gate.process.begin(gate.hooks, directory, self._timers)
+                    gate.scopes.closed = True
+                    gate.process = gate.inside = TestProcess(
+                        item, entry, inheritance, gate.phase, gate.companions
+                    )
+                    gate.process.begin(gate.hooks, self._timers)
                     # Only now: a Ctrl-C during the way in ends the test, not the way.
                     interrupts.release()
                     return None
@@ -173,12 +150,32 @@ class Passage:
                 os.close(status_reader)
                 os.close(status_writer)
                 self._timers.resume()
-                if directory is not None:
-                    disk.remove(directory)
+                if entry.sandbox is not None:
+                    entry.sandbox.close()
+                if entry.directory is not None:
+                    disk.remove(entry.directory)
         if self._refusal is not None:
             self.delegated = False
             return self._refusal
         raise internals.Delegated("the test has run in a process of its own")
+
+    def _entry(self, plan: Plan) -> Entry:
+        """The sandbox for the test process, made here where that is possible.
+
+        Here what makes it is warm; in a new process each page that it touches costs a fault.
+        Raises :class:`SandboxError`.
+        """
+        gate = self._gate
+        directory = gate.uppers.new() if plan.upper.medium == "disk" else None
+        layers, cwd = self._entrance.layers(), self._entrance.working_directory()
+        outside = plan.user_namespace and not gate.traveller.in_user_namespace
+        if outside:
+            return Entry(plan, cwd, directory, enter_user_namespace=True)
+        if plan.pid_namespace:
+            # Its /proc can only be mounted from within.
+            return Entry(plan, cwd, directory, gate.traveller.stage, layers)
+        sandbox = gate.traveller.make(plan, directory=directory, layers=layers)
+        return Entry(plan, cwd, directory, gate.traveller.stage, layers, sandbox)
 
     def _listen(
         self,

@@ -73,7 +73,8 @@ class Hooks:
 
     # Innermost: whoever saves what was gathered in the session does it after its own yield.
     @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtestloop(self) -> Generator[None, object, object]:
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        self._gate.begin(session.items)
         try:
             return (yield)
         finally:
@@ -102,8 +103,9 @@ class Hooks:
         if call.excinfo is not None:
             internals.drop_unseen(call.excinfo.value)
         report = yield
-        if call.excinfo is not None and self._gate.process is not None:
-            terminal.explain_failure(report, call.excinfo.value, self._gate.process.sandbox)
+        if call.excinfo is not None and self._gate.inside is not None:
+            sandbox = self._gate.inside.rooms.sandbox
+            terminal.explain_failure(report, call.excinfo.value, sandbox)
         return report
 
     @pytest.hookimpl(tryfirst=True)

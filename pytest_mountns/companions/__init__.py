@@ -87,6 +87,28 @@ class Companions:
                 raise Failure("its objects cannot be pickled")
             companion.merge(item, unpack(packed, companion.shared(item)))
 
+    def before_visit(self, item: pytest.Item) -> None:
+        """At home, before this process enters a sandbox for ``item``."""
+        for companion in self._all().values():
+            companion.before_visit(item)
+
+    def begin_visit(self, item: pytest.Item) -> None:
+        """In the sandbox, before the test."""
+        for companion in self._all().values():
+            companion.begin_visit(item)
+
+    def end_visit(self, item: pytest.Item) -> None:
+        """In the sandbox, after the test."""
+        for name, companion in self._all().items():
+            with _told(name, item):
+                companion.end_visit(item)
+
+    def after_visit(self, item: pytest.Item) -> None:
+        """At home again."""
+        for name, companion in self._all().items():
+            with _told(name, item):
+                companion.after_visit(item)
+
     def lost(self) -> None:
         """In the parent: a test process has died and sent nothing."""
         for companion in self._all().values():

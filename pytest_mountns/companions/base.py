@@ -33,6 +33,18 @@ class Companion:
     def merge(self, item: pytest.Item, state: object) -> None:
         """In the parent: add what :meth:`collect` gave."""
 
+    def before_visit(self, item: pytest.Item) -> None:
+        """At home, before this process enters a sandbox for the item."""
+
+    def begin_visit(self, item: pytest.Item) -> None:
+        """In the sandbox, before the test."""
+
+    def end_visit(self, item: pytest.Item) -> None:
+        """In the sandbox, after the test: its files are about to go."""
+
+    def after_visit(self, item: pytest.Item) -> None:
+        """At home again."""
+
     def lost(self) -> None:
         """In the parent: what a test process had to say will never come."""
 

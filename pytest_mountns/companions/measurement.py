@@ -69,15 +69,41 @@ class Measurement(Companion):
         self._sink = _Sink(None)
         self._known: set[str] = set()
         self._files: dict[str, bytes] = {}
+        #: What is measured in this process since it first entered a sandbox.
+        self._visits: _Sink | None = None
+
+    @property
+    def _context(self) -> str | None:
+        return (
+            self._visits.context
+            if self._visits
+            else cast("str | None", self._data._current_context)
+        )
 
     def begin(self, item: pytest.Item) -> None:
         # With `patch = fork` coverage has started afresh in this process.
         self._collector = getattr(_current(), "_collector", None) or self._collector
         # What was collected before the fork is still in the parent, and the parent's to save.
         self._collector._clear_data()
-        self._sink = self._collector.covdata = _Sink(self._data._current_context)
+        self._sink = self._collector.covdata = _Sink(self._context)
         self._known = set(self._listing())
         self._files = {}
+
+    def before_visit(self, item: pytest.Item) -> None:
+        if self._visits is None:
+            # For the rest of the session. The database of coverage.py is opened where it is first
+            # written to, which is not to be a sandbox; and not every test is to wait for it.
+            self._collector.flush_data()
+            self._visits = self._collector.covdata = _Sink(self._data._current_context)
+        self._known = set(self._listing())
+        self._files = {}
+
+    def end_visit(self, item: pytest.Item) -> None:
+        self.before_reset()
+
+    def after_visit(self, item: pytest.Item) -> None:
+        for name, content in self._files.items():
+            self._write(name, content)
 
     def before_reset(self) -> None:
         for name in self._listing():
@@ -93,10 +119,10 @@ class Measurement(Companion):
     def merge(self, item: pytest.Item, state: object) -> None:
         sink, files = cast("tuple[_Sink, dict[str, bytes]]", state)
         self._sink.add(sink)
-        if sink.context != self._data._current_context:
+        if sink.context != self._context:
             # What runs here next, the teardown of wider scopes, belongs to the test's teardown.
             self._collector.flush_data()
-            self._data.set_context(sink.context)
+            self._collector.covdata.set_context(sink.context)
         for name, content in files.items():
             self._write(name, content)
 
@@ -113,8 +139,12 @@ class Measurement(Companion):
 
     def finish(self) -> None:
         # What is active now goes under its own context, not under the last of ours.
-        context = self._data._current_context
+        context = self._context
         sink, self._sink = self._sink, _Sink(None)
+        if self._visits is not None:
+            self._collector.flush_data()
+            sink.add(self._visits)
+            self._collector.covdata, self._visits = self._data, None
         try:
             for name, lines in sink.lines.items():
                 self._data.set_context(name)

@@ -32,6 +32,12 @@ class Syrupy(Companion):
         # Kinds of snapshots that are written at once would be written into the sandbox.
         self._session._flush_snapshot_write_queue_key = lambda key: None
 
+    def before_visit(self, item: pytest.Item) -> None:
+        self._session._flush_snapshot_write_queue_key = lambda key: None
+
+    def after_visit(self, item: pytest.Item) -> None:
+        del self._session._flush_snapshot_write_queue_key
+
     def collect(self, item: pytest.Item) -> object:
         assertions = [_light(one) for one in self._session._assertions[self._known :]]
         extensions = {

@@ -84,9 +84,7 @@ class Building:
     is more than the plan says where directories had to be assembled.
     """
 
-    def __init__(
-        self, builder: Builder, plan: Plan, uppers: Mapping[str, tuple[str, ...]]
-    ) -> None:
+    def __init__(self, builder: Builder, plan: Plan, uppers: Mapping[str, tuple[str, ...]]) -> None:
         self._builder = builder
         self._plan = plan
         self._uppers = uppers

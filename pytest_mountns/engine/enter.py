@@ -29,12 +29,13 @@ from .build import Building, make_target, open_scratch
 from .builders import Builder, Classic, NewApi, set_read_only
 from .changes import Changes
 from .descriptors import Opened, open_directories, reopen
-from .errors import Unavailable
+from .errors import SandboxError, Unavailable
 from .moving import (
     change_directory,
     current_namespace,
     enter_mount_namespace,
     explained,
+    give_up,
     go,
     high,
     make_stage,
@@ -140,6 +141,17 @@ class Sandbox:
         scratches = self.layers.scratches if self.layers else frozenset()
         return Layers(uppers, self.namespace, scratches | {self.scratch})
 
+    def moved_onto(self, under: Layers | None) -> Layers:
+        """What was written here, as lowers over other layers than the sandbox was made on."""
+        now = self.as_layers()
+        before = self.layers.uppers if self.layers else {}
+        below = under.uppers if under else {}
+        uppers = {
+            place: (*paths[: len(paths) - len(before.get(place, ()))], *below.get(place, ()))
+            for place, paths in now.uppers.items()
+        }
+        return Layers(uppers, now.view, now.scratches | (under.scratches if under else frozenset()))
+
     def bind(self, source: str, target: str, *, read_only: bool = False) -> None:
         """Bind-mount the host's ``source`` at ``target``, now; writes persist on the host.
 
@@ -169,6 +181,13 @@ class Sandbox:
                 os.close(tree)
         self.bound.append(step)
 
+    def join_again(self, cwd: str) -> None:
+        """:meth:`join`, to go on in. What fails in there ends the process: see :func:`give_up`."""
+        try:
+            self.join(cwd)
+        except SandboxError as error:
+            give_up(error)
+
     def reset(self) -> None:
         """Drop everything written so far: a new root of the same plan, entered now.
 
@@ -176,14 +195,21 @@ class Sandbox:
         mounted. Processes the test has started stay in the old root. Raises
         :class:`SandboxError`; the sandbox is then as it was.
         """
-        self.become(self._another(self.layers))
+        self.become(self.fresh(self.bound))
+
+    def fresh(self, bound: Sequence[Bind]) -> Sandbox:
+        """A sandbox as this one was when it was made, and ``bound`` in it. Nobody is in it.
+
+        Raises :class:`SandboxError`.
+        """
+        return self._another(self.layers, bound)
 
     def layer(self) -> Sandbox:
         """A sandbox that begins with what this one has now. Nobody is in it.
 
         This one is to be left alone as long as somebody is. Raises :class:`SandboxError`.
         """
-        return self._another(self.as_layers())
+        return self._another(self.as_layers(), self.bound)
 
     def become(self, other: Sandbox) -> None:
         """Enter ``other``, whose descriptors are this object's from now on.
@@ -198,14 +224,15 @@ class Sandbox:
         self.close()
         self.namespace, self.scratch = other.namespace, other.scratch
         self.created, self.overlays = other.created, other.overlays
+        self.layers, self.directory = other.layers, other.directory
 
-    def _another(self, layers: Layers | None) -> Sandbox:
+    def _another(self, layers: Layers | None, bound: Sequence[Bind]) -> Sandbox:
         return make(
             self.plan,
             self.stage,
             directory=self.directory,
             layers=layers,
-            bound=self.bound,
+            bound=bound,
             again=True,
         )
 
@@ -237,11 +264,12 @@ def make(
                 cause, remedy = explain(error.errno or 0, plan.user_namespace, "namespace")
                 what = "make a mount namespace"
                 raise Unavailable(what, str(error), cause, remedy) from error
+            place = directory
             if directory is not None and again:
                 # Another root: an upper is never used twice.
                 with explained("make a directory for an upper", plan.user_namespace):
-                    directory = tempfile.mkdtemp(dir=directory)
-            building, scratch = _build(plan, directory, layers, bound)
+                    place = tempfile.mkdtemp(dir=directory)
+            building, scratch = _build(plan, place, layers, bound)
             opened.append(scratch)
         except BaseException:
             for fd in opened:

@@ -215,6 +215,12 @@ def drop_user_capabilities() -> None:
     sys.capset(0, permitted, inheritable)
 
 
+def take_user_capabilities() -> None:
+    """Undo :func:`drop_user_capabilities`, for a process that goes on making namespaces."""
+    _, permitted, inheritable = sys.capget()
+    sys.capset(permitted, permitted, inheritable)
+
+
 @contextmanager
 def privileged() -> Iterator[None]:
     """What :func:`drop_user_capabilities` has dropped, for a moment."""

@@ -61,6 +61,12 @@ class Planner:
             known = self._plans[spec] = self._make(spec)
         return known
 
+    def forget_mounts(self) -> None:
+        """This process has moved to another mount namespace."""
+        self.close()
+        self._host = None
+        self._plans.clear()
+
     def close(self) -> None:
         """Let go of the mount table."""
         if self._table is not None:

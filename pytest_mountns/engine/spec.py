@@ -135,10 +135,12 @@ class SandboxSpec:
     """The sandbox that marker, options and fixtures of one test add up to.
 
     ``size`` (bytes) and ``inodes`` limit the upper; ``upper`` is where it lies; ``read_only``
-    makes the root refuse writes (EROFS); ``pid`` gives a PID namespace of its own.
+    makes the root refuse writes (EROFS); ``pid`` gives a PID namespace of its own. ``scope`` is
+    the widest scope of fixtures whose writes are captured, as a layer below.
     """
 
-    process: Literal["fork"] = "fork"
+    process: Literal["fork", "inline"] = "fork"
+    scope: Literal["function", "class", "module", "package", "session"] = "function"
     volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     size: int | None = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
 
 import pluggy
 import pytest
+from _pytest.fixtures import get_scope_package
 from _pytest.logging import caplog_handler_key, caplog_records_key
 from _pytest.outcomes import Exit, OutcomeException
 from _pytest.runner import SetupState
@@ -19,6 +21,13 @@ from .screen import live_log_of_one_teardown
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
+
+#: A scope of fixtures that are set up outside of the test process.
+WiderScope: TypeAlias = Literal["class", "module", "package", "session"]
+#: Gives the place to set up a fixture in, by its scope and the node that its instance belongs to.
+Within: TypeAlias = Callable[["WiderScope", pytest.Collector], AbstractContextManager[object]]
+
+_TEMPORARY: Final = frozenset({"tmp_path", "tmp_path_factory", "tmpdir", "tmpdir_factory"})
 
 
 class Delegated(Exit):
@@ -34,8 +43,8 @@ def _setup_state(item: pytest.Item) -> SetupState:
 
 
 @unseen
-def fill_wider_fixtures(item: pytest.Item) -> None:
-    """Instantiate the fixtures of ``item`` whose scope is wider than function.
+def fill_wider_fixtures(item: pytest.Item, within: Within) -> None:
+    """Instantiate the fixtures of ``item`` whose scope is wider than function, each in its place.
 
     ``item.fixturenames`` is ordered widest first. A parametrized fixture has the scope of its
     parametrization; class scope without a class is function scope (``FixtureRequest``).
@@ -57,15 +66,77 @@ def fill_wider_fixtures(item: pytest.Item) -> None:
             continue
         scope = parametrized[name].value if name in parametrized else definitions[name][-1].scope
         if scope != "function" and (scope != "class" or has_class):
-            funcargs[name] = request.getfixturevalue(name)
+            node = _scope_node(item, scope, definitions[name][-1])
+            # A parametrized one is finished here as well, where its parameter changes.
+            with within(scope, node):
+                funcargs[name] = request.getfixturevalue(name)
 
 
-def choose_basetemp(config: pytest.Config) -> None:
-    """Have the directory of ``tmp_path`` chosen, once, in the parent.
+def _scope_node(item: pytest.Item, scope: WiderScope, definition: Any) -> pytest.Collector:
+    """The node that a fixture's instance belongs to, and ends with."""
+    if scope == "package":
+        return cast(pytest.Collector, get_scope_package(item, definition))
+    kinds: dict[str, type[pytest.Collector]] = {"class": pytest.Class, "module": pytest.Module}
+    node = item.getparent(kinds[scope]) if scope in kinds else None
+    # Items of other kinds have no module.
+    return node or item.session
+
+
+def wider_scope(request: pytest.FixtureRequest) -> tuple[WiderScope, pytest.Collector] | None:
+    """Scope and node of the fixture that is being set up; None if it is the item's."""
+    if request.scope == "function" or isinstance(request.node, pytest.Item):
+        return None
+    return request.scope, request.node
+
+
+def choose_basetemp(item: pytest.Item) -> None:
+    """Have the directory of ``tmp_path`` chosen, once, outside of any sandbox, if it is needed.
 
     Each child would choose its own, and clean up those of others.
     """
-    cast(Any, config)._tmp_path_factory.getbasetemp()
+    if not _TEMPORARY.isdisjoint(getattr(item, "fixturenames", ())):
+        cast(Any, item.config)._tmp_path_factory.getbasetemp()
+
+
+class _Placed(list[Callable[[], object]]):
+    """Finalizers of a node, each of which runs in a place; the first one, run last, is ours."""
+
+    def __init__(
+        self,
+        finalizers: Sequence[Callable[[], object]],
+        place: Callable[[], AbstractContextManager[object]],
+        close: Callable[[], object],
+    ) -> None:
+        super().__init__([close, *finalizers])
+        self._place = place
+
+    def pop(self, index: Any = -1) -> Callable[[], object]:
+        finalizer = super().pop(index)
+        if not self:
+            return finalizer
+
+        @unseen
+        def finalize() -> None:
+            with self._place():
+                finalizer()
+
+        return finalize
+
+
+def place_finalizers(
+    node: pytest.Collector,
+    place: Callable[[], AbstractContextManager[object]],
+    close: Callable[[], object],
+) -> None:
+    """Have what ends with ``node``, but for nodes below, end in ``place``; call ``close`` last."""
+    stack = cast(Any, node.session._setupstate.stack)
+    finalizers, error = stack[node]
+    stack[node] = (_Placed(finalizers, place, close), error)
+
+
+def finalize_last(item: pytest.Item, finalizer: Callable[[], object]) -> None:
+    """Have it called when all else that ends with ``item`` has ended."""
+    _setup_state(item).stack[item][0].insert(0, finalizer)
 
 
 def skip_item(reason: str) -> NoReturn:
@@ -129,6 +200,12 @@ def stop_at_item(item: pytest.Item) -> None:
 def tear_down_item(item: pytest.Item) -> None:
     """In the child, when the session is interrupted: what ``pytest_sessionfinish`` does."""
     _setup_state(item).teardown_exact(None)
+
+
+def tear_down_function_scope(item: pytest.Item) -> None:
+    """When the session is interrupted: what ends with the item, and no more."""
+    if item in _setup_state(item).stack:
+        _setup_state(item).teardown_exact(cast(Any, item.parent))
 
 
 def wider_teardown_is_due(item: pytest.Item, nextitem: pytest.Item | None) -> bool:

@@ -17,8 +17,8 @@ from typing import NoReturn
 import pytest
 
 from pytest_mountns.engine.enter import enter
-from pytest_mountns.engine.moving import enter_user_namespace
 from pytest_mountns.engine.init import die_with_parent, enter_pid_namespace
+from pytest_mountns.engine.moving import enter_user_namespace
 from pytest_mountns.engine.spec import SandboxSpec
 
 from .worlds import Mode, capabilities_of, in_world, plan_here

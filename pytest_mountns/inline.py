@@ -1,0 +1,196 @@
+"""``process="inline"``: the pytest process itself goes into a sandbox for one test, and returns.
+
+Everything is native, there is no relay: the test runs in the process, and on the stack, that it
+would run on without the plugin. Only files are isolated. What is done at home, in between:
+
+* reports are heard there, since reporters write files that are not the test's;
+* fixtures wider than a function that the test asks for while it runs are set up there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any, final
+
+import pytest
+
+from . import internals
+from .engine import disk, processes
+from .engine.errors import SandboxError
+from .engine.plan import Plan
+from .engine.rooms import Rooms
+from .entrance import Entrance
+
+if TYPE_CHECKING:
+    from .gate import Gate
+
+# Set by pytest itself in each phase.
+_OF_PYTEST = "PYTEST_CURRENT_TEST"
+
+
+@final
+class InlineTest:
+    """One item's way in and out of its sandbox, or of one for each attempt at it."""
+
+    def __init__(self, gate: Gate, item: pytest.Item) -> None:
+        self._gate = gate
+        self._item = item
+        self._original_setup = item.setup
+        self._entrance = Entrance(gate, item)
+        self._rooms: Rooms | None = None
+        self._directory: str | None = None
+        self._children: frozenset[int] = frozenset()
+        self._environment: dict[str, str] = {}
+        self._umask = 0
+
+    @property
+    def rooms(self) -> Rooms:
+        """The sandbox it is in, and those to go back to."""
+        assert self._rooms is not None
+        return self._rooms
+
+    @internals.unseen
+    def setup(self) -> None:
+        """In place of the item's setup."""
+        __tracebackhide__ = True
+        try:
+            problem = self._enter(self._entrance.prepare())
+        except BaseException:
+            if self._rooms is None:
+                internals.forget_setup(self._item)
+            raise
+        if problem is not None:
+            internals.forget_setup(self._item)
+            self._entrance.refuse(problem)
+        return self._original_setup()
+
+    def _enter(self, plan: Plan) -> SandboxError | None:
+        """Go in. Returns why not, if not."""
+        gate = self._gate
+        gate.companions.before_visit(self._item)
+        directory = None
+        try:
+            directory = gate.uppers.new() if plan.upper.medium == "disk" else None
+            sandbox = gate.traveller.make(plan, directory=directory, layers=self._entrance.layers())
+        except SandboxError as error:
+            _remove(directory)
+            return error
+        self._children = frozenset(processes.children(os.getpid()))
+        self._environment = os.environ.copy()
+        os.umask(umask := os.umask(0o077))
+        self._umask, self._directory = umask, directory
+        # A handler of a signal may raise when this process is in and not yet back from there.
+        self._rooms, gate.inside = Rooms(sandbox), self
+        internals.finalize_last(self._item, self.leave)
+        try:
+            gate.traveller.enter(sandbox, self._entrance.working_directory())
+        except SandboxError as error:
+            self._let_go()
+            return error
+        gate.companions.begin_visit(self._item)
+        return None
+
+    def leave(self) -> None:
+        """Return home: when all that ends with the item has ended, or never came to begin."""
+        gate = self._gate
+        if gate.inside is not self:
+            return
+        new = [pid for pid in processes.children(os.getpid()) if pid not in self._children]
+        if new:
+            _end(new)
+        gate.companions.end_visit(self._item)
+        gate.traveller.leave()
+        self._let_go()
+        os.umask(self._umask)
+        _restore(self._environment)
+        gate.companions.after_visit(self._item)
+
+    def _let_go(self) -> None:
+        self._gate.inside = None
+        rooms, self._rooms = self._rooms, None
+        if rooms is not None:
+            rooms.close()
+        directory, self._directory = self._directory, None
+        _remove(directory)
+
+    def reset(self) -> None:
+        """A fresh root for what follows. Raises :class:`SandboxError`."""
+        self._gate.companions.before_reset()
+        self.rooms.reset()
+
+    @contextlib.contextmanager
+    def checkpoint(self) -> Iterator[None]:
+        """Drop, afterwards, what was written meanwhile. Raises :class:`SandboxError`."""
+        with self.rooms.checkpoint():
+            try:
+                yield
+            finally:
+                self._gate.companions.before_reset()
+
+
+@final
+class HomeHooks:
+    """What is done at home in the middle of a visit. Registered with the first one."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self) -> Generator[None, object, object]:
+        if self._gate.inside is None:
+            return (yield)
+        with self._gate.traveller.at_home():
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(
+        self, request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        if self._gate.inside is None or (wider := internals.wider_scope(request)) is None:
+            return (yield)
+        within = self._gate.scopes.within(request._pyfuncitem)
+        with self._gate.traveller.at_home(), within(*wider):
+            return (yield)
+
+
+def _remove(directory: str | None) -> None:
+    if directory is not None:
+        disk.remove(directory)
+
+
+def _end(new: list[int]) -> None:
+    """Kill what the test has started and not ended: its root is about to vanish."""
+    killed = processes.kill_all(new)
+    for pid in new:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+    _forget_tracker(killed)
+
+
+def _forget_tracker(killed: set[int]) -> None:
+    """multiprocessing's tracker is started once for a process, by whichever test needs it first.
+
+    It would warn, in a later test, that it has died.
+    """
+    module = sys.modules.get("multiprocessing.resource_tracker")
+    tracker: Any = getattr(module, "_resource_tracker", None)
+    if getattr(tracker, "_pid", None) in killed:
+        os.close(tracker._fd)
+        tracker._fd = tracker._pid = None
+
+
+def _restore(environment: dict[str, str]) -> None:
+    now = os.environ
+    kept = now.get(_OF_PYTEST)
+    if kept is not None:
+        environment[_OF_PYTEST] = kept
+    if now.copy() == environment:
+        return
+    for name in [name for name in now if name not in environment]:
+        del now[name]
+    for name, value in environment.items():
+        if now.get(name) != value:
+            now[name] = value
