@@ -133,10 +133,8 @@ class TestProcess:
                 take_user_capabilities()
             # The new credentials may have cleared it.
             die_with_parent(self._inheritance.parent)
-        if plan.pid_namespace:
-            sandbox = self._enter_as_process_of_init()
-        else:
-            sandbox = self._make_and_join()
+        enter = self._enter_as_process_of_init if plan.pid_namespace else self._make_and_join
+        sandbox = enter()
         os.close(self._inheritance.status)
         if plan.user_namespace:
             drop_user_capabilities()

@@ -14,9 +14,9 @@ from .engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc"})
 
 MARKERS: Final = (
-    'mountns(profile=None, /, *, process="fork", scope="function", volumes=[], tmpfs=[], size=None, inodes=None,'
-    ' upper="memory", read_only=False, pid=False): run the test in a root filesystem of its own;'
-    " what it writes, deletes and installs is gone when it ends.",
+    'mountns(profile=None, /, *, process="fork", scope="function", volumes=[], tmpfs=[], size=None,'
+    ' inodes=None, upper="memory", read_only=False, pid=False): run the test in a root filesystem of its'
+    " own; what it writes, deletes and installs is gone when it ends.",
     "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
 )
 

@@ -54,7 +54,7 @@ class Gate:
         self.everything = settings.sandbox_everything(config)
         self.policy = settings.unavailable_policy(config)
         self.keys = settings.session_keys(config)
-        self.planner = Planner([str(config.rootpath), sys.prefix])
+        self.planner = Planner([str(config.rootpath), sys.prefix], self.strike)
         self.uppers = disk.DiskUppers()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
@@ -83,6 +83,11 @@ class Gate:
         if self._traveller is None:
             self._traveller = Traveller()
         return self._traveller
+
+    def strike(self) -> None:
+        """The host's mounts have changed or may do so, and nobody is in a sandbox."""
+        if self._traveller is not None:
+            self._traveller.strike()
 
     @property
     def can_visit(self) -> bool:
@@ -144,7 +149,7 @@ class Gate:
     ) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
         if self._is_inline(item):
-            return (yield from self._protocol_inline(item))
+            return (yield from self._protocol_inline(item, nextitem))
         timers = self._timers = Timers(item)
         passage = Passage(self, item, nextitem, timers)
         item.setup = passage.setup  # type: ignore[method-assign]
@@ -170,11 +175,13 @@ class Gate:
             passage.finish_in_protocol()
         return result
 
-    def _protocol_inline(self, item: pytest.Item) -> Generator[None, object, object]:
+    def _protocol_inline(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
         if not self._has_visited:
             self._has_visited = True
             self._config.pluginmanager.register(HomeHooks(self), "mountns-home")
-        test = InlineTest(self, item)
+        test = InlineTest(self, item, nextitem)
         item.setup = test.setup  # type: ignore[method-assign]
         try:
             return (yield)

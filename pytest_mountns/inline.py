@@ -35,9 +35,10 @@ _OF_PYTEST = "PYTEST_CURRENT_TEST"
 class InlineTest:
     """One item's way in and out of its sandbox, or of one for each attempt at it."""
 
-    def __init__(self, gate: Gate, item: pytest.Item) -> None:
+    def __init__(self, gate: Gate, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         self._gate = gate
         self._item = item
+        self._nextitem = nextitem
         self._original_setup = item.setup
         self._entrance = Entrance(gate, item)
         self._rooms: Rooms | None = None
@@ -107,6 +108,8 @@ class InlineTest:
         os.umask(self._umask)
         _restore(self._environment)
         gate.companions.after_visit(self._item)
+        if internals.wider_teardown_is_due(self._item, self._nextitem):
+            gate.strike()
 
     def _let_go(self) -> None:
         self._gate.inside = None

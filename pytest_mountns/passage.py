@@ -233,6 +233,7 @@ class Passage:
         if self._refusal is not None or self._internal_error is not None:
             return
         if wider:
+            self._gate.strike()
             # To be handed over after the reports: so in the protocol in which those are made.
             self._recorded = internals.take_recorded_warnings()
             return

@@ -69,6 +69,8 @@ class Hooks:
     ) -> Generator[None, object, object]:
         if self._gate.wants(item):
             return (yield from self._gate.protocol(item, nextitem))
+        # It may mount and unmount.
+        self._gate.strike()
         return (yield)
 
     # Innermost: whoever saves what was gathered in the session does it after its own yield.

@@ -15,8 +15,8 @@ Record = Callable[..., dict[str, Any]]
     ("mark", "words"),
     [
         ("sise='64m'", ["'sise' is not known", "size"]),
-        ("scope='module'", ["does not work yet"]),
-        ("process='inline'", ["does not work yet"]),
+        ("scope='wide'", ["function", "session"]),
+        ("root='minimal'", ["does not work yet"]),
         ("process='thread'", ["fork"]),
         ("size='many'", ["is no size", "64m"]),
         ("size=True", ["bytes"]),

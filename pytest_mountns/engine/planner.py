@@ -6,7 +6,7 @@ import dataclasses
 import os
 import select
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 from .capabilities import Findings, lowers, probe, refused_lowers
@@ -22,9 +22,13 @@ class Planner:
     """Plans for sandboxes on this machine. Costs nothing until the first is asked for.
 
     ``places``: directories a run needs to be writable where the user can write them.
+    ``mounts_changed`` is called when the mount table is seen to be another than before.
     """
 
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(
+        self, places: Sequence[str], mounts_changed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._mounts_changed = mounts_changed
         home = os.path.expanduser("~")
         self._places = [*places, home, tempfile.gettempdir(), os.getcwd()]
         self._findings: Findings | None = None
@@ -56,6 +60,7 @@ class Planner:
         if self._table_changed():
             self._host = None
             self._plans.clear()
+            self._mounts_changed()
         known = self._plans.get(spec)
         if known is None:
             known = self._plans[spec] = self._make(spec)
