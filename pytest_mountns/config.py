@@ -15,8 +15,8 @@ FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc"})
 
 MARKERS: Final = (
     'mountns(profile=None, /, *, process="fork", scope="function", volumes=[], tmpfs=[], size=None,'
-    ' inodes=None, upper="memory", read_only=False, pid=False): run the test in a root filesystem of its'
-    " own; what it writes, deletes and installs is gone when it ends.",
+    ' inodes=None, upper="memory", read_only=False, pid=False): run the test in a root filesystem'
+    " of its own; what it writes, deletes and installs is gone when it ends.",
     "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
 )
 

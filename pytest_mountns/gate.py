@@ -81,7 +81,7 @@ class Gate:
     def traveller(self) -> Traveller:
         """Makes sandboxes, and takes this process into them."""
         if self._traveller is None:
-            self._traveller = Traveller()
+            self._traveller = Traveller(self.planner.places)
         return self._traveller
 
     def strike(self) -> None:

@@ -106,7 +106,7 @@ class Scopes:
             plan = gate.planner.plan(dataclasses.replace(spec, pid=False, read_only=False))
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
             layers = under if place is None else place.sandbox.moved_onto(under)
-            sandbox = gate.traveller.make(plan, directory=directory, layers=layers)
+            sandbox = gate.traveller.make(plan, directory=directory, layers=layers, shared=False)
         except SandboxError as error:
             problem = error
         else:

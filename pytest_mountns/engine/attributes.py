@@ -9,8 +9,8 @@ from typing import Final
 _OVERLAY: Final = ("trusted.overlay.", "user.overlay.")
 
 
-def copy_attributes(source: str, target: str, *, own: bool) -> None:
-    """Give ``target`` what ``source`` has. ``own``: the owner too.
+def copy_attributes(source: str | int, target: str | int, *, own: bool) -> None:
+    """Give ``target`` what ``source`` has, paths or descriptors. ``own``: the owner too.
 
     What the target's filesystem or this user cannot hold (a label, a foreign owner) is left out:
     an overlay shows the attributes of the upper directory for its root, and close is better

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Final, final
+from typing import BinaryIO, Final, final
 
 from . import syscalls as sys
 from .advice import Doing, explain
@@ -115,9 +115,10 @@ class Building:
                     builder.bind(path, path, read_only=True)
                 elif not self._uppers:
                     # Else it is in a layer below, as it was left there.
-                    _seed(builder.root, path)
+                    source = open(path, "rb")  # noqa: SIM115 - closed where it is used up
+                    self._later(step, lambda: _seed(builder.root, path, source))
             case MountTmpfs():
-                make_target(builder.root, step.target, directory=True, created=self.created)
+                self._make_target(step, directory=True)
                 options = [("mode", f"{step.mode:o}")]
                 if step.size:
                     options.append(("size", str(step.size)))
@@ -129,9 +130,26 @@ class Building:
             case Protect(target, tree=True):
                 builder.rebind(target)
             case Protect(target):
-                self._freeze(target)
+                self._later(step, lambda: self._freeze(target))
             case MakeDev():
                 _make_dev(builder, step, own_root=not self._plan.user_namespace)
+
+    def _later(self, step: Step, action: Callable[[], None]) -> None:
+        """When what was done so far is in its place."""
+        doing = _DOING.get(type(step), "")
+
+        def told() -> None:
+            _tell(step.describe(), action, self._plan, doing)
+
+        self._builder.later(told)
+
+    def _make_target(self, step: Bind | MountTmpfs, *, directory: bool) -> None:
+        self._later(
+            step,
+            lambda: make_target(
+                self._builder.root, step.target, directory=directory, created=self.created
+            ),
+        )
 
     def _overlay(self, step: Overlay) -> None:
         upper, work = f"{step.name}.upper", f"{step.name}.work"
@@ -175,7 +193,7 @@ class Building:
             # Resolved here: the kernel would follow a link with too many ".." into the new root.
             source = os.path.realpath(source)
             directory = stat.S_ISDIR(os.stat(source).st_mode)
-            make_target(self._builder.root, step.target, directory=directory, created=self.created)
+            self._make_target(step, directory=directory)
         try:
             self._builder.bind(source, step.target, read_only=step.read_only)
         except OSError:
@@ -248,23 +266,19 @@ def make_target(root: int, target: str, *, directory: bool, created: set[str]) -
         os.umask(umask)
 
 
-def _seed(root: int, path: str) -> None:
+def _seed(root: int, path: str, source: BinaryIO) -> None:
     """The file that the host shows at ``path``, into the upper."""
     flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with (
-        open(path, "rb") as source,
-        open(os.open(path[1:], flags, dir_fd=root), "wb") as file,
-    ):
+    with source, open(os.open(path[1:], flags, dir_fd=root), "wb") as file:
         shutil.copyfileobj(source, file)
         file.flush()
-        copy_attributes(path, f"/proc/self/fd/{file.fileno()}", own=True)
+        copy_attributes(source.fileno(), file.fileno(), own=True)
 
 
 def _make_dev(builder: Builder, step: MakeDev, *, own_root: bool) -> None:
-    base = step.target[1:]
     dev = step.target
     builder.mount("tmpfs", dev, [("mode", "0755")], sys.MOUNT_ATTR_NOSUID)
-    fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=builder.root)
+    fd = builder.directory(dev)
     try:
         for name in step.devices:
             if step.bind:

@@ -11,6 +11,8 @@ relatively; sources are absolute paths of the host, targets absolute paths of th
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol, final
 
 from . import syscalls as sys
@@ -45,7 +47,8 @@ class Builder(Protocol):
     def mount(
         self, fstype: str, target: str, options: list[tuple[str, str]], attributes: int
     ) -> None: ...
-    def pivot(self) -> None: ...
+    def directory(self, target: str) -> int: ...
+    def later(self, action: Callable[[], None]) -> None: ...
 
 
 def escape(path: str) -> str:
@@ -53,7 +56,6 @@ def escape(path: str) -> str:
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
-@final
 class NewApi:
     """fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2)."""
 
@@ -116,6 +118,15 @@ class NewApi:
     ) -> None:
         self._attach(self._make(fstype, [(k, v) for k, v in options], attributes), target)
 
+    def directory(self, target: str) -> int:
+        """A descriptor of what is mounted at ``target``."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        return os.open(target[1:], flags, dir_fd=self.root)
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Do what needs everything so far in its place: now, for it is."""
+        action()
+
     def pivot(self) -> None:
         os.fchdir(self.root)
         os.close(self.root)
@@ -160,6 +171,64 @@ class NewApi:
             return text
         opened.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
         return f"/proc/self/fd/{opened[-1]}"
+
+
+@final
+class Grafting(NewApi):
+    """Makes everything on the stage, and puts it in place elsewhere, in :meth:`graft`.
+
+    Until then mounts wait as descriptors. What needs one in its place waits as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._root = -1
+        self._waiting: list[tuple[int, str]] = []
+        self._work: list[Callable[[], None]] = []
+
+    def directory(self, target: str) -> int:
+        return os.dup(next(fd for fd, place in reversed(self._waiting) if place == target))
+
+    def later(self, action: Callable[[], None]) -> None:
+        self._work.append(action)
+
+    def freeze(self, target: str) -> None:
+        self._work.append(partial(super().freeze, target))
+
+    def _attach(self, mount: int, target: str) -> None:
+        if target == "/":
+            self._root = mount
+            return
+        self._waiting.append((mount, target))
+        self._work.append(partial(self._put, mount, target))
+
+    def _put(self, mount: int, target: str) -> None:
+        sys.move_mount(mount, self.root, target[1:])
+
+    def graft(self, bench: int, tops: Sequence[tuple[str, str]]) -> None:
+        """Put everything in place, in the namespace that this thread is in now.
+
+        ``tops``: what is mounted below ``bench`` already, and where it belongs. The new root,
+        one of these if none was made, goes on top of ``/``.
+        """
+        if self._root < 0:
+            name = next(name for name, target in tops if target == "/")
+            self._root = sys.open_tree(bench, name, sys.OPEN_TREE_CLOEXEC)
+        self.root, self._root = self._root, -1
+        sys.move_mount(self.root, sys.AT_FDCWD, "/")
+        for name, target in tops:
+            if target != "/":
+                sys.move_mount_from(bench, name, self.root, target[1:])
+        for action in self._work:
+            action()
+
+    def close(self) -> None:
+        """Let go of the descriptors; what is in its place stays."""
+        for fd in (self.root, self._root, *(fd for fd, _ in self._waiting)):
+            if fd >= 0:
+                os.close(fd)
+        self.root = self._root = -1
+        self._waiting.clear()
 
 
 @final
@@ -230,6 +299,13 @@ class Classic:
     ) -> None:
         data = ",".join(f"{key}={value}" if value else key for key, value in options)
         sys.mount(fstype, self._place(target), fstype, _flags(attributes), data)
+
+    def directory(self, target: str) -> int:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        return os.open(target[1:], flags, dir_fd=self.root)
+
+    def later(self, action: Callable[[], None]) -> None:
+        action()
 
     def pivot(self) -> None:
         os.fchdir(self.root)

@@ -20,13 +20,13 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from . import syscalls as sys
 from .advice import explain
 from .build import Building, make_target, open_scratch
-from .builders import Builder, Classic, NewApi, set_read_only
+from .builders import Classic, Grafting, NewApi, set_read_only
 from .changes import Changes
 from .descriptors import Opened, open_directories, reopen
 from .errors import SandboxError, Unavailable
@@ -45,6 +45,7 @@ from .moving import (
     working_directory,
 )
 from .plan import Bind, Plan
+from .template import Template
 from .upper import Layered, read_changes
 
 
@@ -69,7 +70,8 @@ class Sandbox:
     """A root in a mount namespace.
 
     ``namespace`` is a descriptor of that; ``scratch`` one of where the uppers lie, and ``stage``
-    one of a namespace with the host's mounts. ``created`` are the paths that were made only to be
+    one of a namespace with the host's mounts. ``template`` is what it was made from, ``base`` one
+    without overlays, for what is made from it. ``created`` are the paths that were made only to be
     mounted on; ``overlays`` where each overlay is mounted, and its upper below ``scratch``.
     """
 
@@ -79,6 +81,8 @@ class Sandbox:
     scratch: int
     directory: str | None = None
     layers: Layers | None = None
+    template: Template | None = None
+    base: Template | None = None
     created: set[str] = field(default_factory=set)
     overlays: list[Layered] = field(default_factory=list)
     bound: list[Bind] = field(default_factory=list)
@@ -102,7 +106,9 @@ class Sandbox:
 
     def foreign_directories(self) -> list[Opened]:
         """The open directories of this process that are not the sandbox's own."""
-        return open_directories({self.scratch, *(self.layers.scratches if self.layers else ())})
+        own = {self.scratch, *(self.layers.scratches if self.layers else ())}
+        own |= {one.scratch for one in (self.template, self.base) if one is not None}
+        return open_directories(own)
 
     def close(self) -> None:
         """Let go of it: it is gone when the last process in it is."""
@@ -119,7 +125,7 @@ class Sandbox:
             lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return read_changes(
-                self.overlays,
+                [*self.overlays, *self._touched()],
                 upper_fd=self.scratch,
                 lower_fd=lower,
                 xattr_prefix=self.plan.capabilities.xattr_prefix,
@@ -128,16 +134,22 @@ class Sandbox:
         finally:
             os.close(lower)
 
+    def _touched(self) -> list[Layered]:
+        """The overlays of the template that were written to."""
+        if self.template is None:
+            return []
+        touched = self.template.touched()
+        return [one for one in self.template.absolute if one.mountpoint in touched]
+
     def as_layers(self) -> Layers:
         """What was written here, and what lies below, as lowers of other sandboxes."""
         below = self.layers.uppers if self.layers else {}
-        uppers = {
-            one.mountpoint: (
-                f"/proc/self/fd/{self.scratch}/{one.upper}",
-                *below.get(one.mountpoint, ()),
-            )
-            for one in self.overlays
-        }
+        own = [
+            replace(one, upper=f"/proc/self/fd/{self.scratch}/{one.upper}") for one in self.overlays
+        ]
+        if self.template is not None:
+            own += self.template.absolute
+        uppers = {one.mountpoint: (one.upper, *below.get(one.mountpoint, ())) for one in own}
         scratches = self.layers.scratches if self.layers else frozenset()
         return Layers(uppers, self.namespace, scratches | {self.scratch})
 
@@ -225,6 +237,7 @@ class Sandbox:
         self.namespace, self.scratch = other.namespace, other.scratch
         self.created, self.overlays = other.created, other.overlays
         self.layers, self.directory = other.layers, other.directory
+        self.template = other.template
 
     def _another(self, layers: Layers | None, bound: Sequence[Bind]) -> Sandbox:
         return make(
@@ -233,6 +246,8 @@ class Sandbox:
             directory=self.directory,
             layers=layers,
             bound=bound,
+            template=self.base,
+            base=self.base,
             again=True,
         )
 
@@ -244,33 +259,32 @@ def make(
     directory: str | None = None,
     layers: Layers | None = None,
     bound: Sequence[Bind] = (),
+    template: Template | None = None,
+    base: Template | None = None,
     again: bool = False,
 ) -> Sandbox:
     """A sandbox as planned, on a copy of the stage's mounts. This thread stays where it is.
 
     ``directory``: an empty directory of the host for ``upper="disk"``; ``again``: it has been
-    used. ``bound``: further binds. The caller is in the right user and PID namespace already.
+    used. ``bound``: further binds. ``template``: of this plan, and ``base`` the one that what is
+    made from the sandbox is made from. The caller is in the right user and PID namespace already.
     Raises :class:`SandboxError`.
     """
     opened: list[int] = []
     with signals_held(), privileged(), way_back(plan.user_namespace) as back:
         umask = os.umask(0)
         try:
-            try:
+            with _possible(plan):
                 back.leave_for(stage)
-                sys.unshare(sys.CLONE_NEWNS)
-                opened.append(current_namespace())
-            except OSError as error:
-                cause, remedy = explain(error.errno or 0, plan.user_namespace, "namespace")
-                what = "make a mount namespace"
-                raise Unavailable(what, str(error), cause, remedy) from error
             place = directory
             if directory is not None and again:
                 # Another root: an upper is never used twice.
                 with explained("make a directory for an upper", plan.user_namespace):
                     place = tempfile.mkdtemp(dir=directory)
-            building, scratch = _build(plan, place, layers, bound)
-            opened.append(scratch)
+            if template is None:
+                building = _build(plan, place, layers, bound, opened)
+            else:
+                building = _graft(plan, place, layers, bound, opened, template)
         except BaseException:
             for fd in opened:
                 os.close(fd)
@@ -287,33 +301,83 @@ def make(
         scratch,
         directory=directory,
         layers=layers,
+        template=template,
+        base=base,
         created=building.created,
         overlays=overlays,
         bound=list(bound),
     )
 
 
+@contextmanager
+def _possible(plan: Plan) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cause, remedy = explain(error.errno or 0, plan.user_namespace, "namespace")
+        raise Unavailable("make a mount namespace", str(error), cause, remedy) from error
+
+
 def _build(
-    plan: Plan, directory: str | None, layers: Layers | None, bound: Sequence[Bind]
-) -> tuple[Building, int]:
-    """Build in this namespace and pivot. Returns what was built, and the scratch."""
+    plan: Plan,
+    directory: str | None,
+    layers: Layers | None,
+    bound: Sequence[Bind],
+    opened: list[int],
+) -> Building:
+    """Build in a copy of this namespace and pivot. Adds the copy and the scratch to ``opened``."""
+    with _possible(plan):
+        sys.unshare(sys.CLONE_NEWNS)
+        opened.append(current_namespace())
     with explained("read the mount table", plan.user_namespace, "proc"):
-        builder: Builder = NewApi() if plan.capabilities.new_api else Classic()
+        builder = NewApi() if plan.capabilities.new_api else Classic()
     building = Building(builder, plan, layers.uppers if layers else {})
-    scratch = -1
     try:
         with explained("make a root", plan.user_namespace):
-            scratch = high(open_scratch(builder, plan, directory))
+            opened.append(scratch := high(open_scratch(builder, plan, directory)))
             os.fchdir(scratch)
             building.carry_out([*plan.steps, *bound])
         with explained("pivot into the new root", plan.user_namespace, "pivot"):
             builder.pivot()
     except BaseException:
-        for fd in (scratch, builder.root):
-            if fd >= 0:
-                os.close(fd)
+        if builder.root >= 0:
+            os.close(builder.root)
         raise
-    return building, scratch
+    return building
+
+
+def _graft(
+    plan: Plan,
+    directory: str | None,
+    layers: Layers | None,
+    bound: Sequence[Bind],
+    opened: list[int],
+    template: Template,
+) -> Building:
+    """The same, in a copy of the template's namespace, for what the template has not."""
+    builder = Grafting()
+    building = Building(builder, plan, layers.uppers if layers else {})
+    passing: list[int] = []
+    try:
+        with explained("make a root", plan.user_namespace):
+            scratch = high(open_scratch(builder, plan, directory))
+            passing.append(scratch)
+            os.fchdir(scratch)
+            building.carry_out([*template.steps, *bound])
+            passing.append(proc := os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        with _possible(plan):
+            sys.setns(template.namespace, sys.CLONE_NEWNS)
+            sys.unshare(sys.CLONE_NEWNS)
+            namespace = os.open("thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            opened += [high(namespace), passing.pop(0)]
+        with explained("put the root together", plan.user_namespace):
+            passing.append(bench := os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            builder.graft(bench, template.tops)
+    finally:
+        builder.close()
+        for fd in passing:
+            os.close(fd)
+    return building
 
 
 @contextmanager

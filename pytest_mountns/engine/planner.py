@@ -30,7 +30,8 @@ class Planner:
     ) -> None:
         self._mounts_changed = mounts_changed
         home = os.path.expanduser("~")
-        self._places = [*places, home, tempfile.gettempdir(), os.getcwd()]
+        #: Directories that tests are expected to write to.
+        self.places = [*places, home, tempfile.gettempdir(), os.getcwd()]
         self._findings: Findings | None = None
         self._host: Host | None = None
         self._table: int | None = None
@@ -42,7 +43,7 @@ class Planner:
     def findings(self) -> Findings:
         """What this machine can do; probed when first asked for."""
         if self._findings is None:
-            self._findings = probe(self._places)
+            self._findings = probe(self.places)
         return self._findings
 
     def plan(self, spec: SandboxSpec) -> Plan:
@@ -99,7 +100,7 @@ class Planner:
 
     def _survey(self, capabilities: Capabilities) -> Host:
         """Raises :class:`Unavailable`."""
-        host = survey(user_namespace=capabilities.user_namespace, places=self._places)
+        host = survey(user_namespace=capabilities.user_namespace, places=self.places)
         if self._tried is None:
             # The probe has tried them just now.
             self._tried = set(lowers(host))

@@ -184,6 +184,15 @@ def move_mount(from_fd: int, to_dirfd: int, to_path: str) -> None:
         raise _fail(f"move_mount(fd {from_fd}, {to_path!r})")
 
 
+def move_mount_from(from_dirfd: int, from_path: str, to_dirfd: int, to_path: str) -> None:
+    """move_mount(2) of what is mounted at a path."""
+    result = _move_mount(
+        _SYS_MOVE_MOUNT, from_dirfd, os.fsencode(from_path), to_dirfd, os.fsencode(to_path), 0
+    )
+    if result < 0:
+        raise _fail(f"move_mount({from_path!r}, {to_path!r})")
+
+
 def fsopen(fstype: str) -> int:
     """fsopen(2), since Linux 5.2."""
     result = int(_fsopen(_SYS_FSOPEN, fstype.encode(), FSOPEN_CLOEXEC))

@@ -31,6 +31,7 @@ from .moving import (
     working_directory,
 )
 from .plan import Bind, Plan
+from .template import Templates
 
 
 @final
@@ -47,12 +48,16 @@ class _Visit:
 
 @final
 class Traveller:
-    """Makes sandboxes for this process and moves its main thread in and out."""
+    """Makes sandboxes for this process and moves its main thread in and out.
 
-    def __init__(self) -> None:
+    ``places``: directories that tests are expected to write to.
+    """
+
+    def __init__(self, places: Sequence[str]) -> None:
         with explained("note the namespace to return to", False):
             self._home = current_namespace()
         self._stage = -1
+        self._templates = Templates(places)
         self._rooms: list[Cloakroom] = []
         self._visits: list[_Visit] = []
         self._chrooted: bool | None = None
@@ -90,7 +95,9 @@ class Traveller:
         return self._stage
 
     def strike(self) -> None:
-        """Let go of the stage: the host's mounts change, and it would keep old ones in use."""
+        """Let go of the stage, and of what was made on it: the host's mounts change, and they
+        would keep old ones in use."""
+        self._templates.close()
         if self._stage >= 0 and self._stage != self._home:
             os.close(self._stage)
             self._stage = -1
@@ -102,9 +109,24 @@ class Traveller:
         directory: str | None = None,
         layers: Layers | None = None,
         bound: Sequence[Bind] = (),
+        shared: bool = True,
     ) -> Sandbox:
-        """A sandbox; see :func:`.enter.make`. Raises :class:`SandboxError`."""
-        return make(plan, self.stage, directory=directory, layers=layers, bound=bound)
+        """A sandbox; see :func:`.enter.make`. Raises :class:`SandboxError`.
+
+        ``shared``: overlays that nobody writes to may be those of the sandboxes before.
+        """
+        stage = self.stage
+        base = self._templates.base(plan, stage)
+        template = base if layers or not shared else self._templates.full(plan, stage, base)
+        return make(
+            plan,
+            stage,
+            directory=directory,
+            layers=layers,
+            bound=bound,
+            template=template,
+            base=base,
+        )
 
     def enter(self, sandbox: Sandbox, cwd: str) -> None:
         """Go in, from home. Raises :class:`SandboxError`; then this process is at home."""
