@@ -29,7 +29,7 @@ from .engine.moving import (
     take_user_capabilities,
 )
 from .engine.plan import Plan
-from .engine.rooms import Rooms
+from .engine.rooms import Rooms, close
 from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
@@ -106,7 +106,7 @@ class TestProcess:
         internals.before_output_is_released(self._item.config, self._settle)
         afterfork.mend()
         try:
-            self._rooms = Rooms(self._enter())
+            self._rooms = Rooms(self._enter(), close)
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated

@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import pytest
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .gate import Gate
 
 # Set by pytest itself in each phase.
-_OF_PYTEST = "PYTEST_CURRENT_TEST"
+_OF_PYTEST = b"PYTEST_CURRENT_TEST"
 
 
 @final
@@ -44,7 +44,7 @@ class InlineTest:
         self._rooms: Rooms | None = None
         self._directory: str | None = None
         self._children: frozenset[int] = frozenset()
-        self._environment: dict[str, str] = {}
+        self._environment: dict[bytes, bytes] = {}
         self._umask = 0
 
     @property
@@ -80,11 +80,11 @@ class InlineTest:
             _remove(directory)
             return error
         self._children = frozenset(processes.children(os.getpid()))
-        self._environment = os.environ.copy()
+        self._environment = dict(cast(Any, os.environ)._data)
         os.umask(umask := os.umask(0o077))
         self._umask, self._directory = umask, directory
         # A handler of a signal may raise when this process is in and not yet back from there.
-        self._rooms, gate.inside = Rooms(sandbox), self
+        self._rooms, gate.inside = Rooms(sandbox, gate.traveller.release), self
         internals.finalize_last(self._item, self.leave)
         try:
             gate.traveller.enter(sandbox, self._entrance.working_directory())
@@ -185,15 +185,16 @@ def _forget_tracker(killed: set[int]) -> None:
         tracker._fd = tracker._pid = None
 
 
-def _restore(environment: dict[str, str]) -> None:
-    now = os.environ
+def _restore(environment: dict[bytes, bytes]) -> None:
+    # As it is kept: to decode it all takes longer than to enter a sandbox.
+    now = cast("dict[bytes, bytes]", cast(Any, os.environ)._data)
     kept = now.get(_OF_PYTEST)
     if kept is not None:
         environment[_OF_PYTEST] = kept
-    if now.copy() == environment:
+    if now == environment:
         return
     for name in [name for name in now if name not in environment]:
-        del now[name]
+        del os.environb[name]
     for name, value in environment.items():
         if now.get(name) != value:
-            now[name] = value
+            os.environb[name] = value

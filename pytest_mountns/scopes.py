@@ -145,8 +145,9 @@ class Scopes:
         place = self._places.pop(node, None)
         if place is None or self.closed:
             return
-        for sandbox in (*place.older, place.sandbox):
-            sandbox.close()
+        sandboxes = (*place.older, place.sandbox)
+        self._gate.traveller.release(sandboxes)
+        for sandbox in sandboxes:
             if sandbox.directory is not None:
                 disk.remove(sandbox.directory)
 

@@ -97,7 +97,7 @@ class Sandbox:
         if directories is None:
             directories = self.foreign_directories()
         user_namespace = self.plan.user_namespace
-        with signals_held(), privileged():
+        with signals_held(), privileged(user_namespace):
             with explained("enter the sandbox", user_namespace, "namespace"):
                 go(self.namespace)
             with explained("open directories again in the sandbox", user_namespace):
@@ -110,10 +110,15 @@ class Sandbox:
         own |= {one.scratch for one in (self.template, self.base) if one is not None}
         return open_directories(own)
 
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What keeps it: it is gone when these are closed and the last process in it has ended."""
+        return self.namespace, self.scratch
+
     def close(self) -> None:
-        """Let go of it: it is gone when the last process in it is."""
-        os.close(self.namespace)
-        os.close(self.scratch)
+        """Let go of it. The last to do so waits until everything in it is unmounted."""
+        for fd in self.descriptors:
+            os.close(fd)
 
     def changes(self) -> Changes:
         """Everything the uppers add, modify, replace, delete or re-label against what is below.
@@ -121,7 +126,7 @@ class Sandbox:
         Raises :class:`SandboxError` if that cannot be looked at.
         """
         view = self.layers.view if self.layers else self.stage
-        with privileged(), _visiting(view, self.plan.user_namespace):
+        with privileged(self.plan.user_namespace), _visiting(view, self.plan.user_namespace):
             lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return read_changes(
@@ -178,8 +183,9 @@ class Sandbox:
                 remedy='name it before the test starts: volumes=["SRC:DST"] of the marker',
             )
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
-        with privileged(), explained(step.describe(), self.plan.user_namespace, "bind"):
-            with _visiting(self.stage, self.plan.user_namespace):
+        user_namespace = self.plan.user_namespace
+        with privileged(user_namespace), explained(step.describe(), user_namespace, "bind"):
+            with _visiting(self.stage, user_namespace):
                 tree = sys.open_tree(sys.AT_FDCWD, step.source, flags)
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -271,7 +277,8 @@ def make(
     Raises :class:`SandboxError`.
     """
     opened: list[int] = []
-    with signals_held(), privileged(), way_back(plan.user_namespace) as back:
+    user = plan.user_namespace
+    with signals_held(), privileged(user), way_back(user) as back:
         umask = os.umask(0)
         try:
             with _possible(plan):

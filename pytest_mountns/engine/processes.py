@@ -8,6 +8,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Collection
+from typing import Final
+
+# The kernel ends a read of this file between two numbers.
+_PAGE: Final = 4096
 
 
 def fork() -> int:
@@ -28,8 +32,12 @@ def children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                found.extend(int(number) for number in file.read().split())
+            fd = os.open(f"/proc/{pid}/task/{task}/children", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while data := os.read(fd, _PAGE):
+                    found.extend(map(int, data.split()))
+            finally:
+                os.close(fd)
     return found
 
 

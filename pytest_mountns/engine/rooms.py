@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -12,10 +12,14 @@ from .moving import working_directory
 
 @final
 class Rooms:
-    """The sandboxes of one test, innermost last. This thread is in that one."""
+    """The sandboxes of one test, innermost last. This thread is in that one.
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    ``release`` lets go of sandboxes.
+    """
+
+    def __init__(self, sandbox: Sandbox, release: Callable[[Sequence[Sandbox]], None]) -> None:
         self._stack = [sandbox]
+        self._release = release
 
     @property
     def sandbox(self) -> Sandbox:
@@ -52,10 +56,14 @@ class Rooms:
             dropped = self._stack[depth - 1 :]
             del self._stack[depth - 1 :]
             outer.join_again(cwd)
-            for sandbox in dropped:
-                sandbox.close()
+            self._release(dropped)
 
     def close(self) -> None:
         """Let go of all; nobody is in there any more."""
-        for sandbox in self._stack:
-            sandbox.close()
+        self._release(self._stack)
+
+
+def close(sandboxes: Sequence[Sandbox]) -> None:
+    """Let go of sandboxes, and wait for that."""
+    for sandbox in sandboxes:
+        sandbox.close()

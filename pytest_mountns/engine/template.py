@@ -140,7 +140,7 @@ def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) ->
         return None
     opened: list[int] = []
     user = plan.user_namespace
-    with signals_held(), privileged(), way_back(user) as back:
+    with signals_held(), privileged(user), way_back(user) as back:
         umask = os.umask(0)
         try:
             with explained("make a mount namespace", user, "namespace"):

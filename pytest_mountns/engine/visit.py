@@ -31,6 +31,7 @@ from .moving import (
     working_directory,
 )
 from .plan import Bind, Plan
+from .reaper import Reaper
 from .template import Templates
 
 
@@ -60,6 +61,7 @@ class Traveller:
         self._templates = Templates(places)
         self._rooms: list[Cloakroom] = []
         self._visits: list[_Visit] = []
+        self._reaper = Reaper()
         self._chrooted: bool | None = None
         self.in_user_namespace = False
 
@@ -170,7 +172,7 @@ class Traveller:
 
     def _return(self, visit: _Visit, directories: Sequence[Opened]) -> None:
         try:
-            with privileged():
+            with privileged(self.in_user_namespace):
                 go(self._home)
                 here, *originals = visit.room.collect()
                 os.fchdir(here)
@@ -193,14 +195,19 @@ class Traveller:
         visit = self._visits[-1]
         with way_back(visit.sandbox.plan.user_namespace) as back:
             try:
-                with signals_held(), privileged():
+                with signals_held(), privileged(self.in_user_namespace):
                     with explained("go home for a moment", visit.sandbox.plan.user_namespace):
                         back.leave_for(self._home)
                     os.chdir(visit.home)
                 yield
             finally:
-                with signals_held(), privileged():
+                with signals_held(), privileged(self.in_user_namespace):
                     back.take()
+
+    def release(self, sandboxes: Sequence[Sandbox]) -> None:
+        """Let go of sandboxes that nobody is in, without waiting for that."""
+        for sandbox in sandboxes:
+            self._reaper.close(sandbox.descriptors)
 
     def _free_room(self) -> Cloakroom:
         # Visits nest where a visitor goes home for a moment, and from there elsewhere.
@@ -212,6 +219,7 @@ class Traveller:
     def close(self) -> None:
         """Let go of everything. This process is at home."""
         self.strike()
+        self._reaper.stop()
         for room in self._rooms:
             room.close()
         os.close(self._home)
