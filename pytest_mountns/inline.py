@@ -46,6 +46,7 @@ class InlineTest:
         self._children: frozenset[int] = frozenset()
         self._environment: dict[bytes, bytes] = {}
         self._umask = 0
+        self._basetemp: object = None
 
     @property
     def rooms(self) -> Rooms:
@@ -83,6 +84,7 @@ class InlineTest:
         self._environment = dict(cast(Any, os.environ)._data)
         os.umask(umask := os.umask(0o077))
         self._umask, self._directory = umask, directory
+        self._basetemp = internals.basetemp(self._item.config)
         # A handler of a signal may raise when this process is in and not yet back from there.
         self._rooms, gate.inside = Rooms(sandbox, gate.traveller.release), self
         internals.finalize_last(self._item, self.leave)
@@ -106,6 +108,7 @@ class InlineTest:
         gate.traveller.leave()
         self._let_go()
         os.umask(self._umask)
+        internals.set_basetemp(self._item.config, self._basetemp)
         _restore(self._environment)
         gate.companions.after_visit(self._item)
         if internals.wider_teardown_is_due(self._item, self._nextitem):

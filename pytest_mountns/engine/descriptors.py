@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import posix
 import socket
 import stat
 from collections.abc import Collection, Sequence
@@ -27,13 +28,13 @@ _MOST: Final = 250
 def open_directories(besides: Collection[int]) -> list[Opened]:
     """The open directories of this process, but for ``besides``. Needs ``/proc``."""
     found: list[Opened] = []
-    for name in os.listdir("/proc/self/fd"):
+    for name in posix.listdir("/proc/self/fd"):
         fd = int(name)
         if fd in besides:
             continue
         try:
-            if stat.S_ISDIR(os.fstat(fd).st_mode):
-                found.append((fd, os.readlink(f"/proc/self/fd/{name}")))
+            if stat.S_ISDIR(posix.fstat(fd).st_mode):
+                found.append((fd, posix.readlink(f"/proc/self/fd/{name}")))
         except OSError:
             # The descriptor of the listing itself, closed by now.
             continue
@@ -44,14 +45,14 @@ def reopen(directories: Sequence[Opened]) -> None:
     """Have each descriptor stand for what is at its path now, or for ``/``."""
     for fd, path in directories:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_PATH | os.O_DIRECTORY)
-        inheritable = os.get_inheritable(fd)
+        inheritable = posix.get_inheritable(fd)
         try:
-            fresh = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
+            fresh = posix.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             # Nothing stands there in the sandbox: no way out is better than the old one.
-            fresh = os.open("/", flags | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.dup2(fresh, fd, inheritable=inheritable)
-        os.close(fresh)
+            fresh = posix.open("/", flags | os.O_DIRECTORY | os.O_CLOEXEC)
+        posix.dup2(fresh, fd, inheritable=inheritable)
+        posix.close(fresh)
 
 
 @final

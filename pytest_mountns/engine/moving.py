@@ -6,6 +6,8 @@ Things that do not work, and so are not done here:
   first; threads that are already there stay where they are.
 * Being away with signals let in: a handler would run in the wrong tree, and an exception out of
   it (KeyboardInterrupt, a timeout) would leave the test there. They wait.
+
+Functions are taken from :mod:`posix`: those of :mod:`os` a test may have replaced.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import fcntl
 import os
+import posix
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,15 +36,15 @@ def high(fd: int) -> int:
         moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_FLOOR)
     except OSError:
         # A low limit of open files: stay where it is.
-        os.set_inheritable(fd, False)
+        posix.set_inheritable(fd, False)
         return fd
-    os.close(fd)
+    posix.close(fd)
     return moved
 
 
 def current_namespace() -> int:
     """A descriptor of this thread's mount namespace. Raises :class:`OSError`."""
-    return high(os.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
+    return high(posix.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def go(namespace: int) -> None:
@@ -56,7 +59,7 @@ def enter_user_namespace() -> None:
 
     Raises :class:`Unavailable`.
     """
-    uid, gid = os.geteuid(), os.getegid()
+    uid, gid = posix.geteuid(), posix.getegid()
     steps = (
         ("/proc/self/setgroups", "deny"),
         ("/proc/self/uid_map", f"{uid} {uid} 1"),
@@ -109,17 +112,17 @@ def make_stage() -> int:
 
 def _adopt_chroot(namespace: int) -> None:
     """If this process is in a chroot, make that the root of its ``namespace``."""
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = posix.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sys.setns(namespace, sys.CLONE_NEWNS)
-        if os.path.samestat(os.stat(root), os.stat("/")):
+        if os.path.samestat(posix.stat(root), posix.stat("/")):
             return
-        os.fchdir(root)
+        posix.fchdir(root)
         sys.pivot_root(".", ".")
         sys.mount(None, ".", None, sys.MS_SLAVE | sys.MS_REC)
         sys.umount(".", sys.MNT_DETACH)
     finally:
-        os.close(root)
+        posix.close(root)
 
 
 def in_chroot() -> bool:
@@ -127,13 +130,13 @@ def in_chroot() -> bool:
 
     Raises :class:`SandboxError`.
     """
-    before = os.stat("/")
+    before = posix.stat("/")
     with signals_held(), way_back(False) as back:
         try:
             with explained("look at the root of the mount namespace", False, "namespace"):
                 back.leave_for(current := current_namespace())
-                os.close(current)
-                return not os.path.samestat(before, os.stat("/"))
+                posix.close(current)
+                return not os.path.samestat(before, posix.stat("/"))
         finally:
             back.take()
 
@@ -165,18 +168,18 @@ class WayBack:
         try:
             sys.setns(self._namespace, sys.CLONE_NEWNS)
             # setns has moved to the namespace's own root; a test may be in a chroot below.
-            if not os.path.samestat(os.stat(self._root), os.stat("/")):
-                os.fchdir(self._root)
-                os.chroot(".")
-            os.fchdir(self._cwd)
+            if not os.path.samestat(posix.stat(self._root), posix.stat("/")):
+                posix.fchdir(self._root)
+                posix.chroot(".")
+            posix.fchdir(self._cwd)
         except OSError as error:
             give_up(error)
 
 
 def give_up(error: Exception) -> None:
     """End this process: it is in the wrong tree, and whatever runs next would write there."""
-    os.write(2, f"mountns: cannot return from a sandbox: {error}; aborting\n".encode())
-    os.abort()
+    posix.write(2, f"mountns: cannot return from a sandbox: {error}; aborting\n".encode())
+    posix.abort()
 
 
 @contextmanager
@@ -185,13 +188,13 @@ def way_back(user_namespace: bool) -> Iterator[WayBack]:
     opened: list[int] = []
     try:
         with explained("note the way back", user_namespace):
-            opened.append(os.open(".", os.O_PATH | os.O_CLOEXEC))
-            opened.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
-            opened.append(os.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
+            opened.append(posix.open(".", os.O_PATH | os.O_CLOEXEC))
+            opened.append(posix.open("/", os.O_PATH | os.O_CLOEXEC))
+            opened.append(posix.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
         yield WayBack(*opened)
     finally:
         for fd in opened:
-            os.close(fd)
+            posix.close(fd)
 
 
 @contextmanager
@@ -253,7 +256,7 @@ def explained(what: str, user_namespace: bool, doing: Doing = "") -> Iterator[No
 def working_directory() -> str:
     """The working directory's path; ``/`` where it has none any more."""
     try:
-        return os.getcwd()
+        return posix.getcwd()
     except OSError:
         return "/"
 
@@ -261,6 +264,6 @@ def working_directory() -> str:
 def change_directory(path: str) -> None:
     """Go there, or to ``/`` where it is not shown: it was removed, or is another user's."""
     try:
-        os.chdir(path)
+        posix.chdir(path)
     except OSError:
-        os.chdir("/")
+        posix.chdir("/")

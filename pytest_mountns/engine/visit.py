@@ -7,6 +7,7 @@ Where it lives is known by a descriptor of a mount namespace, which no path lead
 from __future__ import annotations
 
 import os
+import posix
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Traveller:
         It keeps uid and gid, and has no capability but for moments. For good: there is no way
         back. Raises :class:`Unavailable` if that cannot be, as with other threads alive.
         """
-        threads = len(os.listdir("/proc/self/task"))
+        threads = len(posix.listdir("/proc/self/task"))
         if threads > 1:
             # The kernel would say EINVAL.
             raise Unavailable(
@@ -83,10 +84,10 @@ class Traveller:
         enter_user_namespace()
         self.in_user_namespace = True
         stage = enter_mount_namespace(True)
-        os.close(self._home)
+        posix.close(self._home)
         # The stage, too: nothing that this process does at home makes mounts.
         self._home = self._stage = stage
-        os.chdir(cwd)
+        posix.chdir(cwd)
         drop_user_capabilities()
 
     @property
@@ -101,7 +102,7 @@ class Traveller:
         would keep old ones in use."""
         self._templates.close()
         if self._stage >= 0 and self._stage != self._home:
-            os.close(self._stage)
+            posix.close(self._stage)
             self._stage = -1
 
     def make(
@@ -144,11 +145,11 @@ class Traveller:
         with signals_held():
             directories = sandbox.foreign_directories()
             with explained("keep the way home", sandbox.plan.user_namespace):
-                here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                here = posix.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
                     room.leave([here, *(fd for fd, _ in directories)])
                 finally:
-                    os.close(here)
+                    posix.close(here)
             visit = _Visit(sandbox, working_directory(), room, ())
             self._visits.append(visit)
             try:
@@ -156,7 +157,7 @@ class Traveller:
             except BaseException:
                 self._return(self._visits.pop(), directories)
                 raise
-            visit.directories = [(fd, os.fstat(fd)) for fd, _ in directories]
+            visit.directories = [(fd, posix.fstat(fd)) for fd, _ in directories]
 
     def leave(self) -> str:
         """Return home. The working directory in the sandbox, as it was last.
@@ -175,14 +176,14 @@ class Traveller:
             with privileged(self.in_user_namespace):
                 go(self._home)
                 here, *originals = visit.room.collect()
-                os.fchdir(here)
-                os.close(here)
+                posix.fchdir(here)
+                posix.close(here)
                 wanted = {fd for fd, _ in directories}
                 known = [fd for fd, _ in visit.directories] or [fd for fd, _ in directories]
                 for fd, original in zip(known, originals, strict=True):
                     if fd in wanted:
-                        os.dup2(original, fd, inheritable=os.get_inheritable(fd))
-                    os.close(original)
+                        posix.dup2(original, fd, inheritable=posix.get_inheritable(fd))
+                    posix.close(original)
         except (OSError, ValueError) as error:
             give_up(error)
 
@@ -198,7 +199,7 @@ class Traveller:
                 with signals_held(), privileged(self.in_user_namespace):
                     with explained("go home for a moment", visit.sandbox.plan.user_namespace):
                         back.leave_for(self._home)
-                    os.chdir(visit.home)
+                    posix.chdir(visit.home)
                 yield
             finally:
                 with signals_held(), privileged(self.in_user_namespace):
@@ -222,12 +223,12 @@ class Traveller:
         self._reaper.stop()
         for room in self._rooms:
             room.close()
-        os.close(self._home)
+        posix.close(self._home)
 
 
 def _stands_for(fd: int, inside: os.stat_result) -> bool:
     """Whether the test has left this number to the directory it was on the way in."""
     try:
-        return os.path.samestat(os.fstat(fd), inside)
+        return os.path.samestat(posix.fstat(fd), inside)
     except OSError:
         return False

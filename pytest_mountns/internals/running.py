@@ -98,6 +98,18 @@ def choose_basetemp(item: pytest.Item) -> None:
         cast(Any, item.config)._tmp_path_factory.getbasetemp()
 
 
+def basetemp(config: pytest.Config) -> object:
+    """The directory of ``tmp_path`` if one was chosen, for :func:`set_basetemp`."""
+    return getattr(getattr(config, "_tmp_path_factory", None), "_basetemp", None)
+
+
+def set_basetemp(config: pytest.Config, directory: object) -> None:
+    """What was chosen since is forgotten: it lies in a sandbox."""
+    factory = getattr(config, "_tmp_path_factory", None)
+    if factory is not None:
+        factory._basetemp = directory
+
+
 class _Placed(list[Callable[[], object]]):
     """Finalizers of a node, each of which runs in a place; the first one, run last, is ours."""
 
