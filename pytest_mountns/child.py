@@ -10,7 +10,7 @@ import signal
 import socket
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
@@ -19,6 +19,7 @@ import pytest
 from . import afterfork, internals
 from .companions import Companions
 from .engine import processes, syscalls
+from .engine.descriptors import Opened
 from .engine.enter import Layers, Sandbox, make
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
@@ -26,6 +27,7 @@ from .engine.moving import (
     drop_user_capabilities,
     enter_mount_namespace,
     enter_user_namespace,
+    make_stage,
     take_user_capabilities,
 )
 from .engine.plan import Plan
@@ -36,7 +38,7 @@ from .timers import Timers
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Inheritance:
     """What the child takes over from its parent beside memory: fork(2) leaves these behind."""
 
@@ -44,6 +46,7 @@ class Inheritance:
     channel: socket.socket
     status: int
     randomness: tuple[Any, ...]
+    directories: Sequence[Opened] = ()
 
 
 @final
@@ -51,8 +54,9 @@ class Inheritance:
 class Entry:
     """How the child gets into its sandbox: one that is made, or what it takes to make it.
 
-    ``directory``: where an upper on disk lies. ``enter_user_namespace``: first, and then a stage
-    of its own.
+    ``sandbox``: the child is inside from the start. ``directory``: where an upper on disk lies.
+    ``enter_user_namespace``: first, and then a stage of its own; of its own as well if ``stage``
+    is -1.
     """
 
     plan: Plan
@@ -142,10 +146,14 @@ class TestProcess:
 
     def _make_and_join(self) -> Sandbox:
         entry = self._entry
-        sandbox = entry.sandbox
-        if sandbox is None:
-            stage = enter_mount_namespace(True) if entry.enter_user_namespace else entry.stage
-            sandbox = make(entry.plan, stage, directory=entry.directory, layers=entry.layers)
+        if entry.sandbox is not None:
+            entry.sandbox.settle_in(entry.cwd, self._inheritance.directories)
+            return entry.sandbox
+        if entry.enter_user_namespace:
+            stage = enter_mount_namespace(True)
+        else:
+            stage = entry.stage if entry.stage >= 0 else make_stage()
+        sandbox = make(entry.plan, stage, directory=entry.directory, layers=entry.layers)
         sandbox.join(entry.cwd)
         return sandbox
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -119,10 +120,15 @@ class Passage:
             with Interrupts() as interrupts:
                 try:
                     interrupts.let_in()
-                    child = processes.fork()
+                    if entry.sandbox is None:
+                        child = processes.fork()
+                    else:
+                        child, inheritance.directories = entry.sandbox.fork()
                 except BaseException as error:
                     ours.close()
                     theirs.close()
+                    if isinstance(error, SandboxError):
+                        return error
                     if not isinstance(error, OSError):
                         raise
                     what = "too many processes, or not enough memory"
@@ -140,6 +146,9 @@ class Passage:
                     return None
                 self.delegated = True
                 theirs.close()
+                gate.reap()
+                if not plan.pid_namespace:
+                    gate.prefetch(self._nextitem)
                 receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
                     self._listen(receiver, interrupts, child, status_reader)
@@ -171,10 +180,14 @@ class Passage:
         outside = plan.user_namespace and not gate.traveller.in_user_namespace
         if outside:
             return Entry(plan, cwd, directory, enter_user_namespace=True)
-        if plan.pid_namespace:
+        alone = threading.active_count() == 1 or layers is not None
+        if plan.pid_namespace and alone:
             # Its /proc can only be mounted from within.
             return Entry(plan, cwd, directory, gate.traveller.stage, layers)
-        sandbox = gate.traveller.make(plan, directory=directory, layers=layers)
+        if not alone:
+            # To go anywhere, this thread would have to part with the others' working directory.
+            return Entry(plan, cwd, directory)
+        sandbox = gate.fetch(plan, layers, directory)
         return Entry(plan, cwd, directory, gate.traveller.stage, layers, sandbox)
 
     def _listen(
@@ -210,7 +223,12 @@ class Passage:
             if not ended:
                 # A reporter failed here: without its parent the test has no business to go on.
                 os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
+            status = 0
+            if last_words is not None and not receiver.apart:
+                # It is on its way out, and nobody has to wait for that.
+                self._gate.leaving = child
+            else:
+                _, status = os.waitpid(child, 0)
             if receiver.apart:
                 take_terminal_back()
         if self._internal_error is not None:
@@ -233,6 +251,7 @@ class Passage:
         if self._refusal is not None or self._internal_error is not None:
             return
         if wider:
+            self._gate.reap()
             self._gate.strike()
             # To be handed over after the reports: so in the protocol in which those are made.
             self._recorded = internals.take_recorded_warnings()

@@ -69,7 +69,8 @@ class Hooks:
     ) -> Generator[None, object, object]:
         if self._gate.wants(item):
             return (yield from self._gate.protocol(item, nextitem))
-        # It may mount and unmount.
+        # It may mount and unmount, and wait for children.
+        self._gate.reap()
         self._gate.strike()
         return (yield)
 
