@@ -10,7 +10,7 @@ import signal
 import socket
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
@@ -19,7 +19,6 @@ import pytest
 from . import afterfork, internals
 from .companions import Companions
 from .engine import processes, syscalls
-from .engine.descriptors import Opened
 from .engine.enter import Layers, Sandbox, make
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
@@ -38,7 +37,7 @@ from .timers import Timers
 
 
 @final
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Inheritance:
     """What the child takes over from its parent beside memory: fork(2) leaves these behind."""
 
@@ -46,7 +45,6 @@ class Inheritance:
     channel: socket.socket
     status: int
     randomness: tuple[Any, ...]
-    directories: Sequence[Opened] = ()
 
 
 @final
@@ -54,7 +52,7 @@ class Inheritance:
 class Entry:
     """How the child gets into its sandbox: one that is made, or what it takes to make it.
 
-    ``sandbox``: the child is inside from the start. ``directory``: where an upper on disk lies.
+    ``directory``: where an upper on disk lies.
     ``enter_user_namespace``: first, and then a stage of its own; of its own as well if ``stage``
     is -1.
     """
@@ -147,7 +145,7 @@ class TestProcess:
     def _make_and_join(self) -> Sandbox:
         entry = self._entry
         if entry.sandbox is not None:
-            entry.sandbox.settle_in(entry.cwd, self._inheritance.directories)
+            entry.sandbox.join(entry.cwd)
             return entry.sandbox
         if entry.enter_user_namespace:
             stage = enter_mount_namespace(True)

@@ -23,7 +23,7 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
 import pytest
 
@@ -32,9 +32,7 @@ from . import internals
 from .child import TestProcess
 from .companions import Companions
 from .engine import disk
-from .engine.enter import Layers, Sandbox
 from .engine.errors import SandboxError, Unavailable
-from .engine.plan import Bind, Plan
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
 from .engine.visit import Traveller
@@ -43,9 +41,6 @@ from .passage import PHASES, Passage
 from .scopes import Scopes
 from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
-
-#: A sandbox that was made ahead, and for what.
-_Fetched: TypeAlias = "tuple[Plan, Layers | None, list[tuple[int, int]], Sandbox]"
 
 gate_key: Final = pytest.StashKey["Gate"]()
 spec_key: Final = pytest.StashKey[SandboxSpec]()
@@ -83,7 +78,6 @@ class Gate:
         self._settled = False
         #: A test process that has said all it had to say, 0 if there is none.
         self.leaving = 0
-        self._fetched: _Fetched | None = None
         self._has_visited = False
 
     @property
@@ -95,50 +89,8 @@ class Gate:
 
     def strike(self) -> None:
         """The host's mounts have changed or may do so, and nobody is in a sandbox."""
-        self._drop_fetched()
         if self._traveller is not None:
             self._traveller.strike()
-
-    def prefetch(self, nextitem: pytest.Item | None) -> None:
-        """While a test process runs, and this one would only wait: make the next one's sandbox."""
-        if nextitem is None or not self.wants(nextitem) or self._is_inline(nextitem):
-            return
-        try:
-            spec = self.ways_through.add(nextitem, self.spec(nextitem))
-            plan = self.planner.plan(spec)
-            layers = self.scopes.layers(nextitem)
-            if plan.upper.medium == "disk" or plan.pid_namespace or not self.can_visit:
-                return
-            volumes = self._volumes(plan)
-            self._fetched = (plan, layers, volumes, self.traveller.make(plan, layers=layers))
-        except (pytest.UsageError, SandboxError, OSError):
-            # Said when it is that test's turn.
-            return
-
-    def fetch(self, plan: Plan, layers: Layers | None, directory: str | None) -> Sandbox:
-        """A sandbox that nobody has been in. Raises :class:`SandboxError`."""
-        fetched, self._fetched = self._fetched, None
-        if fetched is not None:
-            known, below, volumes, sandbox = fetched
-            touched = sandbox.template is not None and sandbox.template.touched()
-            same = known is plan and below == layers and not touched
-            if same and volumes == self._volumes(plan):
-                return sandbox
-            self.traveller.release([sandbox])
-        return self.traveller.make(plan, directory=directory, layers=layers)
-
-    def _drop_fetched(self) -> None:
-        fetched, self._fetched = self._fetched, None
-        if fetched is not None:
-            self.traveller.release([fetched[3]])
-
-    @staticmethod
-    def _volumes(plan: Plan) -> list[tuple[int, int]]:
-        """Which directories or files stand where the sources of volumes are."""
-        found = (
-            os.stat(step.source) for step in plan.steps if isinstance(step, Bind) and step.create
-        )
-        return [(status.st_dev, status.st_ino) for status in found]
 
     def reap(self) -> None:
         """Wait for the test process that was on its way out."""
@@ -276,7 +228,6 @@ class Gate:
         self.ways_through.close()
         self.planner.close()
         self.reap()
-        self._drop_fetched()
         if self._traveller is not None:
             self._traveller.close()
         self.uppers.close()

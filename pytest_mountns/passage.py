@@ -120,15 +120,10 @@ class Passage:
             with Interrupts() as interrupts:
                 try:
                     interrupts.let_in()
-                    if entry.sandbox is None:
-                        child = processes.fork()
-                    else:
-                        child, inheritance.directories = entry.sandbox.fork()
+                    child = processes.fork()
                 except BaseException as error:
                     ours.close()
                     theirs.close()
-                    if isinstance(error, SandboxError):
-                        return error
                     if not isinstance(error, OSError):
                         raise
                     what = "too many processes, or not enough memory"
@@ -147,8 +142,6 @@ class Passage:
                 self.delegated = True
                 theirs.close()
                 gate.reap()
-                if not plan.pid_namespace:
-                    gate.prefetch(self._nextitem)
                 receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
                     self._listen(receiver, interrupts, child, status_reader)
@@ -187,7 +180,7 @@ class Passage:
         if not alone:
             # To go anywhere, this thread would have to part with the others' working directory.
             return Entry(plan, cwd, directory)
-        sandbox = gate.fetch(plan, layers, directory)
+        sandbox = gate.traveller.make(plan, directory=directory, layers=layers)
         return Entry(plan, cwd, directory, gate.traveller.stage, layers, sandbox)
 
     def _listen(

@@ -45,7 +45,6 @@ from .moving import (
     working_directory,
 )
 from .plan import Bind, Plan
-from .processes import fork
 from .template import Template
 from .upper import Layered, read_changes
 
@@ -104,32 +103,6 @@ class Sandbox:
             with explained("open directories again in the sandbox", user_namespace):
                 reopen(directories)
                 change_directory(cwd)
-
-    def fork(self) -> tuple[int, list[Opened]]:
-        """fork(2), with the child inside; this process stays where it is.
-
-        Returns the child's pid, 0 in the child, and what the child is to give to
-        :meth:`settle_in`. That a process with warm pages does it saves the child most of what
-        :meth:`join` costs. Raises :class:`SandboxError`, and :class:`OSError` for fork(2).
-        """
-        directories = self.foreign_directories()
-        user = self.plan.user_namespace
-        with signals_held(), privileged(user), way_back(user) as back:
-            try:
-                with explained("enter the sandbox", user, "namespace"):
-                    back.leave_for(self.namespace)
-                child = fork()
-                if child == 0:
-                    back.stay()
-            finally:
-                back.take()
-        return child, directories
-
-    def settle_in(self, cwd: str, directories: Sequence[Opened]) -> None:
-        """In the child of :meth:`fork`. Raises :class:`SandboxError`."""
-        with explained("open directories again in the sandbox", self.plan.user_namespace):
-            reopen(directories)
-            change_directory(cwd)
 
     def foreign_directories(self) -> list[Opened]:
         """The open directories of this process that are not the sandbox's own."""

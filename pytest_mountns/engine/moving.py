@@ -161,10 +161,6 @@ class WayBack:
         self.away()
         sys.setns(namespace, sys.CLONE_NEWNS)
 
-    def stay(self) -> None:
-        """For a process that was forked meanwhile: it lives where it is."""
-        self._away = False
-
     def take(self) -> None:
         """Return, if :meth:`away`. What fails here ends the process: see :func:`give_up`."""
         if not self._away:
