@@ -24,6 +24,8 @@ from .machine import CHECKOUT, User, environ, missing
 FILES = 5
 SUITES = CHECKOUT / "benchmarks" / "suites"
 NAMESPACE = CHECKOUT / "benchmarks" / "namespace.py"
+CALLS = "floor.calls"
+"""Written below the top: how many system calls of each kind a sandbox takes."""
 COPIED = 1000
 """Files for ``test_copy_up``."""
 
@@ -183,7 +185,9 @@ class Run:
         if not self.each:
             # Beside the suite, and so on the same disk.
             command.append(f"--basetemp={home / 'tmp'}")
-        wall, cpu, status, text = timed([*command, *self.options, *arguments], home, variables, user)
+        wall, cpu, status, text = timed(
+            [*command, *self.options, *arguments], home, variables, user
+        )
         lines = text.strip().splitlines() or [""]
         wrong = status != 0 or (expected and f"{expected} passed" not in text)
         if wrong and not (self.suite == "real" and status == 1):
@@ -241,11 +245,13 @@ class Floor:
             texts = [text for text in traced if any(map(floor.is_mark, text.splitlines()))]
             if len(texts) != 1:
                 raise NotMeasured(f"{len(texts)} processes have run tests, not one")
-            path.write_text(str(floor.translate(texts[0])))
+            program = floor.translate(texts[0])
         except floor.FloorError as error:
             raise NotMeasured(str(error)) from None
         finally:
             shutil.rmtree(record)
+        (setting.top / CALLS).write_text(json.dumps(program.calls()))
+        path.write_text(str(program))
         return path
 
     def _trace(self, setting: Setting, record: Path) -> None:

@@ -19,7 +19,7 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,7 +221,7 @@ def replay(program: str, count: int) -> dict[str, float]:
             return registers.setdefault(text, ctypes.c_long(-1))
         return ctypes.c_long(int(text[1:]))
 
-    def perform(calls: list[tuple[tuple[object, ...], ctypes.c_long | None]]) -> None:
+    def perform(calls: Iterable[tuple[tuple[object, ...], ctypes.c_long | None]]) -> None:
         for arguments, result in calls:
             value = syscall(*arguments)
             if value < 0:
