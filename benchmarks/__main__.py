@@ -158,7 +158,7 @@ def prepare(cases: Sequence[Case], options: argparse.Namespace, stack: ExitStack
     tree = None
     if any(run.suite == "real" for run in runs) and "current" in pythons:
         try:
-            tree = sources(venvs, pythons["current"])
+            tree = sources(top, venvs, pythons["current"])
         except MachineError as error:
             print(error, file=sys.stderr)
     scale = 0.1 if options.quick else 1.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-SUITE = "click==8.5.1"
+SUITE = "click==8.1.8"
 """The real suite: a source distribution whose ``tests`` need nothing but pytest."""
 
 _CHECKOUT = "the checkout"
@@ -140,21 +140,20 @@ def environment(directory: Path, name: str, python: str = sys.executable) -> Pat
     return inside
 
 
-def sources(directory: Path, python: Path) -> Path:
-    """The tree of the real suite, unpacked below ``directory``."""
-    name, _, version = SUITE.partition("==")
-    tree = directory / f"{name}-{version}"
-    if not tree.exists():
+def sources(directory: Path, archives: Path, python: Path) -> Path:
+    """The tree of the real suite, unpacked below ``directory``; ``archives`` keeps the download."""
+    name = SUITE.replace("==", "-")
+    archive = archives / f"{name}.tar.gz"
+    if not archive.exists():
         pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check")
-        options = ("--no-deps", "--no-binary", ":all:", "--dest", directory)
+        options = ("--no-deps", "--no-binary", ":all:", "--dest", archives)
         call(*pip, "download", *options, SUITE)
-        (archive,) = directory.glob(f"{name}-{version}.tar.*")
-        with tarfile.open(archive) as file:
-            if sys.version_info >= (3, 12):
-                file.extractall(directory, filter="data")
-            else:
-                file.extractall(directory)
-    return tree
+    with tarfile.open(archive) as file:
+        if hasattr(tarfile, "data_filter"):
+            file.extractall(directory, filter="data")
+        else:
+            file.extractall(directory)
+    return directory / name
 
 
 def filesystem(path: Path) -> str:

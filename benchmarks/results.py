@@ -45,7 +45,8 @@ def row(samples: Sequence[Sample], base: Sequence[Sample] | None) -> Row:
         # A suite whose tests have names worth showing, or the floor.
         for name in names:
             key = name.removeprefix("test_")
-            figures[key] = [sample.times[name] * 1000 for sample in samples]
+            if not key.isdigit():
+                figures[key] = [sample.times[name] * 1000 for sample in samples]
     for name in ("reset", "checkpoint"):
         if f"test_{name}" in names:
             figures[name] = [
@@ -109,10 +110,10 @@ def ratio(
     """Round by round; or None, and why."""
     values: list[list[float]] = []
     for case, name in (mine, theirs):
-        found = rows.get(case, {"failure": "was not asked for"})
+        found = rows.get(case, {})
         if name not in found:
-            why = found.get("failure") or f"has no figure {name}"
-            return None, f"{case}: {why}"
+            why = f"{case} was not measured" if "wall" not in found else f"{case} has no {name}"
+            return None, why
         values.append(found[name])
     if any(value <= 0 for value in values[1]):
         return None, f"{theirs[0]}: lost in noise"
