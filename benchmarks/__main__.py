@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write pictures there")
     parser.add_argument(
-        "--page", type=Path, metavar="FILE", help="write the figures into that page"
+        "--page", type=Path, metavar="FILE", help="write figures and --plot into that page"
     )
     parser.add_argument(
         "--from",
@@ -203,12 +203,16 @@ def main(given: Sequence[str] | None = None) -> int:
     print(report.machine(found["machine"]), end="\n\n")
     print(report.columns(report.CASE_HEAD, report.case_rows(found["cases"])), end="\n\n")
     print(report.columns(report.CLAIM_HEAD, report.claim_rows(found["claims"])))
+    shown: dict[str, str] = {}
     if options.plot:
         options.plot.mkdir(parents=True, exist_ok=True)
         for name, svg in pictures.pictures(found["cases"]).items():
             (options.plot / name).write_text(svg)
+            if options.page:
+                place = os.path.relpath(options.plot / name, options.page.parent)
+                shown[place] = pictures.TITLES[name]
     if options.page:
-        options.page.write_text(report.page(options.page.read_text(), found))
+        options.page.write_text(report.page(options.page.read_text(), found, shown))
     return int(any(claim["ok"] is False for claim in found["claims"]))
 
 

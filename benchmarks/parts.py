@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from .cases import Case, Floor, Run
@@ -83,42 +83,32 @@ def growth(sizes: Sizes) -> list[Case]:
     """The same empty tests where there is more to mount, to copy, to stack."""
     cases: list[Case] = []
     for count in sizes.mounts:
-        base = f"mounts/{count}/plain"
-        cases.append(Run(base, options=PLAIN, mounts=count, part=0.2))
-        cases += [
-            Run(
-                f"mounts/{count}/{way}",
-                options=options,
-                base=base,
-                isolated=True,
-                mounts=count,
-                part=0.2,
-            )
-            for way, options in WAYS.items()
-        ]
+        # Where the claims look, as many tests as elsewhere.
+        part = 1.0 if count in (0, 200) else 0.2
+        plain = Run(f"mounts/{count}/plain", options=PLAIN, mounts=count, part=part)
+        cases += [plain, *_isolated(f"mounts/{count}", plain)]
     for size in sizes.heap:
-        base = f"heap/{size}/plain"
-        cases.append(Run(base, options=PLAIN, heap=size, part=0.2))
-        cases += [
-            Run(
-                f"heap/{size}/{way}", options=options, base=base, isolated=True, heap=size, part=0.2
-            )
-            for way, options in WAYS.items()
-        ]
-    cases.append(Run("layers/0/plain", options=PLAIN, part=0.2))
-    cases += [
-        Run(
-            f"layers/{count}/{way}",
+        plain = Run(f"heap/{size}/plain", options=PLAIN, heap=size, part=0.2)
+        cases += [plain, *_isolated(f"heap/{size}", plain)]
+    plain = Run("layers/0/plain", options=PLAIN, part=0.2)
+    cases.append(plain)
+    for count in sizes.layers:
+        cases += _isolated(f"layers/{count}", plain, layers=count)
+    return cases
+
+
+def _isolated(name: str, plain: Run, layers: int = 0) -> list[Case]:
+    return [
+        replace(
+            plain,
+            name=f"{name}/{way}",
             options=options,
-            base="layers/0/plain",
+            base=plain.name,
             isolated=True,
-            layers=count,
-            part=0.2,
+            layers=layers,
         )
-        for count in sizes.layers
         for way, options in WAYS.items()
     ]
-    return cases
 
 
 def suite(sizes: Sizes) -> list[Case]:

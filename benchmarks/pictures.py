@@ -163,7 +163,9 @@ def ratios(title: str, rows: Mapping[str, Row]) -> str:
     for number, text in enumerate(KINDS.values()):
         canvas.text(left - 10, top + 32 * number + 20, text.replace("`", ""), anchor="end")
     for number, way, value in points:
-        canvas.dot(place(value), top + 32 * number + 16, COLOURS[way], 6)
+        # A little apart, so that equals do not hide each other.
+        y = top + 32 * number + 16 + 4 * (ways.index(way) - (len(ways) - 1) / 2)
+        canvas.dot(place(value), y, COLOURS[way])
     return canvas.svg(bottom + 30)
 
 
@@ -211,9 +213,17 @@ def _series(rows: Mapping[str, Row], panel: str, way: str) -> list[tuple[int, fl
     found = []
     for name, row in rows.items():
         parts = name.split("/")
-        if parts[0] == panel and parts[-1] == way and "added" in row:
-            found.append((int(parts[1]), statistics.median(row["added"])))
+        if parts[0] == panel and parts[-1] == way and "steady" in row:
+            found.append((int(parts[1]), statistics.median(row["steady"])))
     return sorted(found)
+
+
+TITLES: Final = {
+    "empty.svg": "Milliseconds added to an empty test",
+    "io.svg": "Time in a sandbox, of plain tmp_path on disk",
+    "growth.svg": "Milliseconds added to an empty test, where there is more",
+    "suite.svg": "Seconds of a real suite (click)",
+}
 
 
 def pictures(rows: Mapping[str, Row]) -> dict[str, str]:
@@ -221,14 +231,11 @@ def pictures(rows: Mapping[str, Row]) -> dict[str, str]:
     made: dict[str, str] = {}
     if empty := [(t, rows[n]["added"], c) for n, t, c in EMPTY if "added" in rows.get(n, {})]:
         ours = [max(values) for text, values, _ in empty if not text.startswith("bwrap")]
-        title = "Milliseconds added to an empty test"
-        made["empty.svg"] = bars(title, empty, "ms", max(ours, default=0.0))
+        made["empty.svg"] = bars(TITLES["empty.svg"], empty, "ms", max(ours, default=0.0))
     if "wall" in rows.get("io/plain", {}):
-        made["io.svg"] = ratios("Time in a sandbox, of plain tmp_path on disk", rows)
+        made["io.svg"] = ratios(TITLES["io.svg"], rows)
     if any(name.startswith(("mounts/", "heap/", "layers/")) for name in rows):
-        made["growth.svg"] = growth(
-            "Milliseconds added to an empty test, where there is more", rows
-        )
+        made["growth.svg"] = growth(TITLES["growth.svg"], rows)
     if suite := [(t, rows[n]["wall"], c) for n, t, c in SUITE if "wall" in rows.get(n, {})]:
-        made["suite.svg"] = bars("Seconds of a real suite (click)", suite, "s")
+        made["suite.svg"] = bars(TITLES["suite.svg"], suite, "s")
     return made

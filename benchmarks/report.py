@@ -57,7 +57,7 @@ def case_rows(rows: Mapping[str, Row]) -> list[list[str]]:
                 shown(row["wall"]),
                 shown(row["added"]) if "added" in row else "",
                 shown(row["steady"]) if "steady" in row else "",
-                "; ".join([*others, *([row["said"]] if name.startswith("suite/") else [])]),
+                "; ".join([*others, row["said"]] if "said" in row else others),
             ]
         )
     return table
@@ -92,15 +92,20 @@ def machine(facts: Mapping[str, Any]) -> str:
     )
 
 
-def page(text: str, results: Mapping[str, Any]) -> str:
-    """The page with new figures between its marks. Raises :class:`ValueError` without marks."""
+def page(text: str, results: Mapping[str, Any], shown: Mapping[str, str]) -> str:
+    """The page with new figures between its marks. Raises :class:`ValueError` without marks.
+
+    ``shown``: what to say of pictures that cannot be seen, by their places relative to the page.
+    """
     before, found, rest = text.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not found or not ended:
         raise ValueError(f"the page has no {BEGIN} ... {END}")
     rows: Mapping[str, Row] = results["cases"]
     lines = [machine(results["machine"]) + ".", ""]
-    lines += markdown(CLAIM_HEAD, claim_rows(results["claims"]))
+    for place, title in shown.items():
+        lines += [f"![{title}]({place})", ""]
+    lines += ["### Ratios", "", *markdown(CLAIM_HEAD, claim_rows(results["claims"]))]
     lines += ["", "### Every figure", "", *markdown(CASE_HEAD, case_rows(rows))]
     if calls := results.get("calls"):
         total = f"{sum(calls.values()):g}"

@@ -29,8 +29,8 @@ def row(samples: Sequence[Sample], base: Sequence[Sample] | None) -> Row:
         "wall": [sample.wall for sample in samples],
         "cpu": [sample.cpu for sample in samples],
     }
-    if samples[0].said:
-        figures["said"] = samples[-1].said
+    if said := samples[-1].said:
+        figures["said"] = said
     if base:
         pairs = list(zip(samples, base, strict=True))
         figures["added"] = [
