@@ -41,7 +41,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    if "BENCHMARK_TIMES" in os.environ:
+    if "BENCHMARK_TIMES" in os.environ and STARTS:
         ends = [*(start for _, start in STARTS[1:]), time.perf_counter()]
         times = {
             name.rpartition("::")[2] if len(STARTS) < 10 else name: end - start
