@@ -1,0 +1,1 @@
+"""What the plugin costs, beside what others cost: ``python -m benchmarks``."""

@@ -1,0 +1,117 @@
+"""The results as tables: for the terminal, and for the page of the docs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from .results import FIGURES, Row, shown
+
+KINDS: Final = {
+    "small_files": "10,000 small files",
+    "copy_up": "1,000 copy-ups",
+    "big_file": "a 200 MB file",
+    "git": "`git init`, 200 commits",
+    "sqlite": "sqlite, 5,000 inserts",
+}
+BEGIN: Final = "<!-- generated: figures -->"
+END: Final = "<!-- end -->"
+
+
+def verdict(claim: Mapping[str, Any]) -> str:
+    return "not measured" if claim["ok"] is None else "ok" if claim["ok"] else "NOT OK"
+
+
+def claim_rows(claims: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            claim["claim"],
+            claim["wanted"],
+            shown(claim["ratios"]) if "ratios" in claim else claim["why"],
+            shown(claim["steady"]) if claim.get("steady") else "",
+            verdict(claim),
+        ]
+        for claim in claims
+    ]
+
+
+CLAIM_HEAD: Final = ["ratio", "wanted", "measured", "without the session's start", ""]
+
+
+def case_rows(rows: Mapping[str, Row]) -> list[list[str]]:
+    """Every case with all its figures."""
+    table = []
+    for name, row in rows.items():
+        if "failure" in row:
+            table.append([name, f"not measured: {row['failure']}", "", "", ""])
+            continue
+        others = [
+            f"{key} {statistics.median(values):.3g} ms"
+            for key, values in row.items()
+            if isinstance(values, list) and key not in FIGURES
+        ]
+        table.append(
+            [
+                name,
+                shown(row["wall"]),
+                shown(row["added"]) if "added" in row else "",
+                shown(row["steady"]) if "steady" in row else "",
+                "; ".join([*others, row["said"]] if "said" in row else others),
+            ]
+        )
+    return table
+
+
+CASE_HEAD: Final = ["case", "wall s", "added ms/test", "without start", "other"]
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal. A row that runs over does not widen the columns."""
+    widths = [
+        max(len(row[index]) for row in (head, *rows) if len(row[index]) <= 66)
+        for index in range(len(head))
+    ]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    )
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, ["---"] * len(head))]
+    cells += [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def machine(facts: Mapping[str, Any]) -> str:
+    return (
+        f"{facts['tests']} empty tests, {facts['rounds']} rounds in turns, medians (least .. "
+        f"greatest); Python {facts['python']}, Linux {facts['kernel']}, {facts['cores']} cores, "
+        f"{'root' if facts['root'] else 'ordinary user'}, {facts['filesystem']}"
+    )
+
+
+def page(text: str, results: Mapping[str, Any], shown: Mapping[str, str]) -> str:
+    """The page with new figures between its marks. Raises :class:`ValueError` without marks.
+
+    ``shown``: what to say of pictures that cannot be seen, by their places relative to the page.
+    """
+    before, found, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
+    rows: Mapping[str, Row] = results["cases"]
+    lines = [machine(results["machine"]) + ".", ""]
+    for place, title in shown.items():
+        lines += [f"![{title}]({place})", ""]
+    lines += ["### Ratios", "", *markdown(CLAIM_HEAD, claim_rows(results["claims"]))]
+    lines += ["", "### Every figure", "", *markdown(CASE_HEAD, case_rows(rows))]
+    if calls := results.get("calls"):
+        total = f"{sum(calls.values()):g}"
+        parts = ", ".join(f"{name} {number:g}" for name, number in calls.items())
+        lines += [
+            "",
+            f"System calls of an inline sandbox that the floor repeats: {total} ({parts}).",
+        ]
+    return "\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"])

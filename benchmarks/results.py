@@ -1,0 +1,187 @@
+"""From samples to figures: medians and spreads, costs against a base, claims. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, final
+
+from .cases import Sample
+
+Row: TypeAlias = dict[str, Any]
+"""What is known of one case: ``failure``, or figures by name. A figure is a list, a round each."""
+
+FIGURES: Final = {
+    "wall": "seconds of the whole process",
+    "cpu": "CPU seconds of it and its children",
+    "added": "milliseconds a test beyond the base, of the whole process",
+    "steady": "milliseconds of the median test beyond the base's: without the session's start",
+}
+AGAIN: Final = 100
+"""``COUNT`` of ``suites/test_again.py``."""
+
+
+def row(samples: Sequence[Sample], base: Sequence[Sample] | None) -> Row:
+    """The figures of one case that was measured in every round."""
+    figures: Row = {
+        "tests": samples[0].tests,
+        "wall": [sample.wall for sample in samples],
+        "cpu": [sample.cpu for sample in samples],
+    }
+    if said := samples[-1].said:
+        figures["said"] = said
+    if base:
+        pairs = list(zip(samples, base, strict=True))
+        figures["added"] = [
+            (mine.wall / mine.tests - theirs.wall / theirs.tests) * 1000 for mine, theirs in pairs
+        ]
+        if all(mine.times and theirs.times for mine, theirs in pairs):
+            figures["steady"] = [
+                (median(mine.times) - median(theirs.times)) * 1000 for mine, theirs in pairs
+            ]
+    names = samples[0].times
+    if len(names) < 10:
+        # A suite whose tests have names worth showing, or the floor.
+        for name in names:
+            key = name.removeprefix("test_")
+            if not key.isdigit():
+                figures[key] = [sample.times[name] * 1000 for sample in samples]
+    for name in ("reset", "checkpoint"):
+        if f"test_{name}" in names:
+            figures[name] = [
+                (sample.times[f"test_{name}"] - sample.times["test_nothing"]) / AGAIN * 1000
+                for sample in samples
+            ]
+    return figures
+
+
+def median(times: Mapping[str, float]) -> float:
+    return statistics.median(times.values())
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, least and greatest."""
+    return statistics.median(values), min(values), max(values)
+
+
+def shown(values: Sequence[float], unit: str = "") -> str:
+    """A figure as tables show it."""
+    middle, least, greatest = (f"{value:.3g}" for value in spread(values))
+    return f"{middle}{unit}" if len(values) == 1 else f"{middle}{unit} ({least} .. {greatest})"
+
+
+@final
+@dataclass(frozen=True)
+class Claim:
+    """The ratio of two figures, each a case and its name, and what it is to be."""
+
+    text: str
+    mine: tuple[str, str]
+    theirs: tuple[str, str]
+    limit: float
+    at_most: bool = True
+    """Else at least."""
+    steady: tuple[str, str] | None = None
+    """The names of the same two figures without the session's start."""
+
+    @property
+    def wanted(self) -> str:
+        return f"{'at most' if self.at_most else 'at least'} {self.limit:g}"
+
+    def judge(self, rows: Mapping[str, Row]) -> dict[str, Any]:
+        """What was wanted and measured; ``ok`` is None if it was not measured."""
+        judged: dict[str, Any] = {"claim": self.text, "wanted": self.wanted, "ok": None}
+        ratios, why = ratio(rows, self.mine, self.theirs)
+        if ratios is None:
+            return judged | {"why": why}
+        middle = statistics.median(ratios)
+        judged["ratios"] = ratios
+        judged["ok"] = middle <= self.limit if self.at_most else middle >= self.limit
+        if self.steady:
+            names = zip((self.mine[0], self.theirs[0]), self.steady, strict=True)
+            judged["steady"], _ = ratio(rows, *names)
+        return judged
+
+
+def ratio(
+    rows: Mapping[str, Row], mine: tuple[str, str], theirs: tuple[str, str]
+) -> tuple[list[float] | None, str]:
+    """Round by round; or None, and why."""
+    values: list[list[float]] = []
+    for case, name in (mine, theirs):
+        found = rows.get(case, {})
+        if name not in found:
+            why = f"{case} was not measured" if "wall" not in found else f"{case} has no {name}"
+            return None, why
+        values.append(found[name])
+    if any(value <= 0 for value in values[1]):
+        return None, f"{theirs[0]}: lost in noise"
+    return [a / b for a, b in zip(*values, strict=True)], ""
+
+
+_WITHOUT_START: Final = ("steady", "steady")
+CLAIMS: Final = (
+    Claim(
+        "inline, an empty test: of pyfakefs",
+        ("inline", "added"),
+        ("pyfakefs", "added"),
+        0.4,
+        steady=_WITHOUT_START,
+    ),
+    Claim(
+        "inline, an empty test: of the same system calls from bare Python",
+        ("inline", "added"),
+        ("floor-python", "mean"),
+        2,
+        steady=("steady", "median"),
+    ),
+    Claim(
+        "inline, an ordinary user: of root with the same Python",
+        ("user-inline", "added"),
+        ("same-python-inline", "added"),
+        3,
+        steady=_WITHOUT_START,
+    ),
+    Claim(
+        "fork with sandbox, an empty test: of pytest-forked",
+        ("fork", "added"),
+        ("forked", "added"),
+        0.6,
+        steady=_WITHOUT_START,
+    ),
+    Claim("a checkpoint: of an inline sandbox", ("again", "checkpoint"), ("inline", "steady"), 1.2),
+    Claim(
+        "10,000 small files, inline: of plain tmp_path on disk",
+        ("io/inline", "small_files"),
+        ("io/plain", "small_files"),
+        1,
+    ),
+    Claim(
+        "10,000 small files, fork: of plain tmp_path on disk",
+        ("io/fork", "small_files"),
+        ("io/plain", "small_files"),
+        1,
+    ),
+    Claim(
+        "10,000 small files, pyfakefs: of inline",
+        ("io/pyfakefs", "small_files"),
+        ("io/inline", "small_files"),
+        5,
+        at_most=False,
+    ),
+    Claim(
+        "200 more mounts, inline: of none",
+        ("mounts/200/inline", "added"),
+        ("mounts/0/inline", "added"),
+        3,
+        steady=_WITHOUT_START,
+    ),
+    Claim(
+        "200 more mounts, fork: of none",
+        ("mounts/200/fork", "added"),
+        ("mounts/0/fork", "added"),
+        3,
+        steady=_WITHOUT_START,
+    ),
+)

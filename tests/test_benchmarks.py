@@ -1,0 +1,177 @@
+"""The benchmarks' own arithmetic, pictures and arguments. Nothing is timed here."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import floor, parts, pictures, report, results
+from benchmarks.__main__ import arguments
+from benchmarks.cases import Sample
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def every_row() -> dict[str, results.Row]:
+    """Figures for all cases, as a run would give them."""
+    chance = random.Random(1)
+    rows: dict[str, results.Row] = {}
+    for case in parts.chosen(list(parts.PARTS), parts.FULL):
+        figures = ["wall", "cpu", "added", "steady"]
+        if case.name.startswith("io/"):
+            figures = ["wall", *report.KINDS]
+        rows[case.name] = {name: [chance.uniform(1, 3) for _ in range(3)] for name in figures}
+    rows["again"] |= {"reset": [0.5] * 3, "checkpoint": [0.4, 0.5, 0.6]}
+    return rows
+
+
+def sample(wall: float, **times: float) -> Sample:
+    return Sample(wall, tests=100, times=times)
+
+
+def test_cost_is_what_a_test_takes_beyond_the_base_of_the_same_round() -> None:
+    base = [sample(1.0, a=0.001, b=0.001), sample(2.0, a=0.001, b=0.001)]
+    mine = [sample(1.5, a=0.003, b=0.003), sample(3.0, a=0.002, b=0.002)]
+    row = results.row(mine, base)
+    assert row["added"] == pytest.approx([5.0, 10.0])
+    assert row["steady"] == pytest.approx([2.0, 1.0])
+
+
+def test_cost_of_another_number_of_tests_than_the_base() -> None:
+    row = results.row([Sample(2.0, tests=10)], [Sample(5.0, tests=100)])
+    assert row["added"] == pytest.approx([150.0])
+    assert "steady" not in row
+
+
+def test_a_checkpoint_costs_a_hundredth_of_what_a_hundred_add_to_a_test() -> None:
+    times = {"test_once": 1.0, "test_nothing": 0.25, "test_reset": 0.35, "test_checkpoint": 0.3}
+    row = results.row([Sample(1.0, times=times)], None)
+    assert row["checkpoint"] == pytest.approx([0.5])
+    assert row["reset"] == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize(
+    ("mine", "at_most", "ok"),
+    [([1.0, 9.0, 2.0], True, True), ([5.0, 1.0, 6.0], True, False), ([5.0, 1.0, 6.0], False, True)],
+)
+def test_claims_are_judged_by_the_median_of_the_rounds(
+    mine: list[float], at_most: bool, ok: bool
+) -> None:
+    claim = results.Claim("a of b", ("a", "added"), ("b", "added"), 1.0, at_most)
+    judged = claim.judge({"a": {"wall": [], "added": mine}, "b": {"added": [2.0, 2.0, 2.0]}})
+    assert judged["ok"] is ok
+
+
+def test_what_was_not_measured_is_neither_kept_nor_broken() -> None:
+    (claim, *_) = results.CLAIMS
+    judged = claim.judge({"inline": {"failure": "not here"}, "pyfakefs": {"added": [1.0]}})
+    assert judged["ok"] is None
+    assert judged["why"] == "inline was not measured"
+    assert report.verdict(judged) == "not measured"
+
+
+def test_every_claim_is_about_cases_that_there_are() -> None:
+    for sizes in (parts.FULL, parts.QUICK):
+        cases = {case.name: case for case in parts.chosen(list(parts.PARTS), sizes)}
+        assert {case.base for case in cases.values()} <= {None, *cases}
+        for claim in results.CLAIMS:
+            assert {claim.mine[0], claim.theirs[0]} <= set(cases)
+
+
+def test_pictures_are_svg_that_says_what_it_shows() -> None:
+    made = pictures.pictures(every_row())
+    assert set(made) == {"empty.svg", "io.svg", "growth.svg", "suite.svg"}
+    for name, svg in made.items():
+        root = ElementTree.fromstring(svg)
+        assert root.tag == f"{SVG}svg"
+        texts = {element.text for element in root.iter(f"{SVG}text")}
+        assert root.findtext(f"{SVG}title") in texts, name
+    rooms = {element.text for element in ElementTree.fromstring(made["empty.svg"]).iter()}
+    assert "pytest-forked (no sandbox)" in rooms
+
+
+def test_pictures_leave_out_what_was_not_measured() -> None:
+    rows = every_row()
+    rows["inline"] = {"failure": "not here"}
+    assert ">inline<" not in pictures.pictures(rows)["empty.svg"]
+    assert pictures.pictures({"plain": {"wall": [1.0]}}) == {}
+
+
+def test_page_takes_new_figures_in_place_of_the_old() -> None:
+    rows = every_row()
+    found: dict[str, Any] = {
+        "machine": dict.fromkeys(
+            ("tests", "rounds", "python", "kernel", "cores", "root", "filesystem"), "x"
+        ),
+        "cases": rows,
+        "claims": [claim.judge(rows) for claim in results.CLAIMS],
+        "calls": {"unshare": 2.0},
+    }
+    text = f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n"
+    page = report.page(text, found, {"pictures/empty.svg": "Cost"})
+    assert page.startswith("above\n")
+    assert page.endswith("\nbelow\n")
+    assert "old" not in page
+    assert "a checkpoint" in page
+    assert "![Cost](pictures/empty.svg)" in page
+    assert report.page(page, found, {"pictures/empty.svg": "Cost"}) == page
+    with pytest.raises(ValueError, match="generated: figures"):
+        report.page("no marks", found, {})
+
+
+def test_arguments() -> None:
+    options = arguments(["empty", "--only", "inline", "fork"])
+    assert (options.tests, options.rounds) == (500, 5)
+    chosen = parts.chosen(options.parts, options.sizes, options.only)
+    assert [case.name for case in chosen] == ["plain", "inline", "fork"]
+
+
+@pytest.mark.parametrize(
+    "given", [["nothing"], ["--tests", "5"], ["--only", "nothing"], ["io", "--only", "fork"]]
+)
+def test_arguments_that_make_no_sense(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments(given)
+    assert "error:" in capsys.readouterr().err
+
+
+def record(tests: int) -> str:
+    """As strace writes it: the machine's own namespace opened, and a sandbox for each test."""
+
+    def text(plain: str) -> str:
+        return '"' + "".join(f"\\x{byte:02x}" for byte in plain.encode()) + '"'
+
+    lines = [f"[ 257] openat(-100, {text('/proc/self/ns/mnt')}, 0x80000) = 3"]
+    for _ in range(tests):
+        lines += [
+            f"[  21] access({text(floor.MARK)}, 0) = -1 ENOENT (No such file or directory)",
+            f"[ 257] openat(-100, {text('/etc/passwd')}, 0x80000) = 4",
+            "[   3] close(4) = 0",
+            f"[  83] mkdir({text('/of/the/machine')}, 0777) = 0",
+            "[ 272] unshare(0x20000) = 0",
+            f"[ 428] open_tree(-100, {text('/')}, 0x88801) = 4",
+            '[ 442] mount_setattr(4, "", 0x9000, {attr_set=0x1, attr_clr=0, propagation=0,'
+            " userns_fd=0}, 32) = 0",
+            "[   3] close(4) = 0",
+            "[ 308] setns(3, 0x20000) = 0",
+        ]
+    return "\n".join(lines)
+
+
+def test_floor_keeps_what_makes_a_sandbox_and_nothing_else() -> None:
+    program = floor.translate(record(floor.TESTS))
+    assert program.calls() == dict.fromkeys(
+        ["unshare", "open_tree", "mount_setattr", "close", "setns"], 1.0
+    )
+    first, *_ = program.once
+    assert str(first) == f"257 r3 i-100 s{b'/proc/self/ns/mnt'.hex()} i524288"
+    assert str(program.loop[-1]) == "308 - r3 i131072"
+    assert str(program).count("loop\n") == 1
+
+
+def test_floor_needs_enough_tests() -> None:
+    with pytest.raises(floor.FloorError, match="shows 3 tests"):
+        floor.translate(record(3))
