@@ -140,6 +140,7 @@ class Passage:
             return error
         ours, theirs = relay.pair()
         status_reader, status_writer = os.pipe()
+        noted = internals.noted_failures(item.config)
         inheritance = Inheritance(os.getpid(), theirs, status_writer, random.getstate())
         try:
             with Interrupts() as interrupts:
@@ -178,6 +179,9 @@ class Passage:
         if self._refusal is not None:
             self.delegated = False
             return self._refusal
+        if self._last_report is not None:
+            # The test process had them, too, and has reported them.
+            internals.forget_failures(item.config, noted)
         raise internals.Delegated("the test has run in a process of its own")
 
     def _listen(

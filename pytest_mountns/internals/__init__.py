@@ -3,6 +3,7 @@
 Each function says which internal it rests on. Works from pytest 8.0 to 9.x.
 """
 
+from .failures import forget_failures, noted_failures
 from .frames import drop_unseen, unseen
 from .reports import (
     Phase,
@@ -68,6 +69,7 @@ __all__ = [
     "failed_subtests",
     "fill_wider_fixtures",
     "flush_output",
+    "forget_failures",
     "forget_setup",
     "interrupt_text",
     "junit_log",
@@ -78,6 +80,7 @@ __all__ = [
     "mark_as_shown",
     "merge_teardown",
     "moved_cursor",
+    "noted_failures",
     "output_is_seen_at_once",
     "passed_report",
     "record_warnings",
