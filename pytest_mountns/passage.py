@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, final
 
 import pytest
 
-from . import internals, relay
+from . import internals, logging_locks, relay
 from .child import Inheritance, TestProcess
 from .engine import disk, processes
 from .engine.errors import SandboxError, Unavailable
@@ -145,8 +145,9 @@ class Passage:
         try:
             with Interrupts() as interrupts:
                 try:
-                    interrupts.let_in()
-                    child = processes.fork()
+                    with logging_locks.handlers_at_rest():
+                        interrupts.let_in()
+                        child = processes.fork()
                 except BaseException as error:
                     ours.close()
                     theirs.close()
