@@ -107,3 +107,49 @@ def test_what_fails_in_wider_fixtures_is_reported_once(
     plain, isolated = (record(option, *options) for option in (PLAIN, ISOLATED))
     # Not their text: as errors they show pytest's own stack, in which some frames are others.
     assert [e[:4] for e in isolated["events"]] == [e[:4] for e in plain["events"]]
+
+
+def test_processes_of_wider_fixtures_can_be_asked_after(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """They are siblings of a test process, not children."""
+    pytester.makepyfile(
+        """
+        import multiprocessing, signal, subprocess, sys, time, pytest
+
+        @pytest.fixture(scope="module")
+        def server():
+            with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as server:
+                yield server
+                server.kill()
+
+        @pytest.fixture(scope="module")
+        def worker():
+            worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+            worker.start()
+            yield worker
+            assert worker.is_alive()
+            worker.kill()
+            worker.join()
+
+        def test_lives(server, worker):
+            assert server.poll() is None
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.wait(0.1)
+            assert worker.is_alive()
+            worker.join(0.1)
+            assert worker.is_alive()
+
+        def test_own():
+            with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as own:
+                assert own.wait() == own.poll() == 3
+
+        def test_is_ended(server):
+            server.terminate()
+            server.wait()
+            assert server.poll() is not None
+        """
+    )
+    for option in (PLAIN, ISOLATED):
+        # Python 3.12 warns of forks where threads are: multiprocessing's, not ours.
+        assert record(option, "-Wignore", "-pno:cacheprovider")["status"] == 0
