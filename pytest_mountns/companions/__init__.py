@@ -20,6 +20,7 @@ from .flaky import find_flaky
 from .junit import find_junit
 from .measurement import find_coverage
 from .parcel import pack, unpack
+from .stopping import find_session
 from .syrupy import find_syrupy
 
 __all__ = ["Companion", "Companions"]
@@ -32,6 +33,7 @@ _FINDERS: tuple[_Find, ...] = (
     find_flaky,
     find_benchmark,
     find_syrupy,
+    find_session,
 )
 
 
