@@ -309,6 +309,8 @@ class Passage:
     def _log(self, event: _Event) -> None:
         name, arguments = event
         getattr(self._item.ihook, name)(**arguments)
+        if getattr(arguments.get("report"), "outcome", None) == "rerun":
+            self._gate.companions.repeated(self._item)
 
     def _log_held(self) -> None:
         while self._held:

@@ -20,6 +20,7 @@ from .flaky import find_flaky
 from .junit import find_junit
 from .measurement import find_coverage
 from .parcel import pack, unpack
+from .rerunfailures import find_rerunfailures
 from .stopping import find_session
 from .syrupy import find_syrupy
 
@@ -34,6 +35,7 @@ _FINDERS: tuple[_Find, ...] = (
     find_benchmark,
     find_syrupy,
     find_session,
+    find_rerunfailures,
 )
 
 
@@ -88,6 +90,11 @@ class Companions:
                 companion.lost()
                 raise Failure("its objects cannot be pickled")
             companion.merge(item, unpack(packed, companion.shared(item)))
+
+    def repeated(self, item: pytest.Item) -> None:
+        """In the parent: a report has said that the attempt will be repeated."""
+        for companion in self._all().values():
+            companion.repeated(item)
 
     def lost(self) -> None:
         """In the parent: a test process has died and sent nothing."""

@@ -33,6 +33,9 @@ class Companion:
     def merge(self, item: pytest.Item, state: object) -> None:
         """In the parent: add what :meth:`collect` gave."""
 
+    def repeated(self, item: pytest.Item) -> None:
+        """In the parent: the attempt that was reported so far will be repeated."""
+
     def lost(self) -> None:
         """In the parent: what a test process had to say will never come."""
 
