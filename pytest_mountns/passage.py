@@ -140,7 +140,7 @@ class Passage:
             return error
         ours, theirs = relay.pair()
         status_reader, status_writer = os.pipe()
-        noted = internals.noted_failures(item.config)
+        forget_failures = internals.noted_failures(item.config)
         inheritance = Inheritance(os.getpid(), theirs, status_writer, random.getstate())
         try:
             with Interrupts() as interrupts:
@@ -182,7 +182,7 @@ class Passage:
             return self._refusal
         if self._last_report is not None:
             # The test process had them, too, and has reported them.
-            internals.forget_failures(item.config, noted)
+            forget_failures()
         raise internals.Delegated("the test has run in a process of its own")
 
     def _listen(

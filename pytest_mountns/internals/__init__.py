@@ -3,7 +3,7 @@
 Each function says which internal it rests on. Works from pytest 8.0 to 9.x.
 """
 
-from .failures import forget_failures, noted_failures
+from .failures import noted_failures
 from .frames import drop_unseen, unseen
 from .reports import (
     Phase,
@@ -69,7 +69,6 @@ __all__ = [
     "failed_subtests",
     "fill_wider_fixtures",
     "flush_output",
-    "forget_failures",
     "forget_setup",
     "interrupt_text",
     "junit_log",
