@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import pytest
 
-from . import internals, relay
+from . import internals, logging_locks, relay
 from .child import Entry, Inheritance, TestProcess
 from .engine import disk, processes
 from .engine.errors import SandboxError, Unavailable
@@ -115,12 +115,14 @@ class Passage:
             return error
         ours, theirs = relay.pair()
         status_reader, status_writer = os.pipe()
+        forget_failures = internals.noted_failures(item.config)
         inheritance = Inheritance(os.getpid(), theirs, status_writer, random.getstate())
         try:
             with Interrupts() as interrupts:
                 try:
-                    interrupts.let_in()
-                    child = processes.fork()
+                    with logging_locks.handlers_at_rest():
+                        interrupts.let_in()
+                        child = processes.fork()
                 except BaseException as error:
                     ours.close()
                     theirs.close()
@@ -159,6 +161,9 @@ class Passage:
         if self._refusal is not None:
             self.delegated = False
             return self._refusal
+        if self._last_report is not None:
+            # The test process had them, too, and has reported them.
+            forget_failures()
         raise internals.Delegated("the test has run in a process of its own")
 
     def _entry(self, plan: Plan) -> Entry:
@@ -314,6 +319,8 @@ class Passage:
     def _log(self, event: _Event) -> None:
         name, arguments = event
         getattr(self._item.ihook, name)(**arguments)
+        if getattr(arguments.get("report"), "outcome", None) == "rerun":
+            self._gate.companions.repeated(self._item)
 
     def _log_held(self) -> None:
         while self._held:

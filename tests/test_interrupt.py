@@ -55,6 +55,31 @@ def test_pytest_exit_in_a_test(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*1 passed*", "*Exit: enough*"])
 
 
+@pytest.mark.parametrize("attribute", ["shouldstop", "shouldfail"])
+def test_the_session_is_told_to_stop(
+    pytester: pytest.Pytester, record: Record, attribute: str
+) -> None:
+    """As a conftest does that ends the session after a failure of a certain kind."""
+    pytester.makeconftest(
+        f"""
+        import pytest
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            if report.failed:
+                item.session.{attribute} = "that is enough"
+            return report
+        """
+    )
+    pytester.makepyfile("def test_one(): pass\ndef test_two(): assert 0\ndef test_three(): pass")
+    plain, isolated = (record(option) for option in ("-pno:mountns", "--mountns"))
+    assert "that is enough" in isolated["out"]
+    assert "1 failed, 1 passed" in isolated["out"]
+    assert isolated["status"] == plain["status"]
+    assert [e[:4] for e in isolated["events"]] == [e[:4] for e in plain["events"]]
+
+
 def test_exit_in_a_wider_fixture(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,33 @@ def test_rerunfailures_reports_what_it_does_plainly(
     events = [[e[:6] for e in run["events"]] for run in runs]
     assert events[0] == events[1]
     assert runs[0]["status"] == runs[1]["status"]
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
+def test_subtests_of_an_attempt_that_is_repeated(pytester: pytest.Pytester, record: Record) -> None:
+    """They do not count: newer releases of pytest-rerunfailures take them back."""
+    pytest.importorskip("pytest_rerunfailures")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.flaky(reruns=2)
+        def test_passes_at_last(subtests, request):
+            for number in range(3):
+                with subtests.test(number=number):
+                    assert number != 1 or request.node.execution_count == 3
+
+        @pytest.mark.flaky(reruns=1)
+        def test_never_passes(subtests):
+            with subtests.test("one"): assert 0
+            with subtests.test("two"): pass
+        """
+    )
+    plain, isolated = (record(option) for option in ("-pno:mountns", "--mountns"))
+    assert [e[:6] for e in isolated["events"]] == [e[:6] for e in plain["events"]]
+    assert isolated["status"] == plain["status"]
+    counts = [re.sub("in .*", "", run["out"].splitlines()[-1]) for run in (plain, isolated)]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("dist", ["load", "loadscope", "worksteal"])

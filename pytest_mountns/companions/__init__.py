@@ -20,6 +20,8 @@ from .flaky import find_flaky
 from .junit import find_junit
 from .measurement import find_coverage
 from .parcel import pack, unpack
+from .rerunfailures import find_rerunfailures
+from .stopping import find_session
 from .syrupy import find_syrupy
 
 __all__ = ["Companion", "Companions"]
@@ -32,6 +34,8 @@ _FINDERS: tuple[_Find, ...] = (
     find_flaky,
     find_benchmark,
     find_syrupy,
+    find_session,
+    find_rerunfailures,
 )
 
 
@@ -108,6 +112,11 @@ class Companions:
         for name, companion in self._all().items():
             with _told(name, item):
                 companion.after_visit(item)
+
+    def repeated(self, item: pytest.Item) -> None:
+        """In the parent: a report has said that the attempt will be repeated."""
+        for companion in self._all().values():
+            companion.repeated(item)
 
     def lost(self) -> None:
         """In the parent: a test process has died and sent nothing."""

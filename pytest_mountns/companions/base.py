@@ -45,6 +45,9 @@ class Companion:
     def after_visit(self, item: pytest.Item) -> None:
         """At home again."""
 
+    def repeated(self, item: pytest.Item) -> None:
+        """In the parent: the attempt that was reported so far will be repeated."""
+
     def lost(self) -> None:
         """In the parent: what a test process had to say will never come."""
 

@@ -3,6 +3,7 @@
 Each function says which internal it rests on. Works from pytest 8.0 to 9.x.
 """
 
+from .failures import noted_failures
 from .frames import drop_unseen, unseen
 from .reports import (
     Phase,
@@ -90,6 +91,7 @@ __all__ = [
     "mark_as_shown",
     "merge_teardown",
     "moved_cursor",
+    "noted_failures",
     "output_is_seen_at_once",
     "passed_report",
     "place_finalizers",

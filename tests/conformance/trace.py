@@ -14,8 +14,9 @@ Entry = tuple[int, int, int]
 """Mode, size and time of change; directories have neither size nor time."""
 
 # pytest makes its numbered directories before the first test, in the process that the user
-# started; bytecode of a suite's own modules is written while they are collected, likewise.
-PYTESTS_OWN = re.compile(r"/pytest-of-[^/]+(/|$)|/__pycache__(/|$)")
+# started; bytecode of a suite's own modules is written while they are collected, likewise. The
+# directory of Hypothesis is a volume.
+PYTESTS_OWN = re.compile(r"/pytest-of-[^/]+(/|$)|/__pycache__(/|$)|/\.hypothesis(/|$)")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ TESTS = (
     "tests/test_outcomes.py",
     "tests/test_scopes.py",
     "tests/test_crash.py",
+    "tests/test_relay.py",
+    "tests/test_threads.py",
 )
 NEEDED = ("pyproject.toml", "conftest.py", "tests/__init__.py", "tests/conftest.py", "tests/suites")
 # What these tests look at, and skip where it is missing. Not flaky: it and pytest-rerunfailures

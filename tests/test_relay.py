@@ -1,0 +1,163 @@
+"""What is hard to bring from one process to another: reports and what hangs on them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+PLAIN, ISOLATED = "-pno:mountns", "--mountns"
+
+Record = Callable[..., dict[str, Any]]
+
+
+def _events(recorded: dict[str, Any]) -> list[str]:
+    return [re.sub(r"0x[0-9a-f]+", "0x", str(event[:8])) for event in recorded["events"]]
+
+
+def test_reports_that_cannot_be_pickled(pytester: pytest.Pytester, record: Record) -> None:
+    """By what a plugin hangs on them, or puts in the place of a failure's text."""
+    pytester.makeconftest(
+        """
+        import pytest
+
+        class Text:
+            def __init__(self, longrepr):
+                self.longrepr = longrepr
+                self.hold = lambda: 1
+            def __str__(self):
+                return f"with a preface: {self.longrepr}"
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            report.extra = lambda: item
+            if report.failed and "text" in item.name:
+                report.longrepr = Text(report.longrepr)
+            return report
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        def test_passes(): print("some output")
+        def test_fails():
+            print("some output")
+            assert [1, 2] == [1, 3]
+        def test_skips(): pytest.skip("a reason")
+        @pytest.mark.xfail(reason="known")
+        def test_xfails(): assert 0
+        def test_text(): assert 0
+        """
+    )
+    runs = []
+    for option in (PLAIN, ISOLATED):
+        recorded = record(option, "-rA", "--junitxml=out.xml")
+        xml = (pytester.path / "out.xml").read_text()
+        xml = re.sub(r'(time|timestamp|hostname)="[^"]*"', "", xml)
+        # Its class has become that of a text.
+        events = [event.replace("'Text'", "'str'") for event in _events(recorded)]
+        summary = re.sub(r"in [\d.]+s", "", recorded["out"].partition("short test summary")[2])
+        # pytest puts the begin of a text there, and of another object nothing.
+        lines = [line for line in summary.splitlines() if "::test_text" not in line]
+        runs.append((events, xml, lines))
+    assert runs[1] == runs[0]
+
+
+def test_properties_that_cannot_be_pickled(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        class Odd:
+            def __repr__(self): return "odd"
+            def __reduce__(self): raise TypeError("not me")
+
+        def test_it(record_property):
+            record_property("plain", 1)
+            record_property("odd", Odd())
+            record_property("function", test_it)
+        """
+    )
+    properties = []
+    for option in (PLAIN, ISOLATED):
+        assert record(option, "--junitxml=out.xml")["status"] == 0
+        xml = (pytester.path / "out.xml").read_text()
+        properties.append(re.sub("0x[0-9a-f]+", "0x", xml[xml.index("<properties>") :]))
+    assert properties[1] == properties[0]
+    assert 'value="odd"' in properties[1]
+
+
+def test_one_directory_for_temporary_files(pytester: pytest.Pytester, record: Record) -> None:
+    """Chosen in the parent: a number of its own for each test would be seen in its paths."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_one(tmp_path): print("BASE", tmp_path.parent)
+        def test_two(tmp_path_factory): print("BASE", tmp_path_factory.getbasetemp())
+
+        @pytest.fixture(scope="module")
+        def wide(tmp_path_factory): return tmp_path_factory.mktemp("wide")
+
+        def test_three(wide, tmp_path):
+            assert wide.is_dir()
+            print("BASE", wide.parent)
+        """
+    )
+    out = record(ISOLATED, "-s")["out"]
+    bases = set(re.findall("BASE (.*)", out))
+    assert len(bases) == 1, out
+    # The parent's own, which is kept as in a plain run.
+    assert Path(bases.pop()).is_dir()
+
+
+def test_another_plugin_that_forks(pytester: pytest.Pytester, record: Record) -> None:
+    """As pytest-forked does: who owns the protocol of a test must not make it run bare."""
+    pytester.makeconftest(
+        """
+        import os, pickle, pytest
+        from _pytest.runner import runtestprotocol
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtest_protocol(item, nextitem):
+            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+            reader, writer = os.pipe()
+            child = os.fork()
+            if child == 0:
+                try:
+                    reports = runtestprotocol(item, log=False)
+                    os.write(writer, pickle.dumps(reports))
+                finally:
+                    os._exit(0)
+            os.close(writer)
+            with open(reader, "rb") as file:
+                data = file.read()
+            os.waitpid(child, 0)
+            if data:
+                reports = pickle.loads(data)
+            else:
+                call = pytest.CallInfo.from_call(lambda: pytest.fail("it died"), "call")
+                reports = [pytest.TestReport.from_item_and_call(item, call)]
+            for report in reports:
+                item.ihook.pytest_runtest_logreport(report=report)
+            return True
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os
+        HOME = os.readlink("/proc/self/ns/mnt")
+        PLACE = os.path.dirname(__file__)
+
+        def test_it():
+            if os.readlink("/proc/self/ns/mnt") == HOME:
+                open(os.path.join(PLACE, "bare"), "w").close()
+        """
+    )
+    recorded = record(ISOLATED, "-Wignore")
+    assert not (pytester.path / "bare").exists()
+    assert [e for e in recorded["events"] if e[0] == "report"], recorded["out"]
