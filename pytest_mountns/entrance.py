@@ -25,6 +25,7 @@ class Entrance:
         self._gate = gate
         self._item = item
 
+    @internals.unseen
     def prepare(self) -> Plan:
         """The plan of the item's sandbox; its wider fixtures are set up when this returns.
 

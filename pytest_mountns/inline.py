@@ -105,7 +105,8 @@ class InlineTest:
         if new:
             _end(new)
         gate.companions.end_visit(self._item)
-        gate.traveller.leave()
+        if gate.traveller.is_away:
+            gate.traveller.leave()
         self._let_go()
         os.umask(self._umask)
         internals.set_basetemp(self._item.config, self._basetemp)
@@ -145,6 +146,7 @@ class HomeHooks:
         self._gate = gate
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
+    @internals.unseen
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
         if self._gate.inside is None:
             return (yield)
@@ -152,6 +154,7 @@ class HomeHooks:
             return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
+    @internals.unseen
     def pytest_fixture_setup(
         self, request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:

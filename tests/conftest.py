@@ -84,10 +84,18 @@ Recorded = dict[str, Any]
 
 
 @pytest.fixture
-def record(pytester: pytest.Pytester) -> Callable[..., Recorded]:
+def process() -> str:
+    """How the suite under test is isolated. A module that tries both ways has its own."""
+    return "fork"
+
+
+@pytest.fixture
+def record(pytester: pytest.Pytester, process: str) -> Callable[..., Recorded]:
     """Run pytest on the suite in ``pytester``'s directory; give all it has reported."""
 
     def run(*arguments: str) -> Recorded:
+        if process != "fork" and not {"-pno:mountns", "no:mountns"} & set(arguments):
+            arguments = (*arguments, f"--mountns-process={process}")
         file = pytester.path / "events.json"
         plugin = pytester.path / "recorder.py"
         plugin.write_text(RECORDER.format(file=str(file)))

@@ -13,6 +13,12 @@ from .conftest import GUARD
 
 pytestmark = pytest.mark.sandboxes
 
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 Record = Callable[..., dict[str, Any]]
 
 

@@ -12,6 +12,12 @@ import pytest
 
 pytestmark = pytest.mark.sandboxes
 
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 MODULE = """
 import subprocess, sys, threading
 

@@ -12,6 +12,12 @@ import pytest
 
 pytestmark = pytest.mark.sandboxes
 
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 SUITE = (Path(__file__).parent / "suites" / "outcomes.py").read_text()
 UNITTEST = (Path(__file__).parent / "suites" / "unittests.py").read_text()
 SUBTESTS = (Path(__file__).parent / "suites" / "subtests_fixture.py").read_text()

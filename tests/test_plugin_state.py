@@ -13,6 +13,12 @@ import pytest
 
 pytestmark = pytest.mark.sandboxes
 
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 Record = Callable[..., dict[str, Any]]
 PLAIN, ISOLATED = "-pno:mountns", "--mountns"
 
@@ -156,6 +162,7 @@ def test_a_crash_deletes_no_snapshot(pytester: pytest.Pytester) -> None:
     assert _snapshots(pytester) == before
 
 
+@pytest.mark.parametrize("process", ["fork"])
 def test_state_that_cannot_be_pickled_is_said(pytester: pytest.Pytester, record: Record) -> None:
     pytest.importorskip("pytest_benchmark")
     pytester.makepyfile(

@@ -10,6 +10,12 @@ import pytest
 
 pytestmark = pytest.mark.sandboxes
 
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 Record = Callable[..., dict[str, Any]]
 
 
@@ -97,14 +103,15 @@ def test_xdist(pytester: pytest.Pytester, record: Record, dist: str) -> None:
     pytester.makepyfile(
         """
         import os, pytest, warnings
-        HOME = os.getpid()
+        def place(): return os.readlink("/proc/thread-self/ns/mnt")
+        HOME = place()
 
         @pytest.fixture(scope="module")
-        def wide(): return os.getpid()
+        def wide(): return place()
 
         @pytest.mark.parametrize("number", range(20))
         def test_it(number, wide):
-            assert os.getpid() != HOME == wide
+            assert place() != HOME == wide
             warnings.warn(f"number {number}")
             assert number != 7
             if number == 8: pytest.skip("eight")

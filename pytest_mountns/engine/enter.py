@@ -87,15 +87,21 @@ class Sandbox:
     overlays: list[Layered] = field(default_factory=list)
     bound: list[Bind] = field(default_factory=list)
 
-    def join(self, cwd: str, directories: Sequence[Opened] | None = None) -> None:
+    def join(
+        self,
+        cwd: str,
+        directories: Sequence[Opened] | None = None,
+        kin: Sequence[Sandbox] = (),
+    ) -> None:
         """Move this thread in, with ``cwd`` as working directory, or ``/`` if that is not there.
 
         The open directories of the process are then those of the sandbox; they are looked for
-        unless given. The process shares them with its other threads. Raises
-        :class:`SandboxError`.
+        unless given, and what ``kin`` need is left. The process shares them with its other
+        threads. Raises :class:`SandboxError`.
         """
         if directories is None:
-            directories = self.foreign_directories()
+            own = set().union(*(one.own_directories for one in (self, *kin)))
+            directories = open_directories(own)
         user_namespace = self.plan.user_namespace
         with signals_held(), privileged(user_namespace):
             with explained("enter the sandbox", user_namespace, "namespace"):
@@ -106,9 +112,13 @@ class Sandbox:
 
     def foreign_directories(self) -> list[Opened]:
         """The open directories of this process that are not the sandbox's own."""
+        return open_directories(self.own_directories)
+
+    @property
+    def own_directories(self) -> set[int]:
+        """Descriptors of directories that belong to the sandbox and lead nowhere else."""
         own = {self.scratch, *(self.layers.scratches if self.layers else ())}
-        own |= {one.scratch for one in (self.template, self.base) if one is not None}
-        return open_directories(own)
+        return own | {one.scratch for one in (self.template, self.base) if one is not None}
 
     @property
     def descriptors(self) -> tuple[int, int]:
@@ -199,10 +209,10 @@ class Sandbox:
                 os.close(tree)
         self.bound.append(step)
 
-    def join_again(self, cwd: str) -> None:
+    def join_again(self, cwd: str, kin: Sequence[Sandbox]) -> None:
         """:meth:`join`, to go on in. What fails in there ends the process: see :func:`give_up`."""
         try:
-            self.join(cwd)
+            self.join(cwd, kin=kin)
         except SandboxError as error:
             give_up(error)
 
@@ -229,13 +239,13 @@ class Sandbox:
         """
         return self._another(self.as_layers(), self.bound)
 
-    def become(self, other: Sandbox) -> None:
+    def become(self, other: Sandbox, kin: Sequence[Sandbox] = ()) -> None:
         """Enter ``other``, whose descriptors are this object's from now on.
 
         Raises :class:`SandboxError`; the sandbox is then as it was.
         """
         try:
-            other.join(working_directory())
+            other.join(working_directory(), kin=kin)
         except BaseException:
             other.close()
             raise

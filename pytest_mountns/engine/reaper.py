@@ -16,10 +16,11 @@ import select
 import signal
 import socket
 from collections.abc import Sequence
+from socket import socket as Socket
 from typing import Final, NoReturn, final
 
 from . import syscalls
-from .moving import high
+from .descriptors import pair
 from .processes import fork
 
 # What can wait in the socket; a machine that is too slow to let go is waited for.
@@ -31,7 +32,7 @@ class Reaper:
     """Closes descriptors elsewhere; here, if there can be no such process."""
 
     def __init__(self) -> None:
-        self._socket: socket.socket | None = None
+        self._socket: Socket | None = None
         self._owner = os.getpid()
         self._failed = False
 
@@ -51,7 +52,7 @@ class Reaper:
             os.close(fd)
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = pair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
         try:
             watched = os.pidfd_open(self._owner)
@@ -66,12 +67,12 @@ class Reaper:
             if child == 0:
                 _become_reaper(theirs, watched)
             os.waitpid(child, 0)
-            self._socket = socket.socket(fileno=high(ours.detach()))
+            self._socket = ours
         except OSError:
+            ours.close()
             self._failed = True
         finally:
             os.close(watched)
-            ours.close()
             theirs.close()
 
     def stop(self) -> None:
@@ -82,7 +83,7 @@ class Reaper:
         self._failed = True
 
 
-def _become_reaper(channel: socket.socket, watched: int) -> NoReturn:
+def _become_reaper(channel: Socket, watched: int) -> NoReturn:
     try:
         if os.fork() == 0:
             _reap(channel, watched)
@@ -90,7 +91,7 @@ def _become_reaper(channel: socket.socket, watched: int) -> NoReturn:
         syscalls.exit_now(0)
 
 
-def _reap(channel: socket.socket, watched: int) -> None:
+def _reap(channel: Socket, watched: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     keep = sorted((channel.fileno(), watched))

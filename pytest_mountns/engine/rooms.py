@@ -31,7 +31,7 @@ class Rooms:
 
         Raises :class:`SandboxError`.
         """
-        self.sandbox.become(self._stack[0].fresh(self.sandbox.bound))
+        self.sandbox.become(self._stack[0].fresh(self.sandbox.bound), self._stack[:-1])
 
     @contextmanager
     def checkpoint(self) -> Iterator[None]:
@@ -43,7 +43,7 @@ class Rooms:
         outer, cwd = self.sandbox, working_directory()
         inner = outer.layer()
         try:
-            inner.join(cwd)
+            inner.join(cwd, kin=self._stack)
         except BaseException:
             inner.close()
             raise
@@ -55,7 +55,7 @@ class Rooms:
             # Also out of a checkpoint in a generator that was never finished.
             dropped = self._stack[depth - 1 :]
             del self._stack[depth - 1 :]
-            outer.join_again(cwd)
+            outer.join_again(cwd, self._stack)
             self._release(dropped)
 
     def close(self) -> None:

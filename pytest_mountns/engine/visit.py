@@ -91,6 +91,11 @@ class Traveller:
         drop_user_capabilities()
 
     @property
+    def is_away(self) -> bool:
+        """Whether this process is in a sandbox."""
+        return bool(self._visits)
+
+    @property
     def stage(self) -> int:
         """A namespace with the host's mounts of now, or of some time since :meth:`strike`."""
         if self._stage < 0:

@@ -1,0 +1,101 @@
+"""``overlay_root.checkpoint()``: what was written in it is dropped when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+Record = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def passes(recorded: dict[str, Any]) -> None:
+    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
+    assert not failed, recorded["out"]
+    assert recorded["status"] == 0
+
+
+def test_nested_with_resets_and_errors(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        def test_it(overlay_root, tmp_path):
+            os.chdir(tmp_path)
+            one = tmp_path / "one"
+            one.write_text("1")
+            with overlay_root.checkpoint():
+                assert overlay_root.changes() == {}
+                assert one.read_text() == "1" and os.getcwd() == str(tmp_path)
+                one.write_text("2")
+                (tmp_path / "two").mkdir()
+                os.chdir("two")
+                with overlay_root.checkpoint():
+                    one.unlink()
+                    assert overlay_root.changes() == {str(one): "deleted"}
+                assert one.read_text() == "2" and os.getcwd() == str(tmp_path / "two")
+                assert overlay_root.changes() == {
+                    str(one): "modified", str(tmp_path / "two"): "added"}
+                overlay_root.reset()
+                assert not one.exists()
+            assert one.read_text() == "1" and os.getcwd() == str(tmp_path)
+            with pytest.raises(ZeroDivisionError), overlay_root.checkpoint():
+                one.unlink()
+                1 / 0
+            assert one.read_text() == "1"
+            for _ in range(20):
+                with overlay_root.checkpoint():
+                    assert not (tmp_path / "new").exists()
+                    (tmp_path / "new").touch()
+        """
+    )
+    passes(record())
+
+
+def test_hypothesis_examples_and_state_machines(pytester: pytest.Pytester, record: Record) -> None:
+    pytest.importorskip("hypothesis")
+    pytester.makepyfile(
+        """
+        from hypothesis import HealthCheck, given, settings, strategies as st
+        from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+        quick = settings(max_examples=15, database=None, deadline=None,
+                         suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+        @quick
+        @given(name=st.text("abc", min_size=1, max_size=3))
+        def test_examples(overlay_root, tmp_path, name):
+            with overlay_root.checkpoint():
+                assert list(tmp_path.iterdir()) == []
+                (tmp_path / name).touch()
+
+        def test_machine(overlay_root, tmp_path):
+            class Files(RuleBasedStateMachine):
+                def __init__(self):
+                    super().__init__()
+                    self.checkpoint = overlay_root.checkpoint()
+                    self.checkpoint.__enter__()
+                    self.names = set()
+
+                @rule(name=st.sampled_from("abc"))
+                def write(self, name):
+                    (tmp_path / name).touch()
+                    self.names.add(name)
+                    assert {p.name for p in tmp_path.iterdir()} == self.names
+
+                def teardown(self):
+                    self.checkpoint.__exit__(None, None, None)
+
+            run_state_machine_as_test(Files, settings=quick)
+            assert list(tmp_path.iterdir()) == []
+        """
+    )
+    passes(record())

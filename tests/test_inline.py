@@ -1,0 +1,316 @@
+"""``process="inline"``: the pytest process goes into a sandbox for one test, and returns."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+Record = Callable[..., dict[str, Any]]
+
+#: Somewhere that root and an ordinary user can write, and the isolation that each test checks.
+COMMON = """
+import os
+import pytest
+
+HOST = os.readlink("/proc/self/ns/mnt")
+PID = os.getpid()
+PLACE = os.path.expanduser("~")
+
+
+def inside():
+    return os.readlink("/proc/thread-self/ns/mnt") != HOST
+
+
+@pytest.fixture(autouse=True)
+def in_this_process():
+    assert os.getpid() == PID
+    assert inside()
+"""
+
+
+@pytest.fixture
+def process() -> str:
+    return "inline"
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    place = tmp_path / "home"
+    place.mkdir()
+    monkeypatch.setenv("HOME", str(place))
+    return place
+
+
+def write(pytester: pytest.Pytester, body: str) -> None:
+    pytester.makepyfile(COMMON + textwrap.dedent(body))
+
+
+def passes(recorded: dict[str, Any]) -> None:
+    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
+    assert not failed, recorded["out"]
+    assert recorded["status"] == 0
+
+
+def test_each_test_has_a_root_of_its_own_in_one_process(
+    pytester: pytest.Pytester, record: Record, home: Path, host_mounts: Callable[[], bytes]
+) -> None:
+    (home / "kept").write_text("kept")
+    mounts = host_mounts()
+    write(
+        pytester,
+        """
+        import shutil
+        kept = os.path.join(PLACE, "kept")
+
+        @pytest.mark.parametrize("number", range(5))
+        def test_one(number, overlay_root, tmp_path):
+            assert os.listdir(PLACE) == ["kept"] and open(kept).read() == "kept"
+            open(kept, "w").write("changed")
+            os.mkdir(os.path.join(PLACE, "own"))
+            assert overlay_root.changes(PLACE) == {
+                kept: "modified", os.path.join(PLACE, "own"): "added"}
+            overlay_root.reset()
+            assert overlay_root.changes() == {} and open(kept).read() == "kept"
+            os.remove(kept)
+        """,
+    )
+    passes(record("--mountns"))
+    assert [p.name for p in home.iterdir()] == ["kept"]
+    assert host_mounts() == mounts
+
+
+def test_the_process_is_as_before(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    """Directory, umask, environment, descriptors; and what the test has started is ended."""
+    pytester.makeconftest(
+        """
+        import os, pytest
+
+        def state():
+            fds = {}
+            for name in os.listdir("/proc/self/fd"):
+                try: fds[name] = os.readlink("/proc/self/fd/" + name)
+                except OSError: pass
+            os.umask(umask := os.umask(0))
+            environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+            return os.getcwd(), umask, environment, fds, os.readlink("/proc/self/ns/mnt")
+
+        before = None
+
+        # What the first one opens for all is there from then on.
+        def pytest_runtest_logfinish(nodeid):
+            global before
+            if before is None:
+                before = state()
+            elif "test_changes" in nodeid:
+                assert state() == before
+        """
+    )
+    write(
+        pytester,
+        """
+        import subprocess, sys
+        opened = os.open(os.path.dirname(__file__), os.O_RDONLY)
+        children = []
+
+        def test_first(): pass
+
+        def test_changes():
+            os.chdir("/"); os.umask(0o777)
+            os.environ["NEW"] = "1"; del os.environ["HOME"]
+            children.append(subprocess.Popen(["sleep", "600"]).pid)
+            os.close(os.open("/", os.O_RDONLY))
+            # A descriptor of a directory from before leads to the sandbox's.
+            fd = os.open("made", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=opened)
+            os.close(fd)
+            assert os.path.exists(os.path.join(os.path.dirname(__file__), "made"))
+
+        def test_child_is_gone():
+            with pytest.raises(ProcessLookupError): os.kill(children[0], 0)
+
+        class TestOutside:
+            @pytest.fixture(autouse=True)
+            def in_this_process(self):
+                assert os.getpid() == PID and not inside()
+
+            @pytest.mark.no_mountns
+            def test_outside(self):
+                self.look()
+
+            def look(self):
+                assert "made" not in os.listdir(opened)
+        """,
+    )
+    passes(record("--mountns"))
+
+
+def test_wider_fixtures_and_reports_are_at_home(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    pytester.makeconftest(
+        """
+        import os, pytest
+        HOST = os.readlink("/proc/self/ns/mnt")
+
+        def here(): return os.readlink("/proc/thread-self/ns/mnt") == HOST
+
+        def pytest_runtest_logreport(report):
+            assert here(), report.when
+            with open("heard", "a") as file: print(report.when, file=file)
+
+        @pytest.fixture(scope="module")
+        def wide():
+            assert here()
+            yield "wide"
+            assert here()
+
+        @pytest.fixture
+        def narrow():
+            assert not here()
+            yield
+            assert not here()
+        """
+    )
+    write(
+        pytester,
+        """
+        def test_one(wide, narrow): pass
+        def test_dynamic(request):
+            # Asked for in here, it is set up at home all the same, and stays.
+            assert request.getfixturevalue("wide") == "wide"
+            assert inside()
+        """,
+    )
+    passes(record("--mountns"))
+    assert (pytester.path / "heard").read_text().split() == ["setup", "call", "teardown"] * 2
+
+
+def test_errors_everywhere_and_the_next_test_is_well(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    write(
+        pytester,
+        """
+        @pytest.fixture
+        def bad_setup(): 1 / 0
+        @pytest.fixture
+        def bad_teardown():
+            yield
+            1 / 0
+        def test_setup(bad_setup): pass
+        def test_call(): assert 0
+        def test_teardown(bad_teardown): pass
+        def test_skip(): pytest.skip()
+        def test_well(): pass
+        """,
+    )
+    events = [e for e in record("--mountns")["events"] if e[0] == "report"]
+    outcomes = {(e[1].rpartition("::")[2], e[2]): e[3] for e in events}
+    bad = {place for place, outcome in outcomes.items() if outcome != "passed"}
+    assert bad == {
+        ("test_setup", "setup"),
+        ("test_call", "call"),
+        ("test_teardown", "teardown"),
+        ("test_skip", "call"),
+    }
+    assert outcomes[("test_well", "call")] == "passed"
+
+
+def test_a_test_with_a_pid_namespace_is_forked(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os
+        PID = os.getpid()
+        def test_it(isolated_proc): assert isolated_proc.pids()[0] == 1 and os.getpid() != PID
+        """
+    )
+    recorded = record("--mountns")
+    if "is not possible here" in recorded["out"]:
+        pytest.skip("no PID namespaces here")
+    passes(recorded)
+
+
+def test_ctrl_c_ends_what_the_test_began_in_its_sandbox(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    write(
+        pytester,
+        """
+        @pytest.fixture
+        def writes():
+            yield
+            assert inside()
+            open(os.path.join(PLACE, "torn-down"), "w").close()
+            print("torn down", file=open(os.devnull, "w"))
+
+        def test_it(writes): raise KeyboardInterrupt
+        def test_never(): assert 0
+        """,
+    )
+    recorded = record("--mountns")
+    assert recorded["status"] == pytest.ExitCode.INTERRUPTED
+    assert not list(home.iterdir())
+
+
+def test_threads_alive(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    """Those of before stay at home; one that the test starts is in its sandbox."""
+    write(
+        pytester,
+        """
+        import threading, queue
+        asked, told = queue.Queue(), queue.Queue()
+
+        def serve():
+            while asked.get(): told.put(inside())
+
+        @pytest.fixture(scope="module")
+        def server():
+            thread = threading.Thread(target=serve)
+            thread.start()
+            yield
+            asked.put(False)
+            thread.join()
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(server, number):
+            asked.put(True)
+            assert told.get() is False
+            found = []
+            thread = threading.Thread(target=lambda: found.append(inside()))
+            thread.start()
+            thread.join()
+            assert found == [True]
+        """,
+    )
+    passes(record("--mountns"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root needs no user namespace")
+def test_an_ordinary_user_with_threads_is_forked_and_told(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makeconftest(
+        """
+        import threading
+        stop = threading.Event()
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+        def pytest_unconfigure(): stop.set()
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os
+        PID = os.getpid()
+        def test_it(): assert os.getpid() != PID
+        """
+    )
+    recorded = record("--mountns")
+    passes(recorded)
+    assert "forked" in recorded["out"]

@@ -1,0 +1,286 @@
+"""``scope=``: what wider fixtures write is a layer under their tests, and goes with their node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+Record = Callable[..., dict[str, Any]]
+
+COMMON = """
+import os
+import pytest
+
+HOST = os.readlink("/proc/self/ns/mnt")
+PLACE = os.path.expanduser("~")
+
+
+def inside():
+    return os.readlink("/proc/thread-self/ns/mnt") != HOST
+
+
+def write(name, text="x"):
+    assert inside()
+    with open(os.path.join(PLACE, name), "w") as file:
+        file.write(text)
+
+
+def read(name):
+    with open(os.path.join(PLACE, name)) as file:
+        return file.read()
+
+
+def names():
+    return sorted(os.listdir(PLACE))
+"""
+
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    place = tmp_path / "home"
+    place.mkdir()
+    (place / "host").write_text("host")
+    monkeypatch.setenv("HOME", str(place))
+    return place
+
+
+def passes(recorded: dict[str, Any]) -> None:
+    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
+    assert not failed, recorded["out"]
+    assert recorded["status"] == 0
+
+
+def untouched(home: Path) -> None:
+    assert [p.name for p in home.iterdir()] == ["host"]
+    assert (home / "host").read_text() == "host"
+
+
+def test_paid_once_seen_by_all_and_gone(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    body = f"""{COMMON}
+pytestmark = pytest.mark.mountns(scope="module")
+made = []
+
+@pytest.fixture(scope="module")
+def installed():
+    made.append(1)
+    write("installed", "module")
+    os.remove(os.path.join(PLACE, "host"))
+    yield "installed"
+    # The tests' writes are not here; one's own are.
+    assert names() == ["installed"] and read("installed") == "module"
+
+@pytest.mark.parametrize("number", range(3))
+def test_it(installed, number, overlay_root):
+    assert made == [1]
+    assert names() == ["installed"] and read(installed) == "module"
+    assert overlay_root.changes() == {{}}
+    write("installed", "test")
+    write("own")
+    assert overlay_root.changes(PLACE) == {{
+        os.path.join(PLACE, "installed"): "modified", os.path.join(PLACE, "own"): "added"}}
+    overlay_root.reset()
+    assert names() == ["installed"]
+"""
+    pytester.makepyfile(test_a=body, test_b=body)
+    pytester.makepyfile(
+        test_c=f"{COMMON}\ndef test_after(overlay_root): assert names() == ['host']\n"
+    )
+    passes(record())
+    untouched(home)
+
+
+def test_nested_scopes(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    pytester.makeconftest(
+        f"""{COMMON}
+@pytest.fixture(scope="session")
+def session_wide():
+    write("session")
+    yield
+    assert names() == ["host", "late", "session"]
+
+@pytest.fixture(scope="session")
+def late_session_wide():
+    write("late")
+
+@pytest.fixture(scope="module")
+def module_wide(session_wide):
+    write("module")
+    yield
+    assert "class" not in names() and "module" in names()
+
+@pytest.fixture(scope="class")
+def class_wide(module_wide):
+    write("class")
+"""
+    )
+    pytester.makepyfile(
+        f"""{COMMON}
+pytestmark = pytest.mark.mountns(scope="session")
+
+class TestOne:
+    def test_one(self, class_wide):
+        assert names() == ["class", "host", "module", "session"]
+    def test_late(self, class_wide, late_session_wide):
+        assert names() == ["class", "host", "late", "module", "session"]
+
+class TestTwo:
+    def test_without_class(self, module_wide):
+        assert names() == ["host", "late", "module", "session"]
+
+@pytest.mark.mountns(scope="function")
+def test_uncaptured(overlay_root):
+    assert names() == ["host"]
+"""
+    )
+    passes(record())
+    untouched(home)
+
+
+def test_parametrized_wide_fixtures(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    """One parameter's instance ends in the sandbox that it began in, before the next begins."""
+    pytester.makepyfile(
+        f"""{COMMON}
+pytestmark = pytest.mark.mountns(scope="module")
+
+@pytest.fixture(scope="module", params=["a", "b"])
+def wide(request):
+    write(request.param)
+    yield request.param
+    assert inside()
+    os.remove(os.path.join(PLACE, request.param))
+
+@pytest.mark.parametrize("number", range(2))
+def test_it(wide, number):
+    assert names() == sorted(["host", wide])
+"""
+    )
+    passes(record())
+    untouched(home)
+
+
+def test_setup_and_teardown_of_xunit_style_and_a_directory(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    pytester.makepyfile(
+        f"""{COMMON}
+import unittest
+pytestmark = pytest.mark.mountns(scope="module")
+
+def setup_module():
+    os.mkdir(os.path.join(PLACE, "work"))
+    os.chdir(os.path.join(PLACE, "work"))
+
+def teardown_module():
+    assert os.getcwd() == os.path.join(PLACE, "work")
+    assert os.listdir() == []
+    os.chdir(PLACE)
+    os.rmdir("work")
+
+class Case(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls): write("class")
+    def test_it(self):
+        assert os.getcwd() == os.path.join(PLACE, "work")
+        open("own", "w").close()
+        assert names() == ["class", "host", "work"]
+
+def test_it():
+    assert os.getcwd() == os.path.join(PLACE, "work")
+    assert names() == ["host", "work"]
+"""
+    )
+    passes(record())
+    untouched(home)
+
+
+def test_errors_in_wide_setup_and_teardown(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    pytester.makepyfile(
+        f"""{COMMON}
+pytestmark = pytest.mark.mountns(scope="module")
+
+@pytest.fixture(scope="module")
+def bad_setup():
+    write("half")
+    raise ValueError("bad setup")
+
+@pytest.fixture(scope="module")
+def bad_teardown():
+    write("made")
+    yield
+    assert inside()
+    raise ValueError("bad teardown")
+
+def test_setup(bad_setup): pass
+def test_setup_again(bad_setup): pass
+def test_between(): assert inside()
+def test_teardown(bad_teardown): assert "made" in names()
+"""
+    )
+    recorded = record()
+    outcomes = {
+        (e[1].rpartition("::")[2], e[2]): e[3] for e in recorded["events"] if e[0] == "report"
+    }
+    assert outcomes[("test_setup", "setup")] == outcomes[("test_setup_again", "setup")] == "failed"
+    assert outcomes[("test_between", "call")] == "passed"
+    assert outcomes[("test_teardown", "call")] == "passed"
+    assert outcomes[("test_teardown", "teardown")] == "failed"
+    untouched(home)
+
+
+@pytest.mark.as_root
+def test_with_xdist(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    pytest.importorskip("xdist")
+    pytester.makepyfile(
+        f"""{COMMON}
+pytestmark = pytest.mark.mountns(scope="module")
+
+@pytest.fixture(scope="module")
+def wide(): write("wide")
+
+@pytest.mark.parametrize("number", range(8))
+def test_it(wide, number):
+    assert names() == ["host", "wide"]
+    write("own")
+"""
+    )
+    passes(record("-n2"))
+    untouched(home)
+
+
+@pytest.mark.as_root
+def test_a_package_installed_into_the_system(pytester: pytest.Pytester, record: Record) -> None:
+    target = Path("/usr/local/lib/mountns-of-a-module")
+    assert not target.exists()
+    pytester.makepyfile(
+        f"""
+        import os, pytest, shutil
+        pytestmark = pytest.mark.mountns(scope="module")
+        TARGET = {str(target)!r}
+
+        @pytest.fixture(scope="module")
+        def installed():
+            os.makedirs(TARGET + "/bin")
+            open(TARGET + "/bin/program", "w").write("1")
+
+        def test_removes_it(installed):
+            shutil.rmtree(TARGET)
+        def test_has_it(installed):
+            assert open(TARGET + "/bin/program").read() == "1"
+        """
+    )
+    passes(record())
+    assert not target.exists()
