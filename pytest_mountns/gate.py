@@ -51,7 +51,7 @@ class Gate:
     """What the tests of a session share: options, plans, and the test that is on its way."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._config = config
+        self.config = config
         self.everything = settings.sandbox_everything(config)
         self.policy = settings.unavailable_policy(config)
         self.keys = settings.session_keys(config)
@@ -189,7 +189,7 @@ class Gate:
     ) -> Generator[None, object, object]:
         if not self._has_visited:
             self._has_visited = True
-            self._config.pluginmanager.register(HomeHooks(self), "mountns-home")
+            self.config.pluginmanager.register(HomeHooks(self), "mountns-home")
         test = InlineTest(self, item, nextitem)
         item.setup = test.setup  # type: ignore[method-assign]
         try:

@@ -28,7 +28,15 @@ def header(gate: Gate) -> str | None:
         name = obstacle.name if obstacle else "everything"
         return f"mountns: not possible here ({name} failed), see pytest --mountns-doctor"
     how = "in a user namespace" if findings.capabilities.user_namespace else "as root"
-    return f"mountns: every test in a sandbox of its own ({gate.keys['process']}, {how})"
+    process = str(gate.keys["process"])
+    if process == "inline" and findings.capabilities.user_namespace and _has_threads(gate.config):
+        process = "forked, as this user's inline sandboxes need a process without other threads"
+    return f"mountns: every test in a sandbox of its own ({process}, {how})"
+
+
+def _has_threads(config: pytest.Config) -> bool:
+    """Whether the processes that run tests have further threads; every xdist worker has."""
+    return bool(config.getoption("tx", None)) or len(os.listdir("/proc/self/task")) > 1
 
 
 def doctor(config: pytest.Config) -> int:
