@@ -12,6 +12,12 @@ pytestmark = pytest.mark.sandboxes
 Record = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture
+def record(record: Record) -> Record:
+    # It keeps a thread, and an ordinary user's process with a second one cannot go in and out.
+    return lambda *arguments: record("-pno:rerunfailures", *arguments)
+
+
 @pytest.fixture(params=["fork", "inline"])
 def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
