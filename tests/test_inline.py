@@ -28,17 +28,17 @@ def inside():
     return os.readlink("/proc/thread-self/ns/mnt") != HOST
 
 
-@pytest.fixture
-def record(record: Record) -> Record:
-    # It keeps a thread, and an ordinary user's process with a second one cannot go in and out.
-    return lambda *arguments: record("-pno:rerunfailures", *arguments)
-
-
 @pytest.fixture(autouse=True)
 def in_this_process():
     assert os.getpid() == PID
     assert inside()
 """
+
+
+@pytest.fixture
+def record(record: Record) -> Record:
+    # It keeps a thread, and an ordinary user's process with a second one cannot go in and out.
+    return lambda *arguments: record("-pno:rerunfailures", *arguments)
 
 
 @pytest.fixture

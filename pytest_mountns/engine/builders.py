@@ -93,14 +93,15 @@ class NewApi:
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
         tree = sys.open_tree(sys.AT_FDCWD, source, flags | sys.AT_NO_AUTOMOUNT)
-        self._attach_bind(tree, target, read_only=read_only)
+        self.attach_bind(tree, target, read_only=read_only)
 
     def rebind(self, target: str) -> None:
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
         tree = sys.open_tree(self.root, target[1:], flags | sys.AT_NO_AUTOMOUNT)
-        self._attach_bind(tree, target, read_only=True)
+        self.attach_bind(tree, target, read_only=True)
 
-    def _attach_bind(self, tree: int, target: str, *, read_only: bool) -> None:
+    def attach_bind(self, tree: int, target: str, *, read_only: bool) -> None:
+        """:meth:`bind` of a tree that is cloned already."""
         try:
             if read_only:
                 set_read_only(tree)

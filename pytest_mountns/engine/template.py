@@ -152,9 +152,11 @@ def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) ->
                 scratch = high(builder.scratch([("mode", "0755")]))
                 opened.append(scratch)
                 os.fchdir(scratch)
+                # Before the bench is on top of it.
+                root = _clone_root(steps[0])
                 builder.mount("tmpfs", "/", [("mode", "0755")], 0)
             building = Building(builder, plan, {})
-            tops = _lay_out(building, builder, steps)
+            tops = _lay_out(building, builder, steps, root)
             with explained("pivot to the bench", user, "pivot"):
                 builder.pivot()
         except BaseException:
@@ -172,9 +174,9 @@ def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) ->
 
 
 def _lay_out(
-    building: Building, builder: NewApi, steps: tuple[_Standing, ...]
+    building: Building, builder: NewApi, steps: tuple[_Standing, ...], root: int
 ) -> tuple[tuple[str, str], ...]:
-    """Do the steps, each top one in a place of its own on the bench."""
+    """Do the steps, each top one in a place of its own on the bench. ``root``: a clone of ``/``."""
     tops: dict[str, str] = {}
     bench = os.fstat(builder.root).st_dev
     for step in steps:
@@ -184,13 +186,23 @@ def _lay_out(
             tops[top] = str(len(tops))
             _placeholder(builder.root, tops[top], step)
         place = f"/{tops[top]}{target[len(top.rstrip('/')) :].rstrip('/')}"
-        building.carry_out([replace(step, target=place)])
+        if target == "/":
+            builder.attach_bind(root, place, read_only=True)
+        else:
+            building.carry_out([replace(step, target=place)])
     # Without what is optional, and was refused.
     return tuple(
         (name, target)
         for target, name in tops.items()
         if os.stat(name, dir_fd=builder.root, follow_symlinks=False).st_dev != bench
     )
+
+
+def _clone_root(step: _Standing) -> int:
+    if step.target != "/":
+        return -1
+    flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
+    return sys.open_tree(sys.AT_FDCWD, "/", flags | sys.AT_NO_AUTOMOUNT)
 
 
 def _placeholder(bench: int, name: str, step: _Standing) -> None:
