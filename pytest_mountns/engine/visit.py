@@ -139,7 +139,8 @@ class Traveller:
     def enter(self, sandbox: Sandbox, cwd: str) -> None:
         """Go in, from home. Raises :class:`SandboxError`; then this process is at home."""
         if self._chrooted is None:
-            self._chrooted = in_chroot()
+            # In a chroot nobody gets into a user namespace, user_namespaces(7).
+            self._chrooted = not self.in_user_namespace and in_chroot()
         if self._chrooted:
             raise Unavailable(
                 "enter a sandbox and return",
