@@ -19,13 +19,19 @@ COMMON = """
 import os
 import pytest
 
-HOST = os.readlink("/proc/self/ns/mnt")
+HOST = []
 PID = os.getpid()
 PLACE = os.path.expanduser("~")
 
 
+# At home, which for an ordinary user is another place than while tests are collected.
+@pytest.fixture(scope="session", autouse=True)
+def host():
+    HOST.append(os.readlink("/proc/thread-self/ns/mnt"))
+
+
 def inside():
-    return os.readlink("/proc/thread-self/ns/mnt") != HOST
+    return os.readlink("/proc/thread-self/ns/mnt") != HOST[0]
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +148,7 @@ def test_the_process_is_as_before(pytester: pytest.Pytester, record: Record, hom
 
         class TestOutside:
             @pytest.fixture(autouse=True)
-            def in_this_process(self):
+            def in_this_process(self, host):
                 assert os.getpid() == PID and not inside()
 
             @pytest.mark.no_mountns
@@ -162,9 +168,11 @@ def test_wider_fixtures_and_reports_are_at_home(
     pytester.makeconftest(
         """
         import os, pytest
-        HOST = os.readlink("/proc/self/ns/mnt")
+        HOST = []
 
-        def here(): return os.readlink("/proc/thread-self/ns/mnt") == HOST
+        def pytest_runtest_logstart(): HOST.append(os.readlink("/proc/thread-self/ns/mnt"))
+
+        def here(): return os.readlink("/proc/thread-self/ns/mnt") == HOST[0]
 
         def pytest_runtest_logreport(report):
             assert here(), report.when

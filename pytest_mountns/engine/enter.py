@@ -245,7 +245,7 @@ class Sandbox:
         Raises :class:`SandboxError`; the sandbox is then as it was.
         """
         try:
-            other.join(working_directory(), kin=kin)
+            other.join(working_directory(), kin=(*kin, self))
         except BaseException:
             other.close()
             raise
