@@ -15,7 +15,7 @@ import pytest
 from . import internals, relay
 from .child import Inheritance, TestProcess
 from .engine import disk, processes
-from .engine.errors import SandboxError, Unavailable
+from .engine.errors import SandboxError, Unavailable, said
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
 from .engine.syscalls import flush_stdout
@@ -152,7 +152,7 @@ class Passage:
                     if not isinstance(error, OSError):
                         raise
                     what = "too many processes, or not enough memory"
-                    return SandboxError("fork a test process", str(error), what, "ulimit -u; free")
+                    return SandboxError("fork a test process", said(error), what, "ulimit -u; free")
                 if child == 0:
                     ours.close()
                     os.close(status_reader)

@@ -29,7 +29,7 @@ from .advice import Doing, explain
 from .build import Building, make_target, open_scratch
 from .builders import Builder, Classic, NewApi, set_read_only
 from .changes import Changes
-from .errors import SandboxError, Unavailable
+from .errors import SandboxError, Unavailable, said
 from .plan import Bind, Plan
 from .upper import Layered, read_changes
 
@@ -71,7 +71,7 @@ def enter_user_namespace() -> None:
                 file.write(text)
     except OSError as error:
         cause, remedy = explain(error.errno or 0, True, "user namespace")
-        raise Unavailable(what, str(error), cause, remedy) from error
+        raise Unavailable(what, said(error), cause, remedy) from error
 
 
 def enter_mount_namespace(user_namespace: bool) -> int:
@@ -91,7 +91,7 @@ def enter_mount_namespace(user_namespace: bool) -> int:
         if stage >= 0:
             os.close(stage)
         cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
-        raise Unavailable("make a mount namespace", str(error), cause, remedy) from error
+        raise Unavailable("make a mount namespace", said(error), cause, remedy) from error
     return stage
 
 
@@ -329,7 +329,7 @@ def _explained(what: str, user_namespace: bool, doing: Doing = "") -> Iterator[N
         yield
     except OSError as error:
         cause, remedy = explain(error.errno or 0, user_namespace, doing)
-        raise SandboxError(what, str(error), cause, remedy) from error
+        raise SandboxError(what, said(error), cause, remedy) from error
 
 
 def _cwd() -> str:
