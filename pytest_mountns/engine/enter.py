@@ -27,7 +27,7 @@ from typing import Final, final
 from . import syscalls as sys
 from .advice import Doing, explain
 from .build import Building, make_target, open_scratch
-from .builders import Builder, Classic, NewApi, set_read_only
+from .builders import builder_for, set_read_only
 from .changes import Changes
 from .errors import SandboxError, Unavailable, said
 from .plan import Bind, Plan
@@ -183,7 +183,7 @@ class Sandbox:
     def _enter(self, cwd: str) -> None:
         """Build and pivot. Changes nothing of this object before it has worked."""
         with _explained("read the mount table", self.plan.user_namespace, "proc"):
-            builder: Builder = NewApi() if self.plan.capabilities.new_api else Classic()
+            builder = builder_for(self.plan.capabilities)
         building = Building(builder, self.plan)
         umask = os.umask(0)
         scratch = -1

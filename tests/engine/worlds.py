@@ -22,6 +22,7 @@ import pytest
 
 from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.capabilities import probe
+from pytest_mountns.engine.disk import DiskUppers
 from pytest_mountns.engine.enter import (
     Sandbox,
     drop_user_capabilities,
@@ -176,14 +177,23 @@ def plan_here(
     spec: SandboxSpec,
     mode: Mode,
     *,
-    api: str = "new",
+    api: str = "best",
     places: Sequence[str] = (),
 ) -> Plan:
-    """The plan of ``spec`` on the machine this process is on."""
+    """The plan of ``spec`` on the machine this process is on.
+
+    ``api``: "new" (uppers on a detached mount), "attached" (the new mount API of Linux before
+    6.15), "classic" (mount(2)), or the "best" that this machine has.
+    """
     capabilities = capabilities_of(mode)
-    if api == "new" and not capabilities.new_api:
+    if api in ("new", "attached") and not capabilities.new_api:
         pytest.skip("this kernel has no new mount API")
-    capabilities = dataclasses.replace(capabilities, new_api=api == "new")
+    if api == "new" and not capabilities.detached_uppers:
+        pytest.skip("this kernel takes no uppers on a detached mount")
+    if api != "best":
+        capabilities = dataclasses.replace(
+            capabilities, new_api=api != "classic", detached_uppers=api == "new"
+        )
     host = survey(user_namespace=mode == "user", places=[BASE, *places])
     return plan(spec, host, capabilities)
 
@@ -193,13 +203,14 @@ def in_sandbox(
     spec: SandboxSpec | None = None,
     *,
     mode: Mode,
-    api: str = "new",
+    api: str = "best",
     places: Sequence[str] = (),
     directory: str | None = None,
 ) -> T:
     """Call ``function`` in a sandbox on the machine this process is on."""
     wanted = plan_here(spec or SandboxSpec(), mode, api=api, places=places)
     outside = os.readlink("/proc/self/ns/mnt")
+    uppers = DiskUppers()
 
     def test() -> T:
         if mode == "user":
@@ -210,7 +221,17 @@ def in_sandbox(
         assert os.readlink("/proc/self/ns/mnt") != outside
         return function(sandbox)
 
-    return in_child(test)
+    try:
+        if (
+            wanted.upper.medium == "disk"
+            and directory is None
+            and not capabilities_of(mode).memory_upper
+        ):
+            # Not what the test is about: this machine has no other place for them.
+            directory = uppers.new()
+        return in_child(test)
+    finally:
+        uppers.close()
 
 
 @functools.cache

@@ -67,15 +67,11 @@ def mirror() -> str:
     """The URI of Debian's main archive as this machine's apt is set up."""
     sources = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*.*")]
     for source in sources:
-        if source.is_file():
-            found = re.search(r"^(?:deb\s.*?|URIs:\s*)(https?://\S+/debian)/?\s", _text(source), re.M)
-            if found:
-                return found[1]
+        text = source.read_text(errors="replace") if source.is_file() else ""
+        found = re.search(r"^(?:deb\s.*?|URIs:\s*)(https?://\S+/debian)/?\s", text, re.M)
+        if found:
+            return found[1]
     return _DEFAULT_MIRROR
-
-
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace")
 
 
 @dataclass(frozen=True)

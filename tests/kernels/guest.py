@@ -30,8 +30,8 @@ def main(tests: list[str]) -> None:
         name = "root" if who == "root" else "user"
         run(who, checkout, ["-m", "pytest_mountns.doctor", "--json"], f"{name}.json")
         junit = checkout / f"{name}.xml"
-        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "-o", "junit_family=xunit1"]
-        run(who, checkout, ["-m", "pytest", *options, *tests], f"{name}.txt")
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
+        run(who, checkout, [*command, *tests], f"{name}.txt")
         if junit.exists():
             shutil.copy(junit, RESULTS)
 

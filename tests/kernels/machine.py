@@ -70,10 +70,10 @@ def make_initramfs(kernel: Path, busybox: Path, place: Path, job: Sequence[str])
     shutil.copy(busybox, tree / "bin/busybox")
     found = []
     for module in _MODULES:
-        for file in kernel.glob(f"**/modules/**/{module}.ko*"):
-            data = file.read_bytes()
+        for path in kernel.glob(f"**/modules/**/{module}.ko*"):
+            data = path.read_bytes()
             (tree / f"{module}.ko").write_bytes(
-                lzma.decompress(data) if file.suffix == ".xz" else data
+                lzma.decompress(data) if path.suffix == ".xz" else data
             )
             found.append(module)
     init = tree / "init"
