@@ -211,8 +211,10 @@ class _Log:
 def _in_words(error: SandboxError) -> str:
     if not error.kernel:
         return error.tried
-    # A system call names itself; a read or write of Python's does not say of what.
-    own = isinstance(error.__cause__, SyscallError) and error.tried.startswith("make a ")
+    # A system call names itself, and so does what has a path; a write does not say of what.
+    cause = error.__cause__
+    own = error.tried.startswith("make a ") and isinstance(cause, SyscallError)
+    own = own or (isinstance(cause, OSError) and cause.filename is not None)
     return error.kernel if own else f"{error.tried}: {error.kernel}"
 
 

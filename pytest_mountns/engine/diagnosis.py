@@ -22,8 +22,12 @@ _PODMAN: Final = (
     "podman run --privileged, or --cap-add SYS_ADMIN --security-opt seccomp=unconfined"
     " --security-opt unmask=ALL"
 )
-#: The step that needs a call, and the Linux that has it.
-_SINCE: Final = {"new mount API": (5, 12)}
+#: Steps that only a newer Linux can do, and what an older one says.
+_SINCE: Final = {
+    "new mount API": ((5, 12), "ENOSYS"),
+    "uppers on a detached mount": ((6, 15), "EINVAL"),
+    "extended attributes on tmpfs": ((6, 6), "ENOTSUP"),
+}
 
 
 def diagnose(step: str, errno: str, here: Circumstances, *, user_namespace: bool) -> Advice | None:
@@ -32,27 +36,28 @@ def diagnose(step: str, errno: str, here: Circumstances, *, user_namespace: bool
     ``user_namespace``: it was tried in one, or was to make one.
     """
     judge = _as_user if user_namespace else _as_root
-    for rule in (_hidden_call, _no_overlay, _old_overlay, _used_up, _covered_proc, judge):
+    overlay = (_no_overlay, _old_overlay, _nested)
+    for rule in (_too_old, _hidden_call, *overlay, _used_up, _covered_proc, judge):
         advice = rule(step, errno, here)
         if advice is not None:
             return advice
     return None
 
 
+def _too_old(step: str, errno: str, here: Circumstances) -> Advice | None:
+    since, answer = _SINCE.get(step, ((0, 0), ""))
+    if errno != answer or not (0, 0) < here.version < since:
+        return None
+    wanted = f"{since[0]}.{since[1]}"
+    return (f"Linux {here.kernel} is older than {wanted}", f"Linux {wanted} or later")
+
+
 def _hidden_call(step: str, errno: str, here: Circumstances) -> Advice | None:
-    if errno != "ENOSYS":
+    if errno != "ENOSYS" or not here.seccomp:
         return None
-    since = _SINCE.get(step)
-    if since is None and not here.seccomp:
-        return None
-    if since is None or here.version >= since:
-        return (
-            f"a seccomp filter hides the call: Linux {here.kernel} has it",
-            f"{_engine(here, 'seccomp=unconfined')}, or a newer container engine",
-        )
     return (
-        f"Linux {here.kernel} is older than {since[0]}.{since[1]}",
-        f"a kernel of {since[0]}.{since[1]} or later",
+        "a seccomp filter hides the call",
+        f"{_engine(here, 'seccomp=unconfined')}, or a newer container engine",
     )
 
 
@@ -73,6 +78,15 @@ def _old_overlay(step: str, errno: str, here: Circumstances) -> Advice | None:
     return (
         f"Linux {here.kernel} lets nobody but root mount an overlay",
         "Linux 5.11 or later, or run the tests as root",
+    )
+
+
+def _nested(step: str, errno: str, here: Circumstances) -> Advice | None:
+    if "root" not in step or errno != "EINVAL" or here.root != "overlay":
+        return None
+    return (
+        "/ is an overlay on an overlay already, and OverlayFS nests two deep at most",
+        "run the tests one level further out: not in a sandbox in a container, for example",
     )
 
 
