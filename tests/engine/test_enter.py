@@ -348,7 +348,11 @@ def test_roots_of_overlays_look_like_what_they_cover(mode: Mode, api: str) -> No
     def prepare() -> None:
         mkdir("m")
         mount_tmpfs("m", "mode=0711")
-        os.setxattr("m", "user.mark", b"here")
+        try:
+            os.setxattr("m", "user.mark", b"here")
+        except OSError:
+            # Linux before 6.6: a tmpfs takes none.
+            pass
         os.chmod(BASE, 0o1777)
         for path in ("m", BASE):
             os.utime(path, ns=(10**18, 10**18 + 5))
@@ -359,7 +363,8 @@ def test_roots_of_overlays_look_like_what_they_cover(mode: Mode, api: str) -> No
             status = os.stat(path)
             owner = () if mode == "user" else (status.st_uid, status.st_gid)
             found.append((status.st_mode, status.st_mtime_ns, *owner))
-        return [*found, (os.getxattr(f"{BASE}/m", "user.mark"),)]
+        names = [name for name in os.listxattr("m") if "mark" in name]
+        return [*found, *((name, os.getxattr("m", name)) for name in names)]
 
     def host() -> None:
         assert look() == in_sandbox(lambda _: look(), mode=mode, api=api)
@@ -1057,8 +1062,9 @@ def test_a_mount_that_appears_is_in_the_next_plan() -> None:
             mkdir("late")
             mount_tmpfs("late")
             second = planner.plan(SandboxSpec())
-            assert [o.target for o in first.overlays] == ["/", BASE]
-            assert [o.target for o in second.overlays] == ["/", BASE, f"{BASE}/late"]
+            before = [o.target for o in first.overlays]
+            assert {"/", BASE} <= set(before)
+            assert [o.target for o in second.overlays] == [*before, f"{BASE}/late"]
             assert planner.plan(SandboxSpec()) is second
             syscalls.umount("late")
             assert planner.plan(SandboxSpec()) == first
