@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,7 +116,7 @@ class Store:
                 ]
             )
             shutil.rmtree(tree / "var/cache/apt/archives")
-            _pip(tree / SITE, wanted)
+            install(tree / SITE, wanted)
             checked(["chroot", tree, "python3", "-m", "compileall", "-q", f"/{SITE}"])
             checked(["mke2fs", "-q", "-F", "-t", "ext4", "-d", tree, unfinished, _IMAGE_SIZE])
             unfinished.rename(image)
@@ -170,11 +169,8 @@ def requirements() -> list[str]:
     return needed
 
 
-def _pip(place: Path, wanted: Sequence[str]) -> None:
-    """Wheels for the userland's Python, whichever runs this. Nothing is run in there."""
-    options = ["--quiet", "--no-compile", "--target", str(place), "--only-binary=:all:"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, "--python-version", PYTHON, *wanted],
-        check=True,
-        stdin=subprocess.DEVNULL,
-    )
+def install(place: Path, wanted: Sequence[str], python: str = PYTHON) -> None:
+    """Wheels for another Python than the one that runs this. Nothing is run in there."""
+    options = ["--quiet", "--no-compile", f"--target={place}", "--only-binary=:all:"]
+    pip = [sys.executable, "-m", "pip", "install", *options, f"--python-version={python}"]
+    checked([*pip, *wanted])

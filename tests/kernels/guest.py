@@ -2,7 +2,8 @@
 
 Started by the machine's first process with what to test as arguments. Of the project it imports
 nothing. Writes, for each of the two, ``WHO.txt`` (what pytest has printed), ``WHO.xml`` (JUnit)
-and ``WHO.json`` (the doctor's facts) to /run/results.
+and ``WHO.json`` (the doctor's facts) to /run/results; and to ``no-overlay.txt`` what the doctor
+says before OverlayFS is loaded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ USER = "tester"
 def main(tests: list[str]) -> None:
     prepare()
     RESULTS.mkdir()
+    run("root", Path("/checkout"), ["-m", "pytest_mountns.doctor"], "no-overlay.txt")
+    if os.path.exists("/overlay.ko"):
+        subprocess.run(["insmod", "/overlay.ko"], check=True)
     for who in ("root", USER):
         home = Path(pwd.getpwnam(who).pw_dir)
         checkout = home / "checkout"

@@ -29,7 +29,6 @@ _MODULES: Final = (
     "virtio_pci_modern_dev",
     "virtio_pci",
     "virtio_blk",
-    "overlay",
     "fuse",
     "loop",
 )
@@ -37,6 +36,7 @@ _INIT: Final = """#!/bin/busybox sh
 busybox mount -t devtmpfs devtmpfs /dev
 for module in {modules}; do busybox insmod /$module.ko; done
 busybox mount -t ext4 /dev/vda /new
+if [ -e /overlay.ko ]; then busybox cp /overlay.ko /new; fi
 busybox mount --move /dev /new/dev
 exec busybox switch_root /new /bin/sh -c '
 mount -t proc proc /proc
@@ -69,7 +69,7 @@ def make_initramfs(kernel: Path, busybox: Path, place: Path, job: Sequence[str])
         (tree / name).mkdir(parents=True)
     shutil.copy(busybox, tree / "bin/busybox")
     found = []
-    for module in _MODULES:
+    for module in (*_MODULES, "overlay"):
         for path in kernel.glob(f"**/modules/**/{module}.ko*"):
             data = path.read_bytes()
             (tree / f"{module}.ko").write_bytes(
@@ -77,7 +77,9 @@ def make_initramfs(kernel: Path, busybox: Path, place: Path, job: Sequence[str])
             )
             found.append(module)
     init = tree / "init"
-    init.write_text(_INIT.format(modules=" ".join(found), job=" ".join(job)))
+    # The job loads the last one: it has something to see before.
+    loaded = " ".join(module for module in found if module != "overlay")
+    init.write_text(_INIT.format(modules=loaded, job=" ".join(job)))
     init.chmod(0o755)
     archive = place / "initramfs.cpio"
     names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
@@ -93,7 +95,7 @@ def make_initramfs(kernel: Path, busybox: Path, place: Path, job: Sequence[str])
     return archive
 
 
-def pack_checkout(wheel: Path, place: Path) -> Path:
+def pack_checkout(wheel: Path, place: Path, site: str = SITE) -> Path:
     """The tests, and the plugin as it is installed: from the wheel."""
     archive = place / "checkout.tar"
     with tarfile.open(archive, "w") as tar:
@@ -104,7 +106,7 @@ def pack_checkout(wheel: Path, place: Path) -> Path:
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(unpacked)
         for path in sorted(unpacked.iterdir()):
-            tar.add(path, f"{SITE}/{path.name}", filter=_as_root)
+            tar.add(path, f"{site}/{path.name}", filter=_as_root)
     return archive
 
 
