@@ -26,11 +26,12 @@ def said(environment: Environment) -> list[str]:
     findings = environment.run(examine)
     assert isinstance(findings, Findings)
     first, *rest = lines(findings)
-    # The engine's files are seen wherever its image is booted; the release is this machine's.
-    first = re.sub(r"(Linux \d+\.\d+)\S*", r"\1", first.removesuffix(","))
-    first = first.replace(", in a docker container", "")
+    first = re.sub(r"(Linux \d+\.\d+)[^, ]*", r"\1", first)
     if environment.name.startswith("docker"):
-        first += ", in a docker container"
+        return [first, *rest]
+    # Of what has made the environment, or of an image that this machine was made from.
+    for trace in (", seccomp filter" * environment.imitates, ", in a docker container"):
+        first = first.replace(trace, "")
     return [first, *rest]
 
 

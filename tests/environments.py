@@ -17,7 +17,7 @@ from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.circumstances import CAP_SYS_ADMIN
 from pytest_mountns.engine.enter import drop_user_capabilities, enter_user_namespace
 
-from .engine.worlds import BASE, Mode, bind, in_sandbox, in_world, mkdir, write
+from .engine.worlds import BASE, Mode, bind, in_sandbox, in_world, mkdir, mount_tmpfs, write
 from .seccomp import CLONE_NEW, Refusal, install, refuse
 
 _PR_CAPBSET_DROP: Final = 24
@@ -29,16 +29,21 @@ _DOCKERS: Final = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
 
 @dataclass(frozen=True)
 class Environment:
-    """``title``: for the page. ``needs``: whose sandboxes the machine must be able to make."""
+    """``title``: for the page. ``needs``: whose sandboxes the machine must be able to make.
+
+    ``imitates``: the seccomp filter stands for something else. ``prepare``: as for ``in_world``.
+    """
 
     name: str
     title: str
     needs: Mode
     enter: Callable[[Callable[[], object]], object]
+    imitates: bool = False
+    prepare: Callable[[], object] = lambda: None
 
     def run(self, action: Callable[[], object]) -> object:
         """Call ``action`` there."""
-        return in_world(lambda: self.enter(action), self.needs)
+        return in_world(lambda: self.enter(action), self.needs, self.prepare)
 
 
 def drop_capabilities(gone: frozenset[int]) -> None:
@@ -76,6 +81,11 @@ def _docker_with_sys_admin(action: Callable[[], object]) -> object:
     mounts = refuse(("mount", "umount2", "fsmount", "move_mount", "mount_setattr"), errno.EACCES)
     install([*mounts, Refusal("pivot_root", errno.EPERM)])
     return action()
+
+
+def _set_apparmors_sysctl() -> None:
+    mount_tmpfs("/proc/sys/kernel")
+    write("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1\n")
 
 
 def _apparmor(action: Callable[[], object]) -> object:
@@ -136,12 +146,16 @@ ENVIRONMENTS: Final = (
         "An ordinary user of Ubuntu 23.10 or later, where AppArmor restricts user namespaces",
         "user",
         _apparmor,
+        imitates=True,
+        prepare=_set_apparmors_sysctl,
     ),
     Environment(
         "apparmor-late",
         "The same, where the maps may be written",
         "user",
         _apparmor_late,
+        imitates=True,
+        prepare=_set_apparmors_sysctl,
     ),
     Environment(
         "no-user-namespaces",
@@ -160,6 +174,7 @@ ENVIRONMENTS: Final = (
         "An ordinary user, and tmpfs takes no extended attributes (Linux before 6.6)",
         "user",
         _no_xattrs,
+        imitates=True,
     ),
     Environment("chroot", "Root in a chroot that is no mountpoint", "root", _chroot),
     Environment("too-deep", "In a sandbox in a sandbox", "root", _too_deep),

@@ -24,7 +24,7 @@ IMPOSSIBLE = {
     "docker": ("mount namespace", "EPERM", "CAP_SYS_ADMIN", "--privileged"),
     "docker-sys-admin": ("mount namespace", "EACCES", "AppArmor", "apparmor=unconfined"),
     "apparmor": ("user namespace", "EACCES", "AppArmor", "apparmor_restrict_unprivileged_userns=0"),
-    "apparmor-late": ("mount namespace", "EPERM", "seccomp", "seccomp=unconfined"),
+    "apparmor-late": ("mount namespace", "EPERM", "AppArmor", "sudo"),
     "no-user-namespaces": (
         "user namespace",
         "ENOSPC",
@@ -214,7 +214,7 @@ def test_the_reason_here(
         ("new mount API", "ENOSYS", ROOT, False),
         ("uppers on a detached mount", "EINVAL", replace(ROOT, kernel="6.15.0"), False),
         # Two that may have refused it.
-        ("mount namespace", "EPERM", replace(ROOT, seccomp=True, apparmor="docker-default"), False),
+        ("tmpfs", "EPERM", replace(ROOT, seccomp=True, apparmor="docker-default"), False),
         ("user namespace", "EPERM", PLAIN, True),
         ("overlay", "EINVAL", ROOT, False),
         ("user namespace", "ENOSPC", replace(PLAIN, sysctls={"user.max_user_namespaces": 9}), True),

@@ -82,7 +82,8 @@ def _old_overlay(step: str, errno: str, here: Circumstances) -> Advice | None:
 
 
 def _nested(step: str, errno: str, here: Circumstances) -> Advice | None:
-    if "root" not in step or errno != "EINVAL" or here.root != "overlay":
+    whole = ("a whole root and pivot_root", "a PID namespace with its own /proc")
+    if step not in whole or errno != "EINVAL" or here.root != "overlay":
         return None
     return (
         "/ is an overlay on an overlay already, and OverlayFS nests two deep at most",
@@ -132,7 +133,7 @@ def _as_user(step: str, errno: str, here: Circumstances) -> Advice | None:
             "kernel.unprivileged_userns_clone is 0",
             "sudo sysctl -w kernel.unprivileged_userns_clone=1",
         )
-    return _by_profile(step, errno, here)
+    return _by_profile(errno, here)
 
 
 def _as_root(step: str, errno: str, here: Circumstances) -> Advice | None:
@@ -140,10 +141,18 @@ def _as_root(step: str, errno: str, here: Circumstances) -> Advice | None:
         return None
     if not here.sys_admin:
         return ("this root lacks CAP_SYS_ADMIN", _unconfined(here))
-    return _by_profile(step, errno, here)
+    sure = _by_profile(errno, here)
+    if sure is None and step == "mount namespace":
+        # It has what the kernel asks for.
+        return (
+            "a seccomp filter or a security module (AppArmor, SELinux) forbids it, as container"
+            " engines set them up",
+            _unconfined(here),
+        )
+    return sure
 
 
-def _by_profile(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _by_profile(errno: str, here: Circumstances) -> Advice | None:
     confined = here.apparmor not in ("", "unconfined")
     # AppArmor's word for "no" is EACCES, but for pivot_root; a seccomp profile's is EPERM.
     if confined and (errno == "EACCES" or not here.seccomp):

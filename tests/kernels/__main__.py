@@ -28,6 +28,7 @@ from .machine import pack_checkout, run_job
 from .results import Row, rows
 
 PAGE: Final = CHECKOUT / "docs" / "kernels.md"
+DOCTOR_PAGE: Final = CHECKOUT / "docs" / "doctor.md"
 HERE: Final = "here"
 TESTS: Final = (
     "tests/engine",
@@ -91,6 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.page or not (options.on or options.tests):
         table = page.table(_HEAD, [row.cells() for row in found])
         page.write("kernels", table, options.page or PAGE)
+    if not options.page and "bookworm" in wanted:
+        said = (work / "runs" / "bookworm" / "results" / "no-overlay.txt").read_text()
+        page.write("no-overlay", ["```", *said.splitlines(), "```"], DOCTOR_PAGE)
     return int(not all(row.good for row in found))
 
 
