@@ -37,11 +37,14 @@ from .worlds import (
     host_unchanged,
     in_sandbox,
     in_world,
+    mark,
+    marks,
     mkdir,
     mount_tmpfs,
     private_mounts,
     remount,
     skip_unless,
+    skip_unless_in_memory,
     tree,
     write,
 )
@@ -348,11 +351,7 @@ def test_roots_of_overlays_look_like_what_they_cover(mode: Mode, api: str) -> No
     def prepare() -> None:
         mkdir("m")
         mount_tmpfs("m", "mode=0711")
-        try:
-            os.setxattr("m", "user.mark", b"here")
-        except OSError:
-            # Linux before 6.6: a tmpfs takes none.
-            pass
+        mark("m")
         os.chmod(BASE, 0o1777)
         for path in ("m", BASE):
             os.utime(path, ns=(10**18, 10**18 + 5))
@@ -363,8 +362,7 @@ def test_roots_of_overlays_look_like_what_they_cover(mode: Mode, api: str) -> No
             status = os.stat(path)
             owner = () if mode == "user" else (status.st_uid, status.st_gid)
             found.append((status.st_mode, status.st_mtime_ns, *owner))
-        names = [name for name in os.listxattr("m") if "mark" in name]
-        return [*found, *((name, os.getxattr("m", name)) for name in names)]
+        return [*found, (marks(f"{BASE}/m"),)]
 
     def host() -> None:
         assert look() == in_sandbox(lambda _: look(), mode=mode, api=api)
@@ -646,6 +644,8 @@ def test_read_only_refuses_every_write_to_the_root(mode: Mode, api: str) -> None
 
 @pytest.mark.parametrize("spec", [SandboxSpec(size=1 << 20), SandboxSpec(inodes=50)], ids=str)
 def test_a_limited_upper_is_a_full_disk(mode: Mode, api: str, spec: SandboxSpec) -> None:
+    skip_unless_in_memory(mode)
+
     def fill(_: Sandbox) -> int:
         def write_on() -> None:
             for number in range(100):
@@ -1130,7 +1130,7 @@ def _entries() -> None:
     write("secret", "secret", 0o400)
     write("large", b"x" * (2 << 20))
     os.utime("small", ns=(10**18, 10**18 + 7))
-    os.setxattr("small", "user.mark", b"here")
+    mark("small")
     os.symlink("small", "link")
     os.mkfifo("fifo")
     write("\udcffodd, :name\\", "odd")
@@ -1139,11 +1139,12 @@ def _entries() -> None:
 
 def test_a_users_directory_with_mounts_can_be_written_to(api: str) -> None:
     skip_unless("user")
+    marked: list[bytes] = []
 
     def test(sandbox: Sandbox) -> None:
         status = os.stat("small")
         assert (status.st_mtime_ns, stat.S_IMODE(status.st_mode)) == (10**18 + 7, 0o640)
-        assert os.getxattr("small", "user.mark") == b"here"
+        assert marks("small") == marked
         assert stat.S_IMODE(os.stat(".").st_mode) == 0o1777
         assert os.readlink("link") == "small"
         assert stat.S_ISFIFO(os.stat("fifo").st_mode)
@@ -1190,6 +1191,7 @@ def test_a_users_directory_with_mounts_can_be_written_to(api: str) -> None:
 
     def host() -> None:
         _entries()
+        marked.extend(marks("small"))
         with host_unchanged():
             # The guard reads everything, without privileges.
             os.chmod("secret", 0)
@@ -1300,6 +1302,8 @@ def test_a_mount_whose_server_is_silent_stops_nothing(
 
 @pytest.mark.no_mountns(reason="nests as deep as it goes")
 def test_a_sandbox_in_a_sandbox_works_and_a_third_says_why(mode: Mode) -> None:
+    skip_unless_in_memory(mode)
+
     def third(_: Sandbox) -> None:
         in_sandbox(lambda _: write("third"), mode=mode)
 

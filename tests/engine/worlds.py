@@ -211,6 +211,8 @@ def in_sandbox(
     wanted = plan_here(spec or SandboxSpec(), mode, api=api, places=places)
     outside = os.readlink("/proc/self/ns/mnt")
     uppers = DiskUppers()
+    # Not what the test is about: this machine has no other place for them.
+    fallen_back = wanted.upper.medium == "disk" and (spec or SandboxSpec()).upper != "disk"
 
     def test() -> T:
         if mode == "user":
@@ -222,12 +224,7 @@ def in_sandbox(
         return function(sandbox)
 
     try:
-        if (
-            wanted.upper.medium == "disk"
-            and directory is None
-            and not capabilities_of(mode).memory_upper
-        ):
-            # Not what the test is about: this machine has no other place for them.
+        if fallen_back and directory is None:
             directory = uppers.new()
         return in_child(test)
     finally:
@@ -261,6 +258,26 @@ def skip_unless(mode: Mode) -> None:
         pytest.skip(f"no sandboxes here: {why}")
     if capabilities.user_namespace != (mode == "user"):
         pytest.skip("root may not mount here")
+
+
+def skip_unless_in_memory(mode: Mode) -> None:
+    """Skip where uppers lie on disk whatever is asked for: they have no limit and do not nest."""
+    if not capabilities_of(mode).memory_upper:
+        pytest.skip("a tmpfs takes no extended attributes of a user's here")
+
+
+def mark(path: str) -> None:
+    """An extended attribute of the user's, where the filesystem takes one."""
+    try:
+        os.setxattr(path, "user.mark", b"here")
+    except OSError:
+        # Linux before 6.6, on a tmpfs.
+        pass
+
+
+def marks(path: str) -> list[bytes]:
+    """What :func:`mark` has set."""
+    return [os.getxattr(path, name) for name in os.listxattr(path) if name == "user.mark"]
 
 
 def mkdir(path: str) -> None:
