@@ -15,6 +15,7 @@ import pytest
 from . import internals, relay
 from .child import Inheritance, TestProcess
 from .engine import disk, processes
+from .engine.advice import explain
 from .engine.errors import SandboxError, Unavailable, said
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
@@ -138,8 +139,20 @@ class Passage:
         except SandboxError as error:
             self._timers.resume()
             return error
-        ours, theirs = relay.pair()
-        status_reader, status_writer = os.pipe()
+        try:
+            ours, theirs = relay.pair()
+            try:
+                status_reader, status_writer = os.pipe()
+            except OSError:
+                ours.close()
+                theirs.close()
+                raise
+        except OSError as error:
+            self._timers.resume()
+            if directory is not None:
+                disk.remove(directory)
+            what = "open a channel to a test process"
+            return SandboxError(what, said(error), *explain(error.errno or 0, False))
         inheritance = Inheritance(os.getpid(), theirs, status_writer, random.getstate())
         try:
             with Interrupts() as interrupts:
