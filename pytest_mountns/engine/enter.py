@@ -14,6 +14,7 @@ Things that do not work, and so are not done here:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -117,16 +118,21 @@ class Sandbox:
 
         Raises :class:`SandboxError` if the stage cannot be looked at.
         """
-        with _privileged(), self._on_stage():
+        with (
+            _explained("look at the host's files", self.plan.user_namespace),
+            _privileged(),
+            self._on_stage(),
+        ):
             lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return read_changes(
-                self.overlays,
-                upper_fd=self.scratch,
-                lower_fd=lower,
-                xattr_prefix=self.plan.capabilities.xattr_prefix,
-                ignore=self.created,
-            )
+            with _explained("read the changes", self.plan.user_namespace):
+                return read_changes(
+                    self.overlays,
+                    upper_fd=self.scratch,
+                    lower_fd=lower,
+                    xattr_prefix=self.plan.capabilities.xattr_prefix,
+                    ignore=self.created,
+                )
         finally:
             os.close(lower)
 
@@ -349,9 +355,10 @@ def _directory_descriptors(besides: set[int]) -> list[tuple[int, str]]:
         try:
             if stat.S_ISDIR(os.fstat(fd).st_mode):
                 found.append((fd, os.readlink(f"/proc/self/fd/{name}")))
-        except OSError:
-            # The descriptor of the listing itself, closed by now.
-            continue
+        except OSError as error:
+            # The descriptor of the listing itself, closed by now. Any other may lead out.
+            if error.errno not in (errno.EBADF, errno.ENOENT):
+                raise
     return found
 
 
