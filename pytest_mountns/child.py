@@ -10,6 +10,7 @@ import signal
 import socket
 import traceback
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
@@ -19,7 +20,7 @@ from . import afterfork, internals
 from .companions import Companions
 from .engine import syscalls
 from .engine.enter import Sandbox, drop_user_capabilities, enter, enter_user_namespace
-from .engine.errors import SandboxError, Unavailable
+from .engine.errors import SandboxError, Unavailable, said
 from .engine.init import die_with_parent, enter_pid_namespace
 from .engine.plan import Plan
 from .engine.syscalls import flush_stdout
@@ -82,11 +83,11 @@ class TestProcess:
         afterfork.mend()
         try:
             self._sandbox = self._enter(directory)
+            self._say_entered()
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
             self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
-        self.sender.send("entered", descriptor=self._sandbox.scratch)
         # In the process that stays: with a PID namespace the one above was not the last fork.
         self._companions.begin(self._item)
         timers.hand_over()
@@ -134,7 +135,14 @@ class TestProcess:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
         self._companions.before_reset()
         self.sandbox.reset()
-        self.sender.send("entered", descriptor=self.sandbox.scratch)
+        self._say_entered()
+
+    def _say_entered(self) -> None:
+        """Raises :class:`SandboxError`."""
+        try:
+            self.sender.send("entered", descriptor=self.sandbox.scratch)
+        except OSError as error:
+            raise SandboxError("tell the pytest process of the sandbox", said(error)) from error
 
     def report(self, report: pytest.TestReport) -> None:
         """``pytest_runtest_logreport`` in this process."""
@@ -143,8 +151,10 @@ class TestProcess:
         cursor, live_log = internals.moved_cursor(config), internals.live_log_state(config)
         if cursor is not None or live_log != self._live_log:
             self._live_log = live_log
-            self.sender.send("screen", cursor, live_log)
-        self.sender.report(report, internals.failed_subtests(self._item))
+            with self._end_if_unheard():
+                self.sender.send("screen", cursor, live_log)
+        with self._end_if_unheard():
+            self.sender.report(report, internals.failed_subtests(self._item))
         # Of a failure, -x and --maxfail make something that subtests look at.
         if report.failed or internals.output_is_seen_at_once(config):
             self._settle()
@@ -159,7 +169,19 @@ class TestProcess:
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
-        self.sender.warning(message, when, nodeid)
+        with self._end_if_unheard():
+            self.sender.warning(message, when, nodeid)
+
+    @contextlib.contextmanager
+    def _end_if_unheard(self) -> Iterator[None]:
+        """A test whose reports do not arrive ends as if it had crashed: the session goes on."""
+        try:
+            yield
+        except OSError:
+            try:
+                _kill_children()
+            finally:
+                syscalls.exit_now(1)
 
     def leave(self, error: BaseException | None) -> NoReturn:
         """The protocol of the item has ended, by ``error`` if there is one."""

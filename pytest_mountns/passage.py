@@ -226,7 +226,7 @@ class Passage:
             if not ended:
                 # A reporter failed here: without its parent the test has no business to go on.
                 os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
+            status = _reap(child)
             if receiver.apart:
                 take_terminal_back()
         if self._internal_error is not None:
@@ -389,6 +389,14 @@ class Passage:
             if "report" in arguments:
                 internals.merge_teardown(self._item, arguments["report"], call, sections)
                 return
+
+
+def _reap(child: int) -> int:
+    try:
+        return os.waitpid(child, 0)[1]
+    except ChildProcessError:
+        # SIGCHLD is ignored, by a wider fixture for example: the kernel has thrown it away.
+        return 0
 
 
 def _test_status(reader: int, status: int) -> int:
