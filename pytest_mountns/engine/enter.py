@@ -318,11 +318,13 @@ def drop_user_capabilities() -> None:
 
 @contextmanager
 def _privileged() -> Iterator[None]:
-    effective, permitted, inheritable = sys.capget()
+    with _explained("take back the capabilities of the user namespace", True):
+        effective, permitted, inheritable = sys.capget()
+        if effective != permitted:
+            sys.capset(permitted, permitted, inheritable)
     if effective == permitted:
         yield
         return
-    sys.capset(permitted, permitted, inheritable)
     try:
         yield
     finally:
