@@ -44,6 +44,7 @@ from .worlds import (
     private_mounts,
     remount,
     skip_unless,
+    skip_unless_binding,
     skip_unless_in_memory,
     tree,
     write,
@@ -788,6 +789,8 @@ def test_a_target_that_a_user_cannot_make_is_named(api: str) -> None:
 
 
 def test_a_directory_can_be_bound_later(mode: Mode) -> None:
+    skip_unless_binding(mode)
+
     def test(sandbox: Sandbox) -> None:
         os.umask(0o077)
         sandbox.bind(f"{BASE}/v", f"{BASE}/made/t")
@@ -811,6 +814,8 @@ def test_a_directory_can_be_bound_later(mode: Mode) -> None:
 
 
 def test_binding_through_a_link_mounts_where_it_leads(mode: Mode) -> None:
+    skip_unless_binding(mode)
+
     def test(sandbox: Sandbox) -> None:
         mkdir("place")
         os.symlink(f"{BASE}/place", "link")
@@ -826,6 +831,8 @@ def test_binding_through_a_link_mounts_where_it_leads(mode: Mode) -> None:
 
 
 def test_binding_what_is_not_there_says_so_and_changes_nothing(mode: Mode) -> None:
+    skip_unless_binding(mode)
+
     def test(sandbox: Sandbox) -> None:
         before = set(descriptors())
         table = read()
@@ -849,6 +856,8 @@ def test_binding_what_is_not_there_says_so_and_changes_nothing(mode: Mode) -> No
 
 
 def test_what_the_test_has_made_is_not_a_source(mode: Mode) -> None:
+    skip_unless_binding(mode)
+
     def test(sandbox: Sandbox) -> None:
         mkdir("mine")
         with pytest.raises(SandboxError, match="does not exist on the host"):
@@ -867,6 +876,8 @@ def test_before_the_new_mount_api_nothing_can_be_bound_later(mode: Mode) -> None
 
 
 def test_another_thread_may_bind(mode: Mode) -> None:
+    skip_unless_binding(mode)
+
     def test(sandbox: Sandbox) -> None:
         here = os.getcwd()
         thread = threading.Thread(target=lambda: sandbox.bind(f"{BASE}/v", f"{BASE}/t"))
@@ -915,6 +926,7 @@ def test_a_chroot_of_the_test_is_kept(api: str) -> None:
 def test_without_proc_the_way_back_is_not_left() -> None:
     mode: Mode = "root"
     skip_unless(mode)
+    skip_unless_binding(mode)
 
     def test(sandbox: Sandbox) -> None:
         mount_tmpfs("/proc")
@@ -1001,6 +1013,8 @@ def test_a_working_directory_of_the_test_is_gone_after_a_reset(mode: Mode, api: 
 
 
 def test_a_reset_that_fails_leaves_the_sandbox_as_it_was(mode: Mode) -> None:
+    skip_unless_binding(mode)
+
     def test(sandbox: Sandbox) -> None:
         mkdir("own")
         os.chdir("own")

@@ -266,6 +266,12 @@ def skip_unless_in_memory(mode: Mode) -> None:
         pytest.skip("a tmpfs takes no extended attributes of a user's here")
 
 
+def skip_unless_binding(mode: Mode) -> None:
+    """Skip where a host directory cannot be bound in the middle of a test."""
+    if not capabilities_of(mode).new_api:
+        pytest.skip("this kernel has no new mount API")
+
+
 def mark(path: str) -> None:
     """An extended attribute of the user's, where the filesystem takes one."""
     try:
