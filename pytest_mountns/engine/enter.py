@@ -328,7 +328,8 @@ def _privileged() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.capset(effective, permitted, inheritable)
+        with _explained("give up the capabilities of the user namespace again", True):
+            sys.capset(effective, permitted, inheritable)
 
 
 @contextmanager
