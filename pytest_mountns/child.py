@@ -18,9 +18,9 @@ import pytest
 
 from . import afterfork, internals
 from .companions import Companions
-from .engine import processes, syscalls
+from .engine import disk, processes, syscalls
 from .engine.enter import Layers, Sandbox, make
-from .engine.errors import SandboxError, Unavailable
+from .engine.errors import SandboxError, Unavailable, said
 from .engine.init import die_with_parent, enter_pid_namespace
 from .engine.moving import (
     drop_user_capabilities,
@@ -64,6 +64,13 @@ class Entry:
     layers: Layers | None = None
     sandbox: Sandbox | None = None
     enter_user_namespace: bool = False
+
+    def close(self) -> None:
+        """In the parent, when the child is done, or there is none."""
+        if self.sandbox is not None:
+            self.sandbox.close()
+        if self.directory is not None:
+            disk.remove(self.directory)
 
 
 @final
@@ -109,11 +116,11 @@ class TestProcess:
         afterfork.mend()
         try:
             self._rooms = Rooms(self._enter(), close)
+            self._say_entered()
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
             self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
-        self.sender.send("entered", descriptor=self.rooms.sandbox.scratch)
         # In the process that stays: with a PID namespace the one above was not the last fork.
         self._companions.begin(self._item)
         timers.hand_over()
@@ -176,7 +183,14 @@ class TestProcess:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
         self._companions.before_reset()
         self.rooms.reset()
-        self.sender.send("entered", descriptor=self.rooms.sandbox.scratch)
+        self._say_entered()
+
+    def _say_entered(self) -> None:
+        """Raises :class:`SandboxError`."""
+        try:
+            self.sender.send("entered", descriptor=self.rooms.sandbox.scratch)
+        except OSError as error:
+            raise SandboxError("tell the pytest process of the sandbox", said(error)) from error
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
@@ -194,8 +208,10 @@ class TestProcess:
         cursor, live_log = internals.moved_cursor(config), internals.live_log_state(config)
         if cursor is not None or live_log != self._live_log:
             self._live_log = live_log
-            self.sender.send("screen", cursor, live_log)
-        self.sender.report(report, internals.failed_subtests(self._item))
+            with self._end_if_unheard():
+                self.sender.send("screen", cursor, live_log)
+        with self._end_if_unheard():
+            self.sender.report(report, internals.failed_subtests(self._item))
         # Of a failure, -x and --maxfail make something that subtests look at.
         if report.failed or internals.output_is_seen_at_once(config):
             self._settle()
@@ -210,7 +226,19 @@ class TestProcess:
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
-        self.sender.warning(message, when, nodeid)
+        with self._end_if_unheard():
+            self.sender.warning(message, when, nodeid)
+
+    @contextlib.contextmanager
+    def _end_if_unheard(self) -> Iterator[None]:
+        """A test whose reports do not arrive ends as if it had crashed: the session goes on."""
+        try:
+            yield
+        except OSError:
+            try:
+                processes.kill_all(processes.children(os.getpid()))
+            finally:
+                syscalls.exit_now(1)
 
     def leave(self, error: BaseException | None) -> NoReturn:
         """The protocol of the item has ended, by ``error`` if there is one."""

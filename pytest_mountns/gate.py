@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import mmap
-import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Final, final
@@ -31,7 +30,7 @@ from . import config as settings
 from . import internals
 from .child import TestProcess
 from .companions import Companions
-from .engine import disk
+from .engine import disk, processes
 from .engine.errors import SandboxError, Unavailable
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
@@ -95,7 +94,7 @@ class Gate:
     def reap(self) -> None:
         """Wait for the test process that was on its way out."""
         if self.leaving:
-            os.waitpid(self.leaving, 0)
+            processes.reap(self.leaving)
             self.leaving = 0
 
     @property

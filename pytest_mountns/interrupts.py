@@ -33,7 +33,11 @@ class Interrupts:
             self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             self._handler = handler
             signal.signal(signal.SIGINT, self._note)
-            self.descriptor = syscalls.signalfd(frozenset({signal.SIGINT}))
+            try:
+                self.descriptor = syscalls.signalfd(frozenset({signal.SIGINT}))
+            except OSError:
+                # As where another thread takes it: where it came from is not known.
+                signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         return self
 
     def _note(self, number: int, frame: object) -> None:
@@ -48,7 +52,8 @@ class Interrupts:
         """SIGINT is as it was before; one that was held back interrupts here."""
         handler, self._handler = self._handler, None
         if handler is not None:
-            os.close(self.descriptor)
+            if self.descriptor >= 0:
+                os.close(self.descriptor)
             self.descriptor = -1
             signal.signal(signal.SIGINT, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)

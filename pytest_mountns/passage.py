@@ -15,8 +15,9 @@ import pytest
 
 from . import internals, logging_locks, relay
 from .child import Entry, Inheritance, TestProcess
-from .engine import disk, processes
-from .engine.errors import SandboxError, Unavailable
+from .engine import processes
+from .engine.advice import explain
+from .engine.errors import SandboxError, Unavailable, said
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
 from .engine.syscalls import flush_stdout
@@ -113,8 +114,19 @@ class Passage:
         except SandboxError as error:
             self._timers.resume()
             return error
-        ours, theirs = relay.pair()
-        status_reader, status_writer = os.pipe()
+        try:
+            ours, theirs = relay.pair()
+            try:
+                status_reader, status_writer = os.pipe()
+            except OSError:
+                ours.close()
+                theirs.close()
+                raise
+        except OSError as error:
+            self._timers.resume()
+            entry.close()
+            what = "open a channel to a test process"
+            return SandboxError(what, said(error), *explain(error.errno or 0, False))
         forget_failures = internals.noted_failures(item.config)
         inheritance = Inheritance(os.getpid(), theirs, status_writer, random.getstate())
         try:
@@ -129,7 +141,7 @@ class Passage:
                     if not isinstance(error, OSError):
                         raise
                     what = "too many processes, or not enough memory"
-                    return SandboxError("fork a test process", str(error), what, "ulimit -u; free")
+                    return SandboxError("fork a test process", said(error), what, "ulimit -u; free")
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
@@ -154,10 +166,7 @@ class Passage:
                 os.close(status_reader)
                 os.close(status_writer)
                 self._timers.resume()
-                if entry.sandbox is not None:
-                    entry.sandbox.close()
-                if entry.directory is not None:
-                    disk.remove(entry.directory)
+                entry.close()
         if self._refusal is not None:
             self.delegated = False
             return self._refusal
@@ -226,7 +235,7 @@ class Passage:
                 # It is on its way out, and nobody has to wait for that.
                 self._gate.leaving = child
             else:
-                _, status = os.waitpid(child, 0)
+                status = processes.reap(child)
             if receiver.apart:
                 take_terminal_back()
         if self._internal_error is not None:

@@ -322,7 +322,8 @@ class Receiver:
             return
         try:
             info = os.read(interrupts.descriptor, 128)
-        except BlockingIOError:
+        except OSError:
+            # Mostly: there is nothing to read.
             return
         (code,) = struct.unpack_from("i", info, 8)
         if code != _SI_KERNEL or self.apart:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .doctor import report as diagnose
 from .engine.enter import Sandbox
 from .engine.errors import errno_name
-from .engine.planner import Planner
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -42,23 +42,7 @@ def _has_threads(config: pytest.Config) -> bool:
 def doctor(config: pytest.Config) -> int:
     """Print what works here, what does not, why, and what mends it. 0 if tests can be isolated."""
     # Asked for before anything is configured: no session, no gate.
-    findings = Planner([str(config.rootpath)]).findings
-    for trial in findings.trials:
-        mark = "ok    " if trial.works else "FAILED" if trial.needed else "no    "
-        print(f"{mark} {trial.name}")
-        if not trial.works:
-            for label, text in (
-                ("the kernel said", trial.kernel),
-                ("likely cause", trial.cause),
-                ("remedy", trial.remedy),
-            ):
-                if text:
-                    print(f"         {label}: {text}")
-    for path in sorted(findings.unlayerable):
-        print(f"no     overlay of {path}: it is shown read-only")
-    possible = findings.capabilities is not None
-    print("tests can be isolated here" if possible else "tests cannot be isolated here")
-    return 0 if possible else 1
+    return diagnose([str(config.rootpath)])
 
 
 def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:

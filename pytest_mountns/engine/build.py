@@ -21,7 +21,7 @@ from .advice import Doing, explain
 from .assemble import gather
 from .attributes import copy_attributes
 from .builders import NOSUID_NODEV, Builder
-from .errors import SandboxError, errno_name
+from .errors import SandboxError, errno_name, said
 from .mountinfo import is_below
 from .plan import (
     Assemble,
@@ -218,7 +218,7 @@ def _tell(what: str, action: Callable[[], int | None], plan: Plan, doing: Doing 
         return action() or 0
     except OSError as error:
         cause, remedy = explain(error.errno or 0, plan.user_namespace, doing)
-        raise SandboxError(what, str(error), cause, remedy) from error
+        raise SandboxError(what, said(error), cause, remedy) from error
 
 
 def make_target(root: int, target: str, *, directory: bool, created: set[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Final, Protocol, final
 
 from . import syscalls as sys
 from .mountinfo import is_below, read, visible
-from .plan import Overlay
+from .plan import Capabilities, Overlay
 
 NOSUID_NODEV: Final = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
 _CLASSIC_FLAGS: Final = {
@@ -57,19 +57,35 @@ def escape(path: str) -> str:
 
 
 class NewApi:
-    """fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2)."""
+    """fsopen(2), fsconfig(2), fsmount(2), open_tree(2), move_mount(2), mount_setattr(2).
 
-    def __init__(self) -> None:
+    ``attach``: the scratch is stacked on ``/`` until the old root is left. Before Linux 6.15 an
+    overlay refuses (EINVAL) an upper on a mount that is in no namespace.
+    """
+
+    def __init__(self, *, attach: bool = False) -> None:
         self.root = -1
+        self._attach_scratch = attach
+        self._stacked = 0
 
     def scratch(self, options: list[tuple[str, str]]) -> int:
         """A tmpfs in no namespace at all; it lives as long as its descriptor."""
-        return self._make("tmpfs", [(k, v) for k, v in options], NOSUID_NODEV)
+        return self._place(self._make("tmpfs", [(k, v) for k, v in options], NOSUID_NODEV))
 
     def scratch_on_disk(self, directory: str) -> int:
         """A mount of its own, detached: ``..`` of a plain descriptor would lead to the host."""
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC
-        return sys.open_tree(sys.AT_FDCWD, directory, flags)
+        return self._place(sys.open_tree(sys.AT_FDCWD, directory, flags))
+
+    def _place(self, scratch: int) -> int:
+        if self._attach_scratch:
+            try:
+                sys.move_mount(scratch, sys.AT_FDCWD, "/")
+            except OSError:
+                os.close(scratch)
+                raise
+            self._stacked += 1
+        return scratch
 
     def overlay(self, step: Overlay, options: list[tuple[str, str | None]]) -> None:
         self._attach(self._overlay(step.lowers, options, step.attributes), step.target)
@@ -92,7 +108,13 @@ class NewApi:
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
+        covered = self.root < 0 and self._stacked
+        if covered:
+            # As in Classic: or a recursive bind of / would take the scratch along.
+            sys.mount(None, ".", None, sys.MS_UNBINDABLE)
         tree = sys.open_tree(sys.AT_FDCWD, source, flags | sys.AT_NO_AUTOMOUNT)
+        if covered:
+            sys.mount(None, ".", None, sys.MS_PRIVATE)
         self.attach_bind(tree, target, read_only=read_only)
 
     def rebind(self, target: str) -> None:
@@ -133,7 +155,7 @@ class NewApi:
         os.close(self.root)
         self.root = -1
         sys.pivot_root(".", ".")
-        _forget_old_root(layers=1)
+        _forget_old_root(layers=1 + self._stacked)
 
     def _make(self, fstype: str, options: list[tuple[str, str | None]], attributes: int) -> int:
         context = sys.fsopen(fstype)
@@ -349,6 +371,11 @@ class Classic:
             place = self._place(base + path[len(prefix) :])
             flags = sys.MS_REMOUNT | sys.MS_BIND | sys.MS_RDONLY | self._kept_flags(path)
             sys.mount(None, place, None, flags)
+
+
+def builder_for(capabilities: Capabilities) -> NewApi | Classic:
+    """The way to mount that this machine has."""
+    return NewApi(attach=not capabilities.detached_uppers) if capabilities.new_api else Classic()
 
 
 def set_read_only(tree: int) -> None:

@@ -10,15 +10,18 @@ import json
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Final, NoReturn, TypeAlias, final
 
 from . import syscalls as sys
 from .advice import Doing, explain
-from .builders import Builder, Classic, NewApi, set_read_only
+from .builders import Builder, builder_for, set_read_only
+from .circumstances import Circumstances, look
+from .diagnosis import diagnose
+from .disk import DiskUppers
 from .enter import enter
-from .errors import SandboxError, SyscallError, errno_name
+from .errors import SandboxError, SyscallError, errno_name, said
 from .host import survey
 from .init import die_with_parent
 from .mountinfo import is_below
@@ -36,7 +39,8 @@ _Answer: TypeAlias = dict[str, Any]
 class Trial:
     """One step that was tried: whether it worked; if not, what the kernel said, why, what helps.
 
-    ``needed``: without it nothing can be isolated here.
+    ``needed``: without it nothing can be isolated here. ``errno``: its name. ``without``: what is
+    done, or does not work, where the step fails.
     """
 
     name: str
@@ -45,6 +49,8 @@ class Trial:
     cause: str = ""
     remedy: str = ""
     needed: bool = True
+    errno: str = ""
+    without: str = ""
 
 
 @final
@@ -58,6 +64,7 @@ class Findings:
     trials: tuple[Trial, ...]
     capabilities: Capabilities | None
     unlayerable: frozenset[str] = frozenset()
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def obstacle(self) -> Trial | None:
@@ -70,30 +77,59 @@ def probe(places: Sequence[str]) -> Findings:
 
     Root that may not make mount namespaces is tried as an ordinary user, in a user namespace.
     """
-    findings = _probe_as(places, user_namespace=os.geteuid() != 0)
-    if findings.capabilities is None and os.geteuid() == 0:
-        as_user = _probe_as(places, user_namespace=True)
-        if as_user.capabilities is not None:
-            return as_user
-    return findings
+    here = look()
+    user_namespace = os.geteuid() != 0
+    uppers = DiskUppers()
+    try:
+        findings = _probe_as(places, uppers, user_namespace=user_namespace)
+        if findings.capabilities is None and not user_namespace:
+            as_user = _probe_as(places, uppers, user_namespace=True)
+            if as_user.capabilities is not None:
+                findings, user_namespace = as_user, True
+    finally:
+        uppers.close()
+    trials = tuple(_judged(trial, here, user_namespace) for trial in findings.trials)
+    return replace(findings, trials=trials, circumstances=here)
+
+
+def _judged(trial: Trial, here: Circumstances, user_namespace: bool) -> Trial:
+    """With the reason that it has here, where that is sure."""
+    if trial.works:
+        return trial
+    advice = diagnose(trial.name, trial.errno, here, user_namespace=user_namespace)
+    return trial if advice is None else replace(trial, cause=advice[0], remedy=advice[1])
 
 
 def refused_lowers(paths: Sequence[str], capabilities: Capabilities) -> frozenset[str]:
     """Which of these directories cannot be the lower of an overlay, by trying."""
 
-    def attempt() -> _Answer:
+    def attempt(directory: str | None) -> _Answer:
         if capabilities.user_namespace:
             enter_user_namespace()
         enter_mount_namespace(capabilities.user_namespace)
-        builder: Builder = NewApi() if capabilities.new_api else Classic()
-        os.fchdir(builder.scratch([("mode", "0755")]))
+        builder = _go_to_scratch(capabilities, directory)
         refused = [path for path in paths if not _is_lower(builder, path, capabilities)]
         return {"refused": refused, "trials": []}
 
-    return frozenset(_in_child(attempt).get("refused", paths))
+    uppers = DiskUppers()
+    try:
+        directory = None if capabilities.memory_upper else uppers.new()
+        return frozenset(_in_child(lambda: attempt(directory)).get("refused", paths))
+    finally:
+        uppers.close()
 
 
-def _probe_as(places: Sequence[str], *, user_namespace: bool) -> Findings:
+def _go_to_scratch(capabilities: Capabilities, directory: str | None = None) -> Builder:
+    """Go to where the uppers of trials lie: in memory, or in ``directory`` on disk."""
+    builder = builder_for(capabilities)
+    if directory is None:
+        os.fchdir(builder.scratch([("mode", "0755")]))
+    else:
+        os.fchdir(builder.scratch_on_disk(directory))
+    return builder
+
+
+def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool) -> Findings:
     log = _Log(user_namespace)
     found: list[Host] = []
     if not log.attempt(
@@ -108,11 +144,26 @@ def _probe_as(places: Sequence[str], *, user_namespace: bool) -> Findings:
     if any(trial.needed and not trial.works for trial in trials):
         return Findings(tuple(trials), None)
     capabilities = Capabilities(user_namespace, **steps["capabilities"])
+    directories: list[str | None] = [None] * 3
+    if not capabilities.memory_upper:
+        log, on_disk = _Log(user_namespace), list[str | None]()
+        if log.attempt(
+            "a directory for uppers on disk",
+            lambda: on_disk.extend(uppers.new() for _ in directories),
+        ):
+            directories = on_disk
+            steps = _in_child(lambda: _try_on_disk(found[0], matter, capabilities, directories[0]))
+            log.trials.extend(Trial(**trial) for trial in steps["trials"])
+            detached = bool(steps.get("detached_uppers"))
+            capabilities = replace(capabilities, detached_uppers=detached)
+        trials += log.trials
+        if any(trial.needed and not trial.works for trial in trials):
+            return Findings(tuple(trials), None)
     unlayerable = frozenset(steps["unlayerable"])
     host = replace(found[0], unlayerable=unlayerable)
     whole, pid = (
-        Trial(**_in_child(partial(_try_whole, host, capabilities, pid=pid))["trials"][0])
-        for pid in (False, True)
+        Trial(**_in_child(partial(_try_whole, host, capabilities, directory, pid=pid))["trials"][0])
+        for pid, directory in ((False, directories[1]), (True, directories[2]))
     )
     trials += [whole, replace(pid, needed=False)]
     if not whole.works:
@@ -136,16 +187,19 @@ class _Log:
         needed: bool = True,
         remedy: str = "",
         doing: Doing = "",
+        without: str = "",
     ) -> bool:
         try:
             action()
         except (SandboxError, OSError) as error:
             if isinstance(error, SandboxError):
-                kernel, cause, advice = error.kernel or error.tried, error.cause, error.remedy
+                kernel, cause, advice = _in_words(error), error.cause, error.remedy
+                number = _errno(error)
             else:
-                kernel = str(error) if isinstance(error, SyscallError) else _named(error)
-                cause, advice = explain(error.errno or 0, self._user, doing)
-            trial = Trial(name, False, kernel, cause, remedy or advice, needed)
+                kernel, number = said(error), error.errno or 0
+                cause, advice = explain(number, self._user, doing)
+            named = errno_name(number) if number else ""
+            trial = Trial(name, False, kernel, cause, remedy or advice, needed, named, without)
         else:
             trial = Trial(name, True, needed=needed)
         self.trials.append(trial)
@@ -155,8 +209,19 @@ class _Log:
         return {"trials": [asdict(trial) for trial in self.trials], **more}
 
 
-def _named(error: OSError) -> str:
-    return f"{errno_name(error.errno or 0)} ({error.strerror})"
+def _in_words(error: SandboxError) -> str:
+    if not error.kernel:
+        return error.tried
+    # A system call names itself, and so does what has a path; a write does not say of what.
+    cause = error.__cause__
+    own = error.tried.startswith("make a ") and isinstance(cause, SyscallError)
+    own = own or (isinstance(cause, OSError) and cause.filename is not None)
+    return error.kernel if own else f"{error.tried}: {error.kernel}"
+
+
+def _errno(error: SandboxError) -> int:
+    cause = error.__cause__
+    return cause.errno or 0 if isinstance(cause, OSError) else 0
 
 
 def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> _Answer:
@@ -166,38 +231,90 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> _Answ
     if not log.attempt("mount namespace", lambda: enter_mount_namespace(user_namespace)):
         return log.answer()
     new_api = log.attempt(
-        "new mount API", _use_new_api, needed=False, remedy="Linux 5.12 or later; mount(2) is used"
+        "new mount API",
+        _use_new_api,
+        needed=False,
+        remedy="Linux 5.12 or later",
+        without="mount(2) is used; bind_volume does not work",
     )
-    builder: Builder = NewApi() if new_api else Classic()
-    if not log.attempt("tmpfs", lambda: os.fchdir(builder.scratch([("mode", "0755")]))):
-        return log.answer()
     capabilities = Capabilities(user_namespace, new_api=new_api)
+    if not log.attempt("tmpfs", lambda: _go_to_scratch(capabilities)):
+        return log.answer()
     memory = log.attempt(
         "extended attributes on tmpfs",
         lambda: os.setxattr(".", f"{capabilities.xattr_prefix}mountns", b"1"),
         needed=False,
-        remedy="Linux 6.6 or later; uppers are put on disk",
+        remedy="Linux 6.6 or later",
+        without="uppers are put on disk",
     )
     mknod = log.attempt(
         "mknod of devices",
         lambda: os.mknod("null", 0o20666, os.makedev(1, 3)),
         needed=False,
-        remedy="none needed: the host's device nodes are bound",
+        remedy="none needed",
         doing="mknod",
+        without="the host's device nodes are bound",
     )
-    if memory:
-        log.attempt("overlay", lambda: _try_overlay(builder, capabilities), doing="overlay")
+    kinds = {"new_api": new_api, "memory_upper": memory, "mknod": mknod}
+    if not memory:
+        return log.answer(capabilities=kinds)
+    refused, detached = _try_overlays(log, host, matter, capabilities, None)
+    kinds["detached_uppers"] = detached
+    return log.answer(capabilities=kinds, unlayerable=refused)
+
+
+def _try_on_disk(
+    host: Host, matter: Sequence[str], capabilities: Capabilities, directory: str | None
+) -> _Answer:
+    """What is left to try where a tmpfs is no upper."""
+    log = _Log(capabilities.user_namespace)
+
+    def go() -> None:
+        if capabilities.user_namespace:
+            enter_user_namespace()
+        enter_mount_namespace(capabilities.user_namespace)
+        _go_to_scratch(capabilities, directory)
+
+    if not log.attempt("uppers on disk", go):
+        return log.answer()
+    refused, detached = _try_overlays(log, host, matter, capabilities, directory)
+    return log.answer(detached_uppers=detached, unlayerable=refused)
+
+
+def _try_overlays(
+    log: _Log,
+    host: Host,
+    matter: Sequence[str],
+    capabilities: Capabilities,
+    directory: str | None,
+) -> tuple[list[str], bool]:
+    """Which directories are refused as a lower; whether uppers may lie on a detached mount."""
+    builder = _go_to_scratch(capabilities, directory)
+    detached = _Log(capabilities.user_namespace)
+    if not capabilities.new_api or not detached.attempt(
+        "uppers on a detached mount",
+        lambda: _try_overlay(builder, capabilities),
+        needed=False,
+        remedy="Linux 6.15 or later",
+        doing="overlay",
+        without="they are mounted over the old root until that is left",
+    ):
+        capabilities = replace(capabilities, detached_uppers=False)
+        builder = _go_to_scratch(capabilities, directory)
+    if not log.attempt("overlay", lambda: _try_overlay(builder, capabilities), doing="overlay"):
+        return [], False
+    # If neither way has worked, the reason is another.
+    log.trials[-1:-1] = detached.trials
     refused = [path for path in lowers(host) if not _is_lower(builder, path, capabilities)]
     # A sandbox in which none of the places that matter can be written to is none.
     needed = [path for path in lowers(host) if any(p == path or is_below(p, path) for p in matter)]
-    if user_namespace and needed and not set(needed) - set(refused):
+    if capabilities.user_namespace and needed and not set(needed) - set(refused):
         log.attempt(
             f"overlay of {needed[0]}",
             lambda: os.close(_overlay(needed[0], builder, capabilities)),
             doing="overlay",
         )
-    kinds = {"new_api": new_api, "memory_upper": memory, "mknod": mknod}
-    return log.answer(capabilities=kinds, unlayerable=refused)
+    return refused, capabilities.detached_uppers
 
 
 def _use_new_api() -> None:
@@ -217,7 +334,7 @@ def _use_new_api() -> None:
 
 def _try_overlay(builder: Builder, capabilities: Capabilities) -> None:
     """Mount one and remake a merged directory in it: what fails without the right options."""
-    os.makedirs("lower/directory")
+    os.makedirs("lower/directory", exist_ok=True)
     mount = _overlay("lower", builder, capabilities)
     try:
         os.rmdir("directory", dir_fd=mount)
@@ -259,14 +376,16 @@ def lowers(host: Host) -> list[str]:
     ]
 
 
-def _try_whole(host: Host, capabilities: Capabilities, *, pid: bool) -> _Answer:
+def _try_whole(
+    host: Host, capabilities: Capabilities, directory: str | None, *, pid: bool
+) -> _Answer:
     """A sandbox as a test will have it, pivot_root included."""
     log = _Log(capabilities.user_namespace)
 
     def make() -> None:
         if capabilities.user_namespace:
             enter_user_namespace()
-        enter(plan(SandboxSpec(pid=pid), host, capabilities))
+        enter(plan(SandboxSpec(pid=pid), host, capabilities), directory)
 
     if not pid:
         log.attempt("a whole root and pivot_root", make)
@@ -276,21 +395,22 @@ def _try_whole(host: Host, capabilities: Capabilities, *, pid: bool) -> _Answer:
         if capabilities.user_namespace:
             enter_user_namespace()
         sys.unshare(sys.CLONE_NEWPID)
-        answer = _in_child(lambda: _try_proc(host, capabilities))
+        answer = _in_child(lambda: _try_proc(host, capabilities, directory))
         log.trials.extend(Trial(**trial) for trial in answer["trials"])
 
     log.attempt("PID namespace", make_in_pid_namespace, needed=False)
     works = all(trial.works for trial in log.trials)
     failed = next((trial for trial in log.trials if not trial.works), None)
     name = "a PID namespace with its own /proc"
-    last = Trial(name, works, failed.kernel, failed.cause, failed.remedy) if failed else None
-    return {"trials": [asdict(last or Trial(name, True, needed=False)) | {"needed": False}]}
+    last = Trial(name, True) if failed is None else replace(failed, name=name)
+    without = "" if works else "pid=True and isolated_proc do not work"
+    return {"trials": [asdict(replace(last, needed=False, without=without))]}
 
 
-def _try_proc(host: Host, capabilities: Capabilities) -> _Answer:
+def _try_proc(host: Host, capabilities: Capabilities, directory: str | None) -> _Answer:
     log = _Log(capabilities.user_namespace)
     wanted = plan(SandboxSpec(pid=True), host, capabilities)
-    log.attempt("fresh /proc", lambda: enter(wanted), needed=False)
+    log.attempt("fresh /proc", lambda: enter(wanted, directory), needed=False)
     return log.answer()
 
 

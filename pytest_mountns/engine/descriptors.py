@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket
 import array
+import errno
 import fcntl
 import os
 import posix
@@ -37,9 +38,10 @@ def open_directories(besides: Collection[int]) -> list[Opened]:
         try:
             if stat.S_ISDIR(posix.fstat(fd).st_mode):
                 found.append((fd, posix.readlink(f"/proc/self/fd/{name}")))
-        except OSError:
-            # The descriptor of the listing itself, closed by now.
-            continue
+        except OSError as error:
+            # The descriptor of the listing itself, closed by now. Any other may lead out.
+            if error.errno not in (errno.EBADF, errno.ENOENT):
+                raise
     return found
 
 

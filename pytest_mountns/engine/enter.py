@@ -26,10 +26,10 @@ from typing import final
 from . import syscalls as sys
 from .advice import explain
 from .build import Building, make_target, open_scratch
-from .builders import Classic, Grafting, NewApi, set_read_only
+from .builders import Grafting, builder_for, set_read_only
 from .changes import Changes
 from .descriptors import Opened, open_directories, reopen
-from .errors import SandboxError, Unavailable
+from .errors import SandboxError, Unavailable, said
 from .moving import (
     change_directory,
     current_namespace,
@@ -136,16 +136,22 @@ class Sandbox:
         Raises :class:`SandboxError` if that cannot be looked at.
         """
         view = self.layers.view if self.layers else self.stage
-        with privileged(self.plan.user_namespace), _visiting(view, self.plan.user_namespace):
+        user = self.plan.user_namespace
+        with (
+            explained("look at what is below", user),
+            privileged(user),
+            _visiting(view, user),
+        ):
             lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return read_changes(
-                [*self.overlays, *self._touched()],
-                upper_fd=self.scratch,
-                lower_fd=lower,
-                xattr_prefix=self.plan.capabilities.xattr_prefix,
-                ignore=self.created,
-            )
+            with explained("read the changes", user):
+                return read_changes(
+                    [*self.overlays, *self._touched()],
+                    upper_fd=self.scratch,
+                    lower_fd=lower,
+                    xattr_prefix=self.plan.capabilities.xattr_prefix,
+                    ignore=self.created,
+                )
         finally:
             os.close(lower)
 
@@ -288,6 +294,12 @@ def make(
     """
     opened: list[int] = []
     user = plan.user_namespace
+    if layers and not (plan.capabilities.new_api and plan.capabilities.detached_uppers):
+        raise Unavailable(
+            "lay one upper over another",
+            cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
+            remedy='scope="function", and reset() in place of checkpoint()',
+        )
     with signals_held(), privileged(user), way_back(user) as back:
         umask = os.umask(0)
         try:
@@ -332,7 +344,7 @@ def _possible(plan: Plan) -> Iterator[None]:
         yield
     except OSError as error:
         cause, remedy = explain(error.errno or 0, plan.user_namespace, "namespace")
-        raise Unavailable("make a mount namespace", str(error), cause, remedy) from error
+        raise Unavailable("make a mount namespace", said(error), cause, remedy) from error
 
 
 def _build(
@@ -347,7 +359,7 @@ def _build(
         sys.unshare(sys.CLONE_NEWNS)
         opened.append(current_namespace())
     with explained("read the mount table", plan.user_namespace, "proc"):
-        builder = NewApi() if plan.capabilities.new_api else Classic()
+        builder = builder_for(plan.capabilities)
     building = Building(builder, plan, layers.uppers if layers else {})
     try:
         with explained("make a root", plan.user_namespace):

@@ -12,6 +12,17 @@ def errno_name(number: int) -> str:
     return errno_names.errorcode.get(number, f"errno {number}")
 
 
+def said(error: OSError) -> str:
+    """What the kernel said, with the errno by name; the call or the path, where that is known."""
+    if isinstance(error, SyscallError) or not error.errno:
+        return str(error)
+    words = f"{errno_name(error.errno)} ({error.strerror})"
+    if error.filename is None:
+        return words
+    path = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+    return f"{path}: {words}"
+
+
 @final
 class SyscallError(OSError):
     """A system call failed. Carries the call as written and the errno; knows no causes.

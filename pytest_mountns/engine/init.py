@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from . import syscalls as sys
 from .advice import explain
-from .errors import Unavailable
+from .errors import Unavailable, said
 from .jobs import SIGNALS, Job
 from .processes import fork
 
@@ -49,7 +49,7 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
         init = fork()
     except OSError as error:
         cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
-        raise Unavailable("make a PID namespace", str(error), cause, remedy) from error
+        raise Unavailable("make a PID namespace", said(error), cause, remedy) from error
     if init:
         os.close(alive)
         _wait_for(init)
@@ -67,7 +67,7 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
         test = fork()
     except OSError as error:
         raise Unavailable(
-            "fork a test process", str(error), "too many processes", "ulimit -u"
+            "fork a test process", said(error), "too many processes", "ulimit -u"
         ) from error
     if test:
         _reap(test, status)

@@ -23,7 +23,7 @@ from typing import Final, final
 
 from . import syscalls as sys
 from .advice import Doing, explain
-from .errors import SandboxError, Unavailable
+from .errors import SandboxError, Unavailable, said
 
 # High, so that descriptors a test opens have the numbers they have without us.
 _FD_FLOOR: Final = 500
@@ -76,7 +76,7 @@ def enter_user_namespace() -> None:
                 file.write(text)
     except OSError as error:
         cause, remedy = explain(error.errno or 0, True, "user namespace")
-        raise Unavailable(what, str(error), cause, remedy) from error
+        raise Unavailable(what, said(error), cause, remedy) from error
 
 
 def enter_mount_namespace(user_namespace: bool) -> int:
@@ -91,7 +91,7 @@ def enter_mount_namespace(user_namespace: bool) -> int:
         return current_namespace()
     except OSError as error:
         cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
-        raise Unavailable("make a mount namespace", str(error), cause, remedy) from error
+        raise Unavailable("make a mount namespace", said(error), cause, remedy) from error
 
 
 def make_stage() -> int:
@@ -232,15 +232,18 @@ def privileged(user_namespace: bool) -> Iterator[None]:
     if not user_namespace:
         yield
         return
-    effective, permitted, inheritable = sys.capget()
+    with explained("take back the capabilities of the user namespace", True):
+        effective, permitted, inheritable = sys.capget()
+        if effective != permitted:
+            sys.capset(permitted, permitted, inheritable)
     if effective == permitted:
         yield
         return
-    sys.capset(permitted, permitted, inheritable)
     try:
         yield
     finally:
-        sys.capset(effective, permitted, inheritable)
+        with explained("give up the capabilities of the user namespace again", True):
+            sys.capset(effective, permitted, inheritable)
 
 
 @contextmanager
@@ -250,7 +253,7 @@ def explained(what: str, user_namespace: bool, doing: Doing = "") -> Iterator[No
         yield
     except OSError as error:
         cause, remedy = explain(error.errno or 0, user_namespace, doing)
-        raise SandboxError(what, str(error), cause, remedy) from error
+        raise SandboxError(what, said(error), cause, remedy) from error
 
 
 def working_directory() -> str:

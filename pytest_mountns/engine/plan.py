@@ -85,12 +85,14 @@ class Capabilities:
     """What this kernel lets this user do, found by trying (:mod:`.capabilities`).
 
     ``user_namespace``: one is needed. ``new_api``: ``fsopen``, ``open_tree``, ``mount_setattr``
-    and the rest are there and make overlays. ``memory_upper``: a tmpfs can be an upper.
+    and the rest are there and make overlays. ``detached_uppers``: an upper may lie on a mount that
+    is nowhere mounted (Linux 6.15). ``memory_upper``: a tmpfs can be an upper.
     ``mknod``: device nodes can be made. ``pid_namespace``: one with its own procfs can be made.
     """
 
     user_namespace: bool
     new_api: bool = True
+    detached_uppers: bool = True
     memory_upper: bool = True
     mknod: bool = True
     pid_namespace: bool = True

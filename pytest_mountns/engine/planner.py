@@ -91,6 +91,9 @@ class Planner:
                 trial.cause,
                 trial.remedy,
             )
+        if (spec.size or spec.inodes) and not capabilities.memory_upper:
+            reason = self._failed("extended attributes on tmpfs")
+            raise Unavailable("limit an upper in memory: here uppers lie on disk", *reason)
         if self._host is None:
             self._host = self._survey(capabilities)
         resolved = tuple(
@@ -110,6 +113,11 @@ class Planner:
             self._tried.update(new)
             self._unlayerable |= refused_lowers(new, capabilities)
         return dataclasses.replace(host, unlayerable=self._unlayerable)
+
+    def _failed(self, name: str) -> tuple[str, str, str]:
+        """What the kernel said, cause and remedy of a trial."""
+        trial = next(trial for trial in self.findings.trials if trial.name == name)
+        return trial.kernel, trial.cause, trial.remedy
 
     def _unavailable(self) -> Unavailable:
         obstacle = self.findings.obstacle

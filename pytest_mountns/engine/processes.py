@@ -27,6 +27,15 @@ def fork() -> int:
         return os.fork()
 
 
+def reap(child: int) -> int:
+    """Wait for ``child``. Returns its wait status."""
+    try:
+        return os.waitpid(child, 0)[1]
+    except ChildProcessError:
+        # SIGCHLD is ignored, by a wider fixture for example: the kernel has thrown it away.
+        return 0
+
+
 def children(pid: int) -> list[int]:
     """The children of all threads of ``pid``, proc_tid_children(5)."""
     found: list[int] = []

@@ -17,7 +17,7 @@ def mode(request: pytest.FixtureRequest) -> worlds.Mode:
     return chosen
 
 
-@pytest.fixture(params=["new", "classic"])
+@pytest.fixture(params=["new", "attached", "classic"])
 def api(request: pytest.FixtureRequest) -> str:
-    """The mount API of Linux 5.12, and mount(2)."""
+    """The mount API of Linux 6.15, of 5.12, and mount(2)."""
     return cast(str, request.param)

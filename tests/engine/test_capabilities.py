@@ -22,6 +22,7 @@ from pytest_mountns.engine.moving import (
 from pytest_mountns.engine.planner import Planner
 from pytest_mountns.engine.spec import SandboxSpec, SpecError, Volume
 
+from ..seccomp import install, refuse
 from .worlds import (
     BASE,
     Lost,
@@ -34,6 +35,7 @@ from .worlds import (
     mkdir,
     mount_tmpfs,
     skip_unless,
+    skip_unless_in_memory,
     write,
 )
 
@@ -146,6 +148,8 @@ def test_the_planner_says_what_the_probe_found() -> None:
 
 @pytest.mark.no_mountns(reason="nests as deep as it goes")
 def test_the_third_level_of_sandboxes_says_why(mode: Mode) -> None:
+    skip_unless_in_memory(mode)
+
     def nested(level: int) -> Findings:
         if level == 0:
             return probe([BASE])
@@ -233,6 +237,27 @@ def test_a_volume_that_is_not_there_is_refused_before_anything_is_made() -> None
         planner.plan(SandboxSpec(volumes=(Volume("/nonexistent", "/t"),)))
     planner.close()
     assert "mkdir -p /nonexistent" in info.value.remedy
+
+
+def test_a_limit_needs_an_upper_in_memory() -> None:
+    skip_unless("user")
+
+    def host() -> None:
+        planner = Planner([BASE])
+        try:
+            planner.plan(SandboxSpec())
+            planner.plan(SandboxSpec(inodes=10))
+        finally:
+            planner.close()
+
+    def without_xattrs() -> None:
+        install(refuse(("setxattr",), errno.EOPNOTSUPP))
+        host()
+
+    with pytest.raises(Unavailable, match="uppers lie on disk") as info:
+        in_world(without_xattrs, "user")
+    assert "ENOTSUP" in info.value.kernel
+    assert "6.6" in info.value.remedy
 
 
 # Where a user can write.

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pytest_mountns.engine.disk import DiskUppers
 from pytest_mountns.engine.enter import enter
 from pytest_mountns.engine.moving import enter_user_namespace
 from pytest_mountns.engine.planner import Planner
 from pytest_mountns.engine.spec import SandboxSpec
+
+from .worlds import skip_unless
 
 _UID = 12345
 
@@ -37,6 +40,7 @@ def below_root() -> Iterator[Path]:
 @pytest.mark.sandboxes
 def test_a_directory_below_those_of_others_can_be_written(below_root: Path) -> None:
     """An overlay of /tmp cannot copy up root's directory in between (EOVERFLOW)."""
+    skip_unless("user")
     deep = below_root / "theirs" / "deep"
     reader, writer = os.pipe()
     child = os.fork()
@@ -48,8 +52,9 @@ def test_a_directory_below_those_of_others_can_be_written(below_root: Path) -> N
             os.environ["HOME"] = "/nonexistent"
             os.chdir("/")
             plan = Planner([str(deep)]).plan(SandboxSpec())
+            directory = DiskUppers().new() if plan.upper.medium == "disk" else None
             enter_user_namespace()
-            sandbox = enter(plan)
+            sandbox = enter(plan, directory)
             (deep / "new").write_text("x")
             (deep.parent / "beside").write_text("y")
             os.write(writer, repr(sandbox.changes().as_dict()).encode())

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import pytest
 
+from pytest_mountns.engine.disk import DiskUppers
 from pytest_mountns.engine.enter import enter
 from pytest_mountns.engine.init import die_with_parent, enter_pid_namespace
 from pytest_mountns.engine.moving import enter_user_namespace
@@ -69,10 +70,12 @@ def start(test: Callable[[], object], mode: Mode) -> Started:
             for fd in readers:
                 os.close(fd)
             die_with_parent(parent)
+            # Removed by a guard when this process ends.
+            directory = DiskUppers().new() if plan.upper.medium == "disk" else None
             if mode == "user":
                 enter_user_namespace()
                 die_with_parent(parent)
-            enter_pid_namespace(lambda: enter(plan) and None, status, mode == "user")
+            enter_pid_namespace(lambda: enter(plan, directory) and None, status, mode == "user")
             os.close(status)
             answer = test()
             os.write(said, str(answer).encode())

@@ -22,6 +22,7 @@ import pytest
 
 from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.capabilities import probe
+from pytest_mountns.engine.disk import DiskUppers
 from pytest_mountns.engine.enter import Sandbox, enter
 from pytest_mountns.engine.errors import SandboxError
 from pytest_mountns.engine.host import survey
@@ -172,14 +173,23 @@ def plan_here(
     spec: SandboxSpec,
     mode: Mode,
     *,
-    api: str = "new",
+    api: str = "best",
     places: Sequence[str] = (),
 ) -> Plan:
-    """The plan of ``spec`` on the machine this process is on."""
+    """The plan of ``spec`` on the machine this process is on.
+
+    ``api``: "new" (uppers on a detached mount), "attached" (the new mount API of Linux before
+    6.15), "classic" (mount(2)), or the "best" that this machine has.
+    """
     capabilities = capabilities_of(mode)
-    if api == "new" and not capabilities.new_api:
+    if api in ("new", "attached") and not capabilities.new_api:
         pytest.skip("this kernel has no new mount API")
-    capabilities = dataclasses.replace(capabilities, new_api=api == "new")
+    if api == "new" and not capabilities.detached_uppers:
+        pytest.skip("this kernel takes no uppers on a detached mount")
+    if api != "best":
+        capabilities = dataclasses.replace(
+            capabilities, new_api=api != "classic", detached_uppers=api == "new"
+        )
     host = survey(user_namespace=mode == "user", places=[BASE, *places])
     return plan(spec, host, capabilities)
 
@@ -189,13 +199,16 @@ def in_sandbox(
     spec: SandboxSpec | None = None,
     *,
     mode: Mode,
-    api: str = "new",
+    api: str = "best",
     places: Sequence[str] = (),
     directory: str | None = None,
 ) -> T:
     """Call ``function`` in a sandbox on the machine this process is on."""
     wanted = plan_here(spec or SandboxSpec(), mode, api=api, places=places)
     outside = os.readlink("/proc/self/ns/mnt")
+    uppers = DiskUppers()
+    # Not what the test is about: this machine has no other place for them.
+    fallen_back = wanted.upper.medium == "disk" and (spec or SandboxSpec()).upper != "disk"
 
     def test() -> T:
         if mode == "user":
@@ -206,7 +219,12 @@ def in_sandbox(
         assert os.readlink("/proc/self/ns/mnt") != outside
         return function(sandbox)
 
-    return in_child(test)
+    try:
+        if fallen_back and directory is None:
+            directory = uppers.new()
+        return in_child(test)
+    finally:
+        uppers.close()
 
 
 @functools.cache
@@ -236,6 +254,32 @@ def skip_unless(mode: Mode) -> None:
         pytest.skip(f"no sandboxes here: {why}")
     if capabilities.user_namespace != (mode == "user"):
         pytest.skip("root may not mount here")
+
+
+def skip_unless_in_memory(mode: Mode) -> None:
+    """Skip where uppers lie on disk whatever is asked for: they have no limit and do not nest."""
+    if not capabilities_of(mode).memory_upper:
+        pytest.skip("a tmpfs takes no extended attributes of a user's here")
+
+
+def skip_unless_binding(mode: Mode) -> None:
+    """Skip where a host directory cannot be bound in the middle of a test."""
+    if not capabilities_of(mode).new_api:
+        pytest.skip("this kernel has no new mount API")
+
+
+def mark(path: str) -> None:
+    """An extended attribute of the user's, where the filesystem takes one."""
+    try:
+        os.setxattr(path, "user.mark", b"here")
+    except OSError:
+        # Linux before 6.6, on a tmpfs.
+        pass
+
+
+def marks(path: str) -> list[bytes]:
+    """What :func:`mark` has set."""
+    return [os.getxattr(path, name) for name in os.listxattr(path) if name == "user.mark"]
 
 
 def mkdir(path: str) -> None:

@@ -1,0 +1,245 @@
+"""Records what a test on its way calls, and lets each of these calls fail in each way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.conformance.fetch import CHECKOUT
+
+from . import shim, suite
+
+#: A session that says nothing for so long hangs.
+PATIENCE: Final = 60.0
+#: What may come of a fault. The others are defects.
+GOOD: Final = ("works", "named", "died", "not reached")
+_LEFT_AT_HOME: Final = ".mountns-faults-left"
+
+Case = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make a sandbox. ``command`` goes before the interpreter's."""
+
+    name: str
+    marks: str = ""
+    command: Sequence[str] = ()
+    options: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one fault: a word of :data:`GOOD`, or a defect; and what was said."""
+
+    case: Case
+    kind: str
+    text: str = ""
+
+    @property
+    def good(self) -> bool:
+        return self.kind in GOOD
+
+
+class Runner:
+    """Runs sessions of the suite in ``place``, a directory of its own."""
+
+    def __init__(self, way: Way, place: Path) -> None:
+        self._way = way
+        self._place = place
+        self._project = place / "project"
+        self._record = place / "record"
+        shutil.rmtree(place, ignore_errors=True)
+        (self._project / "volume").mkdir(parents=True)
+        (self._project / "mounted").mkdir()
+        (self._project / "pytest.ini").write_text("[pytest]\n")
+        (self._project / "test_it.py").write_text(suite.TEXT.replace("{marks}", way.marks))
+        (place / "tmp").mkdir()
+        self._files = sorted(path.name for path in self._project.iterdir())
+
+    def record(self) -> list[str]:
+        """The sites that one test on its way calls, in the order of their first call."""
+        # Of two, the second one's: what is made once in a session is there already.
+        events, status = self._session([("", "")] * 2)
+        if status != 0:
+            said = [event for event in events if event[0] == "report"]
+            raise RuntimeError(f"{self._way.name}: the suite fails without any fault: {said}")
+        second = max(index for index, event in enumerate(events) if event[0] == "target")
+        called = [event[1] for event in events[second:] if event[0] == "called"]
+        return list(dict.fromkeys(called))
+
+    def try_all(self, cases: Sequence[Case]) -> Iterator[Outcome]:
+        """What comes of each. A session that a fault ends is followed by one for the rest."""
+        rest = list(cases)
+        while rest:
+            events, status = self._session(rest)
+            done = 0
+            for index, outcome in enumerate(self._judge(rest, events, status)):
+                done = index + 1
+                yield outcome
+            rest = rest[done:]
+
+    def _session(self, cases: Sequence[Case]) -> tuple[list[list[Any]], int | None]:
+        listed = self._place / "cases.json"
+        listed.write_text(json.dumps(cases))
+        self._record.unlink(missing_ok=True)
+        self._record.touch()
+        # One after the other: what a fault has left meets the next test.
+        order = [
+            f"test_it.py::{name}[{number}]"
+            for number in range(len(cases))
+            for name in ("test_target", "test_after")
+        ]
+        arguments = self._place / "arguments"
+        arguments.write_text("\n".join(order))
+        environ = {
+            **os.environ,
+            shim.CASES: str(listed),
+            shim.RECORD: str(self._record),
+            "TMPDIR": str(self._place / "tmp"),
+            "PYTHONPATH": str(CHECKOUT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        output = self._place / "output"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [
+                    *(
+                        *self._way.command,
+                        sys.executable,
+                        "-m",
+                        "pytest",
+                        "-p",
+                        "tests.faults.shim",
+                    ),
+                    *("-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-p", "no:xdist"),
+                    *("--mountns-unavailable=error", *self._way.options, f"@{arguments}"),
+                ],
+                cwd=self._project,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+            status = self._wait(process)
+        lines = self._record.read_text().splitlines()
+        return [json.loads(line) for line in lines], status
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int | None:
+        """The exit status; None for a session that hangs, and is ended here."""
+        size, since = 0, time.monotonic()
+        while True:
+            try:
+                return process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                pass
+            now = self._record.stat().st_size
+            if now != size:
+                size, since = now, time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return None
+
+    def _judge(
+        self, cases: Sequence[Case], events: list[list[Any]], status: int | None
+    ) -> Iterator[Outcome]:
+        """One outcome for each case that was begun."""
+        begun = [index for index, event in enumerate(events) if event[0] == "target"]
+        if not begun:
+            raise RuntimeError(f"no test was begun; see {self._place}/output")
+        usual: list[Any] | None = None
+        for count, start in enumerate(begun):
+            last = count == len(begun) - 1
+            part = events[start : None if last else begun[count + 1]]
+            over = [event for event in part if event[0] == "over"]
+            if len(over) < 2:
+                ended = "hang" if status is None else "the session ended"
+                yield Outcome(cases[count], ended, self._output())
+                return
+            yield self._verdict(cases[count], part, over, usual)
+            usual = over[-1][2:]
+
+    def _verdict(
+        self, case: Case, part: list[list[Any]], over: list[list[Any]], usual: list[Any] | None
+    ) -> Outcome:
+        reports = {
+            name: [event for event in part if event[0] == "report" and event[1].startswith(name)]
+            for name in ("test_target", "test_after")
+        }
+        text = "\n".join(event[4] for event in reports["test_target"] if event[3] != "passed")
+        after = [event for event in reports["test_after"] if event[3] != "passed"]
+        left = self._left()
+        if left or "NOT ISOLATED" in text or "NOT FRESH" in text:
+            return Outcome(case, "NOT ISOLATED", f"{left} {text}")
+        if after or not reports["test_after"]:
+            return Outcome(case, "the next test fails", str(after))
+        if over[-1][2:] != (usual or over[-1][2:]):
+            # Descriptors, mounts and files of the pytest process.
+            return Outcome(case, "something is left", f"{usual} -> {over[-1][2:]} {text}")
+        if not any(event[0] == "failed" for event in part):
+            return Outcome(case, "not reached")
+        if not text:
+            return Outcome(case, "works")
+        if "mountns: " in text and (case[1] in text or _same(case[1], text)):
+            return Outcome(case, "named", text)
+        if "the test process " in text:
+            return Outcome(case, "died", text)
+        return Outcome(case, "a bare error", text)
+
+    def _left(self) -> list[str]:
+        """What the tests have written, where it must not be seen; removed here."""
+        found = []
+        for path in (Path.home() / _LEFT_AT_HOME, *self._project.iterdir()):
+            if path.name not in self._files and path.exists() and path.name != "__pycache__":
+                found.append(str(path))
+                path.unlink()
+        return found
+
+    def _output(self) -> str:
+        return (self._place / "output").read_text(errors="replace")[-2000:]
+
+
+def _same(name: str, text: str) -> bool:
+    # ENOTSUP and EOPNOTSUPP are one number.
+    return errno.errorcode[getattr(errno, name)] in text
+
+
+def all_cases(sites: Sequence[str], names: Sequence[str] = ()) -> list[Case]:
+    """Every site with every errno that it is tried with, or those of ``names``.
+
+    Of the calls of one place, if they are not the engine's: the first, the second and the last.
+    """
+    last: dict[str, int] = {}
+    for site in sites:
+        place, _, count = site.rpartition(" ")
+        last[place] = max(last.get(place, 0), int(count))
+    chosen = []
+    for site in sites:
+        place, _, count = site.rpartition(" ")
+        if shim.is_engines(site) or int(count) in (1, 2, last[place]):
+            chosen.append(site)
+    return [
+        (site, name) for site in chosen for name in shim.errnos(site) if not names or name in names
+    ]
+
+
+def sample(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
+    """Some, each site as likely as any other."""
+    shuffled = list(cases)
+    random.Random(seed).shuffle(shuffled)
+    first: dict[str, Case] = {}
+    for case in shuffled:
+        first.setdefault(case[0], case)
+    return list(first.values())[:count]

@@ -1,0 +1,225 @@
+"""A pytest plugin that lets system calls of the plugin under test fail: ``-p tests.faults.shim``.
+
+It stands where the calls are made: the functions of the engine's one room for system calls, those
+of ``os`` and of sockets, ``open``. Only calls that pytest_mountns makes are touched, and only
+while a test of :mod:`.suite` is on its way that says so. What there is to let fail is found by
+recording a run, not known here.
+
+Told by the environment: MOUNTNS_FAULTS_CASES (a JSON list of [site, errno]; the tests' number is
+the index), MOUNTNS_FAULTS_RECORD (a file: what was called, what was made to fail, what came of
+it; one JSON list a line).
+"""
+
+from __future__ import annotations
+
+import _socket
+import builtins
+import errno
+import functools
+import json
+import os
+import posix
+import re
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+
+from pytest_mountns.engine import syscalls
+from pytest_mountns.engine.errors import SyscallError
+
+CASES: Final = "MOUNTNS_FAULTS_CASES"
+RECORD: Final = "MOUNTNS_FAULTS_RECORD"
+
+_PACKAGE: Final = "pytest_mountns"
+#: Called by the package on behalf of it.
+_BETWEEN: Final = frozenset(
+    ("contextlib", "genericpath", "os", "pathlib", "posixpath", "shutil", "socket", "tempfile")
+)
+#: They do not fail, or answer a question only.
+_NEVER: Final = frozenset(
+    (
+        *("_exit", "abort", "close", "cpu_count", "fspath", "get_inheritable", "getcwd", "getegid"),
+        *("geteuid", "getgid", "getlogin", "getpgid", "getpgrp", "getpid", "getppid", "getuid"),
+        *(
+            "isatty",
+            "major",
+            "makedev",
+            "minor",
+            "register_at_fork",
+            "strerror",
+            "sysconf",
+            "times",
+        ),
+        *("umask", "uname", "urandom", "waitstatus_to_exitcode", "set_blocking", "getresuid"),
+    )
+)
+_NEVER_OF_THE_ENGINE: Final = frozenset(
+    ("exit_now", "flush_stdout", "set_signal_mask", "block_all_signals")
+)
+
+GENERAL: Final = ("EPERM", "EACCES", "EINVAL", "ENOSPC", "ENOMEM", "EMFILE")
+_OF_THE_ENGINE: Final = (*GENERAL, "ENOSYS", "EINTR")
+#: What a call fails with, where that is not all of the above.
+SPECIAL: Final = {
+    "fork": ("EAGAIN", "ENOMEM"),
+    "kill": ("ESRCH", "EPERM"),
+    "waitpid": ("ECHILD",),
+    "waitid": ("ECHILD",),
+    "read": ("EIO",),
+    "pidfd_open": ("ENOSYS", "EMFILE", "EPERM"),
+    "sendall": ("EPIPE", "ENOBUFS"),
+    "sendmsg": ("EPIPE", "ENOBUFS"),
+    "recv": ("ECONNRESET",),
+    "recvmsg": ("ECONNRESET",),
+    "socketpair": ("EMFILE", "ENFILE", "ENOMEM"),
+    "setpgid": ("EPERM",),
+}
+
+
+def errnos(site: str) -> tuple[str, ...]:
+    """With which errnos the call at ``site`` is tried."""
+    call = site.split(" ")[1]
+    if call in SPECIAL:
+        return SPECIAL[call]
+    return _OF_THE_ENGINE if call in _ENGINE else GENERAL
+
+
+def is_engines(site: str) -> bool:
+    """Whether it is a call of the engine's own room for system calls."""
+    return site.split(" ")[1] in _ENGINE
+
+
+def _engines() -> dict[str, Callable[..., Any]]:
+    return {
+        name: function
+        for name, function in vars(syscalls).items()
+        if callable(function)
+        and getattr(function, "__module__", "") == syscalls.__name__
+        and not name.startswith("_")
+        and name not in _NEVER_OF_THE_ENGINE
+    }
+
+
+_ENGINE: Final = frozenset(_engines())
+
+
+@dataclass
+class Shim:
+    """What is to fail, and how often each site was called in this line of processes."""
+
+    cases: list[tuple[str, str]]
+    record: int
+    armed: bool = False
+    site: str = ""
+    number: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    write: Callable[[int, bytes], int] = os.write
+
+    def say(self, *content: object) -> None:
+        self.write(self.record, json.dumps(content).encode() + b"\n")
+
+    def arm(self, index: int) -> None:
+        self.site, name = self.cases[index] if index < len(self.cases) else ("", "")
+        self.number = getattr(errno, name) if name else 0
+        self.counts.clear()
+        self.armed = True
+
+    def passes(self, call: str) -> None:
+        """Raise what the call is to fail with here, if it is."""
+        if not self.armed:
+            return
+        frame = sys._getframe(2)
+        while frame.f_globals.get("__name__") in _BETWEEN and frame.f_back is not None:
+            frame = frame.f_back
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] != _PACKAGE or module.endswith(".syscalls"):
+            return
+        place = f"{module.removeprefix(_PACKAGE + '.')}.{frame.f_code.co_name} {call}"
+        self.counts[place] += 1
+        site = f"{place} {self.counts[place]}"
+        if not self.site:
+            self.say("called", site)
+        elif site == self.site:
+            self.say("failed", self.site, self.number)
+            if call in _ENGINE:
+                raise SyscallError(self.number, f"{call}()")
+            raise OSError(self.number, os.strerror(self.number))
+
+
+def _wrapped(shim: Shim, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        shim.passes(name)
+        return function(*arguments, **named)
+
+    return call
+
+
+def _install(shim: Shim) -> None:
+    for name, function in _engines().items():
+        setattr(syscalls, name, _wrapped(shim, name, function))
+    builtin = type(posix.open)
+    for name, function in list(vars(os).items()):
+        if (
+            isinstance(function, builtin)
+            and function.__module__ == "posix"
+            and not name.startswith(("W", "sched_", "P_"))
+            and name not in _NEVER
+        ):
+            setattr(os, name, _wrapped(shim, name, function))
+    for name in ("sendall", "sendmsg", "recv", "recvmsg"):
+        setattr(socket.socket, name, _wrapped(shim, name, getattr(_socket.socket, name)))
+    _socket.socketpair = _wrapped(shim, "socketpair", _socket.socketpair)
+    builtins.open = _wrapped(shim, "open", builtins.open)
+
+
+class Plugin:
+    """Arms the shim for the tests that say so, and notes what came of each test."""
+
+    def __init__(self, shim: Shim) -> None:
+        self._shim = shim
+        self._home = os.getpid()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        shim = self._shim
+        found = re.fullmatch(r"test_target\[(\d+)\]", item.name)
+        if found:
+            shim.say("target", int(found[1]))
+            shim.arm(int(found[1]))
+        try:
+            return (yield)
+        finally:
+            shim.armed = False
+            if os.getpid() == self._home:
+                shim.say("over", item.name, *_state())
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if os.getpid() == self._home and (report.when == "call" or not report.passed):
+            name = report.nodeid.rpartition("::")[2]
+            self._shim.say("report", name, report.when, report.outcome, report.longreprtext)
+
+
+def _state() -> tuple[int, int, list[str]]:
+    """Of this process: how many descriptors and mounts; its directory."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        mounts = file.read().count(b"\n")
+    return len(os.listdir("/proc/self/fd")), mounts, sorted(os.listdir("."))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    with open(os.environ[CASES]) as file:
+        cases = [(site, name) for site, name in json.load(file)]
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    fd = os.open(os.environ[RECORD], flags, 0o644)
+    # Out of the way of what is counted and closed.
+    record = os.dup2(fd, 900, inheritable=False)
+    os.close(fd)
+    shim = Shim(cases, record)
+    _install(shim)
+    config.pluginmanager.register(Plugin(shim), "mountns-faults")

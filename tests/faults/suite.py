@@ -1,0 +1,53 @@
+"""The suite that faults are injected into. Copied as a test file; `{marks}` are keys of a mark."""
+
+from __future__ import annotations
+
+from typing import Final
+
+TEXT: Final = '''
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pytest_mountns.engine.errors import SandboxError
+
+OUTSIDE = os.readlink("/proc/self/ns/mnt")
+HERE = Path(__file__).parent
+CASES = len(json.loads(Path(os.environ["MOUNTNS_FAULTS_CASES"]).read_text()))
+pytestmark = pytest.mark.mountns({marks})
+
+
+def write_everywhere():
+    """If any of this is seen outside, the test was not isolated."""
+    assert os.readlink("/proc/self/ns/mnt") != OUTSIDE, "NOT ISOLATED"
+    assert not (HERE / "left").exists(), "NOT FRESH"
+    (HERE / "left").write_text("x")
+    (Path.home() / ".mountns-faults-left").write_text("x")
+
+
+@pytest.mark.parametrize("number", range(CASES))
+def test_target(number, overlay_root, bind_volume):
+    write_everywhere()
+    errors = []
+    for action in (
+        lambda: overlay_root.changes(),
+        lambda: bind_volume(HERE / "volume", HERE / "mounted"),
+        lambda: overlay_root.reset(),
+    ):
+        try:
+            action()
+        except SandboxError as error:
+            errors.append(str(error))
+            # Wherever that has left this process: not outside.
+            (HERE / "left").write_text("x")
+    if errors:
+        pytest.fail("\\n".join(errors), pytrace=False)
+    write_everywhere()
+
+
+@pytest.mark.parametrize("number", range(CASES))
+def test_after(number):
+    write_everywhere()
+'''

@@ -1,0 +1,175 @@
+"""Run tests on the kernels of other Debian releases, under qemu, and on this machine's.
+
+Kernels and a root filesystem come from the Debian mirror that apt knows. Each kernel is booted
+once; the tests run as root and as an ordinary user. Needs root, qemu-system-x86, debootstrap. Exit
+status 1 if a test fails. A run of everything writes its table into docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.conformance.__main__ import default_work
+from tests.conformance.fetch import CHECKOUT, PreparationError, Workshop
+from tests.matrix import page
+
+from .fetch import RELEASES, Store, check_tools, install, requirements
+from .machine import pack_checkout, run_job
+from .results import Row, rows
+
+PAGE: Final = CHECKOUT / "docs" / "kernels.md"
+DOCTOR_PAGE: Final = CHECKOUT / "docs" / "doctor.md"
+HERE: Final = "here"
+TESTS: Final = (
+    "tests/engine",
+    "tests/test_crash.py",
+    "tests/test_fixtures.py",
+    "tests/test_markers.py",
+    "tests/test_outcomes.py",
+    "tests/test_scopes.py",
+)
+_SECONDS: Final = 2700.0
+_HEAD: Final = ("system", "kernel", "who", "how a sandbox is made", "tests")
+#: An ordinary user of this machine who owns nothing and needs no entry anywhere.
+_NOBODY_ELSE: Final = 54322
+
+
+def parser() -> argparse.ArgumentParser:
+    summary, _, more = (__doc__ or "").partition("\n\n")
+    made = argparse.ArgumentParser(
+        prog="python -m tests.kernels",
+        description=summary,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [*(release.name for release in RELEASES), HERE]
+    made.add_argument(
+        "--on", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}"
+    )
+    made.add_argument("--work", type=Path, metavar="DIR", help="default: in the cache directory")
+    made.add_argument("--page", type=Path, metavar="FILE", help="write the table there")
+    made.add_argument("--seconds", type=float, default=_SECONDS, help="for each kernel")
+    made.add_argument("tests", nargs="*", help="default: the engine's and the core tests")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    work = (options.work or default_work().with_name("kernels")).resolve()
+    tests = options.tests or TESTS
+    wanted = options.on or [*(release.name for release in RELEASES), HERE]
+    found: list[Row] = []
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        store, workshop = Store(work), Workshop(work, sys.executable)
+        if wanted != [HERE]:
+            check_tools()
+        for release in RELEASES:
+            if release.name in wanted:
+                began = time.monotonic()
+                place = work / "runs" / release.name
+                kernel = store.kernel(release)
+                results = run_job(kernel, store, workshop, place, tests, options.seconds)
+                found += say(f"Debian {release.number}", results, began)
+        if HERE in wanted:
+            began = time.monotonic()
+            results = run_here(workshop, work / "runs" / HERE, tests)
+            found += say("this machine", results, began)
+    except (PreparationError, OSError) as error:
+        print(f"cannot go on: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(page.table(_HEAD, [row.cells() for row in found])))
+    if options.page or not (options.on or options.tests):
+        table = page.table(_HEAD, [row.cells() for row in found])
+        page.write("kernels", table, options.page or PAGE)
+    if not options.page and "bookworm" in wanted:
+        said = (work / "runs" / "bookworm" / "results" / "no-overlay.txt").read_text()
+        page.write("no-overlay", ["```", *said.splitlines(), "```"], DOCTOR_PAGE)
+    return int(not all(row.good for row in found))
+
+
+def say(system: str, results: Path, began: float) -> list[Row]:
+    found = list(rows(system, results))
+    for row in found:
+        seconds = time.monotonic() - began
+        print(f"{' | '.join(row.cells())} (after {seconds:.0f} s, {results})", flush=True)
+        print("".join(f"    failed: {name}\n" for name in row.failed), end="", flush=True)
+    return found
+
+
+def run_here(workshop: Workshop, place: Path, tests: Sequence[str]) -> Path:
+    """The same on this machine, as it is, from copies that an ordinary user can read."""
+    results = place / "results"
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    python = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
+    version = subprocess.run(
+        [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    base = Path(tempfile.mkdtemp(prefix="mountns-kernels-", dir="/var/tmp"))
+    try:
+        base.chmod(0o755)
+        install(base / "site", requirements(), version)
+        packed = pack_checkout(workshop.wheel(), place, site="site")
+        subprocess.run(["tar", "-xf", packed, "-C", base], check=True)
+        for name, uid in (("root", 0), ("user", _NOBODY_ELSE)):
+            home = base / name
+            shutil.copytree(base / "checkout", home / "checkout")
+            subprocess.run(["chown", "-R", f"{uid}:{uid}", home], check=True)
+            _run_as(uid, home, python, tests, results / name, base / "site")
+    finally:
+        shutil.rmtree(base)
+    return results
+
+
+def _run_as(
+    uid: int, home: Path, python: str, tests: Sequence[str], output: Path, site: Path
+) -> None:
+    checkout = home / "checkout"
+    junit = checkout / "junit.xml"
+    environ = {
+        "HOME": pwd.getpwuid(0).pw_dir if uid == 0 else str(home),
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": str(site),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
+    for arguments, suffix in (
+        (["-m", "pytest_mountns.doctor", "--json"], ".json"),
+        (["-m", "pytest", *options, *tests], ".txt"),
+    ):
+        with open(f"{output}{suffix}", "wb") as file:
+            subprocess.run(
+                [python, *arguments],
+                user=uid,
+                group=uid,
+                extra_groups=[],
+                cwd=checkout,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+    if junit.exists():
+        shutil.copy(junit, f"{output}.xml")
+
+
+if __name__ == "__main__":
+    if os.geteuid() != 0:
+        sys.exit("python -m tests.kernels: needs root")
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The job on a machine that was booted for it: the tests as root and as an ordinary user.
+
+Started by the machine's first process with what to test as arguments. Of the project it imports
+nothing. Writes, for each of the two, ``WHO.txt`` (what pytest has printed), ``WHO.xml`` (JUnit)
+and ``WHO.json`` (the doctor's facts) to /run/results; and to ``no-overlay.txt`` what the doctor
+says before OverlayFS is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+RESULTS = Path("/run/results")
+USER = "tester"
+
+
+def main(tests: list[str]) -> None:
+    prepare()
+    RESULTS.mkdir()
+    run("root", Path("/checkout"), ["-m", "pytest_mountns.doctor"], "no-overlay.txt")
+    if os.path.exists("/overlay.ko"):
+        subprocess.run(["insmod", "/overlay.ko"], check=True)
+    for who in ("root", USER):
+        home = Path(pwd.getpwnam(who).pw_dir)
+        checkout = home / "checkout"
+        shutil.copytree("/checkout", checkout)
+        if who != "root":
+            subprocess.run(["chown", "-R", f"{who}:", checkout], check=True)
+        name = "root" if who == "root" else "user"
+        run(who, checkout, ["-m", "pytest_mountns.doctor", "--json"], f"{name}.json")
+        junit = checkout / f"{name}.xml"
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
+        run(who, checkout, [*command, *tests], f"{name}.txt")
+        if junit.exists():
+            shutil.copy(junit, RESULTS)
+
+
+def prepare() -> None:
+    """What an ordinary machine's init does before anybody logs in."""
+    mounts = (
+        ("sysfs", "/sys"),
+        ("cgroup2", "/sys/fs/cgroup"),
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
+        ("mqueue", "/dev/mqueue"),
+    )
+    for fstype, target in mounts:
+        os.makedirs(target, exist_ok=True)
+        subprocess.run(["mount", "-t", fstype, fstype, target], check=True)
+    subprocess.run(["mount", "--make-rshared", "/"], check=True)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    for target in ("/dev/shm", "/tmp", "/var/tmp", "/run/lock"):
+        os.makedirs(target, exist_ok=True)
+        os.chmod(target, 0o1777)
+    subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", USER], check=True)
+
+
+def run(who: str, place: Path, arguments: list[str], output: str) -> None:
+    home = pwd.getpwnam(who)
+    environ = {
+        "HOME": home.pw_dir,
+        "USER": who,
+        "LOGNAME": who,
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    with open(RESULTS / output, "wb") as file:
+        subprocess.run(
+            [sys.executable, *arguments],
+            user=home.pw_uid,
+            group=home.pw_gid,
+            extra_groups=[],
+            cwd=place,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT if output.endswith(".txt") else None,
+            check=False,
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
