@@ -12,10 +12,10 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from .errors import malformed
-from .streams import CHUNK, Stream
+from .streams import CHUNK
 
 BLOCK: Final = 512
 _ZEROS: Final = bytes(BLOCK)
@@ -66,11 +66,21 @@ class Member:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
 
+class Bytes(Protocol):
+    """What an archive is read from: :class:`.streams.Stream`, or something like it."""
+
+    position: int
+
+    def some(self, size: int) -> bytes: ...
+    def exactly(self, size: int) -> bytes: ...
+    def skip(self, size: int) -> None: ...
+
+
 @final
 class Reader:
     """The members of an archive, in order. After :meth:`next` its :meth:`data` may be read."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Bytes) -> None:
         self._stream = stream
         self._data = 0
         self._padding = 0
