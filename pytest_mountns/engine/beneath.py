@@ -106,6 +106,26 @@ class Tree:
         return fd
 
 
+def open_deep(path: bytes, root: int) -> int:
+    """The directory at a path from ``root``, of any length; b"" is ``root`` itself.
+
+    Raises :class:`OSError`.
+    """
+    rest = path or b"."
+    at = root
+    try:
+        while len(rest) > LONGEST_PATH:
+            cut = rest.rindex(b"/", 0, LONGEST_PATH)
+            step = os.open(rest[:cut], DIRECTORY, dir_fd=at)
+            if at != root:
+                os.close(at)
+            at, rest = step, rest[cut + 1 :]
+        return os.open(rest, DIRECTORY, dir_fd=at)
+    finally:
+        if at != root:
+            os.close(at)
+
+
 def lstat(name: bytes, dir_fd: int) -> os.stat_result | None:
     """What stands there, links not followed; None if nothing does."""
     try:

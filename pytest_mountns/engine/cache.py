@@ -298,8 +298,8 @@ class Cache:
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise LayerError(
                 f"use the cache {self.directory}",
-                cause=f"it belongs to user {status.st_uid}, mode {status.st_mode & 0o7777:o}: somebody"
-                " else could put layers there",
+                cause=f"it belongs to user {status.st_uid}, mode {status.st_mode & 0o7777:o}:"
+                " somebody else could put layers there",
                 remedy="set XDG_CACHE_HOME to a directory of your own"
                 " (sudo -H takes root's home directory)",
             )
