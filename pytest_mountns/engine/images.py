@@ -210,7 +210,7 @@ def image_in_archive(box: ArchiveBox, ref: str | None = None) -> Image | None:
 def _oci_image(box: Box, ref: str | None) -> Image:
     found = {d["digest"]: d for d in _manifests(box, _json(box, "index.json"), ref, 0)}
     if not found:
-        which = f"called {ref!r}" if ref else f"for linux/{_architecture()}"
+        which = f"called {ref!r}" if ref else f"for linux/{architecture()}"
         raise LayerError(
             "read an image",
             cause=f"there is no image {which} in it; it has {_names(box)}",
@@ -236,7 +236,7 @@ def _manifests(box: Box, index: _Json, ref: str | None, depth: int) -> Iterator[
             continue
         runs_on = descriptor.get("platform")
         if isinstance(runs_on, dict) and (
-            runs_on.get("os") != "linux" or runs_on.get("architecture") != _architecture()
+            runs_on.get("os") != "linux" or runs_on.get("architecture") != architecture()
         ):
             continue
         if descriptor.get("mediaType") not in _INDEXES:
@@ -369,6 +369,7 @@ def _typed(value: object, key: str, kind: type) -> Any:
     return found
 
 
-def _architecture() -> str:
+def architecture() -> str:
+    """This machine's, as images name it: that of Go's ``GOARCH``."""
     machine = platform.machine()
     return _ARCHITECTURES.get(machine, machine)

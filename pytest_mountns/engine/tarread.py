@@ -136,10 +136,12 @@ class Reader:
 
 
 def _check_sum(block: bytes) -> None:
-    stated = _number(block[148:156], "checksum")
+    stated = _OCTAL.fullmatch(block[148:156])
     blank = block[:148] + b" " * 8 + block[156:]
+    total = sum(blank)
     # Some old implementations took bytes for signed.
-    if stated != sum(blank) and stated != sum(blank) - 256 * sum(byte > 127 for byte in blank):
+    totals = (total, total - 256 * sum(byte > 127 for byte in blank))
+    if stated is None or int(stated[1] or b"0", 8) not in totals:
         raise malformed(
             "a header is damaged, or this is no tar archive (wrong checksum)",
             "check what file it is, and fetch or make it anew",
