@@ -289,11 +289,7 @@ class Cache:
     def _there(self) -> Iterator[None]:
         """Make the directories. Nobody else may put layers into them."""
         os.makedirs(os.path.dirname(self.directory), exist_ok=True)
-        for part in ("", "layers", "partial", "locks", "files"):
-            try:
-                os.mkdir(self._path(part), 0o700)
-            except FileExistsError:
-                pass
+        _make(self.directory)
         status = os.stat(self.directory)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise LayerError(
@@ -303,6 +299,8 @@ class Cache:
                 remedy="set XDG_CACHE_HOME to a directory of your own"
                 " (sudo -H takes root's home directory)",
             )
+        for part in ("layers", "partial", "locks", "files"):
+            _make(self._path(part))
         tag = self._path("CACHEDIR.TAG")
         if not os.path.exists(tag):
             with open(tag, "w", encoding="ascii") as file:
@@ -339,6 +337,13 @@ class Cache:
                 "set XDG_CACHE_HOME to a directory on a disk with room, or pytest-mountns cache"
                 " prune",
             ) from error
+
+
+def _make(directory: str) -> None:
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        pass
 
 
 def _name(form: Form, diff_id: str) -> str:
