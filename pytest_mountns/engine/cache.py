@@ -41,8 +41,8 @@ _DAY: Final = 86_400
 # Above the granularity of a file's times (10 ms at most, one tick of the kernel's clock).
 _TICK: Final = 20_000_000
 _TAG: Final = (
-    "Signature: 8a477f597d28d172789f06886806bc55\n"
-    "# Unpacked layers of pytest-mountns. See `pytest-mountns cache`.\n"
+    b"Signature: 8a477f597d28d172789f06886806bc55\n"
+    b"# Unpacked layers of pytest-mountns. See `pytest-mountns cache`.\n"
 )
 
 
@@ -303,7 +303,7 @@ class Cache:
             _make(self._path(part))
         tag = self._path("CACHEDIR.TAG")
         if not os.path.exists(tag):
-            with open(tag, "w", encoding="ascii") as file:
+            with open(tag, "wb") as file:
                 file.write(_TAG)
         yield
 

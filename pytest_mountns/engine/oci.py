@@ -239,7 +239,10 @@ class _Export:
     ) -> None:
         member = self._member(place.name, DIRECTORY, status, fd)
         path = os.fsdecode(b"/" + place.name)
-        unchanged = base_fd is not None and not marked and self._is_same(member, base_fd)
+        # The root always: a layer that does not say gets one with attributes of nobody's choice.
+        unchanged = (
+            place.name and base_fd is not None and not marked and self._is_same(member, base_fd)
+        )
         if unchanged or (path in self.ignore and base_fd is None):
             self.held[place.name] = member
         else:

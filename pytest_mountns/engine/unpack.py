@@ -13,8 +13,8 @@ a directory ``NAME``
 ==========================  =================================================
 
 The archive may be anybody's: names are resolved by :mod:`.beneath`, and what has no place in a
-layer is refused. An ordinary user owns all that is unpacked and loses set-id bits; whiteouts are
-the only device nodes that user may make, since Linux 5.8.
+layer is refused. An ordinary user owns all that is unpacked, and other owners' files lose their
+set-id bits; whiteouts are the only device nodes that user may make, since Linux 5.8.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_C
 _OVERLAY: Final = (b"trusted.overlay.", b"user.overlay.")
 _ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
 _LONGEST_XATTR: Final = 65536
-# Set-id bits of another owner mean another thing.
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 
 
@@ -276,7 +275,8 @@ class _Unpacking:
                     rest = rest[os.write(fd, rest) :]
             self.result.bytes += member.size
             attributes = _attributes(member)
-            if not self.own:
+            if not self.own and (member.uid, member.gid) != (os.geteuid(), os.getegid()):
+                # Of another owner they would mean another thing.
                 attributes.mode &= ~_SET_ID
             self._finish(fd, attributes)
         finally:

@@ -249,7 +249,7 @@ def _deep(layout: Layout) -> None:
     layout.files["oci-layout"] = b'{"a":' * 200_000
 
 
-DAMAGED = {
+DAMAGED: dict[str, tuple[Callable[[Layout], object], str]] = {
     # Blobs in the order in which Layout made them: config, layers, manifest.
     "config": (lambda layout: _replace(layout, 0, b"{}"), "does not have its digest"),
     "layer": (lambda layout: _replace(layout, 1, LOWER[:-512]), "should have"),
