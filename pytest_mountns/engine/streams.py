@@ -288,6 +288,9 @@ class Stream:
 
     def some(self, size: int) -> bytes:
         """At most ``size`` bytes, none at the end. Raises :class:`LayerError` past a limit."""
+        if not size:
+            # Decompressors take 0 for no bound, or never come back.
+            return b""
         data = self._source.read(min(size, CHUNK))
         self.position += len(data)
         self._hash.update(data)

@@ -271,6 +271,12 @@ def test_damaged_compression(place: Place, kind: str, damage: str) -> None:
         place.unpack(data[:-40] if damage == "cut" else flipped)
 
 
+@pytest.mark.parametrize("kind", COMPRESSED)
+def test_empty_extended_header(place: Place, kind: str) -> None:
+    place.unpack(COMPRESSED[kind](archive(extended(b""), member("file", bytes(600)))))
+    assert (place.tree / "file").read_bytes() == bytes(600)
+
+
 def zstd(data: bytes) -> bytes:
     program = shutil.which("zstd")
     if program is None:
