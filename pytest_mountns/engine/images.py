@@ -252,7 +252,9 @@ def _names(box: Box) -> str:
     names = []
     for descriptor in _typed(_json(box, "index.json"), "manifests", list)[:20]:
         runs_on = descriptor.get("platform")
-        where = f" for {runs_on.get('os')}/{runs_on.get('architecture')}" if runs_on else ""
+        where = ""
+        if isinstance(runs_on, dict):
+            where = f" for {runs_on.get('os')}/{runs_on.get('architecture')}"
         names.append((min(_refs(descriptor), default="one without a name")) + where)
     return ", ".join(names) or "none"
 
@@ -270,7 +272,7 @@ def _docker_image(box: Box, ref: str | None) -> Image | None:
         return None
     if not all(isinstance(i, dict) and {"Config", "Layers"} <= i.keys() for i in images):
         return None
-    tags = [[t for t in i.get("RepoTags") or () if isinstance(t, str)] for i in images]
+    tags = [_tags(i) for i in images]
     if ref is not None:
         images = [i for i, own in zip(images, tags, strict=True) if ref in own]
     if len(images) != 1:
@@ -292,6 +294,11 @@ def _docker_image(box: Box, ref: str | None) -> Image | None:
             raise malformed(f"the layer {name!r} is missing in the image archive")
         blobs.append(blob)
     return _image(config, blobs)
+
+
+def _tags(image: _Json) -> list[str]:
+    tags = image.get("RepoTags")
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
 
 
 def _image(config: _Json, blobs: list[Blob]) -> Image:

@@ -281,6 +281,10 @@ DAMAGED: dict[str, tuple[Callable[[Layout], object], str]] = {
     "no JSON": (lambda layout: layout.files.update({"oci-layout": b"\xff{"}), "no JSON"),
     "no object": (lambda layout: layout.files.update({"oci-layout": b"[]"}), "no JSON object"),
     "big": (lambda layout: layout.files.update({"oci-layout": bytes(5 << 20)}), "too big"),
+    "platform": (
+        lambda layout: layout.manifests.append({**layout.image([(UPPER, UPPER)]), "platform": 7}),
+        "several images",
+    ),
     "no manifests": (lambda layout: layout.manifests.clear(), "no image for linux"),
 }
 
@@ -337,6 +341,14 @@ def test_damaged_archives(
     with pytest.raises(LayerError, match=message):
         use(written(tmp_path, data))
     assert cache.entries() == []
+
+
+@pytest.mark.parametrize("tags", [None, 7, True, "some:tag", [7]])
+def test_docker_save_without_tags(tmp_path: Path, use: Callable[..., Stack], tags: object) -> None:
+    place = written(tmp_path, _save(RepoTags=tags))
+    assert files(use(place).directories[0]) == LAYERS[0]
+    with pytest.raises(LayerError, match="no name"):
+        use(place, ref="some:tag")
 
 
 def test_docker_configuration_of_another_digest(tmp_path: Path, use: Callable[..., Stack]) -> None:
