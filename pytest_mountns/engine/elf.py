@@ -36,13 +36,14 @@ class Linked:
 def read_linked(path: str) -> Linked | None:
     """What the dynamic section of a file says; None if it is no ELF file, or a damaged one.
 
-    Raises :class:`OSError` if it cannot be read.
+    Raises :class:`OSError` if it cannot be opened.
     """
     with open(path, "rb") as file:
         fd = file.fileno()
         try:
             return _linked(fd)
-        except (struct.error, ValueError, IndexError, OverflowError):
+        except (struct.error, ValueError, IndexError, OverflowError, StopIteration, OSError):
+            # An offset that leads out of the file, among others.
             return None
 
 
