@@ -354,9 +354,9 @@ def _make_whiteout(name: bytes, fd: int) -> None:
         raise LayerError(
             "make a whiteout",
             str(error),
-            "before Linux 5.8 only root may make character devices 0:0, and the filesystem of the"
-            " cache may refuse them",
-            "run as root, or set XDG_CACHE_HOME to a directory on another filesystem",
+            "the cache lies on an overlay, as all of a container does, where nobody can make"
+            " one; or Linux is older than 5.8, where only root can",
+            "set XDG_CACHE_HOME to a directory on a disk or tmpfs (in a container: a volume)",
         ) from error
 
 

@@ -24,6 +24,7 @@ from pytest_mountns.engine.limits import Limits
 from pytest_mountns.engine.unpack import Form, Unpacked
 
 from .archives import Layout, archive, directory, docker_save, hardlink, member, packed, sha256
+from .places import place_for_whiteouts
 
 FORM: Form = "trusted" if os.geteuid() == 0 else "user"
 
@@ -31,6 +32,12 @@ LOWER = archive(
     directory("etc"), member("etc/one", b"1"), member("etc/two", b"2"), directory("var")
 )
 UPPER = archive(directory("etc"), member("etc/.wh.one"), member("etc/three", b"3"))
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    with place_for_whiteouts(tmp_path) as place:
+        yield place
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from .archives import (
     sha256,
     symlink,
 )
+from .places import place_for_whiteouts
 
 FORM: Form = "trusted" if os.geteuid() == 0 else "user"
 
@@ -80,6 +81,12 @@ class Place:
         assert [path.name for path in self.outside.iterdir()] == ["file"]
         assert (self.outside / "file").read_bytes() == b"untouched"
         assert os.lstat(self.outside / "file").st_nlink == 1
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    with place_for_whiteouts(tmp_path) as place:
+        yield place
 
 
 @pytest.fixture
