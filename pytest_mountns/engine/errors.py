@@ -69,3 +69,13 @@ class SandboxError(Exception):
 @final
 class Unavailable(SandboxError):
     """This machine cannot isolate at all, or not in the way that was asked for."""
+
+
+@final
+class LayerError(SandboxError):
+    """A layer or image cannot be read or written: malformed, too big, or out of reach."""
+
+
+def malformed(cause: str, remedy: str = "make the archive anew") -> LayerError:
+    """What is wrong with a layer; whoever knows its source says what was tried."""
+    return LayerError("read a layer", cause=cause, remedy=remedy)

@@ -56,6 +56,11 @@ MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
 MOUNT_ATTR_NOATIME: Final = 0x10
 
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 
@@ -68,6 +73,7 @@ _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
 _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
+_SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
 
 # sigset_t of glibc and musl.
@@ -84,6 +90,14 @@ class _MountAttr(ctypes.Structure):
     ]
 
 
+class _OpenHow(ctypes.Structure):
+    _fields_ = [
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    ]
+
+
 _int = ctypes.c_int
 _long = ctypes.c_long
 _str = ctypes.c_char_p
@@ -97,6 +111,7 @@ _libc.prctl.argtypes = [_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ct
 _libc.capget.argtypes = [_str, ctypes.c_void_p]
 _libc.capset.argtypes = [_str, _str]
 _libc.pthread_sigmask.argtypes = [_int, _str, ctypes.c_void_p]
+_libc.syncfs.argtypes = [_int]
 _libc.signalfd.argtypes = [_int, ctypes.c_void_p, _int]
 _libc._exit.argtypes = [_int]
 _libc.syscall.restype = _long
@@ -119,6 +134,8 @@ _fsmount: Final = _prototype(_int, ctypes.c_uint, ctypes.c_uint)
 _mount_setattr: Final = _prototype(
     _int, _str, ctypes.c_uint, ctypes.POINTER(_MountAttr), ctypes.c_size_t
 )
+
+_openat2: Final = _prototype(_int, _str, ctypes.POINTER(_OpenHow), ctypes.c_size_t)
 
 
 def _fail(call: str) -> SyscallError:
@@ -319,6 +336,21 @@ def flush_stdout() -> None:
     if _libc.ftrylockfile(_stdout) == 0:
         _libc.fflush(_stdout)
         _libc.funlockfile(_stdout)
+
+
+def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:
+    """openat2(2), since Linux 5.6; never creates. ``O_CLOEXEC`` is not implied."""
+    how = _OpenHow(flags, 0, resolve)
+    result = int(_openat2(_SYS_OPENAT2, dirfd, path, ctypes.byref(how), ctypes.sizeof(how)))
+    if result < 0:
+        raise _fail(f"openat2({path!r}, {flags:#x}, {resolve:#x})")
+    return result
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): the filesystem that ``fd`` is on."""
+    if _libc.syncfs(fd) < 0:
+        raise _fail(f"syncfs({fd})")
 
 
 def _clone_names(flags: int) -> str:

@@ -1,0 +1,34 @@
+"""A place for temporary files that takes whiteouts."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def place_for_whiteouts(usual: Path) -> Iterator[Path]:
+    """``usual``, or if that lies on an overlay, which takes none, a directory on a tmpfs."""
+    if _takes_whiteouts(usual):
+        yield usual
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if not _takes_whiteouts(Path(other)):
+            pytest.skip("no filesystem here takes whiteouts")
+        yield Path(other)
+
+
+def _takes_whiteouts(place: Path) -> bool:
+    trial = place / "trial"
+    try:
+        os.mknod(trial, stat.S_IFCHR, os.makedev(0, 0))
+    except PermissionError:
+        return False
+    trial.unlink()
+    return True

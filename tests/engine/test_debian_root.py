@@ -1,0 +1,132 @@
+"""A whole system as a root: a Debian of another release, from the network, once.
+
+Skipped where debootstrap is not installed; takes about a minute where it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pytest_mountns.engine import syscalls
+from pytest_mountns.engine.cache import Cache
+from pytest_mountns.engine.layers import resolve
+from pytest_mountns.engine.runtime import survey_runtime, visible_in_foreign
+
+from . import worlds
+from .test_runtime import PROJECT, enter, furnish, importable, imported_here
+from .worlds import BASE, in_child
+
+MIRROR = "http://deb.debian.org/debian"
+RELEASES = {"12": "trixie", "13": "bookworm"}
+
+pytestmark = [
+    pytest.mark.as_root,
+    pytest.mark.skipif(shutil.which("debootstrap") is None, reason="no debootstrap here"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap is for root"),
+]
+
+
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of a minimal Debian, not the release of this machine if it is one."""
+    place = tmp_path_factory.mktemp("debian")
+    here = Path("/etc/debian_version")
+    version = here.read_text().partition(".")[0].strip() if here.exists() else ""
+    release = RELEASES.get(version, "bookworm")
+    # What it mounts in the root is gone with its namespace.
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private"),
+            *("debootstrap", "--variant=minbase", release, str(place / "root"), MIRROR),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    if done.returncode:
+        pytest.skip(f"debootstrap cannot make a root here: {done.stdout[-300:]}")
+    subprocess.run(
+        [
+            *("tar", "-C", str(place / "root"), "--numeric-owner", "--xattrs"),
+            *("--format=posix", "-czf", str(place / "root.tar.gz"), "."),
+        ],
+        check=True,
+    )
+    return place
+
+
+def entries(top: Path) -> dict[str, tuple[object, ...]]:
+    found: dict[str, tuple[object, ...]] = {}
+    for place, directories, names in os.walk(top):
+        for name in (*directories, *names):
+            path = os.path.join(place, name)
+            status = os.lstat(path)
+            content: object = status.st_size
+            if stat.S_ISLNK(status.st_mode):
+                content = os.readlink(path)
+            elif stat.S_ISDIR(status.st_mode):
+                content = None
+            found[os.path.relpath(path, top)] = (
+                status.st_mode,
+                status.st_uid,
+                status.st_gid,
+                content,
+                status.st_mtime_ns,
+            )
+    return found
+
+
+def test_a_debian_root(debian: Path, tmp_path: Path) -> None:
+    home = os.readlink("/proc/self/ns/mnt")
+    runtime = survey_runtime()
+    expected = importable()
+    with resolve(str(debian / "root.tar.gz"), "trusted", cache=Cache(str(tmp_path))) as stack:
+        assert len(stack.directories) == 1
+        there, here = entries(debian / "root"), entries(Path(stack.directories[0]))
+        nodes = {
+            path
+            for path, entry in there.items()
+            if stat.S_ISCHR(int(str(entry[0]))) or stat.S_ISBLK(int(str(entry[0])))
+        }
+        assert nodes
+        assert all(path.startswith("dev/") for path in nodes)
+        assert here == {path: entry for path, entry in there.items() if path not in nodes}
+        assert [note for note in stack.notes if "device nodes in /dev" in note]
+
+        def world() -> str:
+            worlds.private_mounts()
+            worlds.mount_tmpfs(BASE)
+            for part in ("upper", "work", "root"):
+                os.mkdir(f"{BASE}/{part}")
+            options = f"lowerdir={stack.directories[0]},upperdir={BASE}/upper,workdir={BASE}/work"
+            root = f"{BASE}/root"
+            syscalls.mount("overlay", root, "overlay", 0, options)
+            os.chmod(root, 0o755)
+            visible = visible_in_foreign(
+                runtime, [PROJECT], lambda path: os.path.lexists(root + path)
+            )
+            for library in visible.preload:
+                ctypes.CDLL(library)
+            furnish(root, visible)
+            enter(root, home)
+            # Programs are those of the root, with the root's libraries.
+            shell = subprocess.run(
+                ["/bin/sh", "-c", ". /etc/os-release && dpkg-query -W base-files && echo $ID"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert shell.returncode == 0, shell.stderr
+            missing = [text for text in imported_here() if text.partition(":")[0] in expected]
+            assert missing == []
+            return shell.stdout.split()[-1]
+
+        assert in_child(world) == "debian"
