@@ -29,10 +29,10 @@ import pytest
 
 from pytest_mountns.engine import syscalls, tarwrite
 from pytest_mountns.engine.cache import Cache
-from pytest_mountns.engine.enter import enter_user_namespace
 from pytest_mountns.engine.errors import LayerError
 from pytest_mountns.engine.idmap import NOBODY, Ids
 from pytest_mountns.engine.layers import resolve
+from pytest_mountns.engine.moving import enter_user_namespace
 from pytest_mountns.engine.oci import WrittenLayer, write_layer
 from pytest_mountns.engine.ociarchive import LayerFile, write_archive
 from pytest_mountns.engine.unpack import Form

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from pytest_mountns.engine.elf import locate, read_cache, read_linked
-from pytest_mountns.engine.enter import enter_user_namespace
+from pytest_mountns.engine.moving import enter_user_namespace
 from pytest_mountns.engine.runtime import (
     Runtime,
     Shown,
