@@ -20,7 +20,7 @@ import signal
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -29,6 +29,7 @@ from .advice import Doing, explain
 from .build import Building, make_target, open_scratch
 from .builders import Builder, Classic, NewApi, set_read_only
 from .changes import Changes
+from .entries import Contents, Side
 from .errors import SandboxError, Unavailable
 from .plan import Bind, Plan
 from .upper import Layered, read_changes
@@ -115,18 +116,37 @@ class Sandbox:
     def changes(self) -> Changes:
         """Everything the uppers add, modify, replace, delete or re-label against the host.
 
-        Raises :class:`SandboxError` if the stage cannot be looked at.
+        What they hold can be read until the next :meth:`reset`. Raises :class:`SandboxError` if the
+        stage cannot be looked at.
         """
-        with _privileged(), self._on_stage():
-            lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        overlays = self.overlays
+
+        @contextmanager
+        def trees(side: Side) -> Iterator[int]:
+            if self.overlays is not overlays:
+                raise SandboxError("read changes", cause="the sandbox was reset since")
+            tree = self._below() if side == "before" else nullcontext(self.scratch)
+            with _privileged(), tree as fd:
+                yield fd
+
+        # Or what the test has made unreadable to itself would be left out.
+        with _privileged(), self._below() as lower:
             return read_changes(
-                self.overlays,
+                overlays,
                 upper_fd=self.scratch,
                 lower_fd=lower,
                 xattr_prefix=self.plan.capabilities.xattr_prefix,
                 ignore=self.created,
+                contents=Contents(trees),
             )
+
+    @contextmanager
+    def _below(self) -> Iterator[int]:
+        """A descriptor of the root of what lies below the uppers, for a moment."""
+        with _privileged(), self._on_stage():
+            lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield lower
         finally:
             os.close(lower)
 
