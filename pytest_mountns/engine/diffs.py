@@ -23,11 +23,13 @@ def printable(text: str) -> str:
 
 
 def _escape(match: re.Match[str]) -> str:
+    # Not by a codec: its module may lie where a sandbox shows nothing.
     code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:
         # os.fsdecode's way to carry a byte that is no UTF-8.
-        return f"\\x{code - 0xDC00:02x}"
-    return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
+        code -= 0xDC00
+    names = {0x0A: "\\n", 0x0D: "\\r", 0x1B: "\\x1b"}
+    return names.get(code) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
 
 
 def unified(

@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, cast, final
 
 from .changes import Changes
 from .enter import enter_user_namespace
@@ -102,8 +102,7 @@ class Remains:
         with open(reader, "rb") as file:
             data = file.read()
         os.waitpid(child, 0)
-        found: tuple[Changes, Contents] | SandboxError
-        found = pickle.loads(data) if data else SandboxError(_TRIED)
-        if isinstance(found, SandboxError):
-            raise found
-        return found
+        result: object = pickle.loads(data) if data else SandboxError(_TRIED)
+        if isinstance(result, SandboxError):
+            raise result
+        return cast("tuple[Changes, Contents]", result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, final, get_args
@@ -87,8 +88,8 @@ def tree(changes: Sequence[Change], limits: Limits = Limits()) -> Iterator[str]:
         yield f"{text}  ({said})" if said else text
         if is_directory:
             stack.append(path)
-        if more:
-            yield f"{'':{_KIND_WIDTH}}{'  ' * len(stack)}... and {more} more in here"
+        for directory, number in more.items():
+            yield f"{'':{_KIND_WIDTH}}... and {number} more in {printable(directory)}"
     if omitted:
         yield f"... and {omitted} more changes"
 
@@ -100,32 +101,37 @@ def _name(path: str, stack: Sequence[str]) -> str:
     return printable(path[len(stack[-1].rstrip("/")) + 1 :])
 
 
-def _chosen(changes: Sequence[Change], limits: Limits) -> tuple[list[tuple[Change, int]], int]:
-    """Those within the limits, each with the number left out after it; and how many more."""
-    chosen: list[tuple[Change, int]] = []
-    # How many have been shown directly below a directory, and where the last of these stands.
-    count: dict[str, int] = {}
-    last: dict[str, int] = {}
+def _chosen(
+    changes: Sequence[Change], limits: Limits
+) -> tuple[list[tuple[Change, dict[str, int]]], int]:
+    """Those within the limits, and how many more.
+
+    Each with the directories, if any, that have more than is shown up to it, and how many.
+    """
+    chosen: list[tuple[Change, dict[str, int]]] = []
+    shown: Counter[str] = Counter()
     added: set[str] = set()
+    # A directory that is left out, and the one above it whose limit is the reason.
     hidden: dict[str, str] = {}
+    # Where the number of what is left out of a directory stands.
+    notes: dict[str, dict[str, int]] = {}
     for index, change in enumerate(changes):
         parent = change.path.rpartition("/")[0] or "/"
         top = hidden.get(parent)
-        if top is None and parent in added and count.get(parent, 0) >= limits.siblings:
+        if top is None and parent in added and shown[parent] >= limits.siblings:
             top = parent
         if top is not None:
             if change.type == "directory":
                 hidden[change.path] = top
-            at = last[top]
-            chosen[at] = (chosen[at][0], chosen[at][1] + 1)
+            note = notes.setdefault(top, chosen[-1][1])
+            note[top] = note.get(top, 0) + 1
             continue
         if len(chosen) >= limits.paths:
             return chosen, len(changes) - index
         if change.kind == "added" and change.type == "directory":
             added.add(change.path)
-        count[parent] = count.get(parent, 0) + 1
-        last[parent] = len(chosen)
-        chosen.append((change, 0))
+        shown[parent] += 1
+        chosen.append((change, {}))
     return chosen, 0
 
 
