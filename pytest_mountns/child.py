@@ -22,6 +22,7 @@ from .engine.enter import Sandbox, drop_user_capabilities, enter, enter_user_nam
 from .engine.errors import SandboxError, Unavailable
 from .engine.init import die_with_parent, enter_pid_namespace
 from .engine.plan import Plan
+from .engine.remains import outline
 from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
@@ -86,7 +87,7 @@ class TestProcess:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
             self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
-        self.sender.send("entered", descriptor=self._sandbox.scratch)
+        self.sender.send("entered", outline(self._sandbox), descriptor=self._sandbox.scratch)
         # In the process that stays: with a PID namespace the one above was not the last fork.
         self._companions.begin(self._item)
         timers.hand_over()
@@ -134,7 +135,13 @@ class TestProcess:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
         self._companions.before_reset()
         self.sandbox.reset()
-        self.sender.send("entered", descriptor=self.sandbox.scratch)
+        self.sender.send("entered", outline(self.sandbox), descriptor=self.sandbox.scratch)
+
+    def bind(self, source: str, target: str, *, read_only: bool) -> None:
+        """:meth:`Sandbox.bind`. Raises :class:`SandboxError`."""
+        self.sandbox.bind(source, target, read_only=read_only)
+        # The target may have been made for it, which is no change of the test's.
+        self.sender.send("outline", outline(self.sandbox))
 
     def report(self, report: pytest.TestReport) -> None:
         """``pytest_runtest_logreport`` in this process."""

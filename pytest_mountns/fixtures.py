@@ -62,7 +62,7 @@ class BindVolume:
         """
         origin = os.path.abspath(source)
         volume = Volume(origin, os.path.abspath(target or origin), read_only)
-        self._process.sandbox.bind(volume.source, volume.target, read_only=read_only)
+        self._process.bind(volume.source, volume.target, read_only=read_only)
         return Path(volume.target)
 
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, final
 import pytest
 
 from . import internals, relay
+from .changes_report import Sorted, changes_key
 from .child import Inheritance, TestProcess
 from .engine import disk, processes
 from .engine.errors import SandboxError, Unavailable
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
+from .engine.remains import Outline, Remains
 from .engine.syscalls import flush_stdout
 from .interrupts import Interrupts
 
@@ -41,6 +43,7 @@ class _Death:
     out: str
     err: str
     stop: float
+    changed: tuple[Sorted, str] | None = None
 
 
 class InternalErrorInTestProcess(Exception):
@@ -68,6 +71,8 @@ class Passage:
         self._refusal: SandboxError | None = None
         self._death: _Death | None = None
         self._internal_error: Exception | None = None
+        self._outline: Outline | None = None
+        self._changes_failed: pytest.CallInfo[None] | None = None
 
     @internals.unseen
     def setup(self) -> None:
@@ -165,7 +170,7 @@ class Passage:
                 theirs.close()
                 receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
-                    self._listen(receiver, interrupts, child, status_reader)
+                    self._listen(receiver, interrupts, child, status_reader, plan)
                 finally:
                     receiver.close()
         finally:
@@ -186,6 +191,7 @@ class Passage:
         interrupts: Interrupts,
         child: int,
         status_reader: int,
+        plan: Plan,
     ) -> None:
         """Relay until the child has left or died, and reap it."""
         __tracebackhide__ = True
@@ -218,17 +224,30 @@ class Passage:
                 take_terminal_back()
         if self._internal_error is not None:
             return
-        if last_words is None and self._refusal is None:
+        died = last_words is None and self._refusal is None
+        changed = self._look_at_changes(receiver.descriptor, plan, died=died)
+        if died:
             how = _describe(_test_status(status_reader, status))
             out, err = internals.captured_so_far(config)
             phase = PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
-            self._death = _Death(how, phase, out, err, time.time())
+            self._death = _Death(how, phase, out, err, time.time(), changed)
             self._gate.companions.lost()
         elif last_words is not None:
             self._answer(*last_words, interrupted=receiver.interrupted)
         elif receiver.interrupted:
             raise KeyboardInterrupt
         self._conclude()
+
+    def _look_at_changes(
+        self, scratch: int, plan: Plan, *, died: bool
+    ) -> tuple[Sorted, str] | None:
+        """For whoever wants to know what the test has changed, while it can be read."""
+        report = self._item.config.stash[changes_key]
+        if scratch < 0 or self._outline is None or not report.is_wanted(died=died):
+            return None
+        remains = Remains.of(plan, scratch, self._outline)
+        changed, self._changes_failed = report.ended(self._item, remains, died=died)
+        return changed
 
     def _conclude(self) -> None:
         """Report the rest here, within the item's protocol, unless wider scopes end with it."""
@@ -292,7 +311,10 @@ class Passage:
         elif name == "shown":
             if self._last_report is not None:
                 internals.mark_as_shown(self._last_report)
+        elif name == "outline":
+            (self._outline,) = content
         elif name == "entered":
+            (self._outline,) = content
             # A fresh root: what was said of the attempt before is complete.
             self._log_held()
         elif name == "state":
@@ -338,6 +360,8 @@ class Passage:
         if self._death is not None:
             self._log_held()
             self._report_death(self._death)
+        if self._changes_failed is not None:
+            self._add_wider_teardown(self._changes_failed, [])
         if wider:
             self._add_wider_teardown(*internals.tear_down_wider(self._item, self._nextitem))
         self._log_held()
@@ -362,6 +386,8 @@ class Passage:
         for key, content in (("stdout", death.out), ("stderr", death.err)):
             if content:
                 report.sections.append((f"Captured {key} {death.phase}", content))
+        if death.changed is not None:
+            item.config.stash[changes_key].attach(item, report, *death.changed)
         if death.phase != "teardown":
             self._log(("pytest_runtest_logreport", {"report": report}))
             report = internals.passed_report(item, "teardown")

@@ -11,15 +11,26 @@ import pickle
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Final, cast, final
+from typing import Final, TypeAlias, cast, final
 
 from .changes import Changes
-from .enter import enter_user_namespace
+from .enter import Sandbox, enter_user_namespace
 from .entries import Contents
 from .errors import SandboxError
+from .plan import Plan
 from .processes import fork
 from .syscalls import block_all_signals, exit_now
 from .upper import Layered, read_changes
+
+#: Mountpoint and upper of each overlay, and what was made to be mounted on: of plain types.
+Outline: TypeAlias = tuple[list[tuple[str, str]], list[str]]
+
+
+def outline(sandbox: Sandbox) -> Outline:
+    """What the process that holds the scratch has to know of a sandbox to read it."""
+    overlays = [(overlay.mountpoint, overlay.upper) for overlay in sandbox.overlays]
+    return overlays, list(sandbox.created)
+
 
 _TRIED: Final = "read what the sandbox has written"
 
@@ -38,6 +49,19 @@ class Remains:
     created: Collection[str]
     xattr_prefix: str
     user_namespace: bool
+
+    @classmethod
+    def of(cls, plan: Plan, scratch: int, outline: Outline) -> Remains:
+        """Of a sandbox of that plan, from what :func:`outline` has said of it."""
+        overlays, created = outline
+        capabilities = plan.capabilities
+        return cls(
+            scratch,
+            [Layered(*overlay) for overlay in overlays],
+            created,
+            capabilities.xattr_prefix,
+            capabilities.user_namespace,
+        )
 
     @contextmanager
     def changes(self) -> Iterator[Changes]:

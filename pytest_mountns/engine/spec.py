@@ -135,7 +135,8 @@ class SandboxSpec:
     """The sandbox that marker, options and fixtures of one test add up to.
 
     ``size`` (bytes) and ``inodes`` limit the upper; ``upper`` is where it lies; ``read_only``
-    makes the root refuse writes (EROFS); ``pid`` gives a PID namespace of its own.
+    makes the root refuse writes (EROFS); ``pid`` gives a PID namespace of its own; ``writes`` are
+    the globs of what the test may change, None for everything: no sandbox is made otherwise for it.
     """
 
     process: Literal["fork"] = "fork"
@@ -146,6 +147,7 @@ class SandboxSpec:
     upper: Literal["memory", "disk"] = "memory"
     read_only: bool = False
     pid: bool = False
+    writes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         targets: dict[str, str] = {}

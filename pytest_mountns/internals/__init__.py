@@ -49,12 +49,20 @@ from .screen import (
     set_cursor,
     set_live_log_state,
 )
-from .settings import Watchdog, cache_directory, make_cache_directory, watchdog
+from .settings import (
+    Watchdog,
+    base_temporary_directory,
+    cache_directory,
+    make_cache_directory,
+    user_name,
+    watchdog,
+)
 
 __all__ = [
     "Delegated",
     "Phase",
     "Watchdog",
+    "base_temporary_directory",
     "before_output_is_released",
     "cache_directory",
     "capture_suspended",
@@ -95,6 +103,7 @@ __all__ = [
     "tear_down_item",
     "tear_down_wider",
     "unseen",
+    "user_name",
     "watchdog",
     "wider_teardown_is_due",
 ]

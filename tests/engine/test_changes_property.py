@@ -42,10 +42,10 @@ class Operation:
 
 
 WHAT: Final = (
-    "write", "append", "rewrite", "open", "truncate", "create", "create", "mkdir", "mkdir", "symlink",
-    "fifo", "socket", "unlink", "rmtree", "remake", "rename", "rename", "rename over", "link", "chmod",
-    "chown", "xattr", "xattr", "rmxattr", "utime",
-)  # fmt: skip
+    *("write", "append", "rewrite", "open", "truncate", "create", "create", "mkdir", "mkdir"),
+    *("symlink", "fifo", "socket", "unlink", "rmtree", "remake", "link"),
+    *("rename", "rename", "rename over", "chmod", "chown", "xattr", "xattr", "rmxattr", "utime"),
+)
 
 operations = st.builds(
     Operation,
@@ -227,8 +227,10 @@ def difference(before: Walk, after: Walk, root: str) -> Found:
             moved.add(home)
         if now.form != stat.S_IFDIR:
             continue
-        for child in children(after, path):
-            pending.append((f"{path}/{child}", None if base is None else f"{base}/{child}"))
+        pending += [
+            (f"{path}/{child}", None if base is None else f"{base}/{child}")
+            for child in children(after, path)
+        ]
         if base is not None:
             gone += [
                 (f"{path}/{child}", f"{base}/{child}")
