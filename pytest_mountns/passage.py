@@ -274,6 +274,9 @@ class Passage:
 
     def _log_teardown_early(self) -> None:
         """The test process is about to write: its debugger follows the report of the failure."""
+        if self._item.config.stash[changes_key].is_wanted(died=False):
+            # What the test has changed is known only when it has ended, and belongs to this report.
+            return
         if self._held and not self._wider_is_due():
             # Decided before the report is heard of, which may end the session.
             self._wider = False

@@ -200,9 +200,10 @@ def difference(before: Walk, after: Walk, root: str) -> Found:
     found: Found = {}
     moved: set[str] = set()
     gone: list[tuple[str, str]] = []
-    pending: list[tuple[str, str | None]] = [(root, root)]
+    pending: list[tuple[str, str | None, bool]] = [(root, root, False)]
     while pending:
-        path, origin = pending.pop()
+        # `remade`: within a directory that was made anew, of which that is said once.
+        path, origin, remade = pending.pop()
         now = after[path]
         was = None if origin is None else before.get(origin)
         # What the children of a directory are compared with: None for nothing.
@@ -211,14 +212,15 @@ def difference(before: Walk, after: Walk, root: str) -> Found:
         if home is not None and home != origin:
             found[path] = ("renamed", home)
             moved.add(home)
-            base = home
+            base, remade = home, False
         elif was is None:
             found[path] = ("added", None)
         elif was.form != now.form:
             found[path] = ("replaced", None)
             base = None
-        elif now.form == stat.S_IFDIR and now.number != was.number:
+        elif now.form == stat.S_IFDIR and now.number != was.number and not remade:
             found[path] = ("replaced", None)
+            remade = True
         elif was.content != now.content:
             found[path] = ("modified", None)
         elif was.metadata != now.metadata:
@@ -228,7 +230,7 @@ def difference(before: Walk, after: Walk, root: str) -> Found:
         if now.form != stat.S_IFDIR:
             continue
         pending += [
-            (f"{path}/{child}", None if base is None else f"{base}/{child}")
+            (f"{path}/{child}", None if base is None else f"{base}/{child}", remade)
             for child in children(after, path)
         ]
         if base is not None:
