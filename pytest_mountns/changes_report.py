@@ -9,9 +9,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import pytest
 
@@ -19,13 +20,13 @@ from . import config as settings
 from . import internals
 from .engine.changes import Change, Changes, compile_globs
 from .engine.errors import SandboxError
-from .engine.remains import Remains
 from .engine.rendering import Limits, Style, describe, diffs, styled, tree
 
 if TYPE_CHECKING:
     from .audit import Audit
-    from .engine.enter import Sandbox
     from .gate import Gate
+
+_Reading: TypeAlias = AbstractContextManager[Changes]
 
 SECTION: Final = "filesystem changes"
 PROPERTY: Final = "mountns_changes"
@@ -35,6 +36,7 @@ _MESSAGE_PATHS: Final = 20
 
 changes_key: Final = pytest.StashKey["ChangesReport"]()
 _said_key: Final = pytest.StashKey[str]()
+_property_key: Final = pytest.StashKey[str]()
 _accused_key: Final = pytest.StashKey["set[str]"]()
 
 #: Of pytest's terminal writer.
@@ -127,7 +129,10 @@ def outside(changes: Changes, globs: Sequence[str]) -> list[Change]:
 
 @final
 class ChangesReport:
-    """The hooks of one session. In a test process they look at its own sandbox."""
+    """The hooks of one session, and what the pytest process does for the tests that it has forked.
+
+    Where the changes come from is for the caller to say: a function whose context gives them.
+    """
 
     def __init__(self, config: pytest.Config, gate: Gate, audit: Audit | None) -> None:
         self._config = config
@@ -136,74 +141,23 @@ class ChangesReport:
         self._when = settings.changes_policy(config)
         self._limits = Limits()
 
-    # In the process and the sandbox of the test ---------------------------------------------------
+    # In the test process: what it runs may have replaced any function, so others do the reading ---
 
-    def _sandbox(self) -> Sandbox | None:
-        process = self._gate.process
-        return None if process is None else process.sandbox
-
-    # Outermost: the outcome is what pytest has made of it in the end, xfail and all.
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
-        if self._when == "none" or self._gate.process is None:
-            return report
-        if report.when == "setup":
-            # Another attempt: what is known of the one before does not belong to it.
-            _forget(item)
-        if report.failed or (self._when == "all" and report.when == "call"):
-            sandbox = self._sandbox()
-            if sandbox is not None:
-                self._add(item, report, sandbox)
-        return report
-
-    def _add(self, item: pytest.Item, report: pytest.TestReport, sandbox: Sandbox) -> None:
-        try:
-            found = sort_out(sandbox.changes(), temporary_directories(self._config))
-            text = section(found, self._limits)
-        except SandboxError as error:
-            # A full descriptor table, a /proc that the test took away: the test's own failure is
-            # what the report is about.
-            report.sections.append((SECTION, f"cannot be read: {error}"))
-            return
-        self.attach(item, report, found, text)
-
-    def attach(
-        self, item: pytest.Item, report: pytest.TestReport, found: Sorted, text: str
-    ) -> None:
-        """Put them into a report, unless an earlier one of the same test says the same."""
-        if not text or item.stash.get(_said_key, None) == text:
-            return
-        item.stash[_said_key] = text
-        report.sections.append((SECTION, text))
-        value = (PROPERTY, paths_and_kinds(found.changes))
-        # pytest's JUnit file takes those of the teardown's report, which gets the item's.
-        for properties in (item.user_properties, report.user_properties):
-            properties[:] = [*(p for p in properties if p[0] != PROPERTY), value]
-        if self._config.pluginmanager.hasplugin("html"):
-            extra = {
-                "name": SECTION,
-                "format_type": "json",
-                "content": found.changes[:_PROPERTY_PATHS].to_json(indent=1),
-                "mime_type": "application/json",
-                "extension": "json",
-            }
-            extras = getattr(report, "extras", [])
-            report.extras = [*extras, extra]  # type: ignore[attr-defined]
+    def waits_for(self, report: pytest.TestReport) -> bool:
+        """Whether a test stands still while its report is completed."""
+        return self._when == "all" and report.when == "call"
 
     # Innermost of the wrappers: the failure is one of the test, and an xfail mark covers it.
     @pytest.hookimpl(wrapper=True, trylast=True)
+    @internals.unseen
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        __tracebackhide__ = True
         result = yield
         self._check_writes(item)
         return result
 
     @pytest.hookimpl(wrapper=True, trylast=True)
+    @internals.unseen
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        __tracebackhide__ = True
         result = yield
         self._check_writes(item)
         return result
@@ -211,20 +165,74 @@ class ChangesReport:
     def _check_writes(self, item: pytest.Item) -> None:
         """Fail the test for what it has changed outside of ``writes``, once for each path."""
         # This frame stays visible: where all are hidden, pytest says so below the message.
-        if self._gate.process is None:
+        if self._gate.process is None or self._gate.spec(item).writes is None:
             return
-        globs = self._gate.spec(item).writes
-        sandbox = self._sandbox()
-        if globs is None or sandbox is None:
-            return
-        found = sort_out(sandbox.changes(), temporary_directories(self._config))
-        accused = item.stash.setdefault(_accused_key, set())
-        strays = [change for change in outside(found.changes, globs) if change.path not in accused]
-        if strays:
-            accused.update(change.path for change in strays)
-            pytest.fail(_accusation(strays, globs), pytrace=False)
+        message = self._gate.process.sender.ask("strays")
+        if message:
+            pytest.fail(message, pytrace=False)
 
     # In the pytest process ------------------------------------------------------------------------
+
+    def complete(
+        self, item: pytest.Item, report: pytest.TestReport, read: Callable[[], _Reading]
+    ) -> None:
+        """Add to a report what the test has changed so far, if it is to say so."""
+        if report.when == "setup":
+            # Another attempt: what is known of the one before does not belong to it.
+            _forget(item)
+        if report.failed or self.waits_for(report):
+            if self._when == "none":
+                return
+            try:
+                with read() as changes:
+                    found = sort_out(changes, temporary_directories(self._config))
+                    self.attach(item, report, found, section(found, self._limits))
+            except SandboxError as error:
+                # The test's own failure is what the report is about.
+                report.sections.append((SECTION, f"cannot be read: {error}"))
+        elif report.when == "teardown" and _property_key in item.stash:
+            _set_property(report, item.stash[_property_key])
+
+    def strays(self, item: pytest.Item, read: Callable[[], _Reading]) -> str:
+        """Why the test fails: what it has changed where it may not, and was not told of before."""
+        globs = self._gate.spec(item).writes
+        if globs is None:
+            return ""
+        try:
+            with read() as changes:
+                found = sort_out(changes, temporary_directories(self._config))
+        except SandboxError as error:
+            return str(error)
+        accused = item.stash.setdefault(_accused_key, set())
+        strays = [change for change in outside(found.changes, globs) if change.path not in accused]
+        accused.update(change.path for change in strays)
+        return _accusation(strays, globs) if strays else ""
+
+    def attach(
+        self, item: pytest.Item, report: pytest.TestReport, found: Sorted, text: str
+    ) -> None:
+        """Put them into a report, unless an earlier one of the same test says the same."""
+        if text and item.stash.get(_said_key, None) != text:
+            item.stash[_said_key] = text
+            item.stash[_property_key] = paths_and_kinds(found.changes)
+            report.sections.append((SECTION, text))
+            self._attach_extra(report, found.changes)
+        if _property_key in item.stash:
+            # pytest's JUnit file takes that of the teardown's report.
+            _set_property(report, item.stash[_property_key])
+
+    def _attach_extra(self, report: pytest.TestReport, changes: Changes) -> None:
+        """For pytest-html, as its ``extras.json`` makes them."""
+        if not self._config.pluginmanager.hasplugin("html"):
+            return
+        extra = {
+            "name": SECTION,
+            "format_type": "json",
+            "content": changes[:_PROPERTY_PATHS].to_json(indent=1),
+            "mime_type": "application/json",
+            "extension": "json",
+        }
+        report.extras = [*getattr(report, "extras", []), extra]  # type: ignore[attr-defined]
 
     def is_wanted(self, *, died: bool) -> bool:
         """Whether anybody asks for the changes of a test that has ended."""
@@ -235,7 +243,7 @@ class ChangesReport:
         )
 
     def ended(
-        self, item: pytest.Item, remains: Remains, *, died: bool
+        self, item: pytest.Item, read: Callable[[], _Reading], *, died: bool
     ) -> tuple[tuple[Sorted, str] | None, pytest.CallInfo[None] | None]:
         """In the pytest process, when a test has ended: tell those who want to know.
 
@@ -248,7 +256,7 @@ class ChangesReport:
 
         def tell() -> None:
             nonlocal told
-            with remains.changes() as changes:
+            with read() as changes:
                 told = self._tell(item, changes, died=died)
 
         call = pytest.CallInfo.from_call(tell, when="teardown")
@@ -287,12 +295,18 @@ class ChangesReport:
 
 
 def _forget(item: pytest.Item) -> None:
-    if _said_key in item.stash:
-        del item.stash[_said_key]
-    if _accused_key in item.stash:
-        del item.stash[_accused_key]
-    if any(name == PROPERTY for name, _ in item.user_properties):
-        item.user_properties[:] = [p for p in item.user_properties if p[0] != PROPERTY]
+    stash = item.stash
+    if _said_key in stash:
+        del stash[_said_key]
+    if _property_key in stash:
+        del stash[_property_key]
+    if _accused_key in stash:
+        del stash[_accused_key]
+
+
+def _set_property(report: pytest.TestReport, value: str) -> None:
+    others = [pair for pair in report.user_properties if pair[0] != PROPERTY]
+    report.user_properties[:] = [*others, (PROPERTY, value)]
 
 
 def _accusation(strays: Sequence[Change], globs: Sequence[str]) -> str:

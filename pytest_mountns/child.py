@@ -16,6 +16,7 @@ from typing import Any, NoReturn, final
 import pytest
 
 from . import afterfork, internals
+from .changes_report import changes_key
 from .companions import Companions
 from .engine import syscalls
 from .engine.enter import Sandbox, drop_user_capabilities, enter, enter_user_namespace
@@ -153,7 +154,9 @@ class TestProcess:
             self.sender.send("screen", cursor, live_log)
         self.sender.report(report, internals.failed_subtests(self._item))
         # Of a failure, -x and --maxfail make something that subtests look at.
-        if report.failed or internals.output_is_seen_at_once(config):
+        # And what it has changed is read meanwhile.
+        waits = config.stash[changes_key].waits_for(report)
+        if report.failed or waits or internals.output_is_seen_at_once(config):
             self._settle()
 
     def _settle(self) -> None:

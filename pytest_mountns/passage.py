@@ -7,7 +7,10 @@ import random
 import signal
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, final
 
 import pytest
@@ -16,6 +19,7 @@ from . import internals, relay
 from .changes_report import Sorted, changes_key
 from .child import Inheritance, TestProcess
 from .engine import disk, processes
+from .engine.changes import Changes
 from .engine.errors import SandboxError, Unavailable
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
@@ -71,7 +75,10 @@ class Passage:
         self._refusal: SandboxError | None = None
         self._death: _Death | None = None
         self._internal_error: Exception | None = None
+        self._changes = item.config.stash[changes_key]
         self._outline: Outline | None = None
+        #: What the sandbox has written, while that can be read.
+        self._remains: Callable[[], Remains] | None = None
         self._changes_failed: pytest.CallInfo[None] | None = None
 
     @internals.unseen
@@ -170,7 +177,8 @@ class Passage:
                 theirs.close()
                 receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
-                    self._listen(receiver, interrupts, child, status_reader, plan)
+                    self._remains = partial(self._find_remains, plan, receiver)
+                    self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()
         finally:
@@ -191,7 +199,6 @@ class Passage:
         interrupts: Interrupts,
         child: int,
         status_reader: int,
-        plan: Plan,
     ) -> None:
         """Relay until the child has left or died, and reap it."""
         __tracebackhide__ = True
@@ -207,6 +214,8 @@ class Passage:
                         self._log_teardown_early()
                         stopping = internals.stopping(self._item.session)
                         receiver.answer(*content, (internals.cursor(config), stopping))
+                    elif name == "strays":
+                        receiver.answer(self._changes.strays(self._item, self._read_changes))
                     else:
                         self._hear(name, *content)
             ended = True
@@ -225,7 +234,7 @@ class Passage:
         if self._internal_error is not None:
             return
         died = last_words is None and self._refusal is None
-        changed = self._look_at_changes(receiver.descriptor, plan, died=died)
+        changed = self._look_at_changes(died=died)
         if died:
             how = _describe(_test_status(status_reader, status))
             out, err = internals.captured_so_far(config)
@@ -238,15 +247,22 @@ class Passage:
             raise KeyboardInterrupt
         self._conclude()
 
-    def _look_at_changes(
-        self, scratch: int, plan: Plan, *, died: bool
-    ) -> tuple[Sorted, str] | None:
-        """For whoever wants to know what the test has changed, while it can be read."""
-        report = self._item.config.stash[changes_key]
-        if scratch < 0 or self._outline is None or not report.is_wanted(died=died):
+    def _find_remains(self, plan: Plan, receiver: relay.Receiver) -> Remains:
+        if receiver.descriptor < 0 or self._outline is None:
+            raise SandboxError("read what the sandbox has written", cause="it was never entered")
+        return Remains.of(plan, receiver.descriptor, self._outline)
+
+    def _read_changes(self) -> AbstractContextManager[Changes]:
+        assert self._remains is not None
+        return self._remains().changes()
+
+    def _look_at_changes(self, *, died: bool) -> tuple[Sorted, str] | None:
+        """For whoever wants to know what the test has changed, when it has ended."""
+        if self._outline is None or not self._changes.is_wanted(died=died):
             return None
-        remains = Remains.of(plan, scratch, self._outline)
-        changed, self._changes_failed = report.ended(self._item, remains, died=died)
+        changed, self._changes_failed = self._changes.ended(
+            self._item, self._read_changes, died=died
+        )
         return changed
 
     def _conclude(self) -> None:
@@ -274,7 +290,7 @@ class Passage:
 
     def _log_teardown_early(self) -> None:
         """The test process is about to write: its debugger follows the report of the failure."""
-        if self._item.config.stash[changes_key].is_wanted(died=False):
+        if self._changes.is_wanted(died=False):
             # What the test has changed is known only when it has ended, and belongs to this report.
             return
         if self._held and not self._wider_is_due():
@@ -289,6 +305,7 @@ class Passage:
             report = self._last_report = relay.unpack_report(packed, self._item.config)
             self._log_held()
             self._wider = None
+            self._changes.complete(self._item, report, self._read_changes)
             event: _Event = ("pytest_runtest_logreport", {"report": report})
             if report.when == "teardown":
                 # What wider scopes say when they end belongs into this one.
@@ -390,10 +407,11 @@ class Passage:
             if content:
                 report.sections.append((f"Captured {key} {death.phase}", content))
         if death.changed is not None:
-            item.config.stash[changes_key].attach(item, report, *death.changed)
+            self._changes.attach(item, report, *death.changed)
         if death.phase != "teardown":
             self._log(("pytest_runtest_logreport", {"report": report}))
             report = internals.passed_report(item, "teardown")
+            self._changes.complete(item, report, self._read_changes)
         where = {"nodeid": item.nodeid, "location": item.location}
         self._held.append(("pytest_runtest_logreport", {"report": report}))
         self._held.append(("pytest_runtest_logfinish", where))
