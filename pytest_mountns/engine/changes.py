@@ -114,12 +114,6 @@ class Changes(Sequence[Change]):
             raise KeyError(index)
         return self._changes[index]
 
-    def __contains__(self, value: object) -> bool:
-        """Whether there is this `Change`, or one of this path."""
-        if isinstance(value, str):
-            return any(change.path == value for change in self._changes)
-        return value in self._changes
-
     def __len__(self) -> int:
         return len(self._changes)
 
