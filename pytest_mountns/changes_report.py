@@ -25,6 +25,7 @@ from .engine.rendering import Limits, Style, describe, diffs, styled, tree
 if TYPE_CHECKING:
     from .audit import Audit
     from .gate import Gate
+    from .relay import Sender
 
 _Reading: TypeAlias = AbstractContextManager[Changes]
 
@@ -147,29 +148,12 @@ class ChangesReport:
         """Whether a test stands still while its report is completed."""
         return self._when == "all" and report.when == "call"
 
-    # Innermost of the wrappers: the failure is one of the test, and an xfail mark covers it.
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    @internals.unseen
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        result = yield
-        self._check_writes(item)
-        return result
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    @internals.unseen
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        result = yield
-        self._check_writes(item)
-        return result
-
-    def _check_writes(self, item: pytest.Item) -> None:
-        """Fail the test for what it has changed outside of ``writes``, once for each path."""
-        # This frame stays visible: where all are hidden, pytest says so below the message.
-        if self._gate.process is None or self._gate.spec(item).writes is None:
-            return
-        message = self._gate.process.sender.ask("strays")
-        if message:
-            pytest.fail(message, pytrace=False)
+    # Last: in the test process alone, which has passed its setup.
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if self._gate.process is not None and self._gate.spec(item).writes is not None:
+            guard = _WritesGuard(self._gate.process.sender)
+            self._config.pluginmanager.register(guard, "mountns-writes")
 
     # In the pytest process ------------------------------------------------------------------------
 
@@ -292,6 +276,40 @@ class ChangesReport:
         finally:
             for report, sections in plain:
                 report.sections = sections
+
+
+@final
+class _WritesGuard:
+    """Hooks that fail one test for what it has changed outside of ``writes``.
+
+    A plugin of their own, since wrappers show in the tracebacks that ``--tb=native`` prints.
+    """
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    # Innermost of the wrappers: the failure is one of the test, and an xfail mark covers it.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    @internals.unseen
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
+        result = yield
+        self._check()
+        return result
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    @internals.unseen
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        result = yield
+        # There may be another attempt in the same process, or another test.
+        item.config.pluginmanager.unregister(self)
+        self._check()
+        return result
+
+    def _check(self) -> None:
+        # This frame stays visible: where all are hidden, pytest says so below the message.
+        message = self._sender.ask("strays")
+        if message:
+            pytest.fail(message, pytrace=False)
 
 
 def _forget(item: pytest.Item) -> None:
