@@ -4,6 +4,7 @@ The public names; everything else may change.
 """
 
 from .engine.changes import Change, Changes
+from .engine.entries import Entry
 from .engine.errors import SandboxError
 from .engine.spec import SandboxSpec, Tmpfs, Volume
 from .fixtures import BindVolume, IsolatedProc, OverlayRoot
@@ -12,6 +13,7 @@ __all__ = [
     "BindVolume",
     "Change",
     "Changes",
+    "Entry",
     "IsolatedProc",
     "OverlayRoot",
     "SandboxError",

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, final
 import pytest
 
 from . import afterfork, internals
+from .changes_report import changes_key
 from .companions import Companions
 from .engine import disk, processes, syscalls
 from .engine.enter import Layers, Sandbox, make
@@ -30,6 +31,7 @@ from .engine.moving import (
     take_user_capabilities,
 )
 from .engine.plan import Plan
+from .engine.remains import outline
 from .engine.rooms import Rooms, close
 from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
@@ -188,9 +190,17 @@ class TestProcess:
     def _say_entered(self) -> None:
         """Raises :class:`SandboxError`."""
         try:
-            self.sender.send("entered", descriptor=self.rooms.sandbox.scratch)
+            sandbox = self.rooms.sandbox
+            self.sender.send("entered", outline(sandbox), descriptor=sandbox.scratch)
         except OSError as error:
             raise SandboxError("tell the pytest process of the sandbox", said(error)) from error
+
+    def bind(self, source: str, target: str, *, read_only: bool) -> None:
+        """:meth:`Sandbox.bind`. Raises :class:`SandboxError`."""
+        sandbox = self.rooms.sandbox
+        sandbox.bind(source, target, read_only=read_only)
+        # The target may have been made for it, which is no change of the test's.
+        self.sender.send("outline", outline(sandbox))
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
@@ -213,7 +223,9 @@ class TestProcess:
         with self._end_if_unheard():
             self.sender.report(report, internals.failed_subtests(self._item))
         # Of a failure, -x and --maxfail make something that subtests look at.
-        if report.failed or internals.output_is_seen_at_once(config):
+        # And what it has changed is read meanwhile.
+        waits = config.stash[changes_key].waits_for(report)
+        if report.failed or waits or internals.output_is_seen_at_once(config):
             self._settle()
 
     def _settle(self) -> None:

@@ -9,18 +9,19 @@ from typing import Any, Final, Literal, NoReturn, cast
 
 import pytest
 
+from .engine.changes import compile_globs
 from .engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
 
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc"})
 
 MARKERS: Final = (
     'mountns(profile=None, /, *, process="fork", scope="function", volumes=[], tmpfs=[], size=None,'
-    ' inodes=None, upper="memory", read_only=False, pid=False): run the test in a root filesystem'
-    " of its own; what it writes, deletes and installs is gone when it ends.",
+    ' inodes=None, upper="memory", read_only=False, pid=False, writes=None): run the test in a root'
+    " filesystem of its own; what it writes, deletes and installs is gone when it ends.",
     "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
 )
 
-_LATER: Final = ("root", "layers", "network", "hostname", "user", "devices", "writes")
+_LATER: Final = ("root", "layers", "network", "hostname", "user", "devices")
 
 Reader = Callable[[object, Path], object]
 
@@ -64,6 +65,30 @@ def add_options(parser: pytest.Parser) -> None:
         " (default: skip; error when CI is set in the environment)",
     )
     group.addoption(
+        "--mountns-changes",
+        metavar="failed|all|none",
+        default=None,
+        help="which tests' reports say what they changed in the filesystem (default: failed)",
+    )
+    group.addoption(
+        "--mountns-audit",
+        action="store_true",
+        default=False,
+        help="run every test in a sandbox, and say which tests write where outside their tmp_path",
+    )
+    group.addoption(
+        "--mountns-audit-json",
+        metavar="FILE",
+        default=None,
+        help="the audit, and write it as JSON",
+    )
+    group.addoption(
+        "--mountns-audit-html",
+        metavar="FILE",
+        default=None,
+        help="the audit, and write it as one HTML page",
+    )
+    group.addoption(
         "--mountns-doctor",
         action="store_true",
         default=False,
@@ -73,11 +98,16 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("mountns_process", "how tests are kept apart: fork or inline", default="")
     parser.addini("mountns_volumes", "SRC:DST[:ro] for every sandbox", type="linelist", default=[])
     parser.addini("mountns_unavailable", "skip or error", default="")
+    parser.addini("mountns_changes", "failed, all or none", default="")
 
 
 def sandbox_everything(config: pytest.Config) -> bool | None:
     """True: every test; False: none (``--no-mountns``); None: those that ask for it."""
     option: bool | None = config.getoption("mountns")
+    if is_audit(config):
+        if option is False:
+            raise pytest.UsageError("--no-mountns: there is nothing to audit without a sandbox")
+        return True
     if option is not None:
         return option
     return True if config.getini("mountns") else None
@@ -88,6 +118,18 @@ def unavailable_policy(config: pytest.Config) -> Literal["skip", "error"]:
     default = "error" if os.environ.get("CI") else "skip"
     value = _choice(config, "unavailable", ("skip", "error"), default)
     return cast('Literal["skip", "error"]', value)
+
+
+def changes_policy(config: pytest.Config) -> Literal["failed", "all", "none"]:
+    """Whose changes go into reports. Raises :class:`pytest.UsageError`."""
+    value = _choice(config, "changes", ("failed", "all", "none"), "failed")
+    return cast('Literal["failed", "all", "none"]', value)
+
+
+def is_audit(config: pytest.Config) -> bool:
+    """Whether what tests write is to be listed; a file to write it to implies that."""
+    names = ("mountns_audit", "mountns_audit_json", "mountns_audit_html")
+    return any(config.getoption(name) for name in names)
 
 
 def session_keys(config: pytest.Config) -> dict[str, object]:
@@ -149,9 +191,15 @@ def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
     if "isolated_proc" in getattr(item, "fixturenames", ()):
         keys["pid"] = True
     try:
-        return SandboxSpec(**cast("dict[str, Any]", keys))
+        spec = SandboxSpec(**cast("dict[str, Any]", keys))
     except SpecError as error:
         _refuse(item, str(error))
+    other: object = item.ihook.pytest_mountns_spec(item=item, spec=spec)
+    if other is not None and not isinstance(other, SandboxSpec):
+        raise pytest.UsageError(
+            f"{item.nodeid}: pytest_mountns_spec returned {other!r}, which is no SandboxSpec"
+        )
+    return other or spec
 
 
 def _override(volumes: tuple[Volume, ...], nearer: tuple[Volume, ...]) -> tuple[Volume, ...]:
@@ -209,6 +257,14 @@ def _text(value: object) -> str:
     return value
 
 
+def _writes(value: object, base: Path) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    globs = tuple(_text(part) for part in _list(value))
+    compile_globs(globs)
+    return globs
+
+
 def _size(value: object, base: Path) -> int | None:
     if value is None:
         return None
@@ -239,4 +295,5 @@ _READERS: Final[Mapping[str, Reader]] = {
     "upper": _medium,
     "read_only": _flag,
     "pid": _flag,
+    "writes": _writes,
 }

@@ -75,7 +75,7 @@ class BindVolume:
         """
         origin = os.path.abspath(source)
         volume = Volume(origin, os.path.abspath(target or origin), read_only)
-        self._inside.rooms.sandbox.bind(volume.source, volume.target, read_only=read_only)
+        self._inside.bind(volume.source, volume.target, read_only=read_only)
         return Path(volume.target)
 
 

@@ -28,6 +28,7 @@ import pytest
 
 from . import config as settings
 from . import internals
+from .changes_report import changes_key
 from .child import TestProcess
 from .companions import Companions
 from .engine import disk, processes
@@ -201,6 +202,14 @@ class Gate:
         finally:
             test.leave()
             item.__dict__.pop("setup", None)
+
+    def complete_inline(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Add to a report of this process what the test has changed, if it is to say so."""
+        inside = self.inside
+        if isinstance(inside, InlineTest):
+            self.config.stash[changes_key].complete(item, report, inside.read_changes)
+        elif self.process is None and self._has_visited and report.when == "teardown":
+            self.config.stash[changes_key].carry(item, report)
 
     def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
         """pytest-timeout has set a timer for the running item, or cancelled it (None)."""

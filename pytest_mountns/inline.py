@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, cast, final
 import pytest
 
 from . import internals
+from .changes_report import changes_key
 from .engine import disk, processes
+from .engine.changes import Changes
 from .engine.errors import SandboxError
 from .engine.plan import Plan
 from .engine.rooms import Rooms
@@ -105,7 +107,9 @@ class InlineTest:
         if new:
             _end(new)
         gate.companions.end_visit(self._item)
+        problem = None
         if gate.traveller.is_away:
+            problem = self._look_at_changes()
             gate.traveller.leave()
         self._let_go()
         os.umask(self._umask)
@@ -114,6 +118,19 @@ class InlineTest:
         gate.companions.after_visit(self._item)
         if internals.wider_teardown_is_due(self._item, self._nextitem):
             gate.strike()
+        if problem is not None:
+            # Of a hook, or of what was written while fixtures ended: an error of the teardown.
+            raise problem
+
+    def _look_at_changes(self) -> BaseException | None:
+        """For whoever wants to know what the test has changed; what is wrong with that."""
+        report = self._item.config.stash[changes_key]
+        if self._gate.spec(self._item).writes is not None:
+            strays = report.strays(self._item, self.read_changes)
+            if strays:
+                return pytest.fail.Exception(strays, pytrace=False)
+        _, failed = report.ended(self._item, self.read_changes, died=False)
+        return failed.excinfo.value if failed is not None and failed.excinfo else None
 
     def _let_go(self) -> None:
         self._gate.inside = None
@@ -127,6 +144,17 @@ class InlineTest:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
         self._gate.companions.before_reset()
         self.rooms.reset()
+
+    def bind(self, source: str, target: str, *, read_only: bool) -> None:
+        """:meth:`Sandbox.bind`. Raises :class:`SandboxError`."""
+        self.rooms.sandbox.bind(source, target, read_only=read_only)
+
+    @contextlib.contextmanager
+    def read_changes(self) -> Iterator[Changes]:
+        """For the pytest process: what the test has changed, looked at from home."""
+        changes = self.rooms.sandbox.changes()
+        with self._gate.traveller.at_home():
+            yield changes
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:

@@ -8,18 +8,24 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import pytest
 
 from . import internals, logging_locks, relay
+from .changes_report import Sorted, changes_key
 from .child import Entry, Inheritance, TestProcess
 from .engine import processes
 from .engine.advice import explain
+from .engine.changes import Changes
 from .engine.errors import SandboxError, Unavailable, said
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
+from .engine.remains import Outline, Remains
 from .engine.syscalls import flush_stdout
 from .entrance import Entrance
 from .interrupts import Interrupts
@@ -43,6 +49,7 @@ class _Death:
     out: str
     err: str
     stop: float
+    changed: tuple[Sorted, str] | None = None
 
 
 class InternalErrorInTestProcess(Exception):
@@ -71,6 +78,11 @@ class Passage:
         self._refusal: SandboxError | None = None
         self._death: _Death | None = None
         self._internal_error: Exception | None = None
+        self._changes = item.config.stash[changes_key]
+        self._outline: Outline | None = None
+        #: What the sandbox has written, while that can be read.
+        self._remains: Callable[[], Remains] | None = None
+        self._changes_failed: pytest.CallInfo[None] | None = None
 
     @internals.unseen
     def setup(self) -> None:
@@ -158,6 +170,7 @@ class Passage:
                 gate.reap()
                 receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
+                    self._remains = partial(self._find_remains, entry, receiver)
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()
@@ -218,6 +231,8 @@ class Passage:
                         self._log_teardown_early()
                         stopping = internals.stopping(self._item.session)
                         receiver.answer(*content, (internals.cursor(config), stopping))
+                    elif name == "strays":
+                        receiver.answer(self._changes.strays(self._item, self._read_changes))
                     else:
                         self._hear(name, *content)
             ended = True
@@ -240,17 +255,39 @@ class Passage:
                 take_terminal_back()
         if self._internal_error is not None:
             return
-        if last_words is None and self._refusal is None:
+        died = last_words is None and self._refusal is None
+        changed = self._look_at_changes(died=died)
+        if died:
             how = _describe(_test_status(status_reader, status))
             out, err = internals.captured_so_far(config)
             phase = PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
-            self._death = _Death(how, phase, out, err, time.time())
+            self._death = _Death(how, phase, out, err, time.time(), changed)
             self._gate.companions.lost()
         elif last_words is not None:
             self._answer(*last_words, interrupted=receiver.interrupted)
         elif receiver.interrupted:
             raise KeyboardInterrupt
         self._conclude()
+
+    def _find_remains(self, entry: Entry, receiver: relay.Receiver) -> Remains:
+        if receiver.descriptor < 0 or self._outline is None:
+            raise SandboxError("read what the sandbox has written", cause="it was never entered")
+        more = entry.sandbox.touched() if entry.sandbox is not None else []
+        view = entry.layers.view if entry.layers is not None else -1
+        return Remains.of(entry.plan, receiver.descriptor, self._outline, more, view)
+
+    def _read_changes(self) -> AbstractContextManager[Changes]:
+        assert self._remains is not None
+        return self._remains().changes()
+
+    def _look_at_changes(self, *, died: bool) -> tuple[Sorted, str] | None:
+        """For whoever wants to know what the test has changed, when it has ended."""
+        if self._outline is None or not self._changes.is_wanted(died=died):
+            return None
+        changed, self._changes_failed = self._changes.ended(
+            self._item, self._read_changes, died=died
+        )
+        return changed
 
     def _conclude(self) -> None:
         """Report the rest here, within the item's protocol, unless wider scopes end with it."""
@@ -279,6 +316,9 @@ class Passage:
 
     def _log_teardown_early(self) -> None:
         """The test process is about to write: its debugger follows the report of the failure."""
+        if self._changes.is_wanted(died=False):
+            # What the test has changed is known only when it has ended, and belongs to this report.
+            return
         if self._held and not self._wider_is_due():
             # Decided before the report is heard of, which may end the session.
             self._wider = False
@@ -291,6 +331,7 @@ class Passage:
             report = self._last_report = relay.unpack_report(packed, self._item.config)
             self._log_held()
             self._wider = None
+            self._changes.complete(self._item, report, self._read_changes)
             event: _Event = ("pytest_runtest_logreport", {"report": report})
             if report.when == "teardown":
                 # What wider scopes say when they end belongs into this one.
@@ -316,7 +357,10 @@ class Passage:
         elif name == "shown":
             if self._last_report is not None:
                 internals.mark_as_shown(self._last_report)
+        elif name == "outline":
+            (self._outline,) = content
         elif name == "entered":
+            (self._outline,) = content
             # A fresh root: what was said of the attempt before is complete.
             self._log_held()
         elif name == "state":
@@ -364,6 +408,8 @@ class Passage:
         if self._death is not None:
             self._log_held()
             self._report_death(self._death)
+        if self._changes_failed is not None:
+            self._add_wider_teardown(self._changes_failed, [])
         if wider:
             self._add_wider_teardown(*internals.tear_down_wider(self._item, self._nextitem))
         self._log_held()
@@ -388,9 +434,12 @@ class Passage:
         for key, content in (("stdout", death.out), ("stderr", death.err)):
             if content:
                 report.sections.append((f"Captured {key} {death.phase}", content))
+        if death.changed is not None:
+            self._changes.attach(item, report, *death.changed)
         if death.phase != "teardown":
             self._log(("pytest_runtest_logreport", {"report": report}))
             report = internals.passed_report(item, "teardown")
+            self._changes.complete(item, report, self._read_changes)
         where = {"nodeid": item.nodeid, "location": item.location}
         self._held.append(("pytest_runtest_logreport", {"report": report}))
         self._held.append(("pytest_runtest_logfinish", where))

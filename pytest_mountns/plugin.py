@@ -8,7 +8,9 @@ from collections.abc import Generator
 import pytest
 
 from . import config as settings
-from . import internals, terminal
+from . import hookspecs, internals, terminal
+from .audit import Audit
+from .changes_report import ChangesReport, changes_key, explain_comparison
 from .fixtures import bind_volume, isolated_proc, overlay_root
 from .gate import Gate, gate_key
 from .timers import TimeoutSettings
@@ -20,6 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     settings.add_options(parser)
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for marker in settings.MARKERS:
         config.addinivalue_line("markers", marker)
@@ -27,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
     gate.hooks = Hooks(gate)
     config.pluginmanager.register(gate.hooks, "mountns-hooks")
     config.pluginmanager.register(gate.finisher, "mountns-finisher")
+    audit = Audit(config) if settings.is_audit(config) else None
+    changes = config.stash[changes_key] = ChangesReport(config, gate, audit)
+    for name, plugin in (("mountns-changes", changes), ("mountns-audit", audit)):
+        if plugin is not None:
+            config.pluginmanager.register(plugin, name)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -40,6 +51,14 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.getoption("mountns_doctor"):
         return terminal.doctor(config)
     return None
+
+
+def pytest_assertrepr_compare(
+    config: pytest.Config, op: str, left: object, right: object
+) -> list[str] | None:
+    if op != "==":
+        return None
+    return explain_comparison(left, right, config.get_verbosity(pytest.Config.VERBOSITY_ASSERTIONS))
 
 
 class Hooks:
@@ -101,7 +120,7 @@ class Hooks:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
-        self, call: pytest.CallInfo[None]
+        self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         if call.excinfo is not None:
             internals.drop_unseen(call.excinfo.value)
@@ -109,6 +128,7 @@ class Hooks:
         if call.excinfo is not None and self._gate.inside is not None:
             sandbox = self._gate.inside.rooms.sandbox
             terminal.explain_failure(report, call.excinfo.value, sandbox)
+        self._gate.complete_inline(item, report)
         return report
 
     @pytest.hookimpl(tryfirst=True)

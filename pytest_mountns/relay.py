@@ -155,6 +155,22 @@ class Sender:
                     self._settled, answer = frame
         return answer
 
+    def ask(self, name: str, *content: object) -> Any:
+        """Send a frame that the parent answers, and wait for the answer; None if nobody gives one.
+
+        All reports have been settled before: each answer belongs to the last question.
+        """
+        self.settle()
+        if self.is_copy:
+            return None
+        with contextlib.suppress(OSError):
+            self.send(name, *content)
+            while data := self._socket.recv(_CHUNK):
+                self._answers += data
+                for frame in _whole_frames(self._answers):
+                    return frame[0]
+        return None
+
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """A recorded warning; a message that cannot be pickled becomes its text."""
         fields = {

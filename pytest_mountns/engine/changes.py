@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, final, overload
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, final, overload
+
+from .diffs import LARGEST, printable, unified
+from .entries import Entry, FileType
 
 Kind = Literal["added", "modified", "metadata", "replaced", "deleted", "renamed"]
+
+#: Of :meth:`Changes.to_json`. It grows when a reader of the format before could not go on.
+JSON_FORMAT: Final = 1
 
 
 @final
@@ -17,11 +24,58 @@ class Change:
 
     `path` is absolute, as the sandbox sees it; bytes that are no UTF-8 are surrogate-escaped.
     `source` is the old absolute path of a "renamed" directory, None for every other kind.
+    `before` and `after` say what stood and stands there, None for nothing. They take no part in a
+    comparison.
     """
 
     path: str
     kind: Kind
     source: str | None = None
+    before: Entry | None = field(default=None, compare=False, repr=False)
+    after: Entry | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def type(self) -> FileType:
+        """What stands there now or, of a "deleted" path, stood there."""
+        entry = self.after or self.before
+        return "unknown" if entry is None else entry.type
+
+    def diff(self, *, context: int = 3) -> str:
+        """The unified diff of a file's content, or of a symlink's target.
+
+        "" if neither side has any, or both have the same. Lines of `context` around a change. What
+        is no UTF-8 text, or larger than 256 KiB, gets one line that says so. Raises
+        :class:`SandboxError` if it cannot be read (any more).
+        """
+        if self.kind in ("metadata", "renamed"):
+            return ""
+        for entry in (self.before, self.after):
+            if entry is not None and entry.type == "file" and entry.size > LARGEST:
+                return f"File {printable(self.path)} is too large for a diff\n"
+        before, after = (_content(entry) for entry in (self.before, self.after))
+        return unified(self.path, before, after, context=context)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON has of it: path, kind, source, before, after."""
+        return {
+            "path": self.path,
+            "kind": self.kind,
+            "source": self.source,
+            "before": None if self.before is None else self.before.as_dict(),
+            "after": None if self.after is None else self.after.as_dict(),
+        }
+
+
+def _content(entry: Entry | None) -> bytes | None:
+    """What a diff is made of."""
+    if entry is None:
+        return None
+    if entry.type == "file":
+        # One more than is shown: it may have grown since.
+        return entry.read_bytes(LARGEST + 1)
+    if entry.type == "symlink":
+        return entry.target().encode("utf-8", "surrogateescape")
+    return None
 
 
 @final
@@ -46,12 +100,18 @@ class Changes(Sequence[Change]):
         self._changes = tuple(sorted(changes, key=lambda change: change.path))
 
     @overload
-    def __getitem__(self, index: int) -> Change: ...
+    def __getitem__(self, index: int | str) -> Change: ...
     @overload
     def __getitem__(self, index: slice) -> Changes: ...
-    def __getitem__(self, index: int | slice) -> Change | Changes:
+    def __getitem__(self, index: int | str | slice) -> Change | Changes:
+        """By number, or by path: KeyError for one that did not change."""
         if isinstance(index, slice):
             return Changes(self._changes[index])
+        if isinstance(index, str):
+            for change in self._changes:
+                if change.path == index:
+                    return change
+            raise KeyError(index)
         return self._changes[index]
 
     def __len__(self) -> int:
@@ -84,6 +144,16 @@ class Changes(Sequence[Change]):
     def as_dict(self) -> dict[str, Kind]:
         return {change.path: change.kind for change in self._changes}
 
+    def to_json(self, *, indent: int | None = None) -> str:
+        """A JSON object: "format" is 1, "changes" a list in the order of the paths.
+
+        Each has "path", "kind", "source" (a string or null), "before" and "after" (null or an
+        object of "type", "mode" as octal digits, "uid", "gid", "size" in bytes, "mtime_ns"). The
+        text is ASCII; a byte of a path that is no UTF-8 is a lone surrogate, U+DC80 to U+DCFF.
+        """
+        changes = [change.as_dict() for change in self._changes]
+        return json.dumps({"format": JSON_FORMAT, "changes": changes}, indent=indent)
+
     def matching(self, *globs: str) -> Changes:
         """The changes whose path, or source, matches any of the globs; all if there are none.
 
@@ -93,12 +163,20 @@ class Changes(Sequence[Change]):
         """
         if not globs:
             return self
-        wanted = re.compile("|".join(map(_translated, globs)), re.DOTALL)
+        wanted = compile_globs(globs)
         return Changes(
             change
             for change in self._changes
             if wanted.fullmatch(change.path) or (change.source and wanted.fullmatch(change.source))
         )
+
+
+def compile_globs(globs: Iterable[str]) -> re.Pattern[str]:
+    """What matches a whole path if any glob of :meth:`Changes.matching` does; none: nothing.
+
+    Raises ValueError as that does.
+    """
+    return re.compile("|".join(map(_translated, globs)) or "(?!)", re.DOTALL)
 
 
 _GLOB = re.compile(

@@ -19,7 +19,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -29,6 +29,7 @@ from .build import Building, make_target, open_scratch
 from .builders import Grafting, builder_for, set_read_only
 from .changes import Changes
 from .descriptors import Opened, open_directories, reopen
+from .entries import Contents, Side
 from .errors import SandboxError, Unavailable, said
 from .moving import (
     change_directory,
@@ -133,29 +134,37 @@ class Sandbox:
     def changes(self) -> Changes:
         """Everything the uppers add, modify, replace, delete or re-label against what is below.
 
-        Raises :class:`SandboxError` if that cannot be looked at.
+        What they hold can be read until the next :meth:`reset`. Raises :class:`SandboxError` if
+        what is below cannot be looked at.
         """
         view = self.layers.view if self.layers else self.stage
         user = self.plan.user_namespace
-        with (
-            explained("look at what is below", user),
-            privileged(user),
-            _visiting(view, user),
-        ):
-            lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with explained("read the changes", user):
-                return read_changes(
-                    [*self.overlays, *self._touched()],
-                    upper_fd=self.scratch,
-                    lower_fd=lower,
-                    xattr_prefix=self.plan.capabilities.xattr_prefix,
-                    ignore=self.created,
-                )
-        finally:
-            os.close(lower)
+        overlays = self.overlays
 
-    def _touched(self) -> list[Layered]:
+        @contextmanager
+        def trees(side: Side) -> Iterator[int]:
+            if self.overlays is not overlays:
+                raise SandboxError("read changes", cause="the sandbox was reset since")
+            tree = root_of(view, user) if side == "before" else nullcontext(self.scratch)
+            with privileged(user), tree as fd:
+                yield fd
+
+        # Or what the test has made unreadable to itself would be left out.
+        with (
+            privileged(user),
+            root_of(view, user) as lower,
+            explained("read the changes", user),
+        ):
+            return read_changes(
+                [*overlays, *self.touched()],
+                upper_fd=self.scratch,
+                lower_fd=lower,
+                xattr_prefix=self.plan.capabilities.xattr_prefix,
+                ignore=self.created,
+                contents=Contents(trees),
+            )
+
+    def touched(self) -> list[Layered]:
         """The overlays of the template that were written to."""
         if self.template is None:
             return []
@@ -407,6 +416,21 @@ def _graft(
         for fd in passing:
             os.close(fd)
     return building
+
+
+@contextmanager
+def root_of(namespace: int, user_namespace: bool) -> Iterator[int]:
+    """A descriptor of the root that a mount namespace shows. Raises :class:`SandboxError`."""
+    with (
+        explained("look at what is below", user_namespace),
+        privileged(user_namespace),
+        _visiting(namespace, user_namespace),
+    ):
+        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield root
+    finally:
+        os.close(root)
 
 
 @contextmanager

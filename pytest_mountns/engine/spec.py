@@ -136,7 +136,8 @@ class SandboxSpec:
 
     ``size`` (bytes) and ``inodes`` limit the upper; ``upper`` is where it lies; ``read_only``
     makes the root refuse writes (EROFS); ``pid`` gives a PID namespace of its own. ``scope`` is
-    the widest scope of fixtures whose writes are captured, as a layer below.
+    the widest scope of fixtures whose writes are captured, as a layer below. ``writes`` are the
+    globs of what the test may change, None for everything: no sandbox is made otherwise for it.
     """
 
     process: Literal["fork", "inline"] = "fork"
@@ -148,6 +149,7 @@ class SandboxSpec:
     upper: Literal["memory", "disk"] = "memory"
     read_only: bool = False
     pid: bool = False
+    writes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         targets: dict[str, str] = {}

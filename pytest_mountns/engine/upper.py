@@ -19,19 +19,18 @@ from dataclasses import dataclass, field
 from typing import Final, final
 
 from .changes import Change, Changes, Kind
+from .entries import Contents, Entry, Place
+from .opening import FILE as _FILE
+from .opening import open_at as _open
+from .opening import open_directory as _open_directory
+from .opening import read_xattrs as _xattrs
+from .opening import visible as _visible
 
-# Below PATH_MAX (4096 bytes with the NUL); longer paths are opened in stretches.
-_STRETCH = 4000
 _CHUNK = 1 << 20
 # The kernel's default overflowuid and overflowgid, user_namespaces(7).
 _NOBODY: Final = 65534
 # The sandbox and the host go on living while they are read, and not all of it is for the caller.
 _OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: what was a file when it was listed may be a FIFO when it is opened.
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-# Written by overlays for their own use; the second prefix is that of `userxattr` mounts.
-_OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
 # Stands for what may not be looked at: it counts as being there, and as something else.
 _UNKNOWN = os.stat_result((0,) * 10)
 
@@ -54,13 +53,15 @@ def read_changes(
     lower_fd: int,
     xattr_prefix: str,
     ignore: Collection[str] = (),
+    contents: Contents | None = None,
 ) -> Changes:
     """Compare the uppers of a sandbox with what it showed before it was written to.
 
     `upper_fd` and `lower_fd` are descriptors of directories: of the one `Layered.upper` is relative
     to, and of the root of the tree below, whose mounts are crossed. `xattr_prefix` is what the
     overlays put before the names of their attributes, "trusted.overlay." or "user.overlay.". A path
-    in `ignore` is not reported for merely being "added".
+    in `ignore` is not reported for merely being "added". `contents` is where what the changes hold
+    can be read later, by paths relative to the same descriptors.
 
     Nothing is written, and no access time below is touched where the caller may avoid it. The
     sandbox may be running: what vanishes meanwhile is passed over. A file that the caller may not
@@ -70,10 +71,11 @@ def read_changes(
     or anything cannot be read for a reason other than these.
     """
     quiet = frozenset(ignore)
+    contents = contents or Contents()
     changes: list[Change] = []
     for overlay in overlays:
         covered = {other.mountpoint for other in overlays if other is not overlay}
-        walk = _Walk(overlay, upper_fd, lower_fd, xattr_prefix, quiet, covered)
+        walk = _Walk(overlay, upper_fd, lower_fd, xattr_prefix, quiet, covered, contents)
         changes += walk.run()
     return Changes(changes)
 
@@ -106,10 +108,11 @@ class _Walk:
     ignore: Collection[str]
     # Directories that another overlay is mounted on are for that overlay to report.
     covered: Collection[str]
+    contents: Contents
     changes: list[Change] = field(default_factory=list)
     pending: list[_Directory] = field(default_factory=list)
-    # (path, lower): which of them were deleted and which moved is known only at the end.
-    gone: list[tuple[str, str]] = field(default_factory=list)
+    # (path, lower, what stood there): which were deleted and which moved is known only at the end.
+    gone: list[tuple[str, str, Entry]] = field(default_factory=list)
     sources: set[str] = field(default_factory=set)
 
     def run(self) -> list[Change]:
@@ -129,14 +132,16 @@ class _Walk:
                 self._read(directory, fd)
             finally:
                 os.close(fd)
-        for path, lower in self.gone:
+        for path, lower, entry in self.gone:
             if lower not in self.sources:
-                self._report(path, "deleted")
+                self._report(path, "deleted", None, entry, None)
         return self.changes
 
-    def _report(self, path: str, kind: Kind, source: str | None = None) -> None:
+    def _report(
+        self, path: str, kind: Kind, source: str | None, before: Entry | None, after: Entry | None
+    ) -> None:
         if kind != "added" or path not in self.ignore:
-            self.changes.append(Change(path or "/", kind, source))
+            self.changes.append(Change(path or "/", kind, source, before, after))
 
     def _read(self, directory: _Directory, fd: int) -> None:
         xattrs = _xattrs(fd)
@@ -147,9 +152,10 @@ class _Walk:
                 lower_fd = _open_directory(self.lower_fd, lower[1:])
             except _OUT_OF_REACH:
                 lower = None
+        here = os.fstat(fd)
         try:
-            if kind is None and lower_fd is not None:
-                here, below = os.fstat(fd), os.fstat(lower_fd)
+            below = None if lower_fd is None else os.fstat(lower_fd)
+            if kind is None and lower_fd is not None and below is not None:
                 if directory.upper == self.overlay.upper:
                     below = _owned_as_far_as_mapped(below, here)
                 same = _same_stat(here, below)
@@ -159,11 +165,42 @@ class _Walk:
             if source is not None:
                 self.sources.add(source)
             if kind is not None and directory.path not in self.covered:
-                self._report(directory.path, kind, source)
+                self._report_directory(directory, kind, source, below, here)
             self._read_entries(directory, fd, lower, lower_fd, remade)
         finally:
             if lower_fd is not None:
                 os.close(lower_fd)
+
+    def _report_directory(
+        self,
+        directory: _Directory,
+        kind: Kind,
+        source: str | None,
+        below: os.stat_result | None,
+        here: os.stat_result,
+    ) -> None:
+        before = None
+        lower = source or directory.lower
+        if kind == "replaced" and lower is not None and directory.below != stat.S_IFDIR:
+            # It is no directory, and stands in the one above.
+            name = lower.rpartition("/")[2]
+            above = Place(self.contents, lower[1:].rpartition("/")[0], "")
+            below = self._stat_below(above.before, name)
+            before = None if below is None else Entry(below, above, lower, "before")
+        elif below is not None and lower is not None:
+            before = Entry(below, Place(self.contents, lower[1:], ""), "", "before")
+        place = Place(self.contents, "", directory.upper)
+        self._report(directory.path, kind, source, before, Entry(here, place))
+
+    def _stat_below(self, directory: str, name: str) -> os.stat_result | None:
+        try:
+            fd = _open_directory(self.lower_fd, directory)
+        except _OUT_OF_REACH:
+            return None
+        try:
+            return _stat(name, fd)
+        finally:
+            os.close(fd)
 
     def _classify(
         self, directory: _Directory, xattrs: Mapping[str, bytes]
@@ -204,6 +241,7 @@ class _Walk:
     def _read_entries(
         self, directory: _Directory, fd: int, lower: str | None, lower_fd: int | None, remade: bool
     ) -> None:
+        place = Place(self.contents, "" if lower is None else lower[1:], directory.upper)
         missing: set[str] = set()
         if remade and lower_fd is not None:
             missing.update(entry.name for entry in _entries(lower_fd))
@@ -214,26 +252,29 @@ class _Walk:
             below = None if lower_fd is None else _stat(name, lower_fd)
             if entry.is_dir(follow_symlinks=False):
                 upper = f"{directory.upper}/{name}"
-                place = None if lower is None else f"{lower}/{name}"
+                under = None if lower is None else f"{lower}/{name}"
                 form = None if below is None else stat.S_IFMT(below.st_mode)
-                self.pending.append(_Directory(path, upper, place, form, remade))
-                continue
-            if below is None and (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
-                # The listing tells the type: the files of an added tree cost no call each.
-                self._report(path, "added")
+                self.pending.append(_Directory(path, upper, under, form, remade))
                 continue
             try:
                 here = entry.stat(follow_symlinks=False)
                 if stat.S_ISCHR(here.st_mode) and here.st_rdev == 0:
                     if below is not None:
-                        self.gone.append((path, f"{lower}/{name}"))
+                        was = Entry(below, place, path, "before")
+                        self.gone.append((path, f"{lower}/{name}", was))
                 elif lower_fd is None or below is None:
-                    self._report(path, "added")
+                    self._report(path, "added", None, None, Entry(here, place, path))
                 elif kind := _compared(name, fd, here, lower_fd, below):
-                    self._report(path, kind)
+                    was, now = Entry(below, place, path, "before"), Entry(here, place, path)
+                    self._report(path, kind, None, was, now)
             except _OUT_OF_REACH:
                 continue
-        self.gone += [(f"{directory.path}/{name}", f"{lower}/{name}") for name in missing]
+        for name in missing:
+            below = None if lower_fd is None else _stat(name, lower_fd)
+            if below is not None:
+                path = f"{directory.path}/{name}"
+                was = Entry(below, place, path, "before")
+                self.gone.append((path, f"{lower}/{name}", was))
 
 
 def _owned_as_far_as_mapped(below: os.stat_result, here: os.stat_result) -> os.stat_result:
@@ -315,26 +356,6 @@ def _same_stat(here: os.stat_result, below: os.stat_result) -> bool:
     )
 
 
-def _xattrs(target: int | str, *, follow: bool = True) -> dict[str, bytes]:
-    """All that can be read; nothing where the filesystem or an O_PATH descriptor has none."""
-    found: dict[str, bytes] = {}
-    try:
-        names = os.listxattr(target, follow_symlinks=follow)
-    except OSError:
-        return found
-    for name in names:
-        try:
-            found[name] = os.getxattr(target, name, follow_symlinks=follow)
-        except OSError:
-            continue  # ENODATA: removed meanwhile; EACCES: a user attribute wants read permission
-    return found
-
-
-def _visible(xattrs: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Those that a sandbox can see; the others belong to overlays."""
-    return {name: xattrs[name] for name in xattrs if not name.startswith(_OVERLAY_XATTRS)}
-
-
 def _stat(name: str, dir_fd: int) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -352,33 +373,3 @@ def _entries(fd: int) -> list[os.DirEntry[str]]:
         if error.errno != errno.EBADF:
             raise
         return []  # an O_PATH descriptor, from _open_directory()
-
-
-def _open(path: str | bytes, flags: int, dir_fd: int) -> int:
-    try:
-        return os.open(path, flags | os.O_NOATIME, dir_fd=dir_fd)
-    except PermissionError:  # O_NOATIME is for the owner and for root
-        return os.open(path, flags, dir_fd=dir_fd)
-
-
-def _open_directory(root: int, path: str) -> int:
-    """The directory at a relative path of any length, "" for `root` itself.
-
-    One that the caller may not read comes back as an O_PATH descriptor.
-    """
-    rest = os.fsencode(path) or b"."
-    at = root
-    try:
-        while len(rest) > _STRETCH:
-            cut = rest.rindex(b"/", 0, _STRETCH)
-            step = os.open(rest[:cut], _DIRECTORY | os.O_PATH, dir_fd=at)
-            if at != root:
-                os.close(at)
-            at, rest = step, rest[cut + 1 :]
-        try:
-            return _open(rest, _DIRECTORY, at)
-        except PermissionError:
-            return os.open(rest, _DIRECTORY | os.O_PATH, dir_fd=at)
-    finally:
-        if at != root:
-            os.close(at)

@@ -58,7 +58,14 @@ from .screen import (
     set_cursor,
     set_live_log_state,
 )
-from .settings import Watchdog, cache_directory, make_cache_directory, watchdog
+from .settings import (
+    Watchdog,
+    base_temporary_directory,
+    cache_directory,
+    make_cache_directory,
+    user_name,
+    watchdog,
+)
 
 __all__ = [
     "Delegated",
@@ -66,6 +73,7 @@ __all__ = [
     "Watchdog",
     "WiderScope",
     "Within",
+    "base_temporary_directory",
     "basetemp",
     "before_output_is_released",
     "cache_directory",
@@ -112,6 +120,7 @@ __all__ = [
     "tear_down_item",
     "tear_down_wider",
     "unseen",
+    "user_name",
     "watchdog",
     "wider_scope",
     "wider_teardown_is_due",

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
+from _pytest.tmpdir import get_user
 
 
 def cache_directory(config: pytest.Config) -> Path | None:
@@ -28,6 +29,18 @@ def make_cache_directory(config: pytest.Config) -> None:
     else:  # before pytest 8.2
         cache._cachedir.mkdir(parents=True)
         cache._ensure_supporting_files()
+
+
+def base_temporary_directory(config: pytest.Config) -> str | None:
+    """Where the directories of ``tmp_path`` lie; None if no test has asked for one yet."""
+    factory = getattr(config, "_tmp_path_factory", None)
+    chosen = None if factory is None else factory._basetemp
+    return None if chosen is None else str(chosen)
+
+
+def user_name() -> str:
+    """As in the name of pytest's directory for all runs of a user."""
+    return get_user() or "unknown"
 
 
 @dataclass(frozen=True, slots=True)
