@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import select
@@ -79,7 +80,9 @@ def _removed(directory: str) -> bool:
     for place, names, _ in os.walk(directory):
         for name in names:
             _open_up(os.path.join(place, name))
-    shutil.rmtree(directory, ignore_errors=True)
+    # It raises all the same, if not of every call.
+    with contextlib.suppress(OSError):
+        shutil.rmtree(directory, ignore_errors=True)
     return not os.path.lexists(directory)
 
 

@@ -96,7 +96,8 @@ class Runner:
         self._record.unlink(missing_ok=True)
         self._record.touch()
         # One after the other: what a fault has left meets the next test.
-        order = [
+        order = ["test_it.py::test_first"]
+        order += [
             f"test_it.py::{name}[{number}]"
             for number in range(len(cases))
             for name in ("test_target", "test_after")

@@ -1,0 +1,42 @@
+"""A sample of `python -m tests.faults`: system calls of a test's way fail, and nothing worse."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from .faults.__main__ import ways
+from .faults.run import Runner, all_cases, sample
+from .faults.shim import errnos
+
+pytestmark = [
+    pytest.mark.sandboxes,
+    pytest.mark.no_mountns(reason="looks for what tests leave on the machine"),
+]
+
+#: As long as the table of all takes minutes, these are other ones each day.
+COUNT = 40
+WAYS = {way.name: way for way in ways() if "inline" not in way.name}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_call_that_fails_is_named_or_does_without(name: str, tmp_path: Path) -> None:
+    seed = random.randrange(10**6)
+    runner = Runner(WAYS[name], tmp_path / "run")
+    sites = runner.record()
+    # Of each part of the way: the channel, the entering, the tree, the leaving.
+    for part in ("relay.", "engine.enter.", "engine.builders.", "engine.build.", "child."):
+        assert any(site.startswith(part) for site in sites), part
+    outcomes = list(runner.try_all(sample(all_cases(sites), COUNT, seed)))
+    assert len(outcomes) == COUNT
+    bad = [outcome for outcome in outcomes if not outcome.good]
+    assert not bad, f"seed {seed}: {bad}"
+    assert any(outcome.kind == "named" for outcome in outcomes)
+
+
+def test_a_call_is_tried_with_what_it_may_say() -> None:
+    assert "ENOSYS" in errnos("engine.builders._make fsopen 1")
+    assert "ENOSYS" not in errnos("engine.build._overlay mkdir 1")
+    assert errnos("passage._delegate fork 1") == ("EAGAIN", "ENOMEM")
