@@ -139,9 +139,9 @@ def _check_sum(block: bytes) -> None:
     stated = _OCTAL.fullmatch(block[148:156])
     blank = block[:148] + b" " * 8 + block[156:]
     total = sum(blank)
+    number = -1 if stated is None else int(stated[1] or b"0", 8)
     # Some old implementations took bytes for signed.
-    totals = (total, total - 256 * sum(byte > 127 for byte in blank))
-    if stated is None or int(stated[1] or b"0", 8) not in totals:
+    if number != total and number != total - 256 * sum(byte > 127 for byte in blank):
         raise malformed(
             "a header is damaged, or this is no tar archive (wrong checksum)",
             "check what file it is, and fetch or make it anew",
