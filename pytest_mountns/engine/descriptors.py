@@ -15,12 +15,12 @@ import os
 import posix
 import socket
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from socket import socket as Socket
 from typing import Final, TypeAlias, final
 
 from .errors import SandboxError
-from .moving import high
+from .moving import explained, high
 
 #: A descriptor of a directory, and the path that it is open at.
 Opened: TypeAlias = "tuple[int, str]"
@@ -29,20 +29,26 @@ _MOST: Final = 250
 
 
 def open_directories(besides: Collection[int]) -> list[Opened]:
-    """The open directories of this process, but for ``besides``. Needs ``/proc``."""
-    found: list[Opened] = []
+    """The open directories of this process, but for ``besides``. Needs ``/proc``.
+
+    Raises :class:`SandboxError`.
+    """
+    with explained("look at the open directories of this process", False):
+        return list(_open_directories(besides))
+
+
+def _open_directories(besides: Collection[int]) -> Iterator[Opened]:
     for name in posix.listdir("/proc/self/fd"):
         fd = int(name)
         if fd in besides:
             continue
         try:
             if stat.S_ISDIR(posix.fstat(fd).st_mode):
-                found.append((fd, posix.readlink(f"/proc/self/fd/{name}")))
+                yield fd, posix.readlink(f"/proc/self/fd/{name}")
         except OSError as error:
             # The descriptor of the listing itself, closed by now. Any other may lead out.
             if error.errno not in (errno.EBADF, errno.ENOENT):
                 raise
-    return found
 
 
 def reopen(directories: Sequence[Opened]) -> None:

@@ -24,6 +24,7 @@ from . import shim, suite
 PATIENCE: Final = 60.0
 #: What may come of a fault. The others are defects.
 GOOD: Final = ("works", "named", "died", "not reached")
+_NO_RETURN: Final = ("engine.moving.take ", "engine.visit._return ")
 _LEFT_AT_HOME: Final = ".mountns-faults-left"
 
 Case = tuple[str, str]
@@ -49,7 +50,9 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        return self.kind in GOOD
+        # Who cannot go back where he came from must not go on.
+        loud = self.kind == "the session ended" and self.case[0].startswith(_NO_RETURN)
+        return self.kind in GOOD or loud
 
 
 class Runner:

@@ -171,7 +171,10 @@ def _install(shim: Shim) -> None:
             and not name.startswith(("W", "sched_", "P_"))
             and name not in _NEVER
         ):
-            setattr(os, name, _wrapped(shim, name, function))
+            wrapped = _wrapped(shim, name, function)
+            setattr(os, name, wrapped)
+            # Where what a test replaces in os is not to matter, they are taken from here.
+            setattr(posix, name, wrapped)
     for name in ("sendall", "sendmsg", "recv", "recvmsg"):
         setattr(socket.socket, name, _wrapped(shim, name, getattr(_socket.socket, name)))
     _socket.socketpair = _wrapped(shim, "socketpair", _socket.socketpair)
