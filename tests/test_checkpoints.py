@@ -13,8 +13,9 @@ Record = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def record(record: Record) -> Record:
-    # It keeps a thread, and an ordinary user's process with a second one cannot go in and out.
+def record(record: Record, process: str) -> Record:
+    # `process` is named for pytest 8.0, which would not see that the other one wants it. The plugin
+    # keeps a thread, and an ordinary user's process with a second one cannot go in and out.
     return lambda *arguments: record("-pno:rerunfailures", *arguments)
 
 
