@@ -36,7 +36,7 @@ def test_reports_that_cannot_be_pickled(pytester: pytest.Pytester, record: Recor
         @pytest.hookimpl(wrapper=True)
         def pytest_runtest_makereport(item, call):
             report = yield
-            report.extra = lambda: item
+            report.own = lambda: item
             if report.failed and "text" in item.name:
                 report.longrepr = Text(report.longrepr)
             return report
