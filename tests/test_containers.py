@@ -168,12 +168,23 @@ for number in range(200):
 
 
 def _read_only_root() -> None:
-    mount_tmpfs("/tmp", "mode=1777")
+    _empty_tmp()
     remount("/", syscalls.MS_RDONLY)
 
 
-def _noexec() -> None:
+def _empty_tmp() -> None:
+    """But for what the tests run with, where that lies in there."""
+    needed = {sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])}
+    inside = [(path, os.open(path, os.O_PATH)) for path in needed if path.startswith("/tmp/")]
     mount_tmpfs("/tmp", "mode=1777")
+    for path, fd in sorted(inside):
+        os.makedirs(path, exist_ok=True)
+        bind(f"/proc/self/fd/{fd}", path)
+        os.close(fd)
+
+
+def _noexec() -> None:
+    _empty_tmp()
     remount("/tmp", syscalls.MS_NOEXEC)
 
 
