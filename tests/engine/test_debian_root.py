@@ -28,6 +28,10 @@ RELEASES = {"12": "trixie", "13": "bookworm"}
 
 pytestmark = [
     pytest.mark.as_root,
+    pytest.mark.skipif(
+        "MOUNTNS_DEBIAN" not in os.environ,
+        reason="takes minutes and a mirror of Debian's: MOUNTNS_DEBIAN=1",
+    ),
     pytest.mark.skipif(shutil.which("debootstrap") is None, reason="no debootstrap here"),
     pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap is for root"),
 ]
