@@ -15,13 +15,15 @@ findings_key = pytest.StashKey[Findings]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sandboxes: needs a machine that can isolate tests")
+    config.addinivalue_line("markers", "layered: needs a kernel that takes uppers as lowers")
     config.addinivalue_line("markers", "as_root: needs root that can isolate tests")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip by what was found out by trying, and say what failed."""
-    if not any(item.iter_markers("sandboxes")) and not any(item.iter_markers("as_root")):
+    wanted = {mark.name for mark in item.iter_markers()} & {"sandboxes", "as_root", "layered"}
+    if not wanted:
         return
     stash = item.session.stash
     if findings_key not in stash:
@@ -30,5 +32,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if findings.capabilities is None:
         obstacle = findings.obstacle
         pytest.skip(f"no sandboxes here: {obstacle.name if obstacle else 'unknown'} failed")
-    if any(item.iter_markers("as_root")) and findings.capabilities.user_namespace:
+    if "layered" in wanted and not (
+        findings.capabilities.new_api and findings.capabilities.detached_uppers
+    ):
+        pytest.skip("an upper cannot be a lower here")
+    if "as_root" in wanted and findings.capabilities.user_namespace:
         pytest.skip("an ordinary user's sandboxes are made otherwise")

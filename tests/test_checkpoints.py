@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.sandboxes
+pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
 
 Record = Callable[..., dict[str, Any]]
 
