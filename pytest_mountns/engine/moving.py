@@ -165,15 +165,26 @@ class WayBack:
         """Return, if :meth:`away`. What fails here ends the process: see :func:`give_up`."""
         if not self._away:
             return
-        try:
-            sys.setns(self._namespace, sys.CLONE_NEWNS)
-            # setns has moved to the namespace's own root; a test may be in a chroot below.
-            if not os.path.samestat(posix.stat(self._root), posix.stat("/")):
-                posix.fchdir(self._root)
-                posix.chroot(".")
-            posix.fchdir(self._cwd)
-        except OSError as error:
-            give_up(error)
+        interruption: BaseException | None = None
+        while self._away:
+            try:
+                self._return()
+                self._away = False
+            except OSError as error:
+                give_up(error)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                # Of a signal's handler: another thread has taken the signal. Half-way is no place.
+                interruption = error
+        if interruption is not None:
+            raise interruption
+
+    def _return(self) -> None:
+        sys.setns(self._namespace, sys.CLONE_NEWNS)
+        # setns has moved to the namespace's own root; a test may be in a chroot below.
+        if not os.path.samestat(posix.stat(self._root), posix.stat("/")):
+            posix.fchdir(self._root)
+            posix.chroot(".")
+        posix.fchdir(self._cwd)
 
 
 def give_up(error: Exception) -> None:

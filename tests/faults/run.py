@@ -24,7 +24,7 @@ from . import shim, suite
 PATIENCE: Final = 60.0
 #: What may come of a fault. The others are defects.
 GOOD: Final = ("works", "named", "died", "not reached")
-_NO_RETURN: Final = ("engine.moving.take ", "engine.visit._return ")
+_NO_RETURN: Final = ("engine.moving._return ", "engine.visit._return ")
 _LEFT_AT_HOME: Final = ".mountns-faults-left"
 
 Case = tuple[str, str]
