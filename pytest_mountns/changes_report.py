@@ -149,9 +149,8 @@ class ChangesReport:
         """Whether a test stands still while its report is completed."""
         return self._when == "all" and report.when == "call"
 
-    # Last: in the test process alone, which has passed its setup.
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+    def watch(self, item: pytest.Item) -> None:
+        """In the sandbox, before the test. No hook: hooks of ours would show in tracebacks."""
         inside = self._gate.inside
         if inside is not None and self._gate.spec(item).writes is not None:
             process = self._gate.process

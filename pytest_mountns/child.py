@@ -125,6 +125,7 @@ class TestProcess:
             self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
         # In the process that stays: with a PID namespace the one above was not the last fork.
         self._companions.begin(self._item)
+        self._item.config.stash[changes_key].watch(self._item)
         timers.hand_over()
 
     def _refuse(self, error: SandboxError) -> NoReturn:

@@ -96,6 +96,7 @@ class InlineTest:
             self._let_go()
             return error
         gate.companions.begin_visit(self._item)
+        self._item.config.stash[changes_key].watch(self._item)
         return None
 
     def leave(self) -> None:
