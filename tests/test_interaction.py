@@ -180,5 +180,8 @@ def test_ctrl_c_on_the_way_in(pytester: pytest.Pytester, pid: bool) -> None:
             running.type("\x03")
             assert running.end() == pytest.ExitCode.INTERRUPTED
             assert running.text.count("WIDE ENDS") == 1
-            assert running.text.count("NARROW ENDS") == running.text.count("NARROW BEGINS")
+            # A fixture that was interrupted before it yields has no end.
+            begun, ended = (running.text.count(f"NARROW {w}") for w in ("BEGINS", "ENDS"))
+            assert ended <= begun
+            assert ended == 1 or "WAITING" not in running.text
             assert running.processes() == []

@@ -36,7 +36,7 @@ def test_isolated_within(pytester):
         def test_writes(overlay_root):
             with open(os.path.expanduser("~/of a nested test"), "w") as file:
                 file.write("x")
-            assert overlay_root.changes("~/*")
+            assert overlay_root.changes(os.path.expanduser("~/*"))
         """
     )
     result = pytester.runpytest_subprocess("--mountns-unavailable=error")
