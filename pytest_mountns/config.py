@@ -15,13 +15,14 @@ from .engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc"})
 
 MARKERS: Final = (
-    'mountns(profile=None, /, *, process="fork", scope="function", volumes=[], tmpfs=[], size=None,'
-    ' inodes=None, upper="memory", read_only=False, pid=False, writes=None): run the test in a root'
-    " filesystem of its own; what it writes, deletes and installs is gone when it ends.",
+    'mountns(profile=None, /, *, process="fork", scope="function", root="host", layers=[],'
+    ' volumes=[], tmpfs=[], size=None, inodes=None, upper="memory", read_only=False, pid=False,'
+    " writes=None): run the test in a root filesystem of its own; what it writes, deletes and"
+    " installs is gone when it ends.",
     "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
 )
 
-_LATER: Final = ("root", "layers", "network", "hostname", "user", "devices")
+_LATER: Final = ("network", "hostname", "user", "devices")
 
 Reader = Callable[[object, Path], object]
 
@@ -239,6 +240,25 @@ def _volumes(value: object, base: Path) -> tuple[Volume, ...]:
     )
 
 
+def _root(value: object, base: Path) -> str:
+    if value in ("host", "minimal"):
+        return str(value)
+    return _path(value, base)
+
+
+def _layers(value: object, base: Path) -> tuple[str, ...]:
+    return tuple(_path(part, base) for part in _list(value))
+
+
+def _path(value: object, base: Path) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"a path is wanted, not {type(value).__name__}")
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{path!r} is no path")
+    return os.path.normpath(base / os.path.expanduser(path))
+
+
 def _tmpfs(value: object, base: Path) -> tuple[Tmpfs, ...]:
     return tuple(
         part if isinstance(part, Tmpfs) else Tmpfs.parse(_text(part)) for part in _list(value)
@@ -288,6 +308,8 @@ def _flag(value: object, base: Path) -> bool:
 _READERS: Final[Mapping[str, Reader]] = {
     "process": _process,
     "scope": _scope,
+    "root": _root,
+    "layers": _layers,
     "volumes": _volumes,
     "tmpfs": _tmpfs,
     "size": _size,

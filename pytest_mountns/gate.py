@@ -108,7 +108,10 @@ class Gate:
 
     def begin(self, items: Sequence[pytest.Item]) -> None:
         """After collection: an ordinary user's process moves, if some test asks it to go in."""
-        if self.everything is False or not any(self._visits(item) for item in items):
+        if self.everything is False:
+            return
+        self._unpack(items)
+        if not any(self._visits(item) for item in items):
             return
         capabilities = self.planner.findings.capabilities
         if capabilities is None or not capabilities.user_namespace:
@@ -119,6 +122,17 @@ class Gate:
             self.stays_at_home = error
         else:
             self.planner.forget_mounts()
+
+    def _unpack(self, items: Sequence[pytest.Item]) -> None:
+        """What the tests stand on: not in the time of the first one that asks for it."""
+        specs = []
+        for item in items:
+            if self.wants(item):
+                # Said by the test itself.
+                with contextlib.suppress(pytest.UsageError):
+                    specs.append(self.spec(item))
+        for spec in dict.fromkeys(specs):
+            self.planner.prepare(spec)
 
     def _visits(self, item: pytest.Item) -> bool:
         if not self.wants(item):

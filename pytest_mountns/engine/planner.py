@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import select
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from .capabilities import Findings, lowers, probe, refused_lowers
-from .errors import Unavailable
+from .errors import SandboxError, Unavailable
 from .host import survey
 from .moving import high
 from .plan import Capabilities, Host, Plan, plan
 from .spec import SandboxSpec, SpecError, Volume
+
+if TYPE_CHECKING:
+    from .bases import Bases
+    from .sources import Sources
 
 
 @final
@@ -23,12 +28,22 @@ class Planner:
 
     ``places``: directories a run needs to be writable where the user can write them.
     ``mounts_changed`` is called when the mount table is seen to be another than before.
+    ``sources``: of roots and layers, closed with the planner.
     """
 
     def __init__(
-        self, places: Sequence[str], mounts_changed: Callable[[], None] = lambda: None
+        self,
+        places: Sequence[str],
+        mounts_changed: Callable[[], None] = lambda: None,
+        sources: Sources | None = None,
     ) -> None:
         self._mounts_changed = mounts_changed
+        self._sources = sources
+        self._bases: Bases | None = None
+        #: What has to be importable in every root.
+        self._project = places[0] if places else os.getcwd()
+        self._kept: list[str] = []
+        self._settled = False
         home = os.path.expanduser("~")
         #: Directories that tests are expected to write to.
         self.places = [*places, home, tempfile.gettempdir(), os.getcwd()]
@@ -67,14 +82,42 @@ class Planner:
             known = self._plans[spec] = self._make(spec)
         return known
 
+    def prepare(self, spec: SandboxSpec) -> None:
+        """Unpack what ``spec`` needs, which may take its time. What fails is said by its plan."""
+        capabilities = self.findings.capabilities if _has_base(spec) else None
+        if capabilities is not None:
+            with contextlib.suppress(SandboxError):
+                self._based().prepare(spec, capabilities)
+
+    def keep(self, directory: str) -> None:
+        """Every root has this directory of the run, for tests to write to; what they write goes."""
+        if directory not in self._kept:
+            self._kept.append(directory)
+            self._plans = {spec: plan for spec, plan in self._plans.items() if not _has_base(spec)}
+
+    def _based(self) -> Bases:
+        if self._bases is None:
+            from .bases import Bases
+            from .sources import Sources
+
+            self._sources = self._sources or Sources()
+            self._bases = Bases(self._sources)
+        return self._bases
+
     def forget_mounts(self) -> None:
-        """This process has moved to another mount namespace."""
-        self.close()
+        """This process has moved to another mount namespace, in a user namespace of its own."""
+        self._forget_table()
+        self._settled = True
         self._host = None
         self._plans.clear()
 
     def close(self) -> None:
-        """Let go of the mount table."""
+        """Let go of the mount table, and of layers."""
+        self._forget_table()
+        if self._sources is not None:
+            self._sources.close()
+
+    def _forget_table(self) -> None:
         if self._table is not None:
             os.close(self._table)
             self._table = None
@@ -96,10 +139,25 @@ class Planner:
             raise Unavailable("limit an upper in memory: here uppers lie on disk", *reason)
         if self._host is None:
             self._host = self._survey(capabilities)
+        if spec.root != "host":
+            return self._plan_on_base(spec, self._host, capabilities)
         resolved = tuple(
             dataclasses.replace(volume, target=_resolve(volume)) for volume in spec.volumes
         )
-        return plan(dataclasses.replace(spec, volumes=resolved), self._host, capabilities)
+        spec = dataclasses.replace(spec, volumes=resolved)
+        if spec.layers:
+            return self._plan_on_base(spec, self._host, capabilities)
+        return plan(spec, self._host, capabilities)
+
+    def _plan_on_base(self, spec: SandboxSpec, host: Host, capabilities: Capabilities) -> Plan:
+        return self._based().plan(
+            spec,
+            host,
+            capabilities,
+            project=self._project,
+            kept=self._kept,
+            settled=self._settled,
+        )
 
     def _survey(self, capabilities: Capabilities) -> Host:
         """Raises :class:`Unavailable`."""
@@ -144,6 +202,10 @@ class Planner:
         poll = select.poll()
         poll.register(self._table, select.POLLPRI)
         return any(events & (select.POLLPRI | select.POLLERR) for _, events in poll.poll(0))
+
+
+def _has_base(spec: SandboxSpec) -> bool:
+    return spec.root != "host" or bool(spec.layers)
 
 
 def _resolve(volume: Volume) -> str:
