@@ -580,7 +580,7 @@ def test_values_that_make_no_sense(
     )
     result = pytester.runpytest_subprocess(f"--mountns-process={process}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: *::test_it: @pytest.mark.mountns: {key}: {message}*"])
+    assert f"::test_it: @pytest.mark.mountns: {key}: {message}" in result.stderr.str()
 
 
 def test_workers_share_what_is_unpacked(
@@ -620,15 +620,15 @@ def test_the_cache_can_be_pruned_afterwards(
 
         @pytest.mark.no_mountns
         def test_in_use():
-            command = [sys.executable, "-m", "pytest_mountns.cli", "cache", "ls"]
+            program = "from pytest_mountns.cli import main; main()"
+            command = [sys.executable, "-c", program, "cache", "ls"]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             assert done.stdout.count("in use") == 2
         """
     )
     recorded = record()
     assert recorded["status"] == 0, recorded["out"]
-    command = [sys.executable, "-c", "from pytest_mountns.cli import main; main()"]
-    done = subprocess.run(
-        [*command, "cache", "ls", "--json"], capture_output=True, text=True, check=True
-    )
+    program = "from pytest_mountns.cli import main; main()"
+    command = [sys.executable, "-c", program, "cache", "ls", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [layer["in_use"] for layer in json.loads(done.stdout)["layers"]] == [False, False]

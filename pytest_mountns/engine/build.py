@@ -223,14 +223,19 @@ class Building:
             if path and any(is_below(other, path) and its == device for other, its in places):
                 name = f"{self._links:x}.apart"
                 self._links += 1
-                for part in (name, f"{name}.empty"):
+                for part in (name, f"{name}.upper", f"{name}.work"):
                     os.mkdir(part)
                 # Or numbers of its files would be too big for those of the overlay on it.
                 options: list[tuple[str, str | None]] = [
-                    (key, "off" if key == "xino" else value)
-                    for key, value in self._plan.capabilities.overlay_options
+                    ("upperdir", f"{name}.upper"),
+                    ("workdir", f"{name}.work"),
+                    *(
+                        (key, "off" if key == "xino" else value)
+                        for key, value in self._plan.capabilities.overlay_options
+                    ),
                 ]
-                found[index] = self._builder.apart((f"{name}.empty", lowers[index]), name, options)
+                copy_attributes(path, f"{name}.upper", own=not self._plan.user_namespace)
+                found[index] = self._builder.apart(lowers[index], name, options)
         return tuple(found)
 
     def _shortened(self, lowers: tuple[str, ...]) -> tuple[str, ...]:

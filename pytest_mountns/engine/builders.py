@@ -41,9 +41,7 @@ class Builder(Protocol):
     def overlay_descriptor(
         self, lower: str, place: str, options: list[tuple[str, str | None]]
     ) -> int: ...
-    def apart(
-        self, lowers: tuple[str, ...], place: str, options: list[tuple[str, str | None]]
-    ) -> str: ...
+    def apart(self, lower: str, place: str, options: list[tuple[str, str | None]]) -> str: ...
     def bind(self, source: str, target: str, *, read_only: bool) -> None: ...
     def rebind(self, target: str) -> None: ...
     def freeze(self, target: str) -> None: ...
@@ -104,14 +102,12 @@ class NewApi:
     ) -> int:
         return self._overlay((lower,), options, 0)
 
-    def apart(
-        self, lowers: tuple[str, ...], place: str, options: list[tuple[str, str | None]]
-    ) -> str:
-        """A read-only overlay to be a lower of another; the path to name it by.
+    def apart(self, lower: str, place: str, options: list[tuple[str, str | None]]) -> str:
+        """An overlay to be a lower of another; the path to name it by.
 
         ``place``: an empty directory below the working directory.
         """
-        mount = self._overlay(lowers, options, 0)
+        mount = self._overlay((lower,), options, 0)
         if not self._attach_scratch:
             self._lowers.append(mount)
             return f"/proc/self/fd/{mount}"
@@ -311,10 +307,8 @@ class Classic:
         self._overlay((lower,), place, options, 0)
         return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def apart(
-        self, lowers: tuple[str, ...], place: str, options: list[tuple[str, str | None]]
-    ) -> str:
-        self._overlay(lowers, place, options, 0)
+    def apart(self, lower: str, place: str, options: list[tuple[str, str | None]]) -> str:
+        self._overlay((lower,), place, options, 0)
         return place
 
     @staticmethod

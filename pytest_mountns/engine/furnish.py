@@ -32,6 +32,7 @@ from .runtime import (
     resolved,
     visible_in_foreign,
     visible_in_minimal,
+    without_inner,
 )
 
 _TRIED: Final = "look at the root"
@@ -123,28 +124,25 @@ class _Room:
             if not os.path.lexists(place) and place not in self._pieces:
                 self._make_way(place)
                 self._pieces[place] = Piece(place, "link", link=link)
-        own = sorted({*resolved(kept, visible.links)})
+        own = without_inner(resolved(kept, visible.links))
         shown = [one.path for one in visible.shown if not is_in(one.path, own)]
         return Furniture(
             # Parents before what is in them.
-            shown=tuple(self._mounted(shown, [])),
-            kept=tuple(self._mounted(own, shown)),
+            shown=tuple(self._mounted(shown)),
+            kept=tuple(self._mounted(own)),
             targets=tuple((path, self._resolve(path)) for path in targets),
             pieces=tuple(piece for _, piece in sorted(self._pieces.items())),
             preload=visible.preload,
         )
 
-    def _mounted(self, paths: Iterable[str], there: Collection[str]) -> Iterator[tuple[str, str]]:
-        """Where these are mounted. ``there``: trees of the host that are mounted as well."""
+    def _mounted(self, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Where these are mounted."""
         for path in paths:
             try:
                 status = os.stat(path[1:], dir_fd=self._host)
             except OSError:
                 continue
-            if is_in(path, there):
-                yield path, path
-            else:
-                yield path, self._place(path, directory=stat.S_ISDIR(status.st_mode))
+            yield path, self._place(path, directory=stat.S_ISDIR(status.st_mode))
 
     def _resolve(self, path: str) -> str:
         return os.path.realpath(resolved([path], self._visible.links)[0])

@@ -101,7 +101,7 @@ def visible_in_foreign(
 
     ``present``: whether the root has something at a path. Pure, if that is.
     """
-    paths = _without_inner(resolved(_own(runtime, projects), runtime.links))
+    paths = without_inner(resolved(_own(runtime, projects), runtime.links))
     libraries = resolved([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
     missing = [p for p in libraries if p and not is_in(p, paths) and not present(p)]
     loaded = set(resolved(runtime.loaded, runtime.links))
@@ -137,7 +137,7 @@ def visible_in_minimal(
     """
     files = [path for path in _FILES if exists(path)]
     wanted = [*_own(runtime, projects), *files]
-    paths = _without_inner(resolved(wanted, runtime.links))
+    paths = without_inner(resolved(wanted, runtime.links))
     libraries = resolved([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
     paths += [path for path in libraries if path and not is_in(path, paths)]
     links = sorted({*runtime.links, *merged})
@@ -188,7 +188,7 @@ def is_in(path: str, trees: Iterable[str]) -> bool:
     return any(path == tree or is_below(path, tree) for tree in trees)
 
 
-def _without_inner(paths: Iterable[str]) -> list[str]:
+def without_inner(paths: Iterable[str]) -> list[str]:
     """Those that are in none of the others. The root itself is no tree to show."""
     chosen: list[str] = []
     for path in sorted(set(paths) - {"/"}):
@@ -214,7 +214,7 @@ def survey_runtime() -> Runtime:
     trees = [path for path in trees if os.path.exists(path)]
     executables = [sys.executable] if os.path.isabs(sys.executable or "") else []
     loaded = tuple(sorted(set(_mapped_files())))
-    loader, needed = _asked_for([*executables, *_extensions(_without_inner(trees))])
+    loader, needed = _asked_for([*executables, *_extensions(without_inner(trees))])
     everything = [*executables, *prefixes, *trees, *loaded, *needed, loader]
     return Runtime(
         tuple(executables),
@@ -278,7 +278,9 @@ def _mapped_files() -> Iterator[str]:
 
 def _extensions(trees: Iterable[str]) -> Iterator[str]:
     for tree in trees:
-        for place, _, names in os.walk(tree):
+        for place, inner, names in os.walk(tree):
+            # No package has such a name, and repositories and caches are large.
+            inner[:] = [name for name in inner if name[0] != "." and name != "__pycache__"]
             for name in names:
                 if name.endswith(".so") or ".so." in name:
                     yield os.path.join(place, name)
