@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import pytest
 
@@ -36,6 +36,9 @@ from .engine.rooms import Rooms, close
 from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
+
+if TYPE_CHECKING:
+    from .keeping import Keeper
 
 
 @final
@@ -88,10 +91,12 @@ class TestProcess:
         inheritance: Inheritance,
         phase: mmap.mmap,
         companions: Companions,
+        keeper: Keeper | None,
     ) -> None:
         self._item = item
         self._phase = phase
         self._companions = companions
+        self._keeper = keeper
         self._entry = entry
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
@@ -225,7 +230,8 @@ class TestProcess:
             self.sender.report(report, internals.failed_subtests(self._item))
         # Of a failure, -x and --maxfail make something that subtests look at.
         # And what it has changed is read meanwhile.
-        waits = config.stash[changes_key].waits_for(report)
+        keeper = self._keeper
+        waits = config.stash[changes_key].waits_for(report) or (keeper and keeper.waits_for(report))
         if report.failed or waits or internals.output_is_seen_at_once(config):
             self._settle()
 

@@ -37,7 +37,10 @@ class Entrance:
         # Where it is chosen by a wider fixture, its sandbox would keep it to itself.
         internals.choose_basetemp(self._item)
         internals.fill_wider_fixtures(self._item, self._gate.scopes.within(self._item))
-        return self.plan()
+        plan = self.plan()
+        for told in self._gate.at_the_door:
+            told(self._item, self._gate.spec(self._item), plan)
+        return plan
 
     def spec(self) -> SandboxSpec:
         """With the ways through. Raises :class:`pytest.UsageError`."""

@@ -22,7 +22,7 @@ import gc
 import mmap
 import sys
 from collections.abc import Callable, Generator, Sequence
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
@@ -41,6 +41,10 @@ from .passage import PHASES, Passage
 from .scopes import Scopes
 from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
+
+if TYPE_CHECKING:
+    from .engine.plan import Plan
+    from .keeping import Keeper
 
 gate_key: Final = pytest.StashKey["Gate"]()
 spec_key: Final = pytest.StashKey[SandboxSpec]()
@@ -79,6 +83,10 @@ class Gate:
         #: A test process that has said all it had to say, 0 if there is none.
         self.leaving = 0
         self._has_visited = False
+        #: Saves what tests have written, if that is asked for.
+        self.keeper: Keeper | None = None
+        #: Called for each test, when its wider fixtures are set up and its sandbox is not made.
+        self.at_the_door: list[Callable[[pytest.Item, SandboxSpec, Plan], None]] = []
 
     @property
     def traveller(self) -> Traveller:
@@ -208,6 +216,9 @@ class Gate:
         inside = self.inside
         if isinstance(inside, InlineTest):
             self.config.stash[changes_key].complete(item, report, inside.read_changes)
+            if self.keeper is not None:
+                with self.traveller.at_home():
+                    self.keeper.capture(item, report, inside.remains)
         elif self.process is None and self._has_visited and report.when == "teardown":
             self.config.stash[changes_key].carry(item, report)
 
@@ -233,6 +244,8 @@ class Gate:
 
     def close(self) -> None:
         """At the end of the session."""
+        if self.keeper is not None:
+            self.keeper.close()
         self.ways_through.close()
         self.planner.close()
         self.reap()

@@ -23,6 +23,7 @@ from .engine import disk, processes
 from .engine.changes import Changes
 from .engine.errors import SandboxError
 from .engine.plan import Plan
+from .engine.remains import Remains
 from .engine.rooms import Rooms
 from .entrance import Entrance
 
@@ -156,6 +157,11 @@ class InlineTest:
         changes = self.rooms.sandbox.changes()
         with self._gate.traveller.at_home():
             yield changes
+
+    def remains(self) -> list[Remains]:
+        """For the pytest process, at home: what can be saved, the test's own last."""
+        scopes = self._gate.scopes.sandboxes(self._item)
+        return [Remains.of_sandbox(one) for one in (*scopes, self.rooms.sandbox)]
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:

@@ -159,7 +159,7 @@ class Passage:
                     os.close(status_reader)
                     gate.scopes.closed = True
                     gate.process = gate.inside = TestProcess(
-                        item, entry, inheritance, gate.phase, gate.companions
+                        item, entry, inheritance, gate.phase, gate.companions, gate.keeper
                     )
                     gate.process.begin(gate.hooks, self._timers)
                     # Only now: a Ctrl-C during the way in ends the test, not the way.
@@ -258,6 +258,8 @@ class Passage:
         died = last_words is None and self._refusal is None
         changed = self._look_at_changes(died=died)
         if died:
+            if self._gate.keeper is not None:
+                self._gate.keeper.capture(self._item, None, self._all_remains)
             how = _describe(_test_status(status_reader, status))
             out, err = internals.captured_so_far(config)
             phase = PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
@@ -275,6 +277,11 @@ class Passage:
         more = entry.sandbox.touched() if entry.sandbox is not None else []
         view = entry.layers.view if entry.layers is not None else -1
         return Remains.of(entry.plan, receiver.descriptor, self._outline, more, view)
+
+    def _all_remains(self) -> list[Remains]:
+        assert self._remains is not None
+        scopes = self._gate.scopes.sandboxes(self._item)
+        return [*map(Remains.of_sandbox, scopes), self._remains()]
 
     def _read_changes(self) -> AbstractContextManager[Changes]:
         assert self._remains is not None
@@ -332,6 +339,8 @@ class Passage:
             self._log_held()
             self._wider = None
             self._changes.complete(self._item, report, self._read_changes)
+            if self._gate.keeper is not None:
+                self._gate.keeper.capture(self._item, report, self._all_remains)
             event: _Event = ("pytest_runtest_logreport", {"report": report})
             if report.when == "teardown":
                 # What wider scopes say when they end belongs into this one.

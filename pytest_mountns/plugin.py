@@ -35,7 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(gate.finisher, "mountns-finisher")
     audit = Audit(config) if settings.is_audit(config) else None
     changes = config.stash[changes_key] = ChangesReport(config, gate, audit)
-    for name, plugin in (("mountns-changes", changes), ("mountns-audit", audit)):
+    keeper = None
+    if settings.keep_policy(config) != "none":
+        # Not for every run: it needs more modules than the rest.
+        from .keeping import Keeper
+
+        keeper = gate.keeper = Keeper(config)
+        gate.at_the_door.append(keeper.begin)
+    plugins = ("mountns-changes", changes), ("mountns-audit", audit), ("mountns-keeper", keeper)
+    for name, plugin in plugins:
         if plugin is not None:
             config.pluginmanager.register(plugin, name)
 
