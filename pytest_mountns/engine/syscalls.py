@@ -16,6 +16,8 @@ from .errors import SyscallError
 
 CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
@@ -357,6 +359,8 @@ def _clone_names(flags: int) -> str:
     names = {
         CLONE_FS: "CLONE_FS",
         CLONE_NEWNS: "CLONE_NEWNS",
+        CLONE_NEWUTS: "CLONE_NEWUTS",
+        CLONE_NEWIPC: "CLONE_NEWIPC",
         CLONE_NEWUSER: "CLONE_NEWUSER",
         CLONE_NEWPID: "CLONE_NEWPID",
         CLONE_NEWNET: "CLONE_NEWNET",
