@@ -189,8 +189,8 @@ class HomeHooks:
     ) -> Generator[None, object, object]:
         if self._gate.inside is None or (wider := internals.wider_scope(request)) is None:
             return (yield)
-        within = self._gate.scopes.within(request._pyfuncitem)
-        with self._gate.traveller.at_home(), within(*wider):
+        item, scope, node = wider
+        with self._gate.traveller.at_home(), self._gate.scopes.within(item)(scope, node):
             return (yield)
 
 

@@ -13,7 +13,6 @@ import _socket
 import array
 import contextlib
 import linecache
-import marshal
 import mmap
 import os
 import pickle
@@ -44,8 +43,6 @@ from .interrupts import Interrupts
 
 _HEADER: Final = struct.Struct("!4sI")
 _MAGIC: Final = b"\xf7mns"
-# No pickle begins like this.
-_LIGHT: Final = b"light"
 _CHUNK: Final = 1 << 18
 _SI_KERNEL: Final = 0x80
 _GRACE: Final = 0.2
@@ -222,12 +219,6 @@ class Sender:
         return data
 
     def _pack(self, report: pytest.TestReport) -> bytes:
-        if report.passed and type(report) is pytest.TestReport:
-            try:
-                # Nearly all are made of plain types alone, which is seen to by this very call.
-                return _LIGHT + marshal.dumps(report.__dict__)
-            except ValueError:
-                pass
         try:
             return self._pickle(report, verify=report.failed or bool(report.user_properties))
         except Exception:  # noqa: BLE001 - any attribute of a report may raise anything
@@ -265,10 +256,6 @@ def _origin(message: warnings.WarningMessage) -> dict[str, object]:
 
 def unpack_report(packed: bytes, config: pytest.Config) -> pytest.TestReport:
     """What :meth:`Sender.report` has packed."""
-    if packed.startswith(_LIGHT):
-        report = pytest.TestReport.__new__(pytest.TestReport)
-        report.__dict__.update(marshal.loads(packed[len(_LIGHT) :]))
-        return report
     value = loads(packed)
     if isinstance(value, dict):
         value = config.hook.pytest_report_from_serializable(config=config, data=value)
