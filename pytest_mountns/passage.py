@@ -200,7 +200,7 @@ class Passage:
         gate = self._gate
         directory = gate.uppers.new() if plan.upper.medium == "disk" else None
         layers, cwd = self._entrance.layers(), self._entrance.working_directory()
-        outside = plan.user_namespace and not gate.traveller.in_user_namespace
+        outside = plan.user_namespace and (plan.fake_root or not gate.traveller.in_user_namespace)
         if outside:
             return Entry(plan, cwd, directory, enter_user_namespace=True)
         alone = threading.active_count() == 1 or layers is not None

@@ -84,7 +84,7 @@ def _whole_frames(buffer: bytearray) -> Iterator[tuple[Any, ...]]:
             return
         try:
             frame = loads(memoryview(buffer)[_HEADER.size : end].tobytes())
-        except Exception as error:  # noqa: BLE001 - bytes of any origin
+        except Exception as error:
             raise Garbled from error
         del buffer[:end]
         yield frame

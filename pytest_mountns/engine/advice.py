@@ -22,6 +22,7 @@ Doing: TypeAlias = Literal[
     "pivot",
     "mknod",
     "disk",
+    "user",
 ]
 
 _DOCTOR: Final = "pytest --mountns-doctor shows which step fails"
@@ -128,6 +129,11 @@ _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
     ("disk", errno.EPERM): _NO_PLACE,
     ("disk", errno.EROFS): _NO_PLACE,
     ("disk", errno.EAGAIN): ("too many processes", "ulimit -u"),
+    ("user", errno.EINVAL): (
+        "this root is one of a user namespace, which does not map that user",
+        "run as the machine's own root",
+    ),
+    ("user", errno.EAGAIN): ("that user has too many processes", "ulimit -u"),
     ("mknod", errno.EPERM): ("a user namespace makes no device nodes", ""),
     ("proc", errno.ENOENT): ("there is no /proc here", "mount -t proc proc /proc"),
     ("proc", errno.EPERM): (

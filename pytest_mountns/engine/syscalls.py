@@ -65,6 +65,7 @@ RESOLVE_BENEATH: Final = 0x08
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
+PR_SET_KEEPCAPS: Final = 8
 
 SFD_CLOEXEC: Final = os.O_CLOEXEC
 SFD_NONBLOCK: Final = os.O_NONBLOCK
@@ -110,6 +111,8 @@ _libc.mount.argtypes = [_str, _str, _str, ctypes.c_ulong, _str]
 _libc.umount2.argtypes = [_str, _int]
 _libc.pivot_root.argtypes = [_str, _str]
 _libc.prctl.argtypes = [_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
+_libc.setfsuid.argtypes = [ctypes.c_uint]
+_libc.setfsgid.argtypes = [ctypes.c_uint]
 _libc.capget.argtypes = [_str, ctypes.c_void_p]
 _libc.capset.argtypes = [_str, _str]
 _libc.pthread_sigmask.argtypes = [_int, _str, ctypes.c_void_p]
@@ -293,6 +296,16 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     )
     if _libc.capset(header, data) < 0:
         raise _fail("capset()")
+
+
+def setfsuid(uid: int) -> int:
+    """setfsuid(2) of this thread. Returns the one before; that it was refused is not said."""
+    return int(_libc.setfsuid(uid))
+
+
+def setfsgid(gid: int) -> int:
+    """setfsgid(2) of this thread. Returns the one before; that it was refused is not said."""
+    return int(_libc.setfsgid(gid))
 
 
 def block_all_signals() -> bytes:
