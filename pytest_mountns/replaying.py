@@ -1,0 +1,115 @@
+"""A pytest plugin: run one test again, as a bundle says. Loaded by ``pytest-mountns replay``.
+
+pytest gets the arguments of then, and here they are changed where they would choose other tests,
+run them elsewhere, or write over what was written then.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Final, final
+
+import pytest
+
+from .engine.errors import SandboxError
+from .engine.plan import Plan
+from .engine.spec import SandboxSpec
+from .gate import gate_key
+from .repro import Bundle, load, spec_from
+from .seeds import Seeds, begin
+
+#: Options of pytest and of other plugins, and what they are for one test in this process.
+_OPTIONS: Final[dict[str, object]] = {
+    # Which tests.
+    "keyword": "",
+    "markexpr": "",
+    "deselect": None,
+    "lf": False,
+    "failedfirst": False,
+    "newfirst": False,
+    "stepwise": False,
+    "stepwise_skip": False,
+    "collectonly": False,
+    # Where: pytest-xdist.
+    "numprocesses": None,
+    "dist": "no",
+    "tx": [],
+    "px": [],
+    "looponfail": False,
+    # What is written: JUnit XML, pytest-html, our own.
+    "xmlpath": None,
+    "htmlpath": None,
+    "mountns_keep": "none",
+    "mountns_audit": False,
+    "mountns_audit_json": None,
+    "mountns_audit_html": None,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mountns")
+    group.addoption("--mountns-replay", metavar="BUNDLE", help="run its test again")
+    group.addoption("--mountns-root", metavar="ROOT", help="in this root")
+    group.addoption("--mountns-from-end", action="store_true", help="on what it has written")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    path = config.getoption("mountns_replay")
+    if not path:
+        raise pytest.UsageError("--mountns-replay: name a bundle")
+    try:
+        bundle = load(path)
+        spec = spec_from(bundle.repro.spec)
+        seeds = _seeds(bundle)
+    except SandboxError as error:
+        raise pytest.UsageError(str(error)) from None
+    for name, value in _OPTIONS.items():
+        if hasattr(config.option, name):
+            setattr(config.option, name, value)
+    if seeds.randomly is not None:
+        config.option.randomly_seed = seeds.randomly
+    place, *names = bundle.repro.name.split("::", 1)
+    config.args = ["::".join([str(config.rootpath / place), *names])]
+    config.pluginmanager.register(Replay(config, bundle.repro.name, spec, seeds), "mountns-replay")
+
+
+@final
+class Replay:
+    """The hooks of one session."""
+
+    def __init__(self, config: pytest.Config, nodeid: str, spec: SandboxSpec, seeds: Seeds) -> None:
+        self._config = config
+        self._nodeid = nodeid
+        self._spec = spec
+        self._seeds = seeds
+
+    # Last: the gate has to be there.
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.stash[gate_key].at_the_door.append(self._begin)
+
+    def _begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
+        begin(item, self._seeds)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_mountns_spec(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec | None:
+        return self._spec if item.nodeid == self._nodeid else None
+
+
+def _seeds(bundle: Bundle) -> Seeds:
+    """Raises :class:`SandboxError`."""
+    seeds: dict[str, Any] = bundle.repro.seeds
+    try:
+        version, numbers, gauss = seeds["random"]
+        given = Seeds(
+            (version, tuple(numbers), gauss), seeds.get("hypothesis"), seeds.get("randomly")
+        )
+        random.Random().setstate(given.random)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise SandboxError(
+            f"read the bundle {bundle.path}",
+            cause=f"its seeds are none: {error}",
+            remedy="keep it anew; do not edit it by hand",
+        ) from error
+    return given
