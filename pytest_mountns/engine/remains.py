@@ -114,7 +114,7 @@ class Remains:
         def write(lower: int) -> WrittenLayer:
             return write_layer(
                 file,
-                self.overlays,
+                sorted(self.overlays, key=lambda one: one.mountpoint),
                 upper_fd=self.scratch,
                 lower_fd=lower,
                 xattr_prefix=self.xattr_prefix,

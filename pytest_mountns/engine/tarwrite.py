@@ -57,6 +57,13 @@ class _Plain:
         return b""
 
 
+def compression_of_name(path: str) -> Compression:
+    """How a file of that name is compressed."""
+    if path.endswith((".gz", ".tgz")):
+        return "gzip"
+    return "zstd" if path.endswith(".zst") else ""
+
+
 def best_compression() -> Compression:
     """``"zstd"`` where it can be written here, else ``"gzip"``."""
     return "zstd" if _zstd() is not None or shutil.which("zstd") else "gzip"
