@@ -65,7 +65,12 @@ class Entrance:
         return plan
 
     def layers(self) -> Layers | None:
-        """What wider fixtures have written, if that is captured."""
+        """What the test begins on: what wider fixtures have written, if that is captured.
+
+        Raises :class:`SandboxError`.
+        """
+        if self._gate.floor is not None:
+            return self._gate.floor(self.spec())
         return self._gate.scopes.layers(self._item)
 
     def working_directory(self) -> str:

@@ -43,6 +43,7 @@ from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
 
 if TYPE_CHECKING:
+    from .engine.enter import Layers
     from .engine.plan import Plan
     from .keeping import Keeper
 
@@ -83,6 +84,8 @@ class Gate:
         #: A test process that has said all it had to say, 0 if there is none.
         self.leaving = 0
         self._has_visited = False
+        #: Layers that tests of a spec begin on, if these are not those of their fixtures.
+        self.floor: Callable[[SandboxSpec], Layers] | None = None
         #: Saves what tests have written, if that is asked for.
         self.keeper: Keeper | None = None
         #: Called for each test, when its wider fixtures are set up and its sandbox is not made.
@@ -136,7 +139,7 @@ class Gate:
         except pytest.UsageError:
             # Said by the test itself.
             return False
-        return spec.process == "inline" or spec.scope != "function"
+        return spec.process == "inline" or spec.scope != "function" or self.floor is not None
 
     def _is_inline(self, item: pytest.Item) -> bool:
         try:

@@ -7,12 +7,15 @@ run them elsewhere, or write over what was written then.
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from typing import Any, Final, final
 
 import pytest
 
-from .engine.errors import SandboxError
+from .engine.enter import Layers
+from .engine.errors import SandboxError, Unavailable
 from .engine.plan import Plan
+from .engine.saved import floor_spec, lay
 from .engine.spec import SandboxSpec
 from .gate import gate_key
 from .repro import Bundle, load, spec_from
@@ -71,23 +74,49 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.randomly_seed = seeds.randomly
     place, *names = bundle.repro.name.split("::", 1)
     config.args = ["::".join([str(config.rootpath / place), *names])]
-    config.pluginmanager.register(Replay(config, bundle.repro.name, spec, seeds), "mountns-replay")
+    saved = bundle if config.getoption("mountns_from_end") else None
+    replay = Replay(config, bundle.repro.name, spec, seeds, saved)
+    config.pluginmanager.register(replay, "mountns-replay")
 
 
 @final
 class Replay:
-    """The hooks of one session."""
+    """The hooks of one session. ``saved``: the bundle whose layers the test begins on, if any."""
 
-    def __init__(self, config: pytest.Config, nodeid: str, spec: SandboxSpec, seeds: Seeds) -> None:
+    def __init__(
+        self,
+        config: pytest.Config,
+        nodeid: str,
+        spec: SandboxSpec,
+        seeds: Seeds,
+        saved: Bundle | None,
+    ) -> None:
         self._config = config
         self._nodeid = nodeid
         self._spec = spec
         self._seeds = seeds
+        self._bundle = saved
+        self._layers: Layers | None = None
 
     # Last: the gate has to be there.
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        config.stash[gate_key].at_the_door.append(self._begin)
+        gate = config.stash[gate_key]
+        gate.at_the_door.append(self._begin)
+        if self._bundle is not None:
+            gate.floor = self._lay
+
+    def _lay(self, spec: SandboxSpec) -> Layers:
+        """What was written then, under the test. Raises :class:`SandboxError`."""
+        assert self._bundle is not None
+        if self._layers is None:
+            gate = self._config.stash[gate_key]
+            if not gate.can_visit:
+                raise gate.stays_at_home or Unavailable("lay out what a test has written")
+            plan = gate.planner.plan(floor_spec(spec))
+            with ExitStack() as stack:
+                self._layers = lay(gate.traveller, plan, self._bundle.sources(stack))
+        return self._layers
 
     def _begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
         begin(item, self._seeds)

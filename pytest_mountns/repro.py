@@ -23,11 +23,12 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from .engine.errors import SandboxError, said
+from .engine.saved import Source
 from .engine.spec import SandboxSpec, Tmpfs, Volume
 
 #: Of ``repro.json``. It grows when a reader of the format before could not go on.
@@ -40,7 +41,7 @@ CHANGES_JSON: Final = "changes.json"
 _LARGEST_DOCUMENT: Final = 16 << 20
 _CHUNK: Final = 1 << 20
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_AS_COMMAND: Final = "import sys; del sys.path[0]; import pytest; sys.exit(pytest.console_main())"
+_AS_COMMAND: Final = "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())"
 _FILE: Final = re.compile(r"(layer|wider-\d+)\.tar(\.gz|\.zst)?")
 _SECRET: Final = re.compile("token|secret|passw|key|credential", re.IGNORECASE)
 _URL_WITH_PASSWORD: Final = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
@@ -261,6 +262,16 @@ class Bundle:
             if size != layer.size or f"sha256:{digest.hexdigest()}" != layer.digest:
                 raise _malformed(self.path, f"{layer.file} is not what {DOCUMENT} says of it")
             yield fd
+
+    def sources(self, stack: ExitStack) -> list[Source]:
+        """The layers, lowest first, verified, and open until ``stack`` ends.
+
+        Raises :class:`SandboxError`, also if there are none.
+        """
+        return [
+            Source(stack.enter_context(self.opened(one)), one.size, one.digest, one.diff_id)
+            for one in self.own_layers()
+        ]
 
     def own_layers(self) -> tuple[LayerOf, ...]:
         """The layers, lowest first. Raises :class:`SandboxError` if there are none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import final
 from ..engine.command import Ended, run_command
 from ..engine.disk import DiskUppers
 from ..engine.planner import Planner
-from ..engine.saved import Source, lay
+from ..engine.saved import floor_spec, lay
 from ..engine.spec import SandboxSpec
 from ..engine.visit import Traveller
 from ..repro import Bundle
@@ -48,7 +47,8 @@ class Stage:
         with ExitStack() as stack:
             layers = None
             if saved is not None:
-                layers = lay(self.traveller, self.planner.plan(bare(spec)), sources(saved, stack))
+                floor = self.planner.plan(floor_spec(spec))
+                layers = lay(self.traveller, floor, saved.sources(stack))
             uppers = DiskUppers()
             stack.callback(uppers.close)
             ended = run_command(
@@ -62,21 +62,6 @@ class Stage:
             )
             stack.callback(os.close, ended.remains.scratch)
             yield ended
-
-
-def bare(spec: SandboxSpec) -> SandboxSpec:
-    """The spec of what saved layers are laid out with."""
-    return dataclasses.replace(
-        spec, pid=False, read_only=False, upper="memory", size=None, inodes=None
-    )
-
-
-def sources(bundle: Bundle, stack: ExitStack) -> list[Source]:
-    """The layers of a bundle, verified, open until ``stack`` ends. Raises :class:`SandboxError`."""
-    return [
-        Source(stack.enter_context(bundle.opened(one)), one.size, one.digest, one.diff_id)
-        for one in bundle.own_layers()
-    ]
 
 
 def say(text: str) -> None:

@@ -6,6 +6,7 @@ the host's ``/`` among the lowers too, overlayfs refuses a lower that lies in an
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import tempfile
@@ -19,6 +20,7 @@ from .images import Blob
 from .limits import Limits
 from .moving import privileged
 from .plan import Assemble, Overlay, Plan
+from .spec import SandboxSpec
 from .streams import Stream, decompressed
 from .unpack import unpack
 from .visit import Traveller
@@ -37,11 +39,18 @@ class Source:
     diff_id: str
 
 
+def floor_spec(spec: SandboxSpec) -> SandboxSpec:
+    """The spec of the plan that :func:`lay` wants, for sandboxes of ``spec``."""
+    return dataclasses.replace(
+        spec, pid=False, read_only=False, upper="memory", size=None, inodes=None
+    )
+
+
 def lay(traveller: Traveller, plan: Plan, sources: Sequence[Source]) -> Layers:
     """Saved layers, the lowest first, as lowers of sandboxes that this process makes.
 
-    ``plan``: as that of those sandboxes, with an upper in memory without limits, and without a PID
-    namespace. What is made lasts as long as this process. Raises :class:`SandboxError`.
+    ``plan``: of :func:`floor_spec`. What is made lasts as long as this process. Raises
+    :class:`SandboxError`.
     """
     floor = traveller.make(plan, shared=False)
     user = plan.user_namespace
