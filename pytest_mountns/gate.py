@@ -32,6 +32,7 @@ from .changes_report import changes_key
 from .child import TestProcess
 from .companions import Companions
 from .engine import disk, processes
+from .engine.capabilities import Findings
 from .engine.errors import SandboxError, Unavailable
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
@@ -98,6 +99,12 @@ class Gate:
             self._traveller = Traveller(self.planner.places)
         return self._traveller
 
+    def travel_with(self, traveller: Traveller, findings: Findings) -> None:
+        """Take over one that has settled already, and what was found out before it did so."""
+        self._traveller = traveller
+        self.planner.findings = findings
+        self.planner.forget_mounts()
+
     def strike(self) -> None:
         """The host's mounts have changed or may do so, and nobody is in a sandbox."""
         if self._traveller is not None:
@@ -123,6 +130,8 @@ class Gate:
             return
         capabilities = self.planner.findings.capabilities
         if capabilities is None or not capabilities.user_namespace:
+            return
+        if self.traveller.in_user_namespace:
             return
         try:
             self.traveller.settle_in_user_namespace()

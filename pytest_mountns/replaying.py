@@ -7,16 +7,19 @@ run them elsewhere, or write over what was written then.
 from __future__ import annotations
 
 import random
+import sys
 from contextlib import ExitStack
 from typing import Any, Final, final
 
 import pytest
 
 from .engine.enter import Layers
-from .engine.errors import SandboxError, Unavailable
+from .engine.errors import SandboxError
 from .engine.plan import Plan
+from .engine.planner import Planner
 from .engine.saved import floor_spec, lay
 from .engine.spec import SandboxSpec
+from .engine.visit import Traveller
 from .gate import gate_key
 from .repro import Bundle, load, spec_from
 from .seeds import Seeds, begin
@@ -43,6 +46,8 @@ _OPTIONS: Final[dict[str, object]] = {
     "xmlpath": None,
     "htmlpath": None,
     "mountns_keep": "none",
+    # A replay that is skipped would look like one that has passed.
+    "mountns_unavailable": "error",
     "mountns_audit": False,
     "mountns_audit_json": None,
     "mountns_audit_html": None,
@@ -74,29 +79,40 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.randomly_seed = seeds.randomly
     place, *names = bundle.repro.name.split("::", 1)
     config.args = ["::".join([str(config.rootpath / place), *names])]
-    saved = bundle if config.getoption("mountns_from_end") else None
-    replay = Replay(config, bundle.repro.name, spec, seeds, saved)
+    replay = Replay(config, bundle.repro.name, spec, seeds)
+    if config.getoption("mountns_from_end"):
+        replay.begin_on(bundle)
     config.pluginmanager.register(replay, "mountns-replay")
 
 
 @final
 class Replay:
-    """The hooks of one session. ``saved``: the bundle whose layers the test begins on, if any."""
+    """The hooks of one session."""
 
-    def __init__(
-        self,
-        config: pytest.Config,
-        nodeid: str,
-        spec: SandboxSpec,
-        seeds: Seeds,
-        saved: Bundle | None,
-    ) -> None:
+    def __init__(self, config: pytest.Config, nodeid: str, spec: SandboxSpec, seeds: Seeds) -> None:
         self._config = config
         self._nodeid = nodeid
         self._spec = spec
         self._seeds = seeds
-        self._bundle = saved
+        self._bundle: Bundle | None = None
         self._layers: Layers | None = None
+        self._planner = Planner([str(config.rootpath), sys.prefix])
+        self._traveller: Traveller | None = None
+
+    def begin_on(self, bundle: Bundle) -> None:
+        """The test is to begin on what it has written then.
+
+        Before other plugins are configured: some start a thread, and then an ordinary user's
+        process gets into no user namespace any more. Raises :class:`pytest.UsageError`.
+        """
+        self._bundle = bundle
+        capabilities = self._planner.findings.capabilities
+        if capabilities is not None and capabilities.user_namespace:
+            self._traveller = Traveller(self._planner.places)
+            try:
+                self._traveller.settle_in_user_namespace()
+            except SandboxError as error:
+                raise pytest.UsageError(str(error)) from None
 
     # Last: the gate has to be there.
     @pytest.hookimpl(trylast=True)
@@ -105,14 +121,14 @@ class Replay:
         gate.at_the_door.append(self._begin)
         if self._bundle is not None:
             gate.floor = self._lay
+            if self._traveller is not None:
+                gate.travel_with(self._traveller, self._planner.findings)
 
     def _lay(self, spec: SandboxSpec) -> Layers:
         """What was written then, under the test. Raises :class:`SandboxError`."""
         assert self._bundle is not None
         if self._layers is None:
             gate = self._config.stash[gate_key]
-            if not gate.can_visit:
-                raise gate.stays_at_home or Unavailable("lay out what a test has written")
             plan = gate.planner.plan(floor_spec(spec))
             with ExitStack() as stack:
                 self._layers = lay(gate.traveller, plan, self._bundle.sources(stack))
