@@ -89,7 +89,8 @@ class Gate:
         self.floor: Callable[[SandboxSpec], Layers] | None = None
         #: Saves what tests have written, if that is asked for.
         self.keeper: Keeper | None = None
-        #: Called for each test, when its wider fixtures are set up and its sandbox is not made.
+        #: Called for each test before its wider fixtures are set up, and again before it enters
+        #: its sandbox.
         self.at_the_door: list[Callable[[pytest.Item, SandboxSpec, Plan], None]] = []
 
     @property

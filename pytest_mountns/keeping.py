@@ -74,7 +74,7 @@ class Keeper:
     # While a test runs ----------------------------------------------------------------------------
 
     def begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
-        """Its wider fixtures are set up, and it is about to enter its sandbox."""
+        """It is about to have its wider fixtures set up or, the second time, enter its sandbox."""
         known = self._tests.get(item.nodeid)
         if known is not None:
             known.forget()
@@ -147,7 +147,7 @@ class Keeper:
 
     def _keep(self, nodeid: str, test: _Test) -> str:
         saved = test.saved or Saved(
-            notes=["it had ended when it failed, and what it had written was gone"]
+            notes=["nothing is saved of what was written: it did not fail in its sandbox"]
         )
         seeds = {
             "random": test.seeds.random,
