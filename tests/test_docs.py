@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.pages import ROOT, Block, commands, matches, pages, read
+from tests.pages import Block, pages, read
 
 #: Every test of an example runs in a sandbox, whatever the example says of itself: it may write to /etc.
 GUARD = """
@@ -41,9 +38,7 @@ def _examples() -> list[object]:
 
 @pytest.mark.sandboxes
 @pytest.mark.parametrize("block", _examples())
-def test_example(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, block: Block
-) -> None:
+def test_example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
     """A block of Python is a module of tests, and those pass."""
     for other in BLOCKS:
         if (other.page, other.section) == (block.page, block.section) and "file" in other.words:
@@ -53,9 +48,7 @@ def test_example(
     # Unknown without the plugin: then nothing runs.
     plugins = ["guard", "pytest_mountns.plugin", *block.words.get("plugins", "").split(",")]
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    result = pytester.runpytest_subprocess(
-        "--mountns", *(f"-p{name}" for name in plugins if name)
-    )
+    result = pytester.runpytest_subprocess("--mountns", *(f"-p{name}" for name in plugins if name))
     outcomes = result.parseoutcomes()
     outcomes.pop("warning", None), outcomes.pop("warnings", None)
     assert set(outcomes) == ({"failed"} if "fails" in block.words else {"passed"})

@@ -48,6 +48,10 @@ class Planner:
             self._findings = probe(self.places)
         return self._findings
 
+    @findings.setter
+    def findings(self, known: Findings) -> None:
+        self._findings = known
+
     def plan(self, spec: SandboxSpec) -> Plan:
         """The plan of ``spec`` here and now.
 
