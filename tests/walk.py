@@ -78,4 +78,4 @@ def walk(
                 for command, shown in commands(block.text):
                     output = enter(f"{{ {command}\n}} </dev/null")
                     yield Step(block.name, command, shown, output.replace(home, "/home/you"))
-        process.stdin.close()
+        stdin.close()
