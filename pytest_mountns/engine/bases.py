@@ -15,7 +15,18 @@ from typing import Final, final
 from .errors import LayerError, Unavailable
 from .furnish import furnish
 from .mountinfo import is_below
-from .plan import EMPTY, Assemble, Capabilities, Host, Overlay, Plan, Upper, host_root, is_system
+from .plan import (
+    EMPTY,
+    Assemble,
+    Capabilities,
+    Host,
+    Overlay,
+    Plan,
+    Upper,
+    User,
+    host_root,
+    is_system,
+)
 from .runtime import Runtime, survey_runtime
 from .sources import Sources
 from .spec import SandboxSpec, SpecError
@@ -43,6 +54,7 @@ class Bases:
         spec: SandboxSpec,
         host: Host,
         capabilities: Capabilities,
+        user: User | None,
         *,
         project: str,
         kept: Collection[str],
@@ -51,12 +63,13 @@ class Bases:
         """The plan of ``spec``, whose volumes have targets without links if its root is the host's.
 
         ``project``: what has to be importable. ``kept``: directories of the run that tests write
-        to. ``settled``: an ordinary user's process lives in a user namespace already. Raises
-        :class:`SandboxError`.
+        to. ``user``: who the spec's is. ``settled``: an ordinary user's process lives in a user
+        namespace already. Raises :class:`SandboxError`.
         """
         layers = self._directories(spec.layers, capabilities)
         if spec.root == "host":
-            return plan_layered(spec, host, capabilities, _spread(layers, host, capabilities))
+            spread = _spread(layers, host, capabilities)
+            return plan_layered(spec, host, capabilities, user, spread)
         minimal = spec.root == "minimal"
         own = (EMPTY,) if minimal else self._directories([spec.root], capabilities)
         lowers = (*layers, *own)
@@ -90,7 +103,7 @@ class Bases:
             tmpfs=tuple(replace(t, target=places[t.target]) for t in spec.tmpfs),
         )
         foreign = Foreign(lowers, own[0], furniture.pieces, furniture.shown, furniture.kept)
-        return plan_foreign(spec, host, capabilities, foreign)
+        return plan_foreign(spec, host, capabilities, user, foreign)
 
     def _directories(self, sources: Iterable[str], capabilities: Capabilities) -> tuple[str, ...]:
         """Topmost first; of several sources, the last is on top."""

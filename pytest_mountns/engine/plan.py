@@ -253,16 +253,18 @@ class Protect:
 class MakeDev:
     """A minimal ``/dev``. ``bind``: the nodes are the host's (mknod is refused to users).
 
-    ``mqueue``: show the host's message queues, read-only, for they are the IPC namespace's.
+    ``mqueue``: show message queues. They are the IPC namespace's: "own", or the "host"'s, and then
+    read-only. ``more``: further nodes, relative to ``/dev``.
     """
 
     devices: tuple[str, ...]
     bind: bool
-    mqueue: bool
+    mqueue: Literal["", "host", "own"] = ""
     target: str = "/dev"
+    more: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        return f"tmpfs {self.target} with {' '.join(self.devices)}, pts, shm"
+        return f"tmpfs {self.target} with {' '.join((*self.devices, *self.more))}, pts, shm"
 
 
 Step: TypeAlias = Overlay | Assemble | Bind | Seed | MountTmpfs | FreshProc | Protect | MakeDev
@@ -287,10 +289,29 @@ class Upper:
 
 @final
 @dataclass(frozen=True, slots=True)
+class User:
+    """Whom root's test process becomes: ids, supplementary groups, and what the environment says.
+
+    ``name``: "" for one that the host does not know.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    name: str = ""
+    home: str = "/"
+
+    def describe(self) -> str:
+        return f"become {self.name or 'user'} ({self.uid}:{self.gid})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that makes one sandbox, in order. ``steps[0]`` is the root.
 
-    ``ground``: shows what lies below the uppers; None if the host does.
+    ``ground``: shows what lies below the uppers; None if the host does. ``user``: whom the test
+    process becomes when it is in. ``fake_root``: its user namespace shows the user as root.
     """
 
     user_namespace: bool
@@ -299,6 +320,20 @@ class Plan:
     steps: tuple[Step, ...]
     capabilities: Capabilities
     ground: Plan | None = None
+    network_namespace: bool = False
+    hostname: str | None = None
+    user: User | None = None
+    fake_root: bool = False
+
+    @property
+    def uts_namespace(self) -> bool:
+        """Root's tests may set the host's name, whether a name was asked for or not."""
+        return self.hostname is not None or not self.user_namespace
+
+    @property
+    def drops_capabilities(self) -> bool:
+        """Whether the test process has capabilities that the test must not use."""
+        return self.user_namespace or self.user is not None
 
     @property
     def overlays(self) -> tuple[Overlay, ...]:
@@ -307,15 +342,19 @@ class Plan:
 
     def describe(self) -> str:
         """One line a step."""
-        names = ["mount", *["user"] * self.user_namespace, *["pid"] * self.pid_namespace]
+        names = ["mount", *["user"] * self.user_namespace, *["pid", "ipc"] * self.pid_namespace]
+        names += [*["net"] * self.network_namespace, *["uts"] * self.uts_namespace]
         lines = [f"new namespaces: {', '.join(names)}", self.upper.describe()]
-        return "\n".join([*lines, *(step.describe() for step in self.steps)])
+        last = [self.user.describe()] if self.user else []
+        return "\n".join([*lines, *(step.describe() for step in self.steps), *last])
 
 
-def plan(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> Plan:
-    """The plan of a sandbox as ``spec`` wants it on this host."""
-    rooted = host_root(host, capabilities)
-    return complete(spec, [*rooted, *system_trees(spec, host, capabilities)], capabilities)
+def plan(
+    spec: SandboxSpec, host: Host, capabilities: Capabilities, user: User | None = None
+) -> Plan:
+    """The plan of a sandbox as ``spec`` wants it on this host. ``user``: who its ``user`` is."""
+    steps = [*host_root(host, capabilities), *system_trees(spec, host, capabilities)]
+    return complete(spec, steps, capabilities, user)
 
 
 def host_root(host: Host, capabilities: Capabilities) -> list[Step]:
@@ -327,10 +366,11 @@ def complete(
     spec: SandboxSpec,
     steps: Sequence[Step],
     capabilities: Capabilities,
+    user: User | None = None,
     ground: Sequence[Step] = (),
 ) -> Plan:
     """A plan of these steps, and what ``spec`` wants besides. ``ground``: see :class:`Plan`."""
-    user = capabilities.user_namespace
+    apart = capabilities.user_namespace
     wanted: list[Bind | MountTmpfs] = [
         *(Bind(v.source, v.target, v.read_only, create=True) for v in spec.volumes),
         *(MountTmpfs(t.target, t.size, t.mode) for t in spec.tmpfs),
@@ -347,7 +387,7 @@ def complete(
         and not any(step.target == cover or is_below(step.target, cover) for cover in covers)
     ]
     return Plan(
-        user_namespace=user,
+        user_namespace=apart,
         pid_namespace=spec.pid,
         upper=Upper(
             "disk" if spec.upper == "disk" or not capabilities.memory_upper else "memory",
@@ -356,7 +396,11 @@ def complete(
         ),
         steps=(*steps, *wanted, *frozen),
         capabilities=capabilities,
-        ground=Plan(user, False, Upper("none"), tuple(ground), capabilities) if ground else None,
+        ground=Plan(apart, False, Upper("none"), tuple(ground), capabilities) if ground else None,
+        network_namespace=spec.network == "none",
+        hostname=spec.hostname,
+        user=user,
+        fake_root=capabilities.user_namespace and spec.user == "root",
     )
 
 
@@ -446,11 +490,13 @@ def system_trees(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> l
         steps.extend(Protect(path) for path in host.protected)
         if host.has_sys:
             steps.append(Bind("/sys", "/sys", read_only=True))
+    mqueue = any(mount.mountpoint == "/dev/mqueue" for mount in host.mounts)
     steps.append(
         MakeDev(
             host.devices,
             bind=capabilities.user_namespace or not capabilities.mknod,
-            mqueue=any(mount.mountpoint == "/dev/mqueue" for mount in host.mounts),
+            mqueue=("own" if spec.pid else "host") if mqueue else "",
+            more=tuple(path.removeprefix("/dev/") for path in spec.devices),
         )
     )
     return steps

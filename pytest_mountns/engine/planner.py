@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pwd
 import select
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
 
 from .capabilities import Findings, lowers, probe, refused_lowers
-from .errors import SandboxError, Unavailable
+from .errors import SandboxError, Unavailable, said
 from .host import survey
 from .moving import high
-from .plan import Capabilities, Host, Plan, plan
+from .plan import Capabilities, Host, Plan, User, plan
 from .spec import SandboxSpec, SpecError, Volume
 
 if TYPE_CHECKING:
@@ -60,6 +62,10 @@ class Planner:
         if self._findings is None:
             self._findings = probe(self.places)
         return self._findings
+
+    @findings.setter
+    def findings(self, known: Findings) -> None:
+        self._findings = known
 
     def plan(self, spec: SandboxSpec) -> Plan:
         """The plan of ``spec`` here and now.
@@ -139,21 +145,26 @@ class Planner:
             raise Unavailable("limit an upper in memory: here uppers lie on disk", *reason)
         if self._host is None:
             self._host = self._survey(capabilities)
+        user = _user(spec.user, capabilities)
+        _check_devices(spec.devices)
         if spec.root != "host":
-            return self._plan_on_base(spec, self._host, capabilities)
+            return self._plan_on_base(spec, self._host, capabilities, user)
         resolved = tuple(
             dataclasses.replace(volume, target=_resolve(volume)) for volume in spec.volumes
         )
         spec = dataclasses.replace(spec, volumes=resolved)
         if spec.layers:
-            return self._plan_on_base(spec, self._host, capabilities)
-        return plan(spec, self._host, capabilities)
+            return self._plan_on_base(spec, self._host, capabilities, user)
+        return plan(spec, self._host, capabilities, user)
 
-    def _plan_on_base(self, spec: SandboxSpec, host: Host, capabilities: Capabilities) -> Plan:
+    def _plan_on_base(
+        self, spec: SandboxSpec, host: Host, capabilities: Capabilities, user: User | None
+    ) -> Plan:
         return self._based().plan(
             spec,
             host,
             capabilities,
+            user,
             project=self._project,
             kept=self._kept,
             settled=self._settled,
@@ -206,6 +217,46 @@ class Planner:
 
 def _has_base(spec: SandboxSpec) -> bool:
     return spec.root != "host" or bool(spec.layers)
+
+
+def _user(wanted: str | int, capabilities: Capabilities) -> User | None:
+    """Whom root's test process becomes; None if it stays who it is, or becomes a fake root.
+
+    Raises :class:`SpecError`, :class:`Unavailable`.
+    """
+    if wanted in ("keep", "root", 0):
+        return None
+    if capabilities.user_namespace:
+        raise Unavailable(
+            f"become user {wanted}",
+            cause="only root can, and not in a user namespace",
+            remedy='run as root, or leave out user (user="root" is a fake root)',
+        )
+    try:
+        known = pwd.getpwnam(wanted) if isinstance(wanted, str) else pwd.getpwuid(wanted)
+    except KeyError:
+        if isinstance(wanted, int):
+            return User(wanted, wanted)
+        raise SpecError(
+            f"user {wanted!r}: the host knows no such user",
+            remedy=f"useradd {wanted}, or give a uid as a number",
+        ) from None
+    groups = os.getgrouplist(known.pw_name, known.pw_gid)
+    return User(known.pw_uid, known.pw_gid, tuple(groups), known.pw_name, known.pw_dir)
+
+
+def _check_devices(devices: Sequence[str]) -> None:
+    """Raises :class:`SpecError`."""
+    for device in devices:
+        try:
+            mode = os.stat(device).st_mode
+        except OSError as error:
+            raise SpecError(
+                f"device {device}: {said(error)}",
+                remedy="name a node that the host has: ls -l /dev",
+            ) from None
+        if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
+            raise SpecError(f"device {device} is no device node", remedy="ls -l /dev")
 
 
 def _resolve(volume: Volume) -> str:

@@ -28,6 +28,7 @@ from .plan import (
     Plan,
     Seed,
     Step,
+    User,
     complete,
     host_root,
     mount_attributes,
@@ -69,7 +70,11 @@ class Spread:
 
 
 def plan_foreign(
-    spec: SandboxSpec, host: Host, capabilities: Capabilities, foreign: Foreign
+    spec: SandboxSpec,
+    host: Host,
+    capabilities: Capabilities,
+    user: User | None,
+    foreign: Foreign,
 ) -> Plan:
     """The plan of ``spec`` in a root from elsewhere."""
     owners = [owning(host.mounts, lower) for lower in foreign.lowers]
@@ -86,7 +91,7 @@ def plan_foreign(
         steps.append(Bind("/sys", "/sys", read_only=True))
     shown = [Bind(source, target, read_only=True) for source, target in foreign.shown]
     steps += sorted([*shown, *kept], key=lambda step: getattr(step, "target", ""))
-    return complete(spec, steps, capabilities, ground=[root, *kept])
+    return complete(spec, steps, capabilities, user, ground=[root, *kept])
 
 
 def _kept(
@@ -127,7 +132,13 @@ def _is_in(step: Step, directory: str) -> bool:
     return is_below(getattr(step, "target", ""), directory)
 
 
-def plan_layered(spec: SandboxSpec, host: Host, capabilities: Capabilities, spread: Spread) -> Plan:
+def plan_layered(
+    spec: SandboxSpec,
+    host: Host,
+    capabilities: Capabilities,
+    user: User | None,
+    spread: Spread,
+) -> Plan:
     """The plan of ``spec`` on the host's root, with layers on that."""
     rooted: list[Step] = []
     for step in host_root(host, capabilities):
@@ -149,7 +160,7 @@ def plan_layered(spec: SandboxSpec, host: Host, capabilities: Capabilities, spre
     if spread.extra:
         rooted[1:] = sorted(rooted[1:], key=lambda step: getattr(step, "target", ""))
     steps = [*rooted, *system_trees(spec, host, capabilities)]
-    return complete(spec, steps, capabilities, ground=_ground(rooted))
+    return complete(spec, steps, capabilities, user, ground=_ground(rooted))
 
 
 def _model(target: str, lowers: Sequence[str]) -> str:
