@@ -34,18 +34,21 @@ from .companions import Companions
 from .engine import disk, processes
 from .engine.capabilities import Findings
 from .engine.errors import SandboxError, Unavailable
+from .engine.limits import Limits
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
 from .engine.visit import Traveller
 from .inline import HomeHooks, InlineTest
 from .passage import PHASES, Passage
 from .scopes import Scopes
+from .terminal import Unpacking
 from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
 
 if TYPE_CHECKING:
     from .engine.enter import Layers
     from .engine.plan import Plan
+    from .engine.sources import Sources
     from .keeping import Keeper
 
 gate_key: Final = pytest.StashKey["Gate"]()
@@ -61,7 +64,13 @@ class Gate:
         self.everything = settings.sandbox_everything(config)
         self.policy = settings.unavailable_policy(config)
         self.keys = settings.session_keys(config)
-        self.planner = Planner([str(config.rootpath), sys.prefix], self.strike)
+        limits = settings.layer_limits(config)
+        self._unpacking = Unpacking(config)
+        self.planner = Planner(
+            [str(config.rootpath), sys.prefix],
+            self.strike,
+            lambda: self._sources(limits),
+        )
         self.uppers = disk.DiskUppers()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
@@ -144,6 +153,11 @@ class Gate:
         else:
             self.planner.forget_mounts()
 
+    def _sources(self, limits: Limits) -> Sources:
+        from .engine.sources import Sources
+
+        return Sources(limits, self._unpacking)
+
     def _unpack(self, items: Sequence[pytest.Item]) -> None:
         """What the tests stand on: not in the time of the first one that asks for it."""
         specs = []
@@ -152,8 +166,11 @@ class Gate:
                 # Said by the test itself.
                 with contextlib.suppress(pytest.UsageError):
                     specs.append(self.spec(item))
-        for spec in dict.fromkeys(specs):
-            self.planner.prepare(spec)
+        try:
+            for spec in dict.fromkeys(specs):
+                self.planner.prepare(spec)
+        finally:
+            self._unpacking.end()
 
     def _visits(self, item: pytest.Item) -> bool:
         if not self.wants(item):

@@ -70,6 +70,18 @@ class Layers:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was written takes ``bytes`` of memory or disk, and ``inodes``: deletions need them, too.
+
+    Of a file that was changed, all of it.
+    """
+
+    bytes: int
+    inodes: int
+
+
+@final
 @dataclass(slots=True)
 class Sandbox:
     """A root in a mount namespace.
@@ -207,6 +219,27 @@ class Sandbox:
                 yield root
         finally:
             os.close(ground)
+
+    def usage(self) -> Usage:
+        """What the uppers take. Raises :class:`SandboxError`."""
+        entries: dict[tuple[int, int], int] = {}
+        with (
+            privileged(self.plan.drops_capabilities),
+            explained("read what the uppers take", self.plan.user_namespace),
+        ):
+            for overlay in (*self.overlays, *self.touched()):
+                top = f"/proc/self/fd/{self.scratch}"
+                if overlay.upper.startswith("/"):
+                    top = ""
+                pending = [f"{top}/{overlay.upper}".replace("//", "/")]
+                while pending:
+                    with os.scandir(pending.pop()) as listing:
+                        for entry in listing:
+                            status = entry.stat(follow_symlinks=False)
+                            entries[(status.st_dev, status.st_ino)] = 512 * status.st_blocks
+                            if entry.is_dir(follow_symlinks=False):
+                                pending.append(entry.path)
+        return Usage(sum(entries.values()), len(entries))
 
     def touched(self) -> list[Layered]:
         """The overlays of the template that were written to."""

@@ -30,17 +30,18 @@ class Planner:
 
     ``places``: directories a run needs to be writable where the user can write them.
     ``mounts_changed`` is called when the mount table is seen to be another than before.
-    ``sources``: of roots and layers, closed with the planner.
+    ``sources`` makes those of roots and layers, when they are first asked for.
     """
 
     def __init__(
         self,
         places: Sequence[str],
         mounts_changed: Callable[[], None] = lambda: None,
-        sources: Sources | None = None,
+        sources: Callable[[], Sources] | None = None,
     ) -> None:
         self._mounts_changed = mounts_changed
-        self._sources = sources
+        self._make_sources = sources
+        self._sources: Sources | None = None
         self._bases: Bases | None = None
         #: What has to be importable in every root.
         self._project = places[0] if places else os.getcwd()
@@ -106,7 +107,7 @@ class Planner:
             from .bases import Bases
             from .sources import Sources
 
-            self._sources = self._sources or Sources()
+            self._sources = self._make_sources() if self._make_sources else Sources()
             self._bases = Bases(self._sources)
         return self._bases
 
