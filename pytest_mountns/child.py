@@ -11,7 +11,7 @@ import socket
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, final
@@ -217,6 +217,15 @@ class TestProcess:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
         self._companions.before_reset()
         self.rooms.reset()
+        self._say_entered()
+
+    def stand_on(self, find: Callable[[], Plan]) -> None:
+        """Go on with what ``find``, called among the host's mounts, plans.
+
+        Raises :class:`SandboxError`.
+        """
+        plan = self.rooms.stand_on(find)
+        self.sender.send("planned", plan)
         self._say_entered()
 
     def _say_entered(self) -> None:

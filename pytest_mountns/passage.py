@@ -83,6 +83,8 @@ class Passage:
         self._internal_error: Exception | None = None
         self._changes = item.config.stash[changes_key]
         self._outline: Outline | None = None
+        #: If it is another than in the beginning.
+        self._plan: Plan | None = None
         #: What the sandbox has written, while that can be read.
         self._remains: Callable[[], Remains] | None = None
         self._changes_failed: pytest.CallInfo[None] | None = None
@@ -282,7 +284,8 @@ class Passage:
             raise SandboxError("read what the sandbox has written", cause="it was never entered")
         more = entry.sandbox.touched() if entry.sandbox is not None else []
         view = entry.layers.view if entry.layers is not None else -1
-        return Remains.of(entry.plan, receiver.descriptor, self._outline, more, view)
+        plan = self._plan or entry.plan
+        return Remains.of(plan, receiver.descriptor, self._outline, more, view)
 
     def _all_remains(self) -> list[Remains]:
         assert self._remains is not None
@@ -374,6 +377,8 @@ class Passage:
                 internals.mark_as_shown(self._last_report)
         elif name == "outline":
             (self._outline,) = content
+        elif name == "planned":
+            (self._plan,) = content
         elif name == "entered":
             (self._outline,) = content
             # A fresh root: what was said of the attempt before is complete.
