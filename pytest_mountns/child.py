@@ -222,7 +222,7 @@ class TestProcess:
             with self._end_if_unheard():
                 self.sender.send("screen", cursor, live_log)
         with self._end_if_unheard():
-            self.sender.report(report, internals.failed_subtests(self._item))
+            self.sender.report(report, self._item)
         # Of a failure, -x and --maxfail make something that subtests look at.
         # And what it has changed is read meanwhile.
         waits = config.stash[changes_key].waits_for(report)

@@ -328,7 +328,7 @@ class Passage:
         if name == "report":
             packed, failed_subtests = content
             internals.set_failed_subtests(self._item, failed_subtests)
-            report = self._last_report = relay.unpack_report(packed, self._item.config)
+            report = self._last_report = relay.unpack_report(packed, self._item)
             self._log_held()
             self._wider = None
             self._changes.complete(self._item, report, self._read_changes)

@@ -132,10 +132,10 @@ class Sender:
             sent = self._socket.sendmsg([frame], rights)
         self._socket.sendall(frame[sent:])
 
-    def report(self, report: pytest.TestReport, failed_subtests: int) -> None:
+    def report(self, report: pytest.TestReport, item: pytest.Item) -> None:
         """A report as it is if that can be pickled, else what pytest's own serialisation keeps."""
         self._reports += 1
-        self.send("report", self._pack(report), failed_subtests)
+        self.send("report", self._pack(report, item), internals.failed_subtests(item))
 
     def settle(self) -> Any:
         """Wait until the parent has dealt with every report; what it answers.
@@ -209,11 +209,11 @@ class Sender:
             loads(data)
         return data
 
-    def _pack(self, report: pytest.TestReport) -> bytes:
+    def _pack(self, report: pytest.TestReport, item: pytest.Item) -> bytes:
         if report.passed and type(report) is pytest.TestReport:
             try:
                 # Nearly all are made of plain types alone, which is seen to by this very call.
-                return _LIGHT + marshal.dumps(report.__dict__)
+                return _LIGHT + marshal.dumps(internals.fields_of(report, item))
             except ValueError:
                 pass
         try:
@@ -251,14 +251,13 @@ def _origin(message: warnings.WarningMessage) -> dict[str, object]:
     return {"line": f"{line.strip()}\n\nObject allocated at:\n{frames}"}
 
 
-def unpack_report(packed: bytes, config: pytest.Config) -> pytest.TestReport:
+def unpack_report(packed: bytes, item: pytest.Item) -> pytest.TestReport:
     """What :meth:`Sender.report` has packed."""
     if packed.startswith(_LIGHT):
-        report = pytest.TestReport.__new__(pytest.TestReport)
-        report.__dict__.update(marshal.loads(packed[len(_LIGHT) :]))
-        return report
+        return internals.report_of(item, marshal.loads(packed[len(_LIGHT) :]))
     value = loads(packed)
     if isinstance(value, dict):
+        config = item.config
         value = config.hook.pytest_report_from_serializable(config=config, data=value)
     assert isinstance(value, pytest.TestReport)
     return value
