@@ -30,6 +30,7 @@ from .engine.moving import (
     make_stage,
     take_user_capabilities,
 )
+from .engine.pinned import written_pages
 from .engine.plan import Plan
 from .engine.remains import outline
 from .engine.rooms import Rooms, close
@@ -41,12 +42,16 @@ from .timers import Timers
 @final
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What the child takes over from its parent beside memory: fork(2) leaves these behind."""
+    """What the child takes over from its parent beside memory: fork(2) leaves these behind.
+
+    ``tells_pages``: it is to say which of its pages it has written to.
+    """
 
     parent: int
     channel: socket.socket
     status: int
     randomness: tuple[Any, ...]
+    tells_pages: bool = False
 
 
 @final
@@ -272,6 +277,8 @@ class TestProcess:
             processes.kill_all(processes.children(os.getpid()))
             for name, state in self._companions.pack(self._item):
                 self.sender.send("state", name, state)
+            if self._inheritance.tells_pages:
+                self.sender.send("pages", written_pages())
             words: tuple[object, ...] = _explain(error)
             if isinstance(error, KeyboardInterrupt):
                 words = (*words, self.sender.interrupt(error))

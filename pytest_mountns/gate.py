@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import mmap
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Final, final
@@ -33,6 +34,7 @@ from .child import TestProcess
 from .companions import Companions
 from .engine import disk, processes
 from .engine.errors import SandboxError, Unavailable
+from .engine.pinned import HotPages
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
 from .engine.visit import Traveller
@@ -59,6 +61,7 @@ class Gate:
         self.uppers = disk.DiskUppers()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
+        self.hot_pages = HotPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
         #: This process, if it is a test process.
         self.process: TestProcess | None = None
         #: The test that is in a sandbox in this process, whichever it is.
@@ -239,6 +242,7 @@ class Gate:
         if self._traveller is not None:
             self._traveller.close()
         self.uppers.close()
+        self.hot_pages.close()
         self.phase.close()
 
 

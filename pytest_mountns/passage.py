@@ -140,7 +140,9 @@ class Passage:
             what = "open a channel to a test process"
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         forget_failures = internals.noted_failures(item.config)
-        inheritance = Inheritance(os.getpid(), theirs, status_writer, random.getstate())
+        inheritance = Inheritance(
+            os.getpid(), theirs, status_writer, random.getstate(), gate.hot_pages.before_fork()
+        )
         try:
             with Interrupts() as interrupts:
                 try:
@@ -157,6 +159,7 @@ class Passage:
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
+                    gate.hot_pages.in_child()
                     gate.scopes.closed = True
                     gate.process = gate.inside = TestProcess(
                         item, entry, inheritance, gate.phase, gate.companions
@@ -365,6 +368,8 @@ class Passage:
             self._log_held()
         elif name == "state":
             self._gate.companions.merge(self._item, *content)
+        elif name == "pages":
+            self._gate.hot_pages.learn(*content)
         elif name == "refused":
             unavailable, *texts = content
             self._refusal = (Unavailable if unavailable else SandboxError)(*texts)
