@@ -123,7 +123,8 @@ class TestProcess:
         afterfork.mend()
         try:
             self._rooms = Rooms(self._enter(), close)
-            self._say_entered()
+            if self._entry.sandbox is None:
+                self._say_entered()
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
@@ -274,7 +275,8 @@ class TestProcess:
             internals.flush_output(self._item.config)
             flush_stdout()
             # Its root is about to vanish.
-            processes.kill_all(processes.children(os.getpid()))
+            if processes.has_children():
+                processes.kill_all(processes.children(os.getpid()))
             for name, state in self._companions.pack(self._item):
                 self.sender.send("state", name, state)
             if self._inheritance.tells_pages:

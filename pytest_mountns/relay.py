@@ -44,6 +44,8 @@ _LENGTH: Final = struct.Struct("!I")
 # No pickle begins like this.
 _LIGHT: Final = b"light"
 _CHUNK: Final = 1 << 18
+# A number: with members of an enumeration each test would make a new one.
+_AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _SI_KERNEL: Final = 0x80
 _GRACE: Final = 0.2
 _LOOK_UP: Final = 50
@@ -105,6 +107,7 @@ class Sender:
         self._known = _Known()
         self._owner = getpid()
         self._answers = bytearray()
+        self._kept = b""
         self._reports = 0
         self._settled = 0
 
@@ -124,13 +127,18 @@ class Sender:
         """
         if self.is_copy:
             return
-        frame = _frame((name, *content))
+        frame = self._kept + _frame((name, *content))
+        self._kept = b""
         sent = 0
         if descriptor is not None:
             fds = array.array("i", [descriptor])
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
             sent = self._socket.sendmsg([frame], rights)
         self._socket.sendall(frame[sent:])
+
+    def keep(self, name: str, *content: object) -> None:
+        """A frame that goes with the next one: nobody waits for it."""
+        self._kept += _frame((name, *content))
 
     def report(self, report: pytest.TestReport, item: pytest.Item) -> None:
         """A report as it is if that can be pickled, else what pytest's own serialisation keeps."""
@@ -377,9 +385,8 @@ class Receiver:
     def _receive(self, *, everything: bool) -> bool:
         """Read what is there; True at the end of the stream."""
         while True:
-            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
             try:
-                data, rights, _, _ = self._socket.recvmsg(_CHUNK, 128, flags)
+                data, rights, _, _ = self._socket.recvmsg(_CHUNK, 128, _AT_ONCE)
             except BlockingIOError:
                 return False
             except ConnectionResetError:

@@ -39,6 +39,7 @@ from .running import (
     run_in_protocol,
     set_basetemp,
     set_stopping,
+    sets_up_wider_fixtures,
     skip_item,
     stop_at_item,
     stopping,
@@ -47,6 +48,7 @@ from .running import (
     tear_down_wider,
     wider_scope,
     wider_teardown_is_due,
+    wider_teardown_runs_code,
 )
 from .screen import (
     before_output_is_released,
@@ -114,6 +116,7 @@ __all__ = [
     "set_failed_subtests",
     "set_live_log_state",
     "set_stopping",
+    "sets_up_wider_fixtures",
     "show_interrupt",
     "shown_by_debugger",
     "skip_item",
@@ -128,4 +131,5 @@ __all__ = [
     "watchdog",
     "wider_scope",
     "wider_teardown_is_due",
+    "wider_teardown_runs_code",
 ]
