@@ -21,9 +21,11 @@ import re
 import resource
 import sys as _sys
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final, TypeAlias, final
 
 from . import syscalls as sys
@@ -35,6 +37,8 @@ Run: TypeAlias = "tuple[int, int]"
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _MOST: Final = 2048
 _CAP_IPC_LOCK: Final = 14
+#: What a child says; more than that is data of its test.
+_MOST_SAID: Final = 1 << 15
 #: So many children are learned from, after so many forks: what runs first does not run always.
 _CHILDREN: Final = 4
 _AFTER: Final = (4, 64, 1024)
@@ -85,11 +89,14 @@ def choose(
     worth it for what more than half of them write to. A huge page is copied whole: never.
     """
     counts = Counter(page for pages in written for page in pages)
-    spans = [range(m.start // _PAGE, m.end // _PAGE) for m in mappings if not m.huge]
+    spans = sorted((m.start // _PAGE, m.end // _PAGE) for m in mappings if not m.huge)
+
+    def is_ours(page: int) -> bool:
+        index = bisect_right(spans, page, key=itemgetter(0)) - 1
+        return index >= 0 and page < spans[index][1]
+
     often = [
-        page
-        for page, count in counts.most_common()
-        if 2 * count > len(written) and any(page in span for span in spans)
+        page for page, count in counts.most_common() if 2 * count > len(written) and is_ours(page)
     ]
     run = range(0)
     for page in sorted(often[:most]):
@@ -115,6 +122,8 @@ def written_pages() -> bytes:
         return b""
     try:
         for mapping in read_mappings(maps):
+            if len(found) >= _MOST_SAID:
+                break
             first, count = mapping.start // _PAGE, (mapping.end - mapping.start) // _PAGE
             entries = posix.pread(pagemap, count * 8, first * 8)
             last = entries[7::8] if _sys.byteorder == "little" else entries[::8]
@@ -138,17 +147,16 @@ class HotPages:
         self._forks = 0
         self._written: list[array[int]] = []
         self._ring = -1
-        self._refused = False
+        self._learning = self._pinned = self._refused = False
 
     def before_fork(self) -> bool:
         """Whether the child that is forked next is one to learn from."""
-        self._forks += 1
-        if self._refused or not any(after < self._forks <= after + _CHILDREN for after in _AFTER):
-            return False
-        if self._ring >= 0 and not self._written:
-            # In a child, what was pinned would look as if it had been written to.
+        if self._forks in _AFTER and not self._refused:
+            self._learning = True
+            # In a child, what is pinned would look as if it had been written to.
             self._unpin()
-        return not self._refused
+        self._forks += 1
+        return self._learning
 
     def in_child(self) -> None:
         """The ring is the parent's."""
@@ -163,9 +171,9 @@ class HotPages:
             try:
                 self._pin(self._written)
             except OSError:
-                self.close()
-                self._refused = True
+                self._refuse()
             self._written = []
+            self._learning = False
 
     def _pin(self, written: Sequence[array[int]]) -> None:
         effective, _, _ = sys.capget()
@@ -186,13 +194,19 @@ class HotPages:
             # Before Linux 6.5: none of what a library has written to its own data.
             anonymous = [mapping for mapping in mappings if not mapping.of_file]
             sys.io_uring_register_buffers(self._ring, list(choose(written, anonymous, most)))
+        self._pinned = True
 
     def _unpin(self) -> None:
-        try:
-            sys.io_uring_unregister_buffers(self._ring)
-        except OSError:
-            self.close()
-            self._refused = True
+        if self._pinned:
+            self._pinned = False
+            try:
+                sys.io_uring_unregister_buffers(self._ring)
+            except OSError:
+                self._refuse()
+
+    def _refuse(self) -> None:
+        self.close()
+        self._refused, self._learning = True, False
 
     def close(self) -> None:
         """Pin nothing any more."""
