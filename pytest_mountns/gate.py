@@ -155,8 +155,7 @@ class Gate:
     def _is_inline(self, item: pytest.Item) -> bool:
         try:
             spec = self.spec(item)
-            # A PID namespace is for new processes alone.
-            return spec.process == "inline" and not spec.pid and self.can_visit
+            return spec.process == "inline" and not spec.needs_process and self.can_visit
         except (pytest.UsageError, SandboxError):
             return False
 

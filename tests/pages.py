@@ -6,9 +6,10 @@ A comment in front of a block says what the page itself does not::
     def install(): ...
     -->
 
-Its first line holds words (``as_root``, ``layered``: what the machine must be able to do; ``fails``:
-how it ends; ``file=NAME``: what it is saved as; ``plugins=NAME,...``: which others it is about;
-``skip=REASON``: why it cannot be run), the rest is code that stands in front of that of the block.
+Its first line holds words, the rest is code that stands in front of that of the block.
+``as_root`` and ``layered`` say what the machine must be able to do, ``fails`` how it ends,
+``file=NAME`` and ``append`` where it is saved, ``plugins=NAME,...`` which others it is about,
+``skip=REASON`` why it is not run.
 """
 
 from __future__ import annotations
@@ -78,10 +79,11 @@ def commands(console: str) -> Iterator[tuple[str, str]]:
 
 
 def matches(shown: str, output: str) -> bool:
-    """Whether a page shows this output. A line ``...`` in it stands for any lines."""
+    """Whether a page shows this output. ``...`` stands for any text, or for any lines."""
     pattern = "".join(
-        r"(?:.*\n)*?" if line.strip() == "..." else re.escape(line) + r"\n"
+        r"(?:.*\n)*?" if line.strip() == "..." else ".*".join(map(re.escape, parts)) + r"\n"
         for line in steady(shown).splitlines()
+        for parts in [line.split("...")]
     )
     return re.fullmatch(pattern, steady(output)) is not None
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.pages import Block, pages, read
+from tests.pages import ROOT, Block, pages, read
+from tests.walk import walk
 
-#: Every test of an example runs in a sandbox, whatever the example says of itself: it may write to /etc.
+#: Every test of an example runs in a sandbox, whatever the example says: it may write to /etc.
 GUARD = """
 import os
 import pytest
@@ -24,11 +26,11 @@ def _guard(request):
 
 BLOCKS = [block for page in pages() for block in read(page)]
 NEEDS = {"as_root", "layered"}
-WORDS = {*NEEDS, "fails", "file", "plugins", "skip"}
+WORDS = {*NEEDS, "append", "fails", "file", "plugins", "skip"}
 
 
 def _examples() -> list[object]:
-    found = []
+    found: list[object] = []
     for block in BLOCKS:
         if block.language == "python" and not {"file", "skip"} & set(block.words):
             marks = [getattr(pytest.mark, need) for need in NEEDS & set(block.words)]
@@ -60,16 +62,28 @@ def test_words_of_comments_are_known() -> None:
         assert block.words.get("skip") != "", f"{block.name}: no reason"
 
 
+@pytest.mark.sandboxes
 def test_the_tutorial(tmp_path: Path) -> None:
-    """Word for word: its files are written, its commands typed, and they say what it shows."""
-
-
-def test_links_lead_somewhere() -> None:
-    """Those between pages are Sphinx's; here those to files that are no pages."""
-    for page in pages():
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+    """Its files are written, its commands typed, and they say what it shows."""
+    home = tmp_path / "you"
+    project = home / "greeter"
+    project.mkdir(parents=True)
+    (tmp_path / "temp").mkdir()
+    environment = {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "COLUMNS": "80",
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": str(tmp_path / "temp"),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "-p pytest_mountns.plugin",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    steps = list(walk(read(ROOT / "docs/tutorial.md"), project, environment, home=str(home)))
+    assert len(steps) > 5
+    for step in steps:
+        assert step.as_shown, f"{step.where}: {step.command}\n{step.output}"
+    assert {*os.listdir(home)} == {"greeter"}
 
 
 def _write(file: Path, text: str) -> None:
