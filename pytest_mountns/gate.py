@@ -87,7 +87,8 @@ class Gate:
         self._settled = False
         #: Test processes that have said all they had to say.
         self.leaving: list[int] = []
-        self._has_visited = False
+        #: The test that was the last to go into a sandbox in this process.
+        self._visitor: InlineTest | None = None
         #: Layers that tests of a spec begin on, if these are not those of their fixtures.
         self.floor: Callable[[SandboxSpec], Layers] | None = None
         #: Saves what tests have written, if that is asked for.
@@ -227,10 +228,9 @@ class Gate:
     def _protocol_inline(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        if not self._has_visited:
-            self._has_visited = True
+        if self._visitor is None:
             self.config.pluginmanager.register(HomeHooks(self), "mountns-home")
-        test = InlineTest(self, item, nextitem)
+        test = self._visitor = InlineTest(self, item, nextitem)
         item.setup = test.setup  # type: ignore[method-assign]
         try:
             return (yield)
@@ -241,6 +241,7 @@ class Gate:
             raise
         finally:
             test.leave()
+            test.end()
             item.__dict__.pop("setup", None)
 
     def complete_inline(self, item: pytest.Item, report: pytest.TestReport) -> None:
@@ -251,8 +252,11 @@ class Gate:
             if self.keeper is not None:
                 with self.traveller.at_home():
                     self.keeper.capture(item, report, inside.remains)
-        elif self.process is None and self._has_visited and report.when == "teardown":
+        elif self.process is None and self._visitor is not None and report.when == "teardown":
             self.config.stash[changes_key].carry(item, report)
+            if self.keeper is not None:
+                self.keeper.capture(item, report, self._visitor.remains)
+            self._visitor.end()
 
     def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
         """pytest-timeout has set a timer for the running item, or cancelled it (None)."""
