@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from docs import draw
 from tests.pages import ROOT, Block, pages, read
 from tests.walk import walk
 
@@ -29,7 +31,7 @@ NEEDS = {"as_root", "layered"}
 WORDS = {*NEEDS, "append", "fails", "file", "plugins", "skip"}
 
 
-def _examples() -> list[object]:
+def _examples() -> list[Any]:
     found = []
     for block in BLOCKS:
         if block.language == "python" and not {"file", "skip"} & set(block.words):
@@ -84,6 +86,12 @@ def test_the_tutorial(tmp_path: Path) -> None:
     for step in steps:
         assert step.as_shown, f"{step.where}: {step.command}\n{step.output}"
     assert {*os.listdir(home)} == {"greeter"}
+
+
+@pytest.mark.parametrize("name", ["how-a-test-travels.svg", "layers-by-scope.svg"])
+def test_drawings_are_those_of_their_source(tmp_path: Path, name: str) -> None:
+    drawing = draw.DRAWN[name](tmp_path)
+    assert drawing == (draw.PICTURES / name).read_text()
 
 
 def _write(file: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import IO, Final, final
 
 from tests.pages import Block, commands, matches
 
@@ -51,14 +51,15 @@ def walk(
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        keyboard, screen = process.stdin, process.stdout
+        assert keyboard is not None
+        assert screen is not None
 
-        def enter(command: str) -> str:
-            process.stdin.write(f"{command}\necho; echo '{_MARK}'\n")
-            process.stdin.flush()
+        def enter(command: str, keyboard: IO[str] = keyboard, screen: IO[str] = screen) -> str:
+            keyboard.write(f"{command}\necho; echo '{_MARK}'\n")
+            keyboard.flush()
             lines = []
-            for line in process.stdout:
+            for line in screen:
                 if line.strip() == _MARK:
                     break
                 lines.append(line)
@@ -77,4 +78,4 @@ def walk(
                 for command, shown in commands(block.text):
                     output = enter(f"{{ {command}\n}} </dev/null")
                     yield Step(block.name, command, shown, output.replace(home, "/home/you"))
-        process.stdin.close()
+        keyboard.close()
