@@ -12,16 +12,17 @@ import pytest
 from .engine.changes import compile_globs
 from .engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
 
-FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc"})
+FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc", "isolated_net"})
 
 MARKERS: Final = (
     'mountns(profile=None, /, *, process="fork", scope="function", volumes=[], tmpfs=[], size=None,'
-    ' inodes=None, upper="memory", read_only=False, pid=False, writes=None): run the test in a root'
+    ' inodes=None, upper="memory", read_only=False, pid=False, network="host", hostname=None,'
+    ' user="keep", devices=[], writes=None): run the test in a root'
     " filesystem of its own; what it writes, deletes and installs is gone when it ends.",
     "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
 )
 
-_LATER: Final = ("root", "layers", "network", "hostname", "user", "devices")
+_LATER: Final = ("root", "layers")
 
 Reader = Callable[[object, Path], object]
 
@@ -219,6 +220,8 @@ def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
         keys["volumes"] = _override(cast("tuple[Volume, ...]", session["volumes"]), own)
     if "isolated_proc" in getattr(item, "fixturenames", ()):
         keys["pid"] = True
+    if "isolated_net" in getattr(item, "fixturenames", ()):
+        keys["network"] = "none"
     try:
         spec = SandboxSpec(**cast("dict[str, Any]", keys))
     except SpecError as error:
@@ -308,6 +311,28 @@ def _count(value: object, base: Path) -> int | None:
     return value
 
 
+def _network(value: object, base: Path) -> object:
+    return _one_of(value, "host", "none")
+
+
+def _hostname(value: object, base: Path) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _user(value: object, base: Path) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f'"keep", "root", a name or a uid is wanted, not {type(value).__name__}')
+    if isinstance(value, int) and not 0 <= value < 1 << 32:
+        raise ValueError("a uid is a number from 0 to 4294967295")
+    if value == "":
+        raise ValueError('"keep", "root", a name or a uid is wanted')
+    return "root" if value == 0 else value
+
+
+def _devices(value: object, base: Path) -> tuple[str, ...]:
+    return tuple(_text(part) for part in _list(value))
+
+
 def _flag(value: object, base: Path) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"True or False is wanted, not {type(value).__name__}")
@@ -324,5 +349,9 @@ _READERS: Final[Mapping[str, Reader]] = {
     "upper": _medium,
     "read_only": _flag,
     "pid": _flag,
+    "network": _network,
+    "hostname": _hostname,
+    "user": _user,
+    "devices": _devices,
     "writes": _writes,
 }

@@ -1,10 +1,11 @@
-"""The fixtures ``overlay_root``, ``bind_volume`` and ``isolated_proc``, and what they give."""
+"""The fixtures ``overlay_root``, ``bind_volume``, ``isolated_proc`` and ``isolated_net``."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -145,6 +146,15 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
+@final
+class IsolatedNet:
+    """The test's own network namespace: loopback, and nothing else."""
+
+    def interfaces(self) -> list[str]:
+        """Names of the network interfaces, if_nameindex(3); ``["lo"]`` at first."""
+        return [name for _, name in socket.if_nameindex()]
+
+
 def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
     from .gate import gate_key
 
@@ -169,6 +179,18 @@ def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
 def bind_volume(request: pytest.FixtureRequest) -> BindVolume:
     """Isolates the test; call it with a host path to mount that into the running test."""
     return BindVolume(_inside(request))
+
+
+@pytest.fixture
+def isolated_net(request: pytest.FixtureRequest) -> IsolatedNet:
+    """Isolates the test and its network: its own namespace, with loopback up."""
+    if not _inside(request).rooms.sandbox.plan.network_namespace:
+        pytest.fail(
+            "isolated_net was asked for too late: name it in the test's arguments, or mark the"
+            ' test with @pytest.mark.mountns(network="none").',
+            pytrace=False,
+        )
+    return IsolatedNet()
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from .changes_report import changes_key
 from .child import TestProcess
 from .companions import Companions
 from .engine import disk, processes
+from .engine.capabilities import Findings
 from .engine.errors import SandboxError, Unavailable
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
@@ -43,6 +44,7 @@ from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
 
 if TYPE_CHECKING:
+    from .engine.enter import Layers
     from .engine.plan import Plan
     from .keeping import Keeper
 
@@ -83,9 +85,12 @@ class Gate:
         #: A test process that has said all it had to say, 0 if there is none.
         self.leaving = 0
         self._has_visited = False
+        #: Layers that tests of a spec begin on, if these are not those of their fixtures.
+        self.floor: Callable[[SandboxSpec], Layers] | None = None
         #: Saves what tests have written, if that is asked for.
         self.keeper: Keeper | None = None
-        #: Called for each test, when its wider fixtures are set up and its sandbox is not made.
+        #: Called for each test before its wider fixtures are set up, and again before it enters
+        #: its sandbox.
         self.at_the_door: list[Callable[[pytest.Item, SandboxSpec, Plan], None]] = []
 
     @property
@@ -94,6 +99,12 @@ class Gate:
         if self._traveller is None:
             self._traveller = Traveller(self.planner.places)
         return self._traveller
+
+    def travel_with(self, traveller: Traveller, findings: Findings) -> None:
+        """Take over one that has settled already, and what was found out before it did so."""
+        self._traveller = traveller
+        self.planner.findings = findings
+        self.planner.forget_mounts()
 
     def strike(self) -> None:
         """The host's mounts have changed or may do so, and nobody is in a sandbox."""
@@ -121,6 +132,8 @@ class Gate:
         capabilities = self.planner.findings.capabilities
         if capabilities is None or not capabilities.user_namespace:
             return
+        if self.traveller.in_user_namespace:
+            return
         try:
             self.traveller.settle_in_user_namespace()
         except Unavailable as error:
@@ -136,13 +149,12 @@ class Gate:
         except pytest.UsageError:
             # Said by the test itself.
             return False
-        return spec.process == "inline" or spec.scope != "function"
+        return spec.process == "inline" or spec.scope != "function" or self.floor is not None
 
     def _is_inline(self, item: pytest.Item) -> bool:
         try:
             spec = self.spec(item)
-            # A PID namespace is for new processes alone.
-            return spec.process == "inline" and not spec.pid and self.can_visit
+            return spec.process == "inline" and not spec.needs_process and self.can_visit
         except (pytest.UsageError, SandboxError):
             return False
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import pytest
 
@@ -24,30 +24,17 @@ from . import repro
 from .bundles import Bundles, Content
 from .changes_report import sort_out, temporary_directories
 from .engine.errors import SandboxError
-from .engine.rendering import Limits, diffs, tree
+from .saving import Saved, save
 from .seeds import Seeds, begin
 
 if TYPE_CHECKING:
+    from .engine.changes import Changes
     from .engine.plan import Plan
     from .engine.remains import Remains
     from .engine.spec import SandboxSpec
 
-#: Bytes of content in one layer.
-LARGEST_LAYER: Final = 512 << 20
 _ATTRIBUTE: Final = "mountns_kept"
-_LIMITS: Final = Limits(paths=2000, siblings=100, files=100, lines=1000)
 _SHOWN: Final = 3
-
-
-@dataclass
-class _Saved:
-    """What a test had written at some moment."""
-
-    stack: ExitStack
-    files: dict[str, IO[bytes]] = field(default_factory=dict)
-    layers: list[repro.LayerOf] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -57,13 +44,13 @@ class _Test:
     spec: SandboxSpec
     plan: list[str]
     seeds: Seeds
-    saved: _Saved | None = None
+    saved: Saved | None = None
     reports: list[pytest.TestReport] = field(default_factory=list)
 
     def forget(self) -> None:
         """What was saved of an attempt that is repeated, or of a test that has passed."""
         if self.saved is not None:
-            self.saved.stack.close()
+            self.saved.close()
             self.saved = None
 
 
@@ -87,7 +74,7 @@ class Keeper:
     # While a test runs ----------------------------------------------------------------------------
 
     def begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
-        """Its wider fixtures are set up, and it is about to enter its sandbox."""
+        """It is about to have its wider fixtures set up or, the second time, enter its sandbox."""
         known = self._tests.get(item.nodeid)
         if known is not None:
             known.forget()
@@ -120,25 +107,15 @@ class Keeper:
             # Of a failure in the teardown after one in the call, the first state counts.
             test.saved = self._save(read)
 
-    def _save(self, read: Callable[[], Sequence[Remains]]) -> _Saved:
-        saved = _Saved(ExitStack())
+    def _save(self, read: Callable[[], Sequence[Remains]]) -> Saved:
         try:
-            remains = read()
-            with remains[-1].changes() as changes:
-                found = sort_out(changes, temporary_directories(self._config))
-                lines = [*tree(found.changes, _LIMITS)]
-                lines += [note] if (note := found.note()) else []
-                lines += diffs(found.changes, _LIMITS)
-                saved.texts[repro.CHANGES] = "\n".join([*lines, ""])
-                saved.texts[repro.CHANGES_JSON] = changes.to_json() + "\n"
-            os.makedirs(self._bundles.directory, 0o700, exist_ok=True)
-            write_layers(saved, remains, self._bundles.directory)
+            return save(read(), self._bundles.directory, self._choose)
         except (SandboxError, OSError) as error:
-            saved.stack.close()
-            saved.files.clear()
-            saved.layers.clear()
-            saved.notes.append(f"what it has written is not saved: {error}")
-        return saved
+            return Saved(notes=[f"what it has written is not saved: {error}"])
+
+    def _choose(self, changes: Changes) -> tuple[Changes, str]:
+        found = sort_out(changes, temporary_directories(self._config))
+        return found.changes, found.note()
 
     # First: a worker's own hook, which sends the report, comes later.
     @pytest.hookimpl(tryfirst=True)
@@ -169,8 +146,8 @@ class Keeper:
         del self._tests[report.nodeid]
 
     def _keep(self, nodeid: str, test: _Test) -> str:
-        saved = test.saved or _Saved(
-            ExitStack(), notes=["it had ended when it failed, and what it had written was gone"]
+        saved = test.saved or Saved(
+            notes=["nothing is saved of what was written: it did not fail in its sandbox"]
         )
         seeds = {
             "random": test.seeds.random,
@@ -181,7 +158,7 @@ class Keeper:
         texts = {**saved.texts, repro.REPORT: _text(nodeid, test.reports)}
         return self._bundles.add(_name(nodeid), made, Content(texts, saved.files))
 
-    def _repro(self, nodeid: str, test: _Test, saved: _Saved, seeds: dict[str, Any]) -> repro.Repro:
+    def _repro(self, nodeid: str, test: _Test, saved: Saved, seeds: dict[str, Any]) -> repro.Repro:
         if self._conditions is None:
             self._conditions = repro.conditions()
         variables, left_out = self._environment
@@ -193,6 +170,7 @@ class Keeper:
             outcome="failed" if any(one.failed for one in test.reports) else "passed",
             written=repro.now(),
             run=self._run,
+            interpreter=repro.interpreter(sys.orig_argv, sys.argv),
             argv=[os.fspath(one) for one in argv],
             cwd=str(parameters.dir),
             root=str(self._config.rootpath),
@@ -227,29 +205,6 @@ class Keeper:
 
     def _shown(self, path: str) -> str:
         return os.path.relpath(path, self._config.invocation_params.dir)
-
-
-def write_layers(saved: _Saved, remains: Sequence[Remains], directory: str) -> None:
-    """Save each as a layer, in files without a name in ``directory``.
-
-    Raises :class:`SandboxError`, :class:`OSError`.
-    """
-    from .engine.tarwrite import MEDIA_TYPES, best_compression
-
-    compression = best_compression()
-    suffix = {"zstd": ".zst", "gzip": ".gz", "": ""}[compression]
-    for number, one in enumerate(remains):
-        own = number == len(remains) - 1
-        name = f"{'layer' if own else f'wider-{number + 1}'}.tar{suffix}"
-        # Without a name: nothing is left of it, whatever happens.
-        file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed with the others
-        saved.stack.callback(file.close)
-        layer = one.write_layer(file, compression=compression, limit=LARGEST_LAYER)
-        saved.files[name] = file
-        saved.layers.append(
-            repro.LayerOf(name, MEDIA_TYPES[compression], layer.digest, layer.diff_id, layer.size)
-        )
-        saved.notes += layer.notes
 
 
 def _name(nodeid: str) -> str:

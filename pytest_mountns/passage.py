@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from .timers import Timers
 
 PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
+
+_GARBLED: Final = "the test has written to the socket of the plugin, and its process was ended"
 
 #: A hook of reporters and what it is called with.
 _Event: TypeAlias = tuple[str, dict[str, Any]]
@@ -197,7 +200,7 @@ class Passage:
         gate = self._gate
         directory = gate.uppers.new() if plan.upper.medium == "disk" else None
         layers, cwd = self._entrance.layers(), self._entrance.working_directory()
-        outside = plan.user_namespace and not gate.traveller.in_user_namespace
+        outside = plan.user_namespace and (plan.fake_root or not gate.traveller.in_user_namespace)
         if outside:
             return Entry(plan, cwd, directory, enter_user_namespace=True)
         alone = threading.active_count() == 1 or layers is not None
@@ -221,7 +224,7 @@ class Passage:
         __tracebackhide__ = True
         config = self._item.config
         last_words: tuple[Any, ...] | None = None
-        ended = False
+        ended = garbled = False
         try:
             with internals.capture_suspended(config):
                 for name, *content in receiver.frames(interrupts):
@@ -238,13 +241,16 @@ class Passage:
             ended = True
         except pytest.exit.Exception:
             raise
+        except relay.Garbled:
+            garbled = True
         except Exception as error:  # noqa: BLE001 - of whichever reporter
             # Not raised here: it would count as an error of the test's setup.
             self._internal_error = error
         finally:
             if not ended:
-                # A reporter failed here: without its parent the test has no business to go on.
-                os.kill(child, signal.SIGKILL)
+                # A reporter failed here, or nobody can hear any more what the test does.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             status = 0
             if last_words is not None and not receiver.apart:
                 # It is on its way out, and nobody has to wait for that.
@@ -260,7 +266,7 @@ class Passage:
         if died:
             if self._gate.keeper is not None:
                 self._gate.keeper.capture(self._item, None, self._all_remains)
-            how = _describe(_test_status(status_reader, status))
+            how = _GARBLED if garbled else _describe(_test_status(status_reader, status))
             out, err = internals.captured_so_far(config)
             phase = PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
             self._death = _Death(how, phase, out, err, time.time(), changed)

@@ -11,11 +11,11 @@ from . import config as settings
 from . import hookspecs, internals, terminal
 from .audit import Audit
 from .changes_report import ChangesReport, changes_key, explain_comparison
-from .fixtures import bind_volume, isolated_proc, overlay_root
+from .fixtures import bind_volume, isolated_net, isolated_proc, overlay_root
 from .gate import Gate, gate_key
 from .timers import TimeoutSettings
 
-__all__ = ["bind_volume", "isolated_proc", "overlay_root"]
+__all__ = ["bind_volume", "isolated_net", "isolated_proc", "overlay_root"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,7 @@
 """Events from a forked test process to its parent: reports, warnings, descriptors, the end.
 
-A frame is 4 bytes of length and a pickled tuple whose first member is the event's name. The last
+A frame is a magic word, 4 bytes of length and a pickled tuple whose first member is the event's
+name. What a test has written in between is seen by the missing word, and not waited for. The last
 frame is "leave"; the end of the stream proves nothing, since a daemon that the test has left
 behind may hold the socket open for ever. A process that is gone without "leave" has crashed,
 whatever its exit status.
@@ -36,10 +37,12 @@ from typing import Any, Final, final
 import pytest
 
 from . import internals
+from .engine import processes
 from .engine.moving import high
 from .interrupts import Interrupts
 
-_LENGTH: Final = struct.Struct("!I")
+_HEADER: Final = struct.Struct("!4sI")
+_MAGIC: Final = b"\xf7mns"
 _CHUNK: Final = 1 << 18
 _SI_KERNEL: Final = 0x80
 _GRACE: Final = 0.2
@@ -63,17 +66,26 @@ class _Known:
 
 def _frame(content: tuple[object, ...]) -> bytes:
     data = dumps(content, protocol=5)
-    return _LENGTH.pack(len(data)) + data
+    return _HEADER.pack(_MAGIC, len(data)) + data
+
+
+class Garbled(Exception):
+    """Something else than frames has come through the channel."""
 
 
 def _whole_frames(buffer: bytearray) -> Iterator[tuple[Any, ...]]:
-    """Take from ``buffer`` what is complete."""
-    while len(buffer) >= _LENGTH.size:
-        (length,) = _LENGTH.unpack_from(buffer)
-        end = _LENGTH.size + length
+    """Take from ``buffer`` what is complete. Raises :class:`Garbled`."""
+    while len(buffer) >= _HEADER.size:
+        magic, length = _HEADER.unpack_from(buffer)
+        if magic != _MAGIC:
+            raise Garbled
+        end = _HEADER.size + length
         if len(buffer) < end:
             return
-        frame = loads(memoryview(buffer)[_LENGTH.size : end].tobytes())
+        try:
+            frame = loads(memoryview(buffer)[_HEADER.size : end].tobytes())
+        except Exception as error:
+            raise Garbled from error
         del buffer[:end]
         yield frame
 
@@ -289,7 +301,7 @@ class Receiver:
         """Every whole frame, "leave" the last. Without it, the child is dead when this ends.
 
         A Ctrl-C reaches the child as well and is for it to answer; a SIGINT sent to this process
-        alone is passed on.
+        alone is passed on. Raises :class:`Garbled`.
         """
         with _pidfd(self._child) as pidfd:
             poll = select.poll()
@@ -321,6 +333,7 @@ class Receiver:
         if interrupts.noted:
             interrupts.noted = False
             self._pass_on_soon()
+            processes.wake(self._test)
         if interrupts.descriptor < 0:
             return
         try:
@@ -328,6 +341,7 @@ class Receiver:
         except OSError:
             # Mostly: there is nothing to read.
             return
+        processes.wake(self._test)
         (code,) = struct.unpack_from("i", info, 8)
         if code != _SI_KERNEL or self.apart:
             self._pass_on_soon()
@@ -360,7 +374,11 @@ class Receiver:
 
     def _is_gone(self) -> bool:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self._child, flags) is not None
+        try:
+            return os.waitid(os.P_PID, self._child, flags) is not None
+        except ChildProcessError:
+            # SIGCHLD is ignored: it has gone without leaving a trace.
+            return True
 
     def _receive(self, *, everything: bool) -> bool:
         """Read what is there; True at the end of the stream."""

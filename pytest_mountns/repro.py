@@ -23,11 +23,12 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from .engine.errors import SandboxError, said
+from .engine.saved import Source
 from .engine.spec import SandboxSpec, Tmpfs, Volume
 
 #: Of ``repro.json``. It grows when a reader of the format before could not go on.
@@ -40,6 +41,7 @@ CHANGES_JSON: Final = "changes.json"
 _LARGEST_DOCUMENT: Final = 16 << 20
 _CHUNK: Final = 1 << 20
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_AS_COMMAND: Final = "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main())"
 _FILE: Final = re.compile(r"(layer|wider-\d+)\.tar(\.gz|\.zst)?")
 _SECRET: Final = re.compile("token|secret|passw|key|credential", re.IGNORECASE)
 _URL_WITH_PASSWORD: Final = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
@@ -66,7 +68,8 @@ class Repro:
 
     ``kind``: "test" or "command". ``name``: the node id, or the command line. ``outcome``: what
     came of it. ``written``: when, by ISO 8601. ``run``: what bundles of one run have in common.
-    ``argv``: the arguments of pytest, or the command. ``left_out``: variables that look like
+    ``interpreter``: Python's own arguments, and how it was told of pytest. ``argv``: the arguments
+    of pytest, or the command. ``left_out``: variables that look like
     secrets. ``python``, ``packages``, ``kernel``, ``machine``, ``system``: where it was.
     ``seeds``: "random" (as of random.getstate()), "hypothesis", "randomly". ``spec``: the fields
     of :class:`SandboxSpec`. ``plan``: its steps. ``layers``: the lowest first. ``notes``: what is
@@ -78,6 +81,7 @@ class Repro:
     outcome: str
     written: str
     run: str
+    interpreter: list[str]
     argv: list[str]
     cwd: str
     root: str
@@ -116,6 +120,20 @@ def environment(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]
         else:
             kept[name] = value
     return kept, left_out
+
+
+def interpreter(whole: Sequence[str], seen: Sequence[str]) -> list[str]:
+    """Arguments that make another Python begin as one did: of ``sys.orig_argv``, ``sys.argv``.
+
+    They end with "-m pytest", or with what starts pytest without the working directory in
+    ``sys.path``, as its command does.
+    """
+    # Without the program's name, and without what pytest was given.
+    head = list(whole[1 : len(whole) - max(0, len(seen) - 1)])
+    if head[-2:] == ["-m", "pytest"]:
+        return head
+    options = head[:-1] if head and os.path.basename(head[-1]) in ("pytest", "py.test") else []
+    return [*options, "-c", _AS_COMMAND]
 
 
 def conditions() -> dict[str, Any]:
@@ -245,6 +263,16 @@ class Bundle:
                 raise _malformed(self.path, f"{layer.file} is not what {DOCUMENT} says of it")
             yield fd
 
+    def sources(self, stack: ExitStack) -> list[Source]:
+        """The layers, lowest first, verified, and open until ``stack`` ends.
+
+        Raises :class:`SandboxError`, also if there are none.
+        """
+        return [
+            Source(stack.enter_context(self.opened(one)), one.size, one.digest, one.diff_id)
+            for one in self.own_layers()
+        ]
+
     def own_layers(self) -> tuple[LayerOf, ...]:
         """The layers, lowest first. Raises :class:`SandboxError` if there are none."""
         if not self.layers:
@@ -281,7 +309,7 @@ def load(path: str) -> Bundle:
     return Bundle(path, repro, layers)
 
 
-_TEXTS: Final = "argv", "left_out", "plan", "notes"
+_TEXTS: Final = "interpreter", "argv", "left_out", "plan", "notes"
 _TABLES: Final = "environment", "python", "packages"
 
 

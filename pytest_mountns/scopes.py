@@ -8,7 +8,6 @@ the fixtures' finalizers, which run in there as well.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -114,7 +113,7 @@ class Scopes:
         problem: SandboxError
         try:
             spec = gate.ways_through.add(item, gate.spec(item))
-            plan = gate.planner.plan(dataclasses.replace(spec, pid=False, read_only=False))
+            plan = gate.planner.plan(spec.of_wider_scope())
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
             layers = under if place is None else place.sandbox.moved_onto(under)
             sandbox = gate.traveller.make(plan, directory=directory, layers=layers, shared=False)

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, final
+from typing import Final, final
 
 from tests.pages import Block, commands, matches
 
@@ -51,15 +51,15 @@ def walk(
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        keyboard, screen = process.stdin, process.stdout
-        assert keyboard is not None
-        assert screen is not None
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None
+        assert stdout is not None
 
-        def enter(command: str, keyboard: IO[str] = keyboard, screen: IO[str] = screen) -> str:
-            keyboard.write(f"{command}\necho; echo '{_MARK}'\n")
-            keyboard.flush()
+        def enter(command: str) -> str:
+            stdin.write(f"{command}\necho; echo '{_MARK}'\n")
+            stdin.flush()
             lines = []
-            for line in screen:
+            for line in stdout:
                 if line.strip() == _MARK:
                     break
                 lines.append(line)
@@ -78,4 +78,4 @@ def walk(
                 for command, shown in commands(block.text):
                     output = enter(f"{{ {command}\n}} </dev/null")
                     yield Step(block.name, command, shown, output.replace(home, "/home/you"))
-        keyboard.close()
+        stdin.close()

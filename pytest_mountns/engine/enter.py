@@ -108,7 +108,7 @@ class Sandbox:
             own = set().union(*(one.own_directories for one in (self, *kin)))
             directories = open_directories(own)
         user_namespace = self.plan.user_namespace
-        with signals_held(), privileged(user_namespace):
+        with signals_held(), privileged(self.plan.drops_capabilities):
             with explained("enter the sandbox", user_namespace, "namespace"):
                 go(self.namespace)
             with explained("open directories again in the sandbox", user_namespace):
@@ -142,7 +142,7 @@ class Sandbox:
         what is below cannot be looked at.
         """
         view = self.layers.view if self.layers else self.stage
-        user = self.plan.user_namespace
+        user, dropped = self.plan.user_namespace, self.plan.drops_capabilities
         overlays = self.overlays
 
         @contextmanager
@@ -150,12 +150,12 @@ class Sandbox:
             if self.overlays is not overlays:
                 raise SandboxError("read changes", cause="the sandbox was reset since")
             tree = root_of(view, user) if side == "before" else nullcontext(self.scratch)
-            with privileged(user), tree as fd:
+            with privileged(dropped), tree as fd:
                 yield fd
 
         # Or what the test has made unreadable to itself would be left out.
         with (
-            privileged(user),
+            privileged(dropped),
             root_of(view, user) as lower,
             explained("read the changes", user),
         ):
@@ -239,7 +239,10 @@ class Sandbox:
             )
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
         user_namespace = self.plan.user_namespace
-        with privileged(user_namespace), explained(step.describe(), user_namespace, "bind"):
+        with (
+            privileged(self.plan.drops_capabilities),
+            explained(step.describe(), user_namespace, "bind"),
+        ):
             with _visiting(self.stage, user_namespace):
                 tree = sys.open_tree(sys.AT_FDCWD, step.source, flags)
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -339,7 +342,7 @@ def make(
             cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
             remedy='scope="function", and reset() in place of checkpoint()',
         )
-    with signals_held(), privileged(user), way_back(user) as back:
+    with signals_held(), privileged(plan.drops_capabilities), way_back(user) as back:
         umask = os.umask(0)
         try:
             with _possible(plan):

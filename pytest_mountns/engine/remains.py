@@ -19,7 +19,7 @@ from .entries import Contents
 from .errors import SandboxError
 from .moving import enter_user_namespace
 from .plan import Plan
-from .processes import fork
+from .processes import fork, reap
 from .syscalls import block_all_signals, exit_now
 from .upper import Layered, read_changes
 
@@ -185,7 +185,7 @@ class Remains:
         os.close(writer)
         with open(reader, "rb") as file:
             data = file.read()
-        os.waitpid(child, 0)
+        reap(child)
         result: object = pickle.loads(data) if data else SandboxError(tried)
         if isinstance(result, SandboxError):
             raise result
