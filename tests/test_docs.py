@@ -71,6 +71,8 @@ def test_the_tutorial(tmp_path: Path) -> None:
     project = home / "greeter"
     project.mkdir(parents=True)
     (tmp_path / "temp").mkdir()
+    # Or the root directory of the run would be this checkout.
+    (project / "pytest.ini").touch()
     environment = {
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
