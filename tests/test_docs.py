@@ -65,7 +65,8 @@ def test_words_of_comments_are_known() -> None:
 
 
 @pytest.mark.sandboxes
-def test_the_tutorial(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_a_page_word_for_word(tmp_path: Path, page: str) -> None:
     """Its files are written, its commands typed, and they say what it shows."""
     home = tmp_path / "you"
     project = home / "greeter"
@@ -83,8 +84,8 @@ def test_the_tutorial(tmp_path: Path) -> None:
         "PYTEST_ADDOPTS": "-p pytest_mountns.plugin",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    steps = list(walk(read(ROOT / "docs/tutorial.md"), project, environment, home=str(home)))
-    assert len(steps) > 5
+    steps = list(walk(read(ROOT / page), project, environment, home=str(home)))
+    assert steps
     for step in steps:
         assert step.as_shown, f"{step.where}: {step.command}\n{step.output}"
     assert {*os.listdir(home)} == {"greeter"}
