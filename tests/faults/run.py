@@ -24,7 +24,7 @@ from . import shim, suite
 #: A session that says nothing for so long hangs.
 PATIENCE: Final = 60.0
 #: What may come of a fault. The others are defects.
-GOOD: Final = ("works", "named", "died", "not reached")
+GOOD: Final = ("works", "named", "died", "aborted", "not reached")
 _NO_RETURN: Final = "mountns: cannot return from a sandbox"
 _LEFT_AT_HOME: Final = ".mountns-faults-left"
 
@@ -51,9 +51,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        # Who cannot go back where he came from must not go on.
-        loud = self.kind == "the session ended" and _NO_RETURN in self.text
-        return self.kind in GOOD or loud
+        return self.kind in GOOD
 
 
 class Runner:
@@ -172,8 +170,10 @@ class Runner:
             part = events[start : None if last else begun[count + 1]]
             over = [event for event in part if event[0] == "over"]
             if len(over) < 2:
+                output = self._output()
                 ended = "hang" if status is None else "the session ended"
-                yield Outcome(cases[count], ended, self._output())
+                # Who cannot go back where he came from must not go on.
+                yield Outcome(cases[count], "aborted" if _NO_RETURN in output else ended, output)
                 return
             yield self._verdict(cases[count], part, over, usual)
             usual = _most(usual, over[1][2:])
@@ -215,7 +215,7 @@ class Runner:
         return found
 
     def _output(self) -> str:
-        return (self._place / "output").read_text(errors="replace")[-6000:]
+        return (self._place / "output").read_text(errors="replace")[-20_000:]
 
 
 def _counted(state: list[Any]) -> list[Counter[str]]:
