@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import pytest
 
@@ -33,6 +33,7 @@ from .engine.moving import (
     take_user_capabilities,
 )
 from .engine.outer import become, leave_outer_namespaces
+from .engine.pinned import written_pages
 from .engine.plan import Plan, User
 from .engine.remains import outline
 from .engine.rooms import Rooms, close
@@ -40,16 +41,23 @@ from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
 
+if TYPE_CHECKING:
+    from .keeping import Keeper
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What the child takes over from its parent beside memory: fork(2) leaves these behind."""
+    """What the child takes over from its parent beside memory: fork(2) leaves these behind.
+
+    ``tells_pages``: it is to say which of its pages it has written to.
+    """
 
     parent: int
     channel: socket.socket
     status: int
     randomness: tuple[Any, ...]
+    tells_pages: bool = False
 
 
 @final
@@ -91,10 +99,12 @@ class TestProcess:
         inheritance: Inheritance,
         phase: mmap.mmap,
         companions: Companions,
+        keeper: Keeper | None,
     ) -> None:
         self._item = item
         self._phase = phase
         self._companions = companions
+        self._keeper = keeper
         self._entry = entry
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
@@ -121,7 +131,8 @@ class TestProcess:
         afterfork.mend()
         try:
             self._rooms = Rooms(self._enter(), close)
-            self._say_entered()
+            if self._entry.sandbox is None:
+                self._say_entered()
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
@@ -248,10 +259,11 @@ class TestProcess:
             with self._end_if_unheard():
                 self.sender.send("screen", cursor, live_log)
         with self._end_if_unheard():
-            self.sender.report(report, internals.failed_subtests(self._item))
+            self.sender.report(report, self._item)
         # Of a failure, -x and --maxfail make something that subtests look at.
         # And what it has changed is read meanwhile.
-        waits = config.stash[changes_key].waits_for(report)
+        keeper = self._keeper
+        waits = config.stash[changes_key].waits_for(report) or (keeper and keeper.waits_for(report))
         if report.failed or waits or internals.output_is_seen_at_once(config):
             self._settle()
 
@@ -295,9 +307,12 @@ class TestProcess:
             internals.flush_output(self._item.config)
             flush_stdout()
             # Its root is about to vanish.
-            processes.kill_all(processes.children(os.getpid()))
+            if processes.has_children():
+                processes.kill_all(processes.children(os.getpid()))
             for name, state in self._companions.pack(self._item):
                 self.sender.send("state", name, state)
+            if self._inheritance.tells_pages:
+                self.sender.send("pages", written_pages())
             words: tuple[object, ...] = _explain(error)
             if isinstance(error, KeyboardInterrupt):
                 words = (*words, self.sender.interrupt(error))

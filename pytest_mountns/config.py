@@ -72,6 +72,19 @@ def add_options(parser: pytest.Parser) -> None:
         help="which tests' reports say what they changed in the filesystem (default: failed)",
     )
     group.addoption(
+        "--mountns-keep",
+        metavar="failed|all|none",
+        default=None,
+        help="which isolated tests a repro is kept of: what they have written, and what it takes to"
+        " run them again (default: none)",
+    )
+    group.addoption(
+        "--mountns-dir",
+        metavar="DIR",
+        default=None,
+        help="where repros are kept (default: .mountns in the root directory)",
+    )
+    group.addoption(
         "--mountns-audit",
         action="store_true",
         default=False,
@@ -100,6 +113,8 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("mountns_volumes", "SRC:DST[:ro] for every sandbox", type="linelist", default=[])
     parser.addini("mountns_unavailable", "skip or error", default="")
     parser.addini("mountns_changes", "failed, all or none", default="")
+    parser.addini("mountns_keep", "failed, all or none", default="")
+    parser.addini("mountns_dir", "where repros are kept, from the root directory on", default="")
 
 
 def sandbox_everything(config: pytest.Config) -> bool | None:
@@ -125,6 +140,20 @@ def changes_policy(config: pytest.Config) -> Literal["failed", "all", "none"]:
     """Whose changes go into reports. Raises :class:`pytest.UsageError`."""
     value = _choice(config, "changes", ("failed", "all", "none"), "failed")
     return cast('Literal["failed", "all", "none"]', value)
+
+
+def keep_policy(config: pytest.Config) -> Literal["failed", "all", "none"]:
+    """Which tests a repro is kept of. Raises :class:`pytest.UsageError`."""
+    value = _choice(config, "keep", ("failed", "all", "none"), "none")
+    return cast('Literal["failed", "all", "none"]', value)
+
+
+def repro_directory(config: pytest.Config) -> Path:
+    """Where repros are kept; an absolute path."""
+    option = config.getoption("mountns_dir")
+    if option:
+        return Path(config.invocation_params.dir, option)
+    return Path(config.rootpath, config.getini("mountns_dir") or ".mountns")
 
 
 def is_audit(config: pytest.Config) -> bool:

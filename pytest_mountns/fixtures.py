@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from .engine.spec import Volume
 
 if TYPE_CHECKING:
     from .child import TestProcess
+    from .engine.oci import WrittenLayer
     from .inline import InlineTest
 
 
@@ -53,6 +55,30 @@ class OverlayRoot:
         written to it is not dropped. Raises :class:`SandboxError` when it is entered.
         """
         return self._inside.checkpoint()
+
+    def export(self, path: str | os.PathLike[str]) -> WrittenLayer:
+        """Write what the test has changed so far to ``path``, as the layer of an OCI image.
+
+        The name says how it is compressed: ``.gz`` and ``.tgz`` with gzip, ``.zst`` with zstd,
+        any other not. ``path`` is one of the sandbox: in a volume it outlives the test. Returns
+        digests, size, and notes of what no archive can hold. Raises :class:`LayerError`,
+        :class:`SandboxError`, and :class:`OSError` if it cannot be written.
+        """
+        from .engine.tarwrite import compression_of_name
+
+        place = os.path.realpath(path)
+        partial = f"{place}.partial"
+        try:
+            with open(partial, "x+b") as file:
+                written = self._inside.rooms.sandbox.write_layer(
+                    file, compression=compression_of_name(place), ignore=(partial,)
+                )
+            os.replace(partial, place)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+            raise
+        return written
 
 
 @final

@@ -20,9 +20,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import mmap
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
@@ -32,6 +33,7 @@ from .changes_report import changes_key
 from .child import TestProcess
 from .companions import Companions
 from .engine import disk, processes
+from .engine.capabilities import Findings
 from .engine.errors import SandboxError, Unavailable
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
@@ -41,6 +43,12 @@ from .passage import PHASES, Passage
 from .scopes import Scopes
 from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
+
+if TYPE_CHECKING:
+    from .engine.enter import Layers
+    from .engine.pinned import HotPages
+    from .engine.plan import Plan
+    from .keeping import Keeper
 
 gate_key: Final = pytest.StashKey["Gate"]()
 spec_key: Final = pytest.StashKey[SandboxSpec]()
@@ -59,6 +67,7 @@ class Gate:
         self.uppers = disk.DiskUppers()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
+        self._hot_pages: HotPages | None = None
         #: This process, if it is a test process.
         self.process: TestProcess | None = None
         #: The test that is in a sandbox in this process, whichever it is.
@@ -76,9 +85,17 @@ class Gate:
         #: The plugin whose hooks forward what is reported in the test process.
         self.hooks: object = None
         self._settled = False
-        #: A test process that has said all it had to say, 0 if there is none.
-        self.leaving = 0
-        self._has_visited = False
+        #: Test processes that have said all they had to say.
+        self.leaving: list[int] = []
+        #: The test that was the last to go into a sandbox in this process.
+        self._visitor: InlineTest | None = None
+        #: Layers that tests of a spec begin on, if these are not those of their fixtures.
+        self.floor: Callable[[SandboxSpec], Layers] | None = None
+        #: Saves what tests have written, if that is asked for.
+        self.keeper: Keeper | None = None
+        #: Called for each test before its wider fixtures are set up, and again before it enters
+        #: its sandbox.
+        self.at_the_door: list[Callable[[pytest.Item, SandboxSpec, Plan], None]] = []
 
     @property
     def traveller(self) -> Traveller:
@@ -87,16 +104,39 @@ class Gate:
             self._traveller = Traveller(self.planner.places)
         return self._traveller
 
+    def travel_with(self, traveller: Traveller, findings: Findings) -> None:
+        """Take over one that has settled already, and what was found out before it did so."""
+        self._traveller = traveller
+        self.planner.findings = findings
+        self.planner.forget_mounts()
+
+    @property
+    def hot_pages(self) -> HotPages:
+        """What of this process's memory is copied for test processes in advance."""
+        if self._hot_pages is None:
+            from .engine.pinned import HotPages
+
+            self._hot_pages = HotPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+        return self._hot_pages
+
     def strike(self) -> None:
         """The host's mounts have changed or may do so, and nobody is in a sandbox."""
         if self._traveller is not None:
             self._traveller.strike()
 
-    def reap(self) -> None:
-        """Wait for the test process that was on its way out."""
-        if self.leaving:
-            processes.reap(self.leaving)
-            self.leaving = 0
+    def reap(self, *, spare: int = 0) -> None:
+        """Wait for the test processes that are on their way out, but for ``spare`` of them.
+
+        The kernel takes its time: to unmount what was mounted in there it waits for others.
+        """
+        self.leaving = [child for child in self.leaving if not processes.reap_ended(child)]
+        while len(self.leaving) > spare:
+            processes.reap(self.leaving.pop(0))
+
+    def rest(self) -> None:
+        """Before something runs in this process that may mount, unmount, or wait for children."""
+        self.reap()
+        self.strike()
 
     @property
     def can_visit(self) -> bool:
@@ -113,6 +153,8 @@ class Gate:
         capabilities = self.planner.findings.capabilities
         if capabilities is None or not capabilities.user_namespace:
             return
+        if self.traveller.in_user_namespace:
+            return
         try:
             self.traveller.settle_in_user_namespace()
         except Unavailable as error:
@@ -128,7 +170,7 @@ class Gate:
         except pytest.UsageError:
             # Said by the test itself.
             return False
-        return spec.process == "inline" or spec.scope != "function"
+        return spec.process == "inline" or spec.scope != "function" or self.floor is not None
 
     def _is_inline(self, item: pytest.Item) -> bool:
         try:
@@ -186,10 +228,9 @@ class Gate:
     def _protocol_inline(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        if not self._has_visited:
-            self._has_visited = True
+        if self._visitor is None:
             self.config.pluginmanager.register(HomeHooks(self), "mountns-home")
-        test = InlineTest(self, item, nextitem)
+        test = self._visitor = InlineTest(self, item, nextitem)
         item.setup = test.setup  # type: ignore[method-assign]
         try:
             return (yield)
@@ -200,6 +241,7 @@ class Gate:
             raise
         finally:
             test.leave()
+            test.end()
             item.__dict__.pop("setup", None)
 
     def complete_inline(self, item: pytest.Item, report: pytest.TestReport) -> None:
@@ -207,8 +249,14 @@ class Gate:
         inside = self.inside
         if isinstance(inside, InlineTest):
             self.config.stash[changes_key].complete(item, report, inside.read_changes)
-        elif self.process is None and self._has_visited and report.when == "teardown":
+            if self.keeper is not None:
+                with self.traveller.at_home():
+                    self.keeper.capture(item, report, inside.remains)
+        elif self.process is None and self._visitor is not None and report.when == "teardown":
             self.config.stash[changes_key].carry(item, report)
+            if self.keeper is not None:
+                self.keeper.capture(item, report, self._visitor.remains)
+            self._visitor.end()
 
     def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
         """pytest-timeout has set a timer for the running item, or cancelled it (None)."""
@@ -232,12 +280,16 @@ class Gate:
 
     def close(self) -> None:
         """At the end of the session."""
+        if self.keeper is not None:
+            self.keeper.close()
         self.ways_through.close()
         self.planner.close()
         self.reap()
         if self._traveller is not None:
             self._traveller.close()
         self.uppers.close()
+        if self._hot_pages is not None:
+            self._hot_pages.close()
         self.phase.close()
 
 

@@ -35,7 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(gate.finisher, "mountns-finisher")
     audit = Audit(config) if settings.is_audit(config) else None
     changes = config.stash[changes_key] = ChangesReport(config, gate, audit)
-    for name, plugin in (("mountns-changes", changes), ("mountns-audit", audit)):
+    keeper = None
+    if settings.keep_policy(config) != "none":
+        # Not for every run: it needs more modules than the rest.
+        from .keeping import Keeper
+
+        keeper = gate.keeper = Keeper(config)
+        gate.at_the_door.append(keeper.begin)
+    plugins = ("mountns-changes", changes), ("mountns-audit", audit), ("mountns-keeper", keeper)
+    for name, plugin in plugins:
         if plugin is not None:
             config.pluginmanager.register(plugin, name)
 
@@ -88,9 +96,7 @@ class Hooks:
     ) -> Generator[None, object, object]:
         if self._gate.wants(item):
             return (yield from self._gate.protocol(item, nextitem))
-        # It may mount and unmount, and wait for children.
-        self._gate.reap()
-        self._gate.strike()
+        self._gate.rest()
         return (yield)
 
     # Innermost: whoever saves what was gathered in the session does it after its own yield.
@@ -158,7 +164,7 @@ class Hooks:
 
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         if self._gate.process is not None:
-            self._gate.process.sender.send("logfinish", nodeid, location)
+            self._gate.process.sender.keep("logfinish", nodeid, location)
 
     def pytest_warning_recorded(
         self, warning_message: warnings.WarningMessage, when: str, nodeid: str

@@ -18,10 +18,10 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import IO, TYPE_CHECKING, final
 
 from . import syscalls as sys
 from .advice import explain
@@ -48,6 +48,10 @@ from .moving import (
 from .plan import Bind, Plan
 from .template import Template
 from .upper import Layered, read_changes
+
+if TYPE_CHECKING:
+    from .oci import WrittenLayer
+    from .tarwrite import Compression
 
 
 @final
@@ -162,6 +166,32 @@ class Sandbox:
                 xattr_prefix=self.plan.capabilities.xattr_prefix,
                 ignore=self.created,
                 contents=Contents(trees),
+            )
+
+    def write_layer(
+        self, file: IO[bytes], *, compression: Compression, ignore: Collection[str] = ()
+    ) -> WrittenLayer:
+        """What the uppers hold, as an OCI layer: see :func:`.oci.write_layer`.
+
+        ``ignore``: paths that are left out. Raises :class:`SandboxError`.
+        """
+        from .oci import write_layer
+
+        user = self.plan.user_namespace
+        view = self.layers.view if self.layers else self.stage
+        with (
+            privileged(user),
+            root_of(view, user) as lower,
+            explained("save what the sandbox has written", user),
+        ):
+            return write_layer(
+                file,
+                sorted([*self.overlays, *self.touched()], key=lambda one: one.mountpoint),
+                upper_fd=self.scratch,
+                lower_fd=lower,
+                xattr_prefix=self.plan.capabilities.xattr_prefix,
+                compression=compression,
+                ignore={*self.created, *ignore},
             )
 
     def touched(self) -> list[Layered]:

@@ -51,6 +51,10 @@ class Planner:
             self._findings = findings
         return findings
 
+    @findings.setter
+    def findings(self, known: Findings) -> None:
+        self._findings = known
+
     def plan(self, spec: SandboxSpec) -> Plan:
         """The plan of ``spec`` here and now.
 
