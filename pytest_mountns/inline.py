@@ -121,7 +121,7 @@ class InlineTest:
         internals.set_basetemp(self._item.config, self._basetemp)
         _restore(self._environment)
         gate.companions.after_visit(self._item)
-        if wider:
+        if internals.wider_teardown_runs_code(self._item, self._nextitem):
             gate.strike()
         if problem is not None:
             # Of a hook, or of what was written while fixtures ended: an error of the teardown.
