@@ -7,13 +7,14 @@ from .engine.changes import Change, Changes
 from .engine.entries import Entry
 from .engine.errors import SandboxError
 from .engine.spec import SandboxSpec, Tmpfs, Volume
-from .fixtures import BindVolume, IsolatedProc, OverlayRoot
+from .fixtures import BindVolume, IsolatedNet, IsolatedProc, OverlayRoot
 
 __all__ = [
     "BindVolume",
     "Change",
     "Changes",
     "Entry",
+    "IsolatedNet",
     "IsolatedProc",
     "OverlayRoot",
     "SandboxError",

@@ -32,6 +32,8 @@ _Reading: TypeAlias = AbstractContextManager[Changes]
 
 SECTION: Final = "filesystem changes"
 PROPERTY: Final = "mountns_changes"
+#: In the temporary directory: where ``tmp_path`` lies of a test that root runs as another user.
+USER_TEMPORARY: Final = "pytest-of-mountns-user"
 #: Paths in the user property, and in the message of a test that wrote where it may not.
 _PROPERTY_PATHS: Final = 200
 _MESSAGE_PATHS: Final = 20
@@ -96,6 +98,7 @@ def temporary_directories(config: pytest.Config) -> list[str]:
     # Before one is chosen, it is found by its name.
     root = os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()
     places = [os.path.join(os.path.realpath(root), f"pytest-of-{internals.user_name()}")]
+    places.append(os.path.join(os.path.realpath(tempfile.gettempdir()), USER_TEMPORARY))
     if chosen is not None and not chosen.startswith(f"{places[0]}/"):
         places.append(chosen)
     return places

@@ -8,16 +8,18 @@ import os
 import random
 import signal
 import socket
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import pytest
 
 from . import afterfork, internals
-from .changes_report import changes_key
+from .changes_report import USER_TEMPORARY, changes_key
 from .companions import Companions
 from .engine import disk, processes, syscalls
 from .engine.enter import Layers, Sandbox, make
@@ -30,13 +32,17 @@ from .engine.moving import (
     make_stage,
     take_user_capabilities,
 )
+from .engine.outer import become, leave_outer_namespaces
 from .engine.pinned import written_pages
-from .engine.plan import Plan
+from .engine.plan import Plan, User
 from .engine.remains import outline
 from .engine.rooms import Rooms, close
 from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
+
+if TYPE_CHECKING:
+    from .keeping import Keeper
 
 
 @final
@@ -93,10 +99,12 @@ class TestProcess:
         inheritance: Inheritance,
         phase: mmap.mmap,
         companions: Companions,
+        keeper: Keeper | None,
     ) -> None:
         self._item = item
         self._phase = phase
         self._companions = companions
+        self._keeper = keeper
         self._entry = entry
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
@@ -146,17 +154,40 @@ class TestProcess:
         die_with_parent(self._inheritance.parent)
         if plan.user_namespace:
             if entry.enter_user_namespace:
-                enter_user_namespace()
+                enter_user_namespace(as_root=plan.fake_root)
             else:
                 take_user_capabilities()
             # The new credentials may have cleared it.
             die_with_parent(self._inheritance.parent)
+        leave_outer_namespaces(plan)
         enter = self._enter_as_process_of_init if plan.pid_namespace else self._make_and_join
         sandbox = enter()
         os.close(self._inheritance.status)
-        if plan.user_namespace:
+        if plan.user is not None:
+            self._become(plan.user)
+        elif plan.user_namespace and not plan.fake_root:
             drop_user_capabilities()
         return sandbox
+
+    def _become(self, user: User) -> None:
+        if internals.basetemp(self._item.config) is not None:
+            # The one of root is closed to others.
+            base = os.path.join(tempfile.gettempdir(), USER_TEMPORARY)
+            with contextlib.suppress(OSError):
+                # As in a read-only root.
+                os.makedirs(base, mode=0o700, exist_ok=True)
+                os.chown(base, user.uid, user.gid)
+            internals.set_basetemp(self._item.config, Path(base))
+        become(user)
+        if not self._entry.plan.pid_namespace:
+            # The new credentials have cleared it.
+            die_with_parent(self._inheritance.parent)
+        os.environ["HOME"] = user.home
+        for name in ("USER", "LOGNAME"):
+            if user.name:
+                os.environ[name] = user.name
+            else:
+                os.environ.pop(name, None)
 
     def _make_and_join(self) -> Sandbox:
         entry = self._entry
@@ -231,7 +262,8 @@ class TestProcess:
             self.sender.report(report, self._item)
         # Of a failure, -x and --maxfail make something that subtests look at.
         # And what it has changed is read meanwhile.
-        waits = config.stash[changes_key].waits_for(report)
+        keeper = self._keeper
+        waits = config.stash[changes_key].waits_for(report) or (keeper and keeper.waits_for(report))
         if report.failed or waits or internals.output_is_seen_at_once(config):
             self._settle()
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from . import doctor
+from .commands import diff, export, replay, run, shell
 from .engine.cache import Cache
 from .engine.errors import SandboxError
 
@@ -29,13 +31,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in COMMANDS:
         add(subparsers)
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command: list[str] = []
+    if words[:1] == ["run"] and "--" in words:
+        # Not left to argparse, whose versions differ in what they make of "--".
+        place = words.index("--")
+        words, command = words[:place], words[place + 1 :]
+    options = parser.parse_args(words)
+    if options.run is run.run:
+        if not command:
+            options.parser.error('no command; it comes after "--"')
+        options.command = command
     try:
         status: int = options.run(options)
     except SandboxError as error:
         print(error, file=sys.stderr)
         return 1
     return status
+
+
+def _doctor(subparsers: Subparsers) -> None:
+    """``doctor``: what works here."""
+    parser = subparsers.add_parser("doctor", help="say what works here, and what mends the rest")
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    parser.set_defaults(run=lambda options: doctor.main(["--json"] * options.json))
+
+
+def _run(subparsers: Subparsers) -> None:
+    """``run``: any command in a throwaway root."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run a command in a throwaway root, and say what it has changed",
+        usage="pytest-mountns run [options] -- COMMAND ...",
+    )
+    run.arguments(parser)
+    parser.set_defaults(run=run.run, parser=parser)
+
+
+def _replay(subparsers: Subparsers) -> None:
+    """``replay``: a kept test once more."""
+    parser = subparsers.add_parser("replay", help="run a kept test again, as it was run then")
+    replay.arguments(parser)
+    parser.set_defaults(run=replay.run)
+
+
+def _shell(subparsers: Subparsers) -> None:
+    """``shell``: in the state that a test has left."""
+    parser = subparsers.add_parser("shell", help="a shell where a kept test has ended")
+    shell.arguments(parser)
+    parser.set_defaults(run=shell.run)
+
+
+def _diff(subparsers: Subparsers) -> None:
+    """``diff``: what a kept test has changed."""
+    parser = subparsers.add_parser("diff", help="what a kept test has changed")
+    diff.arguments(parser)
+    parser.set_defaults(run=diff.run)
+
+
+def _export(subparsers: Subparsers) -> None:
+    """``export``: what a kept test has written, as an image."""
+    parser = subparsers.add_parser(
+        "export", help="write an OCI archive of what a kept test has written"
+    )
+    export.arguments(parser)
+    parser.set_defaults(run=export.run)
 
 
 def _cache(subparsers: Subparsers) -> None:
@@ -113,4 +173,12 @@ def _size(count: float) -> str:
 
 
 #: Every command, in the order of the help.
-COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (_cache,)
+COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
+    _run,
+    _replay,
+    _shell,
+    _diff,
+    _export,
+    _cache,
+    _doctor,
+)

@@ -12,16 +12,17 @@ import pytest
 from .engine.changes import compile_globs
 from .engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
 
-FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc"})
+FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc", "isolated_net"})
 
 MARKERS: Final = (
     'mountns(profile=None, /, *, process="fork", scope="function", volumes=[], tmpfs=[], size=None,'
-    ' inodes=None, upper="memory", read_only=False, pid=False, writes=None): run the test in a root'
+    ' inodes=None, upper="memory", read_only=False, pid=False, network="host", hostname=None,'
+    ' user="keep", devices=[], writes=None): run the test in a root'
     " filesystem of its own; what it writes, deletes and installs is gone when it ends.",
     "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
 )
 
-_LATER: Final = ("root", "layers", "network", "hostname", "user", "devices")
+_LATER: Final = ("root", "layers")
 
 Reader = Callable[[object, Path], object]
 
@@ -71,6 +72,19 @@ def add_options(parser: pytest.Parser) -> None:
         help="which tests' reports say what they changed in the filesystem (default: failed)",
     )
     group.addoption(
+        "--mountns-keep",
+        metavar="failed|all|none",
+        default=None,
+        help="which isolated tests a repro is kept of: what they have written, and what it takes to"
+        " run them again (default: none)",
+    )
+    group.addoption(
+        "--mountns-dir",
+        metavar="DIR",
+        default=None,
+        help="where repros are kept (default: .mountns in the root directory)",
+    )
+    group.addoption(
         "--mountns-audit",
         action="store_true",
         default=False,
@@ -99,6 +113,8 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("mountns_volumes", "SRC:DST[:ro] for every sandbox", type="linelist", default=[])
     parser.addini("mountns_unavailable", "skip or error", default="")
     parser.addini("mountns_changes", "failed, all or none", default="")
+    parser.addini("mountns_keep", "failed, all or none", default="")
+    parser.addini("mountns_dir", "where repros are kept, from the root directory on", default="")
 
 
 def sandbox_everything(config: pytest.Config) -> bool | None:
@@ -124,6 +140,20 @@ def changes_policy(config: pytest.Config) -> Literal["failed", "all", "none"]:
     """Whose changes go into reports. Raises :class:`pytest.UsageError`."""
     value = _choice(config, "changes", ("failed", "all", "none"), "failed")
     return cast('Literal["failed", "all", "none"]', value)
+
+
+def keep_policy(config: pytest.Config) -> Literal["failed", "all", "none"]:
+    """Which tests a repro is kept of. Raises :class:`pytest.UsageError`."""
+    value = _choice(config, "keep", ("failed", "all", "none"), "none")
+    return cast('Literal["failed", "all", "none"]', value)
+
+
+def repro_directory(config: pytest.Config) -> Path:
+    """Where repros are kept; an absolute path."""
+    option = config.getoption("mountns_dir")
+    if option:
+        return Path(config.invocation_params.dir, option)
+    return Path(config.rootpath, config.getini("mountns_dir") or ".mountns")
 
 
 def is_audit(config: pytest.Config) -> bool:
@@ -190,6 +220,8 @@ def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
         keys["volumes"] = _override(cast("tuple[Volume, ...]", session["volumes"]), own)
     if "isolated_proc" in getattr(item, "fixturenames", ()):
         keys["pid"] = True
+    if "isolated_net" in getattr(item, "fixturenames", ()):
+        keys["network"] = "none"
     try:
         spec = SandboxSpec(**cast("dict[str, Any]", keys))
     except SpecError as error:
@@ -279,6 +311,28 @@ def _count(value: object, base: Path) -> int | None:
     return value
 
 
+def _network(value: object, base: Path) -> object:
+    return _one_of(value, "host", "none")
+
+
+def _hostname(value: object, base: Path) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _user(value: object, base: Path) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f'"keep", "root", a name or a uid is wanted, not {type(value).__name__}')
+    if isinstance(value, int) and not 0 <= value < 1 << 32:
+        raise ValueError("a uid is a number from 0 to 4294967295")
+    if value == "":
+        raise ValueError('"keep", "root", a name or a uid is wanted')
+    return "root" if value == 0 else value
+
+
+def _devices(value: object, base: Path) -> tuple[str, ...]:
+    return tuple(_text(part) for part in _list(value))
+
+
 def _flag(value: object, base: Path) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"True or False is wanted, not {type(value).__name__}")
@@ -295,5 +349,9 @@ _READERS: Final[Mapping[str, Reader]] = {
     "upper": _medium,
     "read_only": _flag,
     "pid": _flag,
+    "network": _network,
+    "hostname": _hostname,
+    "user": _user,
+    "devices": _devices,
     "writes": _writes,
 }

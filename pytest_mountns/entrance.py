@@ -33,13 +33,19 @@ class Entrance:
         """
         __tracebackhide__ = True
         # Before wider fixtures do work for nothing, and again: they may have mounted something.
-        self.plan()
+        self._tell(self.plan())
         # Where it is chosen by a wider fixture, its sandbox would keep it to itself.
         internals.choose_basetemp(self._item)
         if internals.sets_up_wider_fixtures(self._item):
             self._gate.rest()
         internals.fill_wider_fixtures(self._item, self._gate.scopes.within(self._item))
-        return self.plan()
+        plan = self.plan()
+        self._tell(plan)
+        return plan
+
+    def _tell(self, plan: Plan) -> None:
+        for told in self._gate.at_the_door:
+            told(self._item, self._gate.spec(self._item), plan)
 
     def spec(self) -> SandboxSpec:
         """With the ways through. Raises :class:`pytest.UsageError`."""
@@ -64,7 +70,12 @@ class Entrance:
         return plan
 
     def layers(self) -> Layers | None:
-        """What wider fixtures have written, if that is captured."""
+        """What the test begins on: what wider fixtures have written, if that is captured.
+
+        Raises :class:`SandboxError`.
+        """
+        if self._gate.floor is not None:
+            return self._gate.floor(self.spec())
         return self._gate.scopes.layers(self._item)
 
     def working_directory(self) -> str:

@@ -1,9 +1,11 @@
-"""The fixtures ``overlay_root``, ``bind_volume`` and ``isolated_proc``, and what they give."""
+"""The fixtures ``overlay_root``, ``bind_volume``, ``isolated_proc`` and ``isolated_net``."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +18,7 @@ from .engine.spec import Volume
 
 if TYPE_CHECKING:
     from .child import TestProcess
+    from .engine.oci import WrittenLayer
     from .inline import InlineTest
 
 
@@ -52,6 +55,30 @@ class OverlayRoot:
         written to it is not dropped. Raises :class:`SandboxError` when it is entered.
         """
         return self._inside.checkpoint()
+
+    def export(self, path: str | os.PathLike[str]) -> WrittenLayer:
+        """Write what the test has changed so far to ``path``, as the layer of an OCI image.
+
+        The name says how it is compressed: ``.gz`` and ``.tgz`` with gzip, ``.zst`` with zstd,
+        any other not. ``path`` is one of the sandbox: in a volume it outlives the test. Returns
+        digests, size, and notes of what no archive can hold. Raises :class:`LayerError`,
+        :class:`SandboxError`, and :class:`OSError` if it cannot be written.
+        """
+        from .engine.tarwrite import compression_of_name
+
+        place = os.path.realpath(path)
+        partial = f"{place}.partial"
+        try:
+            with open(partial, "x+b") as file:
+                written = self._inside.rooms.sandbox.write_layer(
+                    file, compression=compression_of_name(place), ignore=(partial,)
+                )
+            os.replace(partial, place)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+            raise
+        return written
 
 
 @final
@@ -119,6 +146,15 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
+@final
+class IsolatedNet:
+    """The test's own network namespace: loopback, and nothing else."""
+
+    def interfaces(self) -> list[str]:
+        """Names of the network interfaces, if_nameindex(3); ``["lo"]`` at first."""
+        return [name for _, name in socket.if_nameindex()]
+
+
 def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
     from .gate import gate_key
 
@@ -143,6 +179,18 @@ def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
 def bind_volume(request: pytest.FixtureRequest) -> BindVolume:
     """Isolates the test; call it with a host path to mount that into the running test."""
     return BindVolume(_inside(request))
+
+
+@pytest.fixture
+def isolated_net(request: pytest.FixtureRequest) -> IsolatedNet:
+    """Isolates the test and its network: its own namespace, with loopback up."""
+    if not _inside(request).rooms.sandbox.plan.network_namespace:
+        pytest.fail(
+            "isolated_net was asked for too late: name it in the test's arguments, or mark the"
+            ' test with @pytest.mark.mountns(network="none").',
+            pytrace=False,
+        )
+    return IsolatedNet()
 
 
 @pytest.fixture

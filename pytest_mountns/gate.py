@@ -33,6 +33,7 @@ from .changes_report import changes_key
 from .child import TestProcess
 from .companions import Companions
 from .engine import disk, processes
+from .engine.capabilities import Findings
 from .engine.errors import SandboxError, Unavailable
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
@@ -44,7 +45,10 @@ from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
 
 if TYPE_CHECKING:
+    from .engine.enter import Layers
     from .engine.pinned import HotPages
+    from .engine.plan import Plan
+    from .keeping import Keeper
 
 gate_key: Final = pytest.StashKey["Gate"]()
 spec_key: Final = pytest.StashKey[SandboxSpec]()
@@ -84,6 +88,13 @@ class Gate:
         #: Test processes that have said all they had to say.
         self.leaving: list[int] = []
         self._has_visited = False
+        #: Layers that tests of a spec begin on, if these are not those of their fixtures.
+        self.floor: Callable[[SandboxSpec], Layers] | None = None
+        #: Saves what tests have written, if that is asked for.
+        self.keeper: Keeper | None = None
+        #: Called for each test before its wider fixtures are set up, and again before it enters
+        #: its sandbox.
+        self.at_the_door: list[Callable[[pytest.Item, SandboxSpec, Plan], None]] = []
 
     @property
     def traveller(self) -> Traveller:
@@ -100,6 +111,12 @@ class Gate:
 
             self._hot_pages = HotPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
         return self._hot_pages
+
+    def travel_with(self, traveller: Traveller, findings: Findings) -> None:
+        """Take over one that has settled already, and what was found out before it did so."""
+        self._traveller = traveller
+        self.planner.findings = findings
+        self.planner.forget_mounts()
 
     def strike(self) -> None:
         """The host's mounts have changed or may do so, and nobody is in a sandbox."""
@@ -135,6 +152,8 @@ class Gate:
         capabilities = self.planner.findings.capabilities
         if capabilities is None or not capabilities.user_namespace:
             return
+        if self.traveller.in_user_namespace:
+            return
         try:
             self.traveller.settle_in_user_namespace()
         except Unavailable as error:
@@ -150,13 +169,12 @@ class Gate:
         except pytest.UsageError:
             # Said by the test itself.
             return False
-        return spec.process == "inline" or spec.scope != "function"
+        return spec.process == "inline" or spec.scope != "function" or self.floor is not None
 
     def _is_inline(self, item: pytest.Item) -> bool:
         try:
             spec = self.spec(item)
-            # A PID namespace is for new processes alone.
-            return spec.process == "inline" and not spec.pid and self.can_visit
+            return spec.process == "inline" and not spec.needs_process and self.can_visit
         except (pytest.UsageError, SandboxError):
             return False
 
@@ -230,6 +248,9 @@ class Gate:
         inside = self.inside
         if isinstance(inside, InlineTest):
             self.config.stash[changes_key].complete(item, report, inside.read_changes)
+            if self.keeper is not None:
+                with self.traveller.at_home():
+                    self.keeper.capture(item, report, inside.remains)
         elif self.process is None and self._has_visited and report.when == "teardown":
             self.config.stash[changes_key].carry(item, report)
 
@@ -255,6 +276,8 @@ class Gate:
 
     def close(self) -> None:
         """At the end of the session."""
+        if self.keeper is not None:
+            self.keeper.close()
         self.ways_through.close()
         self.planner.close()
         self.reap()

@@ -23,6 +23,7 @@ from .engine import disk, processes
 from .engine.changes import Changes
 from .engine.errors import SandboxError
 from .engine.plan import Plan
+from .engine.remains import Remains
 from .engine.rooms import Rooms
 from .entrance import Entrance
 
@@ -157,6 +158,11 @@ class InlineTest:
         with self._gate.traveller.at_home():
             yield changes
 
+    def remains(self) -> list[Remains]:
+        """For the pytest process, at home: what can be saved, the test's own last."""
+        scopes = self._gate.scopes.sandboxes(self._item)
+        return [Remains.of_sandbox(one) for one in (*scopes, self.rooms.sandbox)]
+
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
         """Drop, afterwards, what was written meanwhile. Raises :class:`SandboxError`."""
@@ -189,8 +195,8 @@ class HomeHooks:
     ) -> Generator[None, object, object]:
         if self._gate.inside is None or (wider := internals.wider_scope(request)) is None:
             return (yield)
-        within = self._gate.scopes.within(request._pyfuncitem)
-        with self._gate.traveller.at_home(), within(*wider):
+        item, scope, node = wider
+        with self._gate.traveller.at_home(), self._gate.scopes.within(item)(scope, node):
             return (yield)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 #: So many test processes may be on their way out while the next one runs.
 _LEAVING: Final = 2
 PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
+
+_GARBLED: Final = "the test has written to the socket of the plugin, and its process was ended"
 
 #: A hook of reporters and what it is called with.
 _Event: TypeAlias = tuple[str, dict[str, Any]]
@@ -164,7 +167,7 @@ class Passage:
                     gate.hot_pages.in_child()
                     gate.scopes.closed = True
                     gate.process = gate.inside = TestProcess(
-                        item, entry, inheritance, gate.phase, gate.companions
+                        item, entry, inheritance, gate.phase, gate.companions, gate.keeper
                     )
                     gate.process.begin(gate.hooks, self._timers)
                     # Only now: a Ctrl-C during the way in ends the test, not the way.
@@ -206,7 +209,7 @@ class Passage:
         gate = self._gate
         directory = gate.uppers.new() if plan.upper.medium == "disk" else None
         layers, cwd = self._entrance.layers(), self._entrance.working_directory()
-        outside = plan.user_namespace and not gate.traveller.in_user_namespace
+        outside = plan.user_namespace and (plan.fake_root or not gate.traveller.in_user_namespace)
         if outside:
             return Entry(plan, cwd, directory, enter_user_namespace=True)
         alone = threading.active_count() == 1 or layers is not None
@@ -230,7 +233,7 @@ class Passage:
         __tracebackhide__ = True
         config = self._item.config
         last_words: tuple[Any, ...] | None = None
-        ended = False
+        ended = garbled = False
         try:
             with internals.capture_suspended(config):
                 for name, *content in receiver.frames(interrupts):
@@ -247,13 +250,16 @@ class Passage:
             ended = True
         except pytest.exit.Exception:
             raise
+        except relay.Garbled:
+            garbled = True
         except Exception as error:  # noqa: BLE001 - of whichever reporter
             # Not raised here: it would count as an error of the test's setup.
             self._internal_error = error
         finally:
             if not ended:
-                # A reporter failed here: without its parent the test has no business to go on.
-                os.kill(child, signal.SIGKILL)
+                # A reporter failed here, or nobody can hear any more what the test does.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             status = 0
             if last_words is not None and not receiver.apart:
                 # It is on its way out, and nobody has to wait for that.
@@ -267,7 +273,9 @@ class Passage:
         died = last_words is None and self._refusal is None
         changed = self._look_at_changes(died=died)
         if died:
-            how = _describe(_test_status(status_reader, status))
+            if self._gate.keeper is not None:
+                self._gate.keeper.capture(self._item, None, self._all_remains)
+            how = _GARBLED if garbled else _describe(_test_status(status_reader, status))
             out, err = internals.captured_so_far(config)
             phase = PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
             self._death = _Death(how, phase, out, err, time.time(), changed)
@@ -287,6 +295,11 @@ class Passage:
         more = made.touched() if made is not None else []
         view = entry.layers.view if entry.layers is not None else -1
         return Remains.of(entry.plan, scratch, self._outline, more, view)
+
+    def _all_remains(self) -> list[Remains]:
+        assert self._remains is not None
+        scopes = self._gate.scopes.sandboxes(self._item)
+        return [*map(Remains.of_sandbox, scopes), self._remains()]
 
     def _read_changes(self) -> AbstractContextManager[Changes]:
         assert self._remains is not None
@@ -345,6 +358,8 @@ class Passage:
             self._log_held()
             self._wider = None
             self._changes.complete(self._item, report, self._read_changes)
+            if self._gate.keeper is not None:
+                self._gate.keeper.capture(self._item, report, self._all_remains)
             event: _Event = ("pytest_runtest_logreport", {"report": report})
             if report.when == "teardown":
                 # What wider scopes say when they end belongs into this one.

@@ -11,11 +11,11 @@ from . import config as settings
 from . import hookspecs, internals, terminal
 from .audit import Audit
 from .changes_report import ChangesReport, changes_key, explain_comparison
-from .fixtures import bind_volume, isolated_proc, overlay_root
+from .fixtures import bind_volume, isolated_net, isolated_proc, overlay_root
 from .gate import Gate, gate_key
 from .timers import TimeoutSettings
 
-__all__ = ["bind_volume", "isolated_proc", "overlay_root"]
+__all__ = ["bind_volume", "isolated_net", "isolated_proc", "overlay_root"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(gate.finisher, "mountns-finisher")
     audit = Audit(config) if settings.is_audit(config) else None
     changes = config.stash[changes_key] = ChangesReport(config, gate, audit)
-    for name, plugin in (("mountns-changes", changes), ("mountns-audit", audit)):
+    keeper = None
+    if settings.keep_policy(config) != "none":
+        # Not for every run: it needs more modules than the rest.
+        from .keeping import Keeper
+
+        keeper = gate.keeper = Keeper(config)
+        gate.at_the_door.append(keeper.begin)
+    plugins = ("mountns-changes", changes), ("mountns-audit", audit), ("mountns-keeper", keeper)
+    for name, plugin in plugins:
         if plugin is not None:
             config.pluginmanager.register(plugin, name)
 

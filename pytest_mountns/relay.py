@@ -1,6 +1,7 @@
 """Events from a forked test process to its parent: reports, warnings, descriptors, the end.
 
-A frame is 4 bytes of length and a pickled tuple whose first member is the event's name. The last
+A frame is a magic word, 4 bytes of length and a pickled tuple whose first member is the event's
+name. What a test has written in between is seen by the missing word, and not waited for. The last
 frame is "leave"; the end of the stream proves nothing, since a daemon that the test has left
 behind may hold the socket open for ever. A process that is gone without "leave" has crashed,
 whatever its exit status.
@@ -12,7 +13,6 @@ import _socket
 import array
 import contextlib
 import linecache
-import marshal
 import mmap
 import os
 import pickle
@@ -37,12 +37,12 @@ from typing import Any, Final, final
 import pytest
 
 from . import internals
+from .engine import processes
 from .engine.moving import high
 from .interrupts import Interrupts
 
-_LENGTH: Final = struct.Struct("!I")
-# No pickle begins like this.
-_LIGHT: Final = b"light"
+_HEADER: Final = struct.Struct("!4sI")
+_MAGIC: Final = b"\xf7mns"
 _CHUNK: Final = 1 << 18
 # A number: with members of an enumeration each test would make a new one.
 _AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
@@ -68,17 +68,26 @@ class _Known:
 
 def _frame(content: tuple[object, ...]) -> bytes:
     data = dumps(content, protocol=5)
-    return _LENGTH.pack(len(data)) + data
+    return _HEADER.pack(_MAGIC, len(data)) + data
+
+
+class Garbled(Exception):
+    """Something else than frames has come through the channel."""
 
 
 def _whole_frames(buffer: bytearray) -> Iterator[tuple[Any, ...]]:
-    """Take from ``buffer`` what is complete."""
-    while len(buffer) >= _LENGTH.size:
-        (length,) = _LENGTH.unpack_from(buffer)
-        end = _LENGTH.size + length
+    """Take from ``buffer`` what is complete. Raises :class:`Garbled`."""
+    while len(buffer) >= _HEADER.size:
+        magic, length = _HEADER.unpack_from(buffer)
+        if magic != _MAGIC:
+            raise Garbled
+        end = _HEADER.size + length
         if len(buffer) < end:
             return
-        frame = loads(memoryview(buffer)[_LENGTH.size : end].tobytes())
+        try:
+            frame = loads(memoryview(buffer)[_HEADER.size : end].tobytes())
+        except Exception as error:
+            raise Garbled from error
         del buffer[:end]
         yield frame
 
@@ -218,14 +227,11 @@ class Sender:
         return data
 
     def _pack(self, report: pytest.TestReport, item: pytest.Item) -> bytes:
-        if report.passed and type(report) is pytest.TestReport:
-            try:
-                # Nearly all are made of plain types alone, which is seen to by this very call.
-                return _LIGHT + marshal.dumps(internals.fields_of(report, item))
-            except ValueError:
-                pass
+        # Without what the parent has itself, nearly all are of plain types alone.
+        whole = type(report) is not pytest.TestReport
+        content = report if whole else (internals.fields_of(report, item),)
         try:
-            return self._pickle(report, verify=report.failed or bool(report.user_properties))
+            return self._pickle(content, verify=report.failed or bool(report.user_properties))
         except Exception:  # noqa: BLE001 - any attribute of a report may raise anything
             pass
         hook = self._config.hook
@@ -261,9 +267,9 @@ def _origin(message: warnings.WarningMessage) -> dict[str, object]:
 
 def unpack_report(packed: bytes, item: pytest.Item) -> pytest.TestReport:
     """What :meth:`Sender.report` has packed."""
-    if packed.startswith(_LIGHT):
-        return internals.report_of(item, marshal.loads(packed[len(_LIGHT) :]))
     value = loads(packed)
+    if isinstance(value, tuple):
+        return internals.report_of(item, *value)
     if isinstance(value, dict):
         config = item.config
         value = config.hook.pytest_report_from_serializable(config=config, data=value)
@@ -309,7 +315,7 @@ class Receiver:
         """Every whole frame, "leave" the last. Without it, the child is dead when this ends.
 
         A Ctrl-C reaches the child as well and is for it to answer; a SIGINT sent to this process
-        alone is passed on.
+        alone is passed on. Raises :class:`Garbled`.
         """
         with _pidfd(self._child) as pidfd:
             poll = select.poll()
@@ -341,6 +347,7 @@ class Receiver:
         if interrupts.noted:
             interrupts.noted = False
             self._pass_on_soon()
+            processes.wake(self._test)
         if interrupts.descriptor < 0:
             return
         try:
@@ -348,6 +355,7 @@ class Receiver:
         except OSError:
             # Mostly: there is nothing to read.
             return
+        processes.wake(self._test)
         (code,) = struct.unpack_from("i", info, 8)
         if code != _SI_KERNEL or self.apart:
             self._pass_on_soon()
@@ -380,7 +388,11 @@ class Receiver:
 
     def _is_gone(self) -> bool:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self._child, flags) is not None
+        try:
+            return os.waitid(os.P_PID, self._child, flags) is not None
+        except ChildProcessError:
+            # SIGCHLD is ignored: it has gone without leaving a trace.
+            return True
 
     def _receive(self, *, everything: bool) -> bool:
         """Read what is there; True at the end of the stream."""

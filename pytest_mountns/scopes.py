@@ -8,7 +8,6 @@ the fixtures' finalizers, which run in there as well.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -78,14 +77,25 @@ class Scopes:
         """What was written by the captured wider fixtures of ``item``."""
         return self._layers_around(item, item) if self._places else None
 
+    def sandboxes(self, item: pytest.Item) -> list[Sandbox]:
+        """Those in which the captured wider fixtures of ``item`` have written, lowest first."""
+        found: list[Sandbox] = []
+        for outer in item.listchain()[:-1] if self._places else ():
+            if outer in self._places and self._is_captured(item, outer):
+                place = self._places[outer]
+                found += [*place.older, place.sandbox]
+        return found
+
+    def _is_captured(self, item: pytest.Item, node: pytest.Item | pytest.Collector) -> bool:
+        return _SCOPES.index(_scope_of(node)) <= _SCOPES.index(self._gate.spec(item).scope)
+
     def _layers_around(
         self, item: pytest.Item, node: pytest.Item | pytest.Collector
     ) -> Layers | None:
         """The layers of the captured nodes that ``node`` is in."""
-        captured = _SCOPES.index(self._gate.spec(item).scope)
         layers: Layers | None = None
         for outer in node.listchain()[:-1]:
-            if outer in self._places and _SCOPES.index(_scope_of(outer)) <= captured:
+            if outer in self._places and self._is_captured(item, outer):
                 layers = self._place(item, outer).sandbox.as_layers()
         return layers
 
@@ -103,7 +113,7 @@ class Scopes:
         problem: SandboxError
         try:
             spec = gate.ways_through.add(item, gate.spec(item))
-            plan = gate.planner.plan(dataclasses.replace(spec, pid=False, read_only=False))
+            plan = gate.planner.plan(spec.of_wider_scope())
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
             layers = under if place is None else place.sandbox.moved_onto(under)
             sandbox = gate.traveller.make(plan, directory=directory, layers=layers, shared=False)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,8 +85,17 @@ class Page:
 
 
 @contextmanager
-def browse(browser: str, profile: Path) -> Iterator[Page]:
-    """A browser with an empty profile, ended afterwards."""
+def browse(browser: str) -> Iterator[Page]:
+    """A browser with an empty profile, ended afterwards; it leaves nothing behind."""
+    # A test's own directory has too long a name for the sockets that it makes.
+    with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
+        yield from _browse(browser, profile)
+
+
+def _browse(browser: str, profile: str) -> Iterator[Page]:
+    # It writes next to its profile, too: caches and crash reports at home, sockets in TMPDIR.
+    places = dict.fromkeys(("HOME", "TMPDIR"), profile)
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("XDG_")}
     to_browser, write = os.pipe()
     read, from_browser = os.pipe()
 
@@ -107,6 +117,7 @@ def browse(browser: str, profile: Path) -> Iterator[Page]:
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
         ],
+        env={**environment, **places},
         preexec_fn=place,
         close_fds=False,
         stdin=subprocess.DEVNULL,

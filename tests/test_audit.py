@@ -202,7 +202,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         pytest.skip("there is no Chromium here")
     file = tmp_path / "audit.html"
     file.write_text(page(data_of()))
-    with browse(browser, tmp_path / "profile") as shown:
+    with browse(browser) as shown:
         shown.open(file.as_uri())
         assert "6 of 6 tests wrote there: 8 paths in 2 directories." in shown.evaluate(
             "document.getElementById('summary').textContent"

@@ -252,7 +252,7 @@ def test_the_suite_passes_and_leaves_nothing(name: str) -> None:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark"),
-                *("--mountns-unavailable=error", "test_it.py"),
+                *("--mountns-unavailable=error", "--basetemp=base", "test_it.py"),
             ],
             cwd=machine.project,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HOME": machine.project},
@@ -263,7 +263,7 @@ def test_the_suite_passes_and_leaves_nothing(name: str) -> None:
         )
         assert visible(read()) == before
         assert sorted(os.listdir(machine.project)) == sorted(
-            ("kept", "pytest.ini", "conftest.py", "test_it.template", "test_it.py")
+            ("base", "kept", "pytest.ini", "conftest.py", "test_it.template", "test_it.py")
         )
         assert content(f"{machine.project}/kept") == "kept"
         return f"exit status {done.returncode}\n{done.stdout}{done.stderr}"

@@ -80,14 +80,21 @@ def test_properties_that_cannot_be_pickled(pytester: pytest.Pytester, record: Re
             record_property("plain", 1)
             record_property("odd", Odd())
             record_property("function", test_it)
+
+        def test_buffers(record_property):
+            import array
+            record_property("bytes", bytearray(b"b"))
+            record_property("numbers", array.array("d", [0.5]))
         """
     )
     properties = []
     for option in (PLAIN, ISOLATED):
         assert record(option, "--junitxml=out.xml")["status"] == 0
         xml = (pytester.path / "out.xml").read_text()
-        properties.append(re.sub("0x[0-9a-f]+", "0x", xml[xml.index("<properties>") :]))
+        xml = re.sub(' time="[^"]*"', "", xml[xml.index("<properties>") :])
+        properties.append(re.sub("0x[0-9a-f]+", "0x", xml))
     assert properties[1] == properties[0]
+    assert "bytearray" in properties[1]
     assert 'value="odd"' in properties[1]
 
 

@@ -21,6 +21,8 @@ Doing: TypeAlias = Literal[
     "proc",
     "pivot",
     "mknod",
+    "disk",
+    "user",
 ]
 
 _DOCTOR: Final = "pytest --mountns-doctor shows which step fails"
@@ -48,6 +50,11 @@ _CHROOT: Final = (
 _HIDDEN: Final = (
     "a directory on the way there is closed to this user",
     "choose a source that the user who runs the tests may look at",
+)
+
+_NO_PLACE: Final = (
+    "the place for uppers on disk cannot be written to",
+    "export TMPDIR=/some/disk that this user can write",
 )
 
 _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
@@ -110,6 +117,23 @@ _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
         "the target is missing, and the directory it would be made in is closed to this user",
         "choose a target that exists already, or one below a writable directory",
     ),
+    ("disk", errno.ENOSPC): (
+        "the disk is full, or has no inodes left",
+        "df -h; df -i; or export TMPDIR=/another/disk",
+    ),
+    ("disk", errno.EDQUOT): (
+        "the user's quota on this disk is used up",
+        "quota -s; or export TMPDIR=/another/disk",
+    ),
+    ("disk", errno.EACCES): _NO_PLACE,
+    ("disk", errno.EPERM): _NO_PLACE,
+    ("disk", errno.EROFS): _NO_PLACE,
+    ("disk", errno.EAGAIN): ("too many processes", "ulimit -u"),
+    ("user", errno.EINVAL): (
+        "this root is one of a user namespace, which does not map that user",
+        "run as the machine's own root",
+    ),
+    ("user", errno.EAGAIN): ("that user has too many processes", "ulimit -u"),
     ("mknod", errno.EPERM): ("a user namespace makes no device nodes", ""),
     ("proc", errno.ENOENT): ("there is no /proc here", "mount -t proc proc /proc"),
     ("proc", errno.EPERM): (

@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import BinaryIO, Final, final
@@ -275,6 +276,23 @@ def _seed(root: int, path: str, source: BinaryIO) -> None:
         copy_attributes(source.fileno(), file.fileno(), own=True)
 
 
+def _show_device(builder: Builder, step: MakeDev, name: str, dev: int) -> None:
+    """A node of the host's. Where nodes can be made it is another: chmod(2) of it stays here."""
+    status = os.stat(f"/dev/{name}")
+    place = ""
+    for part in name.split("/")[:-1]:
+        place = os.path.join(place, part)
+        with suppress(FileExistsError):
+            os.mkdir(place, 0o755, dir_fd=dev)
+    if step.bind:
+        os.close(os.open(name, os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=dev))
+        builder.bind(f"/dev/{name}", f"{step.target}/{name}", read_only=False)
+        return
+    os.mknod(name, status.st_mode, status.st_rdev, dir_fd=dev)
+    os.chown(name, status.st_uid, status.st_gid, dir_fd=dev)
+    os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=dev)
+
+
 def _make_dev(builder: Builder, step: MakeDev, *, own_root: bool) -> None:
     dev = step.target
     builder.mount("tmpfs", dev, [("mode", "0755")], sys.MOUNT_ATTR_NOSUID)
@@ -286,9 +304,11 @@ def _make_dev(builder: Builder, step: MakeDev, *, own_root: bool) -> None:
                 builder.bind(f"/dev/{name}", f"{dev}/{name}", read_only=False)
             else:
                 os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(*_NUMBERS[name]), dir_fd=fd)
+        for name in step.more:
+            _show_device(builder, step, name, fd)
         for name, link in _LINKS.items():
             os.symlink(link, name, dir_fd=fd)
-        for name in ("pts", "shm", *["mqueue"] * step.mqueue):
+        for name in ("pts", "shm", *["mqueue"] * bool(step.mqueue)):
             os.mkdir(name, 0o755, dir_fd=fd)
     finally:
         os.close(fd)
@@ -298,5 +318,7 @@ def _make_dev(builder: Builder, step: MakeDev, *, own_root: bool) -> None:
     options = [("ptmxmode", "0666"), ("mode", "620"), *group]
     builder.mount("devpts", f"{dev}/pts", options, attributes)
     builder.mount("tmpfs", f"{dev}/shm", [("mode", "1777")], NOSUID_NODEV)
-    if step.mqueue:
+    if step.mqueue == "own":
+        builder.mount("mqueue", f"{dev}/mqueue", [], NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC)
+    elif step.mqueue:
         builder.bind("/dev/mqueue", f"{dev}/mqueue", read_only=True)

@@ -23,11 +23,11 @@ from .disk import DiskUppers
 from .enter import enter
 from .errors import SandboxError, SyscallError, errno_name, said
 from .host import survey
-from .init import die_with_parent
+from .init import NAMESPACES, die_with_parent
 from .mountinfo import is_below
 from .moving import enter_mount_namespace, enter_user_namespace
 from .plan import PSEUDO, Capabilities, Host, plan
-from .processes import fork
+from .processes import fork, reap
 from .spec import SandboxSpec
 
 _PROBE_SECONDS: Final = 30
@@ -394,7 +394,7 @@ def _try_whole(
     def make_in_pid_namespace() -> None:
         if capabilities.user_namespace:
             enter_user_namespace()
-        sys.unshare(sys.CLONE_NEWPID)
+        sys.unshare(NAMESPACES)
         answer = _in_child(lambda: _try_proc(host, capabilities, directory))
         log.trials.extend(Trial(**trial) for trial in answer["trials"])
 
@@ -423,7 +423,7 @@ def _in_child(action: Callable[[], _Answer]) -> _Answer:
     os.close(writer)
     with open(reader, "rb") as file:
         data = file.read()
-    _, status = os.waitpid(child, 0)
+    status = reap(child)
     if data:
         answer: _Answer = json.loads(data)
         return answer

@@ -11,12 +11,14 @@ import signal
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import NoReturn, final
 
 from . import syscalls
-from .errors import SandboxError
+from .advice import explain
+from .errors import Unavailable, said
 from .mountinfo import owning, read, visible
-from .processes import fork
+from .processes import fork, reap
 
 
 @final
@@ -31,34 +33,53 @@ class DiskUppers:
         self._guard = 0
 
     def new(self) -> str:
-        """A new empty directory. Raises :class:`SandboxError` if there is no place for one."""
+        """A new empty directory. Raises :class:`Unavailable` if none can be made."""
         if self._base is None:
             base = os.path.join(_place(), f"mountns-uppers-{secrets.token_hex(8)}")
-            # The guard first: there is no moment in which the directory is unguarded.
-            self._guard = _start_guard(base)
+            with _explained(f"guard the directory {base} for uppers on disk"):
+                # The guard first: there is no moment in which the directory is unguarded.
+                self._guard = _start_guard(base)
             self._base = base
-            os.mkdir(base, 0o700)
-        return tempfile.mkdtemp(dir=self._base)
+            try:
+                with _explained(f"make the directory {base} for uppers on disk"):
+                    os.mkdir(base, 0o700)
+            except Unavailable:
+                self.close()
+                raise
+        with _explained(f"make a directory for an upper in {self._base}"):
+            return tempfile.mkdtemp(dir=self._base)
 
     def close(self) -> None:
         """Remove everything, end the guard."""
         if self._base is not None:
             remove(self._base)
-            os.kill(self._guard, signal.SIGKILL)
-            os.waitpid(self._guard, 0)
+            # Gone already, if somebody has killed it.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._guard, signal.SIGKILL)
+            reap(self._guard)
             self._base = None
 
 
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cause, remedy = explain(error.errno or 0, False, "disk")
+        raise Unavailable(what, said(error), cause, remedy) from error
+
+
 def _place() -> str:
-    """Where uppers can lie, an absolute path. Raises :class:`SandboxError`."""
-    mounts = visible(read())
+    """Where uppers can lie, an absolute path. Raises :class:`Unavailable`."""
+    with _explained("look for a place for uppers on disk"):
+        mounts = visible(read())
     for parent in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):
         if parent and os.access(parent, os.W_OK | os.X_OK):
             mount = owning(mounts, os.path.realpath(parent))
             # An upper may not lie on an overlay, as all of a container's own root does.
             if mount is None or mount.fstype != "overlay":
                 return os.path.abspath(parent)
-    raise SandboxError(
+    raise Unavailable(
         "no directory for an upper on disk",
         cause="TMPDIR, /var/tmp and /tmp cannot be written, or lie on an overlay themselves,"
         " as in a container",
@@ -67,7 +88,10 @@ def _place() -> str:
 
 
 def remove(directory: str) -> None:
-    """Remove a directory of uppers; overlays leave ``work/work`` there with mode 000."""
+    """Remove a directory of uppers; overlays leave ``work/work`` there with mode 000.
+
+    Never raises. What cannot be removed now is left to the guard.
+    """
     # A dying test process may still write there.
     for _ in range(50):
         if _removed(directory):

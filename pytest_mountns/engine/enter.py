@@ -18,10 +18,10 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import IO, TYPE_CHECKING, final
 
 from . import syscalls as sys
 from .advice import explain
@@ -48,6 +48,10 @@ from .moving import (
 from .plan import Bind, Plan
 from .template import Template
 from .upper import Layered, read_changes
+
+if TYPE_CHECKING:
+    from .oci import WrittenLayer
+    from .tarwrite import Compression
 
 
 @final
@@ -104,7 +108,7 @@ class Sandbox:
             own = set().union(*(one.own_directories for one in (self, *kin)))
             directories = open_directories(own)
         user_namespace = self.plan.user_namespace
-        with signals_held(), privileged(user_namespace):
+        with signals_held(), privileged(self.plan.drops_capabilities):
             with explained("enter the sandbox", user_namespace, "namespace"):
                 go(self.namespace)
             with explained("open directories again in the sandbox", user_namespace):
@@ -138,7 +142,7 @@ class Sandbox:
         what is below cannot be looked at.
         """
         view = self.layers.view if self.layers else self.stage
-        user = self.plan.user_namespace
+        user, dropped = self.plan.user_namespace, self.plan.drops_capabilities
         overlays = self.overlays
 
         @contextmanager
@@ -146,12 +150,12 @@ class Sandbox:
             if self.overlays is not overlays:
                 raise SandboxError("read changes", cause="the sandbox was reset since")
             tree = root_of(view, user) if side == "before" else nullcontext(self.scratch)
-            with privileged(user), tree as fd:
+            with privileged(dropped), tree as fd:
                 yield fd
 
         # Or what the test has made unreadable to itself would be left out.
         with (
-            privileged(user),
+            privileged(dropped),
             root_of(view, user) as lower,
             explained("read the changes", user),
         ):
@@ -162,6 +166,32 @@ class Sandbox:
                 xattr_prefix=self.plan.capabilities.xattr_prefix,
                 ignore=self.created,
                 contents=Contents(trees),
+            )
+
+    def write_layer(
+        self, file: IO[bytes], *, compression: Compression, ignore: Collection[str] = ()
+    ) -> WrittenLayer:
+        """What the uppers hold, as an OCI layer: see :func:`.oci.write_layer`.
+
+        ``ignore``: paths that are left out. Raises :class:`SandboxError`.
+        """
+        from .oci import write_layer
+
+        user = self.plan.user_namespace
+        view = self.layers.view if self.layers else self.stage
+        with (
+            privileged(user),
+            root_of(view, user) as lower,
+            explained("save what the sandbox has written", user),
+        ):
+            return write_layer(
+                file,
+                sorted([*self.overlays, *self.touched()], key=lambda one: one.mountpoint),
+                upper_fd=self.scratch,
+                lower_fd=lower,
+                xattr_prefix=self.plan.capabilities.xattr_prefix,
+                compression=compression,
+                ignore={*self.created, *ignore},
             )
 
     def touched(self) -> list[Layered]:
@@ -209,7 +239,10 @@ class Sandbox:
             )
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
         user_namespace = self.plan.user_namespace
-        with privileged(user_namespace), explained(step.describe(), user_namespace, "bind"):
+        with (
+            privileged(self.plan.drops_capabilities),
+            explained(step.describe(), user_namespace, "bind"),
+        ):
             with _visiting(self.stage, user_namespace):
                 tree = sys.open_tree(sys.AT_FDCWD, step.source, flags)
             root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -309,7 +342,7 @@ def make(
             cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
             remedy='scope="function", and reset() in place of checkpoint()',
         )
-    with signals_held(), privileged(user), way_back(user) as back:
+    with signals_held(), privileged(plan.drops_capabilities), way_back(user) as back:
         umask = os.umask(0)
         try:
             with _possible(plan):

@@ -206,14 +206,14 @@ def _answers(child: int, deadline: float) -> bool:
             poll = select.poll()
             poll.register(watch, select.POLLIN)
             poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        while os.waitpid(child, os.WNOHANG)[0] == 0:
+        while not _has_ended(child):
             if time.monotonic() < deadline and watch < 0:
                 time.sleep(0.01)
                 continue
             os.kill(child, signal.SIGKILL)
             # Not waited for without end: it may not even hear that.
             for _ in range(100):
-                if os.waitpid(child, os.WNOHANG)[0]:
+                if _has_ended(child):
                     break
                 time.sleep(0.01)
             return False
@@ -221,3 +221,11 @@ def _answers(child: int, deadline: float) -> bool:
     finally:
         if watch >= 0:
             os.close(watch)
+
+
+def _has_ended(child: int) -> bool:
+    try:
+        return os.waitpid(child, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        # SIGCHLD is ignored: nobody has to wait for it, or can.
+        return True

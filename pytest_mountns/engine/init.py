@@ -15,13 +15,16 @@ import os
 import select
 import signal
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from . import syscalls as sys
 from .advice import explain
 from .errors import Unavailable, said
 from .jobs import SIGNALS, Job
-from .processes import fork
+from .processes import fork, reap
+
+#: With the processes goes what they share by number: System V IPC and message queues.
+NAMESPACES: Final = sys.CLONE_NEWPID | sys.CLONE_NEWIPC
 
 
 def die_with_parent(parent: int) -> None:
@@ -44,12 +47,16 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
     ``status``, as 4 bytes, little-endian. Raises :class:`Unavailable` in the calling process.
     """
     try:
-        sys.unshare(sys.CLONE_NEWPID)
+        sys.unshare(NAMESPACES)
         alive, held = os.pipe()
         init = fork()
     except OSError as error:
         cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
         raise Unavailable("make a PID namespace", said(error), cause, remedy) from error
+    # Ignored, by a wider fixture for example, it would never tell waiter and init of an end.
+    on_child = signal.getsignal(signal.SIGCHLD)
+    if on_child is not None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if init:
         os.close(alive)
         _wait_for(init)
@@ -72,13 +79,15 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
     if test:
         _reap(test, status)
     os.setpgid(0, 0)
+    if on_child is not None:
+        signal.signal(signal.SIGCHLD, on_child)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _wait_for(init: int) -> NoReturn:
     # A Ctrl-C reaches the whole process group; what it means is for the test process to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.waitpid(init, 0)
+    reap(init)
     sys.exit_now(0)
 
 

@@ -54,16 +54,16 @@ def go(namespace: int) -> None:
     sys.setns(namespace, sys.CLONE_NEWNS)
 
 
-def enter_user_namespace() -> None:
+def enter_user_namespace(*, as_root: bool = False) -> None:
     """unshare(CLONE_NEWUSER) with the own uid and gid kept, user_namespaces(7).
 
-    Raises :class:`Unavailable`.
+    ``as_root``: they are shown as 0. Raises :class:`Unavailable`.
     """
     uid, gid = posix.geteuid(), posix.getegid()
     steps = (
         ("/proc/self/setgroups", "deny"),
-        ("/proc/self/uid_map", f"{uid} {uid} 1"),
-        ("/proc/self/gid_map", f"{gid} {gid} 1"),
+        ("/proc/self/uid_map", f"{0 if as_root else uid} {uid} 1"),
+        ("/proc/self/gid_map", f"{0 if as_root else gid} {gid} 1"),
     )
     what = "make a user namespace"
     try:
@@ -222,7 +222,7 @@ def signals_held() -> Iterator[None]:
 
 
 def drop_user_capabilities() -> None:
-    """In a user namespace: no effective capability, as an ordinary user has none.
+    """No effective capability, as an ordinary user has none.
 
     Without it, the test could read its own mode-000 files. They stay permitted, so that
     :func:`privileged` can take them back for a moment; exec drops them, capabilities(7).
@@ -238,22 +238,30 @@ def take_user_capabilities() -> None:
 
 
 @contextmanager
-def privileged(user_namespace: bool) -> Iterator[None]:
-    """What :func:`drop_user_capabilities` has dropped, for a moment."""
-    if not user_namespace:
+def privileged(dropped: bool) -> Iterator[None]:
+    """What :func:`drop_user_capabilities` has dropped, for a moment.
+
+    ``dropped``: whether that may have been.
+    """
+    if not dropped:
         yield
         return
-    with explained("take back the capabilities of the user namespace", True):
+    with explained("take back the capabilities that were given up", True):
         effective, permitted, inheritable = sys.capget()
         if effective != permitted:
             sys.capset(permitted, permitted, inheritable)
     if effective == permitted:
         yield
         return
+    # Root's process that has become another user: what is made now is root's as before. Where a
+    # user namespace maps no such ids, nothing changes.
+    uid, gid = sys.setfsuid(0), sys.setfsgid(0)
     try:
         yield
     finally:
-        with explained("give up the capabilities of the user namespace again", True):
+        sys.setfsgid(gid)
+        sys.setfsuid(uid)
+        with explained("give up the capabilities again", True):
             sys.capset(effective, permitted, inheritable)
 
 

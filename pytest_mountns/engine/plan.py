@@ -13,7 +13,7 @@ Documentation/filesystems/overlayfs.rst.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 from . import syscalls as sys
 from .mountinfo import Mount, is_below, owning
@@ -225,16 +225,18 @@ class Protect:
 class MakeDev:
     """A minimal ``/dev``. ``bind``: the nodes are the host's (mknod is refused to users).
 
-    ``mqueue``: show the host's message queues, read-only, for they are the IPC namespace's.
+    ``mqueue``: show message queues. They are the IPC namespace's: "own", or the "host"'s, and then
+    read-only. ``more``: further nodes, relative to ``/dev``.
     """
 
     devices: tuple[str, ...]
     bind: bool
-    mqueue: bool
+    mqueue: Literal["", "host", "own"] = ""
     target: str = "/dev"
+    more: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        return f"tmpfs {self.target} with {' '.join(self.devices)}, pts, shm"
+        return f"tmpfs {self.target} with {' '.join((*self.devices, *self.more))}, pts, shm"
 
 
 Step: TypeAlias = Overlay | Assemble | Bind | Seed | MountTmpfs | FreshProc | Protect | MakeDev
@@ -256,14 +258,50 @@ class Upper:
 
 @final
 @dataclass(frozen=True, slots=True)
+class User:
+    """Whom root's test process becomes: ids, supplementary groups, and what the environment says.
+
+    ``name``: "" for one that the host does not know.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    name: str = ""
+    home: str = "/"
+
+    def describe(self) -> str:
+        return f"become {self.name or 'user'} ({self.uid}:{self.gid})"
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that makes one sandbox, in order. ``steps[0]`` is the root."""
+    """Everything that makes one sandbox, in order. ``steps[0]`` is the root.
+
+    ``user``: whom the test process becomes when it is in. ``fake_root``: its user namespace shows
+    the user as root.
+    """
 
     user_namespace: bool
     pid_namespace: bool
     upper: Upper
     steps: tuple[Step, ...]
     capabilities: Capabilities
+    network_namespace: bool = False
+    hostname: str | None = None
+    user: User | None = None
+    fake_root: bool = False
+
+    @property
+    def uts_namespace(self) -> bool:
+        """Root's tests may set the host's name, whether a name was asked for or not."""
+        return self.hostname is not None or not self.user_namespace
+
+    @property
+    def drops_capabilities(self) -> bool:
+        """Whether the test process has capabilities that the test must not use."""
+        return self.user_namespace or self.user is not None
 
     @property
     def overlays(self) -> tuple[Overlay, ...]:
@@ -272,13 +310,17 @@ class Plan:
 
     def describe(self) -> str:
         """One line a step."""
-        names = ["mount", *["user"] * self.user_namespace, *["pid"] * self.pid_namespace]
+        names = ["mount", *["user"] * self.user_namespace, *["pid", "ipc"] * self.pid_namespace]
+        names += [*["net"] * self.network_namespace, *["uts"] * self.uts_namespace]
         lines = [f"new namespaces: {', '.join(names)}", self.upper.describe()]
-        return "\n".join([*lines, *(step.describe() for step in self.steps)])
+        last = [self.user.describe()] if self.user else []
+        return "\n".join([*lines, *(step.describe() for step in self.steps), *last])
 
 
-def plan(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> Plan:
-    """The plan of a sandbox as ``spec`` wants it on this host."""
+def plan(
+    spec: SandboxSpec, host: Host, capabilities: Capabilities, user: User | None = None
+) -> Plan:
+    """The plan of a sandbox as ``spec`` wants it on this host. ``user``: who its ``user`` is."""
     rooted = _user_root(host) if capabilities.user_namespace else _own_root(host)
     steps = [*rooted, *_system_trees(spec, host, capabilities)]
     wanted: list[Bind | MountTmpfs] = [
@@ -306,6 +348,10 @@ def plan(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> Plan:
         ),
         steps=(*steps, *wanted, *frozen),
         capabilities=capabilities,
+        network_namespace=spec.network == "none",
+        hostname=spec.hostname,
+        user=user,
+        fake_root=capabilities.user_namespace and spec.user == "root",
     )
 
 
@@ -393,11 +439,13 @@ def _system_trees(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> 
         steps.extend(Protect(path) for path in host.protected)
         if host.has_sys:
             steps.append(Bind("/sys", "/sys", read_only=True))
+    mqueue = any(mount.mountpoint == "/dev/mqueue" for mount in host.mounts)
     steps.append(
         MakeDev(
             host.devices,
             bind=capabilities.user_namespace or not capabilities.mknod,
-            mqueue=any(mount.mountpoint == "/dev/mqueue" for mount in host.mounts),
+            mqueue=("own" if spec.pid else "host") if mqueue else "",
+            more=tuple(path.removeprefix("/dev/") for path in spec.devices),
         )
     )
     return steps

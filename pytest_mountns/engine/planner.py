@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pwd
 import select
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import final
 
 from .capabilities import Findings, lowers, probe, refused_lowers
-from .errors import Unavailable
+from .errors import Unavailable, said
 from .host import survey
 from .moving import high
-from .plan import Capabilities, Host, Plan, plan
+from .plan import Capabilities, Host, Plan, User, plan
 from .spec import SandboxSpec, SpecError, Volume
 
 
@@ -45,6 +47,10 @@ class Planner:
         if self._findings is None:
             self._findings = probe(self.places)
         return self._findings
+
+    @findings.setter
+    def findings(self, known: Findings) -> None:
+        self._findings = known
 
     def plan(self, spec: SandboxSpec) -> Plan:
         """The plan of ``spec`` here and now.
@@ -96,10 +102,12 @@ class Planner:
             raise Unavailable("limit an upper in memory: here uppers lie on disk", *reason)
         if self._host is None:
             self._host = self._survey(capabilities)
+        user = _user(spec.user, capabilities)
+        _check_devices(spec.devices)
         resolved = tuple(
             dataclasses.replace(volume, target=_resolve(volume)) for volume in spec.volumes
         )
-        return plan(dataclasses.replace(spec, volumes=resolved), self._host, capabilities)
+        return plan(dataclasses.replace(spec, volumes=resolved), self._host, capabilities, user)
 
     def _survey(self, capabilities: Capabilities) -> Host:
         """Raises :class:`Unavailable`."""
@@ -144,6 +152,46 @@ class Planner:
         poll = select.poll()
         poll.register(self._table, select.POLLPRI)
         return any(events & (select.POLLPRI | select.POLLERR) for _, events in poll.poll(0))
+
+
+def _user(wanted: str | int, capabilities: Capabilities) -> User | None:
+    """Whom root's test process becomes; None if it stays who it is, or becomes a fake root.
+
+    Raises :class:`SpecError`, :class:`Unavailable`.
+    """
+    if wanted in ("keep", "root", 0):
+        return None
+    if capabilities.user_namespace:
+        raise Unavailable(
+            f"become user {wanted}",
+            cause="only root can, and not in a user namespace",
+            remedy='run as root, or leave out user (user="root" is a fake root)',
+        )
+    try:
+        known = pwd.getpwnam(wanted) if isinstance(wanted, str) else pwd.getpwuid(wanted)
+    except KeyError:
+        if isinstance(wanted, int):
+            return User(wanted, wanted)
+        raise SpecError(
+            f"user {wanted!r}: the host knows no such user",
+            remedy=f"useradd {wanted}, or give a uid as a number",
+        ) from None
+    groups = os.getgrouplist(known.pw_name, known.pw_gid)
+    return User(known.pw_uid, known.pw_gid, tuple(groups), known.pw_name, known.pw_dir)
+
+
+def _check_devices(devices: Sequence[str]) -> None:
+    """Raises :class:`SpecError`."""
+    for device in devices:
+        try:
+            mode = os.stat(device).st_mode
+        except OSError as error:
+            raise SpecError(
+                f"device {device}: {said(error)}",
+                remedy="name a node that the host has: ls -l /dev",
+            ) from None
+        if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
+            raise SpecError(f"device {device} is no device node", remedy="ls -l /dev")
 
 
 def _resolve(volume: Volume) -> str:

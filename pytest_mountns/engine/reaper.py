@@ -21,7 +21,7 @@ from typing import Final, NoReturn, final
 
 from . import syscalls
 from .descriptors import pair
-from .processes import fork
+from .processes import fork, reap
 
 # What can wait in the socket; a machine that is too slow to let go is waited for.
 _MOST: Final = 16
@@ -66,7 +66,7 @@ class Reaper:
             child = fork()
             if child == 0:
                 _become_reaper(theirs, watched)
-            os.waitpid(child, 0)
+            reap(child)
             self._socket = ours
         except OSError:
             ours.close()

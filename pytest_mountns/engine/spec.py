@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
 from .errors import SandboxError
 
 _SIZE: Final = re.compile(r"(\d+)([kmgKMG]?)")
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_HOSTNAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _OWN_TREES: Final = ("/proc", "/sys", "/dev")
 
 
@@ -135,7 +136,10 @@ class SandboxSpec:
     """The sandbox that marker, options and fixtures of one test add up to.
 
     ``size`` (bytes) and ``inodes`` limit the upper; ``upper`` is where it lies; ``read_only``
-    makes the root refuse writes (EROFS); ``pid`` gives a PID namespace of its own. ``scope`` is
+    makes the root refuse writes (EROFS); ``pid`` gives PID and IPC namespaces of its own,
+    ``network="none"`` one for the network with nothing but loopback, ``hostname`` a name of the
+    machine. ``user``: "keep", "root", or a name or uid that root's test process becomes.
+    ``devices`` are nodes below ``/dev`` to show besides the usual ones. ``scope`` is
     the widest scope of fixtures whose writes are captured, as a layer below. ``writes`` are the
     globs of what the test may change, None for everything: no sandbox is made otherwise for it.
     """
@@ -149,6 +153,10 @@ class SandboxSpec:
     upper: Literal["memory", "disk"] = "memory"
     read_only: bool = False
     pid: bool = False
+    network: Literal["host", "none"] = "host"
+    hostname: str | None = None
+    user: str | int = "keep"
+    devices: tuple[str, ...] = ()
     writes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -161,8 +169,36 @@ class SandboxSpec:
                     remedy="give each its own target",
                 )
             targets[part.target] = str(part)
+        if self.hostname is not None and not _HOSTNAME.fullmatch(self.hostname):
+            raise SpecError(
+                f"{self.hostname!r} is no host name",
+                remedy="write at most 64 letters, digits, '-' and '.', hostname(7)",
+            )
+        for device in self.devices:
+            if posixpath.normpath(device) != device or not device.startswith("/dev/"):
+                raise SpecError(
+                    f"device {device!r} is not a path below /dev",
+                    remedy='write it as on the host, as "/dev/fuse"',
+                )
+        if self.user != "keep" and self.scope != "function":
+            raise SpecError(
+                f"user={self.user!r} cannot be combined with scope={self.scope!r}:"
+                " wider fixtures run as the user of pytest",
+                remedy='leave out scope, or user (user="keep")',
+            )
         if self.upper == "disk" and (self.size or self.inodes):
             raise SpecError(
                 "size and inodes cannot limit an upper on disk",
                 remedy='leave out upper="disk", or the limits',
             )
+
+    @property
+    def needs_process(self) -> bool:
+        """Whether it can only be had by a process of the test's own, whatever ``process`` says."""
+        return (
+            self.pid or self.network != "host" or self.hostname is not None or self.user != "keep"
+        )
+
+    def of_wider_scope(self) -> SandboxSpec:
+        """What holds for wider fixtures, too, which the pytest process sets up."""
+        return replace(self, pid=False, network="host", hostname=None, user="keep", read_only=False)

@@ -18,6 +18,8 @@ from .errors import SyscallError
 
 CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
@@ -65,6 +67,8 @@ RESOLVE_BENEATH: Final = 0x08
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
+PR_SET_KEEPCAPS: Final = 8
+PR_SET_CHILD_SUBREAPER: Final = 36
 
 IORING_REGISTER_BUFFERS: Final = 0
 IORING_UNREGISTER_BUFFERS: Final = 1
@@ -116,6 +120,8 @@ _libc.mount.argtypes = [_str, _str, _str, ctypes.c_ulong, _str]
 _libc.umount2.argtypes = [_str, _int]
 _libc.pivot_root.argtypes = [_str, _str]
 _libc.prctl.argtypes = [_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
+_libc.setfsuid.argtypes = [ctypes.c_uint]
+_libc.setfsgid.argtypes = [ctypes.c_uint]
 _libc.capget.argtypes = [_str, ctypes.c_void_p]
 _libc.capset.argtypes = [_str, _str]
 _libc.pthread_sigmask.argtypes = [_int, _str, ctypes.c_void_p]
@@ -303,6 +309,16 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
         raise _fail("capset()")
 
 
+def setfsuid(uid: int) -> int:
+    """setfsuid(2) of this thread. Returns the one before; that it was refused is not said."""
+    return int(_libc.setfsuid(uid))
+
+
+def setfsgid(gid: int) -> int:
+    """setfsgid(2) of this thread. Returns the one before; that it was refused is not said."""
+    return int(_libc.setfsgid(gid))
+
+
 def block_all_signals() -> bytes:
     """pthread_sigmask(3) of this thread: block every signal. Returns the mask before.
 
@@ -390,6 +406,8 @@ def _clone_names(flags: int) -> str:
     names = {
         CLONE_FS: "CLONE_FS",
         CLONE_NEWNS: "CLONE_NEWNS",
+        CLONE_NEWUTS: "CLONE_NEWUTS",
+        CLONE_NEWIPC: "CLONE_NEWIPC",
         CLONE_NEWUSER: "CLONE_NEWUSER",
         CLONE_NEWPID: "CLONE_NEWPID",
         CLONE_NEWNET: "CLONE_NEWNET",

@@ -57,6 +57,13 @@ class _Plain:
         return b""
 
 
+def compression_of_name(path: str) -> Compression:
+    """How a file of that name is compressed."""
+    if path.endswith((".gz", ".tgz")):
+        return "gzip"
+    return "zstd" if path.endswith(".zst") else ""
+
+
 def best_compression() -> Compression:
     """``"zstd"`` where it can be written here, else ``"gzip"``."""
     return "zstd" if _zstd() is not None or shutil.which("zstd") else "gzip"
@@ -127,6 +134,9 @@ class Writer:
     def finish(self) -> Digests:
         """The end of the archive. Raises :class:`LayerError` if the program zstd failed."""
         self._write(bytes(2 * BLOCK))
+        return self._close()
+
+    def _close(self) -> Digests:
         if self._program is not None:
             self._program.communicate()
             if self._program.returncode:
@@ -156,6 +166,14 @@ class Writer:
         while data := os.pread(fd, CHUNK, self._size):
             self._hash.update(data)
             self._size += len(data)
+
+
+def gzipped(archive: Iterable[bytes], file: IO[bytes]) -> Digests:
+    """Write an archive that is there already to an empty file, compressed with gzip."""
+    writer = Writer(file, "gzip")
+    for piece in archive:
+        writer._write(piece)
+    return writer._close()
 
 
 def _start_zstd(file: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -96,11 +96,16 @@ def _scope_node(item: pytest.Item, scope: WiderScope, definition: Any) -> pytest
     return node or item.session
 
 
-def wider_scope(request: pytest.FixtureRequest) -> tuple[WiderScope, pytest.Collector] | None:
-    """Scope and node of the fixture that is being set up; None if it is the item's."""
+def wider_scope(
+    request: pytest.FixtureRequest,
+) -> tuple[pytest.Item, WiderScope, pytest.Collector] | None:
+    """Of the fixture that is being set up: for which item, its scope, its node.
+
+    None if it is the item's own. Rests on ``FixtureRequest._pyfuncitem``.
+    """
     if request.scope == "function" or isinstance(request.node, pytest.Item):
         return None
-    return request.scope, request.node
+    return request._pyfuncitem, request.scope, request.node
 
 
 def choose_basetemp(item: pytest.Item) -> None:

@@ -162,7 +162,7 @@ def test_the_system_trees_come_after_the_root_and_are_not_layered() -> None:
         Bind("/proc", "/proc"),
         Protect("/proc/sys"),
         Bind("/sys", "/sys", read_only=True),
-        MakeDev(("null",), bind=False, mqueue=True),
+        MakeDev(("null",), bind=False, mqueue="host"),
     )
 
 
@@ -218,7 +218,7 @@ def test_a_users_directory_with_mounts_is_assembled_before_what_lies_in_it() -> 
 
 def test_a_users_devices_are_binds_and_nothing_is_protected_twice() -> None:
     made = as_user(mount("/"), protected=("/proc/sys",), devices=("null",))
-    assert made.steps[-1] == MakeDev(("null",), bind=True, mqueue=False)
+    assert made.steps[-1] == MakeDev(("null",), bind=True, mqueue="")
     assert not any(isinstance(step, Protect) for step in made.steps)
 
 
@@ -286,7 +286,7 @@ def test_a_plan_describes_each_step_in_a_line() -> None:
         mount("/"), mount("/h/m"), spec=spec, writable=("/tmp",), mixed=("/h",), devices=("null",)
     )
     assert made.describe().splitlines() == [
-        "new namespaces: mount, user, pid",
+        "new namespaces: mount, user, pid, ipc",
         "upper in memory size=4096 inodes=10",
         "read-only bind / (from /)",
         "overlay /h (lower assembled around its mounts, upper 1)",

@@ -1,0 +1,51 @@
+"""``pytest-mountns diff``: what a test has changed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import IO, Final
+
+from ..engine.rendering import Style, styled
+from ..repro import CHANGES, CHANGES_JSON, load
+
+_COLOURS: Final[Mapping[Style, str]] = {
+    "place": "1",
+    "added": "32",
+    "modified": "33",
+    "metadata": "36",
+    "replaced": "35",
+    "deleted": "31",
+    "renamed": "34",
+    "removed": "31",
+    "inserted": "32",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="a directory in .mountns")
+    parser.add_argument("--json", action="store_true", help="all of it, as a JSON document")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print it. Raises :class:`SandboxError`."""
+    bundle = load(options.bundle)
+    if options.json:
+        print(bundle.text(CHANGES_JSON), end="")
+        return 0
+    for line in coloured(bundle.text(CHANGES), sys.stdout):
+        print(line)
+    for note in bundle.repro.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+def coloured(text: str, stream: IO[str]) -> Iterator[str]:
+    """Its lines; with colours, if somebody looks at them."""
+    plain = not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    for style, line in styled(text):
+        colour = "" if plain else _COLOURS.get(style, "")
+        yield f"\033[{colour}m{line}\033[0m" if colour else line

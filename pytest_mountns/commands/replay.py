@@ -1,0 +1,69 @@
+"""``pytest-mountns replay``: the test of a bundle once more, under the conditions of then."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+
+from .. import repro
+from ..engine.errors import SandboxError, said
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="a directory in .mountns")
+    parser.add_argument(
+        "--from-end",
+        action="store_true",
+        help="begin with what the test had written then, in place of a fresh root",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Become pytest. Raises :class:`SandboxError` if that cannot be."""
+    bundle = repro.load(options.bundle)
+    made = bundle.repro
+    if made.kind != "test":
+        raise SandboxError(
+            f"replay {bundle.path}",
+            cause=f"it is of a command: {made.name}",
+            remedy=f"pytest-mountns run -- {made.name}",
+        )
+    more = ["--mountns-from-end"] if options.from_end else []
+    if more:
+        bundle.own_layers()
+    kept, missing = repro.copied(made.left_out, os.environ)
+    for line in preface(bundle, missing):
+        print(line, file=sys.stderr)
+    sys.stderr.flush()
+    try:
+        os.chdir(made.cwd)
+        os.execve(
+            sys.executable,
+            [
+                *(sys.executable, *made.interpreter, "-p", "pytest_mountns.replaying"),
+                *("--mountns-replay", bundle.path, *more, *made.argv),
+            ],
+            {**made.environment, **kept},
+        )
+    except OSError as error:
+        raise SandboxError(
+            f"replay {bundle.path}",
+            said(error),
+            f"{made.cwd} is not there, where pytest was started"
+            if not os.path.isdir(made.cwd)
+            else "the arguments and the environment of then cannot be passed on",
+            "have the project at the same place as then",
+        ) from error
+
+
+def preface(bundle: repro.Bundle, missing: list[str]) -> Iterator[str]:
+    """What is to be known before: what is run, and what is otherwise than then."""
+    made = bundle.repro
+    yield f"replay: {made.name} ({made.outcome} {made.written})"
+    for line in repro.differences(made):
+        yield f"  {line}"
+    if missing:
+        yield f"  not in the bundle, and not set here: {', '.join(missing)}"

@@ -1,0 +1,141 @@
+"""``pytest-mountns run``: any command in a throwaway root, and then what it has changed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+
+from .. import repro
+from ..bundles import Content, write
+from ..engine.command import Ended
+from ..engine.errors import SandboxError, said
+from ..engine.plan import Plan
+from ..engine.rendering import diffs, tree
+from ..engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
+from ..saving import save
+from .diff import coloured
+from .sandboxed import Stage, say
+
+#: Exit status if there is no sandbox, as of timeout(1) and container engines.
+FAILED = 125
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes; its own command comes after "--", see :mod:`..cli`."""
+    parser.add_argument(
+        "--volume",
+        action="append",
+        default=[],
+        metavar="SRC:DST[:ro]",
+        help="a host directory or file; what is written there stays",
+    )
+    parser.add_argument(
+        "--tmpfs",
+        action="append",
+        default=[],
+        metavar="PATH[:size=64m,mode=1777]",
+        help="an empty tmpfs",
+    )
+    parser.add_argument("--size", metavar="SIZE", help="how much may be written: 64m, 1g")
+    parser.add_argument("--inodes", type=int, metavar="N", help="how many files may be made")
+    parser.add_argument(
+        "--upper", choices=("memory", "disk"), default="memory", help="where it is written"
+    )
+    parser.add_argument("--read-only", action="store_true", help="the root refuses writes")
+    parser.add_argument("--pid", action="store_true", help="a PID namespace of its own")
+    parser.add_argument("--keep", metavar="DIR", help="write a bundle of it: a new directory")
+    parser.add_argument("--quiet", action="store_true", help="do not say what was changed")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it. The command's exit status, 128 + N if signal N has ended it, 125 if it never ran."""
+    try:
+        return _run(options)
+    except SandboxError as error:
+        say(str(error))
+        return FAILED
+
+
+def _run(options: argparse.Namespace) -> int:
+    spec = _spec(options)
+    keep = None if options.keep is None else os.path.abspath(options.keep)
+    if keep is not None:
+        _check_place(keep)
+    cwd = os.getcwd()
+    before = dict(os.environ)
+    stage = Stage()
+    with stage.run(options.command, spec, cwd=cwd, environment=before) as ended:
+        if not options.quiet:
+            with ended.remains.changes() as changes:
+                text = "\n".join([*tree(changes), *diffs(changes)])
+            for line in coloured(text, sys.stderr):
+                say(line)
+        if keep is not None:
+            _keep(keep, options.command, spec, stage.planner.plan(spec), ended, cwd)
+        return ended.status
+
+
+def _spec(options: argparse.Namespace) -> SandboxSpec:
+    """Raises :class:`SandboxError`."""
+    if options.inodes is not None and options.inodes < 1:
+        raise SpecError("--inodes: a whole number above 0 is wanted")
+    return SandboxSpec(
+        volumes=tuple(Volume.parse(text, os.getcwd()) for text in options.volume),
+        tmpfs=tuple(map(Tmpfs.parse, options.tmpfs)),
+        size=None if options.size is None else parse_size(options.size),
+        inodes=options.inodes,
+        upper=options.upper,
+        read_only=options.read_only,
+        pid=options.pid,
+    )
+
+
+def _check_place(path: str) -> None:
+    """Before the command has run for nothing."""
+    if os.path.lexists(path):
+        raise SandboxError(
+            f"keep a bundle in {path}", cause="it is there already", remedy="choose another name"
+        )
+    parent = os.path.dirname(path)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise SandboxError(
+            f"keep a bundle in {path}",
+            cause=f"{parent} is not there, or cannot be written",
+            remedy="make the directory first, or choose another place",
+        )
+
+
+def _keep(
+    path: str, command: list[str], spec: SandboxSpec, plan: Plan, ended: Ended, cwd: str
+) -> None:
+    """Raises :class:`SandboxError`."""
+    try:
+        saved = save([ended.remains], os.path.dirname(path))
+        try:
+            variables, left_out = repro.environment(os.environ)
+            made = repro.Repro(
+                kind="command",
+                name=shlex.join(command),
+                outcome=f"status {ended.status}",
+                written=repro.now(),
+                run="",
+                interpreter=[],
+                argv=command,
+                cwd=cwd,
+                root=cwd,
+                environment=variables,
+                left_out=left_out,
+                seeds={},
+                spec=repro.spec_data(spec),
+                plan=plan.describe().splitlines(),
+                layers=[repro.layer_data(one) for one in saved.layers],
+                notes=saved.notes,
+                **repro.conditions(),
+            )
+            write(path, made, Content(saved.texts, saved.files))
+        finally:
+            saved.close()
+    except OSError as error:
+        raise SandboxError(f"keep a bundle in {path}", said(error)) from error

@@ -1,0 +1,69 @@
+"""What commands have in common that run something in a sandbox."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import final
+
+from ..engine.command import Ended, run_command
+from ..engine.disk import DiskUppers
+from ..engine.planner import Planner
+from ..engine.saved import floor_spec, lay
+from ..engine.spec import SandboxSpec
+from ..engine.visit import Traveller
+from ..repro import Bundle
+
+
+@final
+class Stage:
+    """This process, where sandboxes can be made. Raises :class:`SandboxError`."""
+
+    def __init__(self) -> None:
+        self.planner = Planner([os.getcwd()])
+        self.traveller = Traveller(self.planner.places)
+        capabilities = self.planner.findings.capabilities
+        if capabilities is not None and capabilities.user_namespace:
+            self.traveller.settle_in_user_namespace()
+            self.planner.forget_mounts()
+
+    @contextmanager
+    def run(
+        self,
+        command: Sequence[str],
+        spec: SandboxSpec,
+        *,
+        cwd: str,
+        environment: Mapping[str, str],
+        saved: Bundle | None = None,
+    ) -> Iterator[Ended]:
+        """Run a command, on the layers of ``saved``. What it has written is there in the context.
+
+        Raises :class:`SandboxError`.
+        """
+        plan = self.planner.plan(spec)
+        with ExitStack() as stack:
+            layers = None
+            if saved is not None:
+                floor = self.planner.plan(floor_spec(spec))
+                layers = lay(self.traveller, floor, saved.sources(stack))
+            uppers = DiskUppers()
+            stack.callback(uppers.close)
+            ended = run_command(
+                command,
+                plan,
+                self.traveller,
+                cwd=cwd,
+                environment=environment,
+                directory=uppers.new() if plan.upper.medium == "disk" else None,
+                layers=layers,
+            )
+            stack.callback(os.close, ended.remains.scratch)
+            yield ended
+
+
+def say(text: str) -> None:
+    """A line on standard error, which belongs to this program and not to a command's output."""
+    print(text, file=sys.stderr, flush=True)

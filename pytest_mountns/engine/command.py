@@ -1,0 +1,245 @@
+"""A command in a sandbox: started, waited for, and looked at when it has ended.
+
+Three parties: this process, which stays on the host; the command, or with a PID namespace the init
+above it; and the terminal. The command stays in this process's group, so the terminal's Ctrl-C and
+Ctrl-Z reach it by themselves; signals sent to this process alone are passed on.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import pickle
+import signal
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn, TypeAlias, final
+
+from . import processes
+from . import syscalls as sys
+from .enter import Layers, Sandbox, make
+from .errors import SandboxError, errno_name
+from .init import die_with_parent, enter_pid_namespace
+from .jobs import take_terminal_back
+from .moving import drop_user_capabilities, take_user_capabilities
+from .plan import Plan
+from .remains import Outline, Remains, outline
+from .visit import Traveller
+
+#: Exit statuses of a command that could not be started, as shells have them.
+NOT_EXECUTABLE: Final = 126
+NOT_FOUND: Final = 127
+
+_SIGNALS: Final = frozenset(
+    {signal.SIGCHLD, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP}
+)
+_SI_KERNEL: Final = 0x80
+_CREDENTIALS: Final = struct.Struct("3i")
+#: Pid of the command, where its uppers lie, and which they are.
+_Entered: TypeAlias = tuple[int, int, Outline]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """``status``: the exit status, 128 + N for one that was ended by signal N. ``remains``: what
+    it has written; its ``scratch`` is the caller's to close."""
+
+    status: int
+    remains: Remains
+
+
+def run_command(
+    command: Sequence[str],
+    plan: Plan,
+    traveller: Traveller,
+    *,
+    cwd: str,
+    environment: Mapping[str, str],
+    directory: str | None = None,
+    layers: Layers | None = None,
+) -> Ended:
+    """Run it, with this process's standard streams. Processes that it leaves behind are killed.
+
+    ``traveller``: has settled in a user namespace, if the plan wants one. ``directory`` and
+    ``layers``: as for :func:`.enter.make`. Changes how this process handles signals, for good.
+    Raises :class:`SandboxError` if the sandbox cannot be made or entered.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # For what outlives the process that started it: prctl(2), PR_SET_CHILD_SUBREAPER.
+    sys.prctl(sys.PR_SET_CHILD_SUBREAPER, 1)
+    known = set(processes.children(os.getpid()))
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    reader, writer = os.pipe()
+    stage = traveller.stage
+    parent = os.getpid()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    child = processes.fork()
+    if child == 0:
+        ours.close()
+        os.close(reader)
+        _Child(plan, stage, directory, layers, cwd, parent, theirs, writer).become(
+            command, environment, mask
+        )
+    theirs.close()
+    os.close(writer)
+    try:
+        entered = _hear(ours)
+        if isinstance(entered, SandboxError):
+            os.waitpid(child, 0)
+            raise entered
+        target, scratch, shape = entered
+        status = _wait(child, target, apart=plan.pid_namespace)
+        if plan.pid_namespace:
+            data = os.read(reader, 4)
+            status = int.from_bytes(data, "little") if len(data) == 4 else status
+        _end_leftovers(known)
+        take_terminal_back()
+    finally:
+        ours.close()
+        os.close(reader)
+    code = os.waitstatus_to_exitcode(status)
+    view = layers.view if layers is not None else -1
+    remains = Remains.of(plan, scratch, shape, (), view)
+    return Ended(128 - code if code < 0 else code, remains)
+
+
+@final
+@dataclass(slots=True)
+class _Child:
+    """The process that becomes the command."""
+
+    plan: Plan
+    stage: int
+    directory: str | None
+    layers: Layers | None
+    cwd: str
+    parent: int
+    channel: socket.socket
+    status: int
+
+    def become(
+        self, command: Sequence[str], environment: Mapping[str, str], mask: set[int]
+    ) -> NoReturn:
+        try:
+            try:
+                sandbox = self._enter()
+            except SandboxError as error:
+                self._say(error)
+                sys.exit_now(1)
+            self._say(outline(sandbox), sandbox.scratch)
+            if self.plan.user_namespace:
+                drop_user_capabilities()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            # Python ignores them: signal(7), "inherited by exec".
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):
+                signal.signal(number, signal.SIG_DFL)
+            _execute(command, environment)
+        finally:
+            sys.exit_now(1)
+
+    def _say(self, what: Outline | SandboxError, *descriptors: int) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        data = pickle.dumps(what)
+        sent = self.channel.sendmsg([data], rights if descriptors else [])
+        self.channel.sendall(data[sent:])
+        # An init has it open, too.
+        self.channel.shutdown(socket.SHUT_WR)
+
+    def _enter(self) -> Sandbox:
+        die_with_parent(self.parent)
+        if self.plan.user_namespace:
+            take_user_capabilities()
+            # The new credentials may have cleared it.
+            die_with_parent(self.parent)
+        if not self.plan.pid_namespace:
+            return self._make()
+        result: list[Sandbox | SandboxError] = []
+
+        def prepare() -> None:
+            try:
+                result.append(self._make())
+            except SandboxError as error:
+                result.append(error)
+
+        enter_pid_namespace(prepare, self.status, self.plan.user_namespace)
+        if isinstance(result[0], SandboxError):
+            raise result[0]
+        return result[0]
+
+    def _make(self) -> Sandbox:
+        sandbox = make(self.plan, self.stage, directory=self.directory, layers=self.layers)
+        sandbox.join(self.cwd)
+        return sandbox
+
+
+def _execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    try:
+        os.execvpe(command[0], list(command), dict(environment))
+    except OSError as error:
+        # Where it was looked for last is of no interest.
+        why = f"{errno_name(error.errno or 0)} ({error.strerror})"
+        os.write(2, f"pytest-mountns: cannot run {command[0]}: {why}\n".encode())
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        sys.exit_now(NOT_FOUND if missing else NOT_EXECUTABLE)
+
+
+def _hear(channel: socket.socket) -> _Entered | SandboxError:
+    """What the child says of its sandbox, or why it has none."""
+    data = b""
+    pid, scratch = 0, -1
+    while True:
+        piece, messages, _, _ = channel.recvmsg(1 << 16, 256, socket.MSG_CMSG_CLOEXEC)
+        if not piece:
+            break
+        data += piece
+        for _level, kind, content in messages:
+            if kind == socket.SCM_CREDENTIALS:
+                # As this PID namespace knows it.
+                pid = _CREDENTIALS.unpack_from(content)[0]
+            elif kind == socket.SCM_RIGHTS:
+                (scratch,) = array.array("i", content[:4])
+    if not data:
+        return SandboxError("enter the sandbox", cause="the process that was to do it has died")
+    said_by_child: Outline | SandboxError = pickle.loads(data)
+    if isinstance(said_by_child, SandboxError):
+        return said_by_child
+    return pid, scratch, said_by_child
+
+
+def _wait(child: int, target: int, *, apart: bool) -> int:
+    """The wait status of ``child``; signals for ``target`` are passed on meanwhile."""
+    while True:
+        info = signal.sigwaitinfo(_SIGNALS)
+        if info.si_signo != signal.SIGCHLD:
+            # From the terminal it has gone to the whole group, which the command may be apart from.
+            if info.si_code != _SI_KERNEL or apart:
+                try:
+                    os.kill(target, info.si_signo)
+                except ProcessLookupError:
+                    pass
+            continue
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return 0
+            if pid == child:
+                return status
+            if pid == 0:
+                break
+
+
+def _end_leftovers(known: set[int]) -> None:
+    """Their root is about to vanish."""
+    while new := [pid for pid in processes.children(os.getpid()) if pid not in known]:
+        processes.kill_all(new)
+        for pid in new:
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass

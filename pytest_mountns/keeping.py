@@ -1,0 +1,227 @@
+"""``--mountns-keep``: bundles of tests, written by the process that has forked them.
+
+What a test has written is saved when it fails, while it stands still, or after its process died;
+the bundle is put together when its last report is there. With pytest-xdist a worker writes it, and
+says so to the process that shows the summary with the report of the teardown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, final
+
+import pytest
+
+from . import config as settings
+from . import repro
+from .bundles import Bundles, Content
+from .changes_report import sort_out, temporary_directories
+from .engine.errors import SandboxError
+from .saving import Saved, save
+from .seeds import Seeds, begin
+
+if TYPE_CHECKING:
+    from .engine.changes import Changes
+    from .engine.plan import Plan
+    from .engine.remains import Remains
+    from .engine.spec import SandboxSpec
+
+_ATTRIBUTE: Final = "mountns_kept"
+_SHOWN: Final = 3
+
+
+@dataclass
+class _Test:
+    """A test that is on its way. ``reports``: of its last attempt."""
+
+    spec: SandboxSpec
+    plan: list[str]
+    seeds: Seeds
+    saved: Saved | None = None
+    reports: list[pytest.TestReport] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """What was saved of an attempt that is repeated, or of a test that has passed."""
+        if self.saved is not None:
+            self.saved.close()
+            self.saved = None
+
+
+@final
+class Keeper:
+    """The hooks of one session, and what the pytest process does for the tests it has forked."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._when = settings.keep_policy(config)
+        self._bundles = Bundles(str(settings.repro_directory(config)))
+        self._worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+        # Before a test or a fixture changes it.
+        self._environment = repro.environment(os.environ)
+        self._run = str((self._worker or {}).get("testrunuid", f"{os.getpid()}-{time.time_ns()}"))
+        self._tests: dict[str, _Test] = {}
+        self._conditions: dict[str, Any] | None = None
+        self._kept: list[str] = []
+        self._problems: list[str] = []
+
+    # While a test runs ----------------------------------------------------------------------------
+
+    def begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
+        """It is about to have its wider fixtures set up or, the second time, enter its sandbox."""
+        known = self._tests.get(item.nodeid)
+        if known is not None:
+            known.forget()
+        self._tests[item.nodeid] = _Test(spec, plan.describe().splitlines(), begin(item))
+
+    def waits_for(self, report: pytest.TestReport) -> bool:
+        """Whether a test has to stand still at its report; it does so anyway when it fails."""
+        return self._when == "all" and report.when == "call"
+
+    def capture(
+        self,
+        item: pytest.Item,
+        report: pytest.TestReport | None,
+        read: Callable[[], Sequence[Remains]],
+    ) -> None:
+        """Save what a test has written, if its report is one to keep it for.
+
+        ``report``: None for a process that died. ``read`` gives what is to be saved, lowest first:
+        of fixtures of wider scope, and last the test's own.
+        """
+        test = self._tests.get(item.nodeid)
+        if test is None:
+            return
+        if report is not None:
+            if report.when == "setup":
+                test.forget()
+            if not (report.failed or self.waits_for(report)):
+                return
+        if test.saved is None:
+            # Of a failure in the teardown after one in the call, the first state counts.
+            test.saved = self._save(read)
+
+    def _save(self, read: Callable[[], Sequence[Remains]]) -> Saved:
+        try:
+            return save(read(), self._bundles.directory, self._choose)
+        except (SandboxError, OSError) as error:
+            return Saved(notes=[f"what it has written is not saved: {error}"])
+
+    def _choose(self, changes: Changes) -> tuple[Changes, str]:
+        found = sort_out(changes, temporary_directories(self._config))
+        return found.changes, found.note()
+
+    # First: a worker's own hook, which sends the report, comes later.
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        test = self._tests.get(report.nodeid)
+        if test is not None:
+            if report.when == "setup":
+                test.reports.clear()
+            test.reports.append(report)
+            if report.when == "teardown":
+                self._conclude(report, test)
+        said: dict[str, str] | None = getattr(report, _ATTRIBUTE, None)
+        if said is not None and self._worker is None:
+            delattr(report, _ATTRIBUTE)
+            for key, value in said.items():
+                known = self._kept if key == "kept" else self._problems
+                if value not in known:
+                    known.append(value)
+
+    def _conclude(self, report: pytest.TestReport, test: _Test) -> None:
+        if self._when == "all" or any(one.failed for one in test.reports):
+            try:
+                said = {"kept": self._keep(report.nodeid, test)}
+            except SandboxError as error:
+                said = {"problem": str(error)}
+            setattr(report, _ATTRIBUTE, said)
+        test.forget()
+        del self._tests[report.nodeid]
+
+    def _keep(self, nodeid: str, test: _Test) -> str:
+        saved = test.saved or Saved(
+            notes=["nothing is saved of what was written: it did not fail in its sandbox"]
+        )
+        seeds = {
+            "random": test.seeds.random,
+            "hypothesis": test.seeds.hypothesis,
+            "randomly": test.seeds.randomly,
+        }
+        made = self._repro(nodeid, test, saved, seeds)
+        texts = {**saved.texts, repro.REPORT: _text(nodeid, test.reports)}
+        return self._bundles.add(_name(nodeid), made, Content(texts, saved.files))
+
+    def _repro(self, nodeid: str, test: _Test, saved: Saved, seeds: dict[str, Any]) -> repro.Repro:
+        if self._conditions is None:
+            self._conditions = repro.conditions()
+        variables, left_out = self._environment
+        parameters = self._config.invocation_params
+        argv = self._worker["mainargv"][1:] if self._worker else parameters.args
+        return repro.Repro(
+            kind="test",
+            name=nodeid,
+            outcome="failed" if any(one.failed for one in test.reports) else "passed",
+            written=repro.now(),
+            run=self._run,
+            interpreter=repro.interpreter(sys.orig_argv, sys.argv),
+            argv=[os.fspath(one) for one in argv],
+            cwd=str(parameters.dir),
+            root=str(self._config.rootpath),
+            environment=variables,
+            left_out=left_out,
+            seeds=seeds,
+            spec=repro.spec_data(test.spec),
+            plan=test.plan,
+            layers=[repro.layer_data(one) for one in saved.layers],
+            notes=saved.notes,
+            **self._conditions,
+        )
+
+    def close(self) -> None:
+        """At the end of the session: of tests that never came to their end nothing is kept."""
+        for test in self._tests.values():
+            test.forget()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        where = self._shown(self._bundles.directory)
+        if self._kept:
+            count = len(self._kept)
+            noun = "repro" if count == 1 else "repros"
+            terminalreporter.write_line(f"kept: {count} {noun} in {where}")
+            for path in self._kept if count <= _SHOWN else ():
+                terminalreporter.write_line(f"  pytest-mountns replay {self._shown(path)}")
+        for problem in self._problems[:_SHOWN]:
+            terminalreporter.write_line(problem, red=True)
+        if len(self._problems) > _SHOWN:
+            more = len(self._problems) - _SHOWN
+            terminalreporter.write_line(f"and {more} more repros that were not kept", red=True)
+
+    def _shown(self, path: str) -> str:
+        return os.path.relpath(path, self._config.invocation_params.dir)
+
+
+def _name(nodeid: str) -> str:
+    readable = re.sub(r"[^\w.\-]+", "-", nodeid.replace("::", "-"), flags=re.ASCII).strip("-.")
+    digest = hashlib.sha256(nodeid.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{readable[:100]}-{digest[:8]}"
+
+
+def _text(nodeid: str, reports: Sequence[pytest.TestReport]) -> str:
+    lines = [nodeid, ""]
+    for report in reports:
+        lines.append(f"{report.when}: {report.outcome} ({report.duration:.3f} s)")
+        with suppress(Exception):
+            # Of whichever plugin it is.
+            if report.longreprtext:
+                lines += ["", report.longreprtext, ""]
+    # Each report has those of the ones before.
+    for title, text in dict.fromkeys(part for report in reports for part in report.sections):
+        lines += ["", f" {title} ".center(80, "-"), text.rstrip("\n")]
+    return "\n".join(lines) + "\n"

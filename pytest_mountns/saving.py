@@ -1,0 +1,80 @@
+"""What a sandbox has written, as the files of a bundle."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Final, final
+
+from . import repro
+from .engine.rendering import Limits, diffs, tree
+
+if TYPE_CHECKING:
+    from .engine.changes import Changes
+    from .engine.remains import Remains
+
+#: Bytes of content in one layer.
+LARGEST_LAYER: Final = 512 << 20
+_LIMITS: Final = Limits(paths=2000, siblings=100, files=100, lines=1000)
+
+
+@final
+@dataclass
+class Saved:
+    """``files``: by their names in the bundle, open, without a name of their own: nothing is left
+    of them, whatever happens. ``layers``: which of them are that, the lowest first."""
+
+    files: dict[str, IO[bytes]] = field(default_factory=dict)
+    layers: list[repro.LayerOf] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self.files.values():
+            file.close()
+
+
+def _all(changes: Changes) -> tuple[Changes, str]:
+    return changes, ""
+
+
+def save(
+    remains: Sequence[Remains],
+    directory: str,
+    choose: Callable[[Changes], tuple[Changes, str]] = _all,
+) -> Saved:
+    """Save these, the lowest first; the changes are those of the last.
+
+    ``directory``: where the files may lie, made if it is missing. ``choose``: the changes that are
+    shown, and a line that says what was left out. Raises :class:`SandboxError`, :class:`OSError`.
+    """
+    from .engine.tarwrite import MEDIA_TYPES, best_compression
+
+    saved = Saved()
+    try:
+        with remains[-1].changes() as changes:
+            shown, note = choose(changes)
+            lines = [*tree(shown, _LIMITS), *[note] * bool(note), *diffs(shown, _LIMITS)]
+            saved.texts[repro.CHANGES] = "".join(f"{line}\n" for line in lines)
+            saved.texts[repro.CHANGES_JSON] = changes.to_json() + "\n"
+        compression = best_compression()
+        suffix = {"zstd": ".zst", "gzip": ".gz", "": ""}[compression]
+        os.makedirs(directory, 0o700, exist_ok=True)
+        for number, one in enumerate(remains):
+            stem = "layer" if one is remains[-1] else f"wider-{number + 1}"
+            name = f"{stem}.tar{suffix}"
+            file = saved.files[name] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
+            layer = one.write_layer(file, compression=compression, limit=LARGEST_LAYER)
+            saved.layers.append(
+                repro.LayerOf(
+                    name, MEDIA_TYPES[compression], layer.digest, layer.diff_id, layer.size
+                )
+            )
+            saved.notes += layer.notes
+    except BaseException:
+        saved.close()
+        raise
+    return saved

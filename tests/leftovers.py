@@ -1,0 +1,118 @@
+"""What runs of pytest leave behind: processes, by a word in their environment; mounts; files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+#: What everything that a run has started has in its environment.
+VARIABLE: Final = "MOUNTNS_LEFTOVERS"
+#: Without the plugins that make a directory in any case.
+COMMAND: Final = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark")
+_PATIENCE: Final = 30.0
+
+
+def marked(word: str) -> list[int]:
+    """The living processes that have ``word`` in their environment."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            # Of a zombie it is empty.
+            with contextlib.suppress(OSError):
+                variables = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+                if f"{VARIABLE}={word}".encode() in variables:
+                    found.append(int(entry))
+    return found
+
+
+def state(pid: int) -> str:
+    """One letter, proc_pid_stat(5); "" of a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def _listed(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+
+
+@dataclass
+class Machine:
+    """A home and a temporary directory for runs of pytest, and all that must not change."""
+
+    place: Path
+    word: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def __post_init__(self) -> None:
+        for path in (self.home, self.tmp):
+            path.mkdir()
+        self._before = self._now()
+
+    @property
+    def home(self) -> Path:
+        return self.place / "home"
+
+    @property
+    def tmp(self) -> Path:
+        return self.place / "tmp"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        # HOME of an ordinary user is not changed where Python needs what lies there.
+        return {
+            **os.environ,
+            VARIABLE: self.word,
+            "HOME": str(self.home),
+            "TMPDIR": str(self.tmp),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def _now(self) -> tuple[object, ...]:
+        files = [*_listed(self.home), *_listed(self.tmp)]
+        return Path("/proc/self/mountinfo").read_bytes(), files, sorted(os.listdir("/dev/shm"))
+
+    @contextlib.contextmanager
+    def running(self, arguments: Sequence[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
+        """A pytest, its output in a pipe; killed when the context ends."""
+        process = subprocess.Popen(
+            [*COMMAND, "-q", *arguments],
+            cwd=cwd,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+    def left(self) -> str:
+        """What is there that was not; "" if there is nothing, now or soon. Processes are killed."""
+        deadline = time.monotonic() + _PATIENCE
+        while (alive := marked(self.word)) or self._now() != self._before:
+            if time.monotonic() > deadline:
+                said = {
+                    pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                    for pid in alive
+                }
+                for pid in alive:
+                    os.kill(pid, signal.SIGKILL)
+                files = {str(one) for one in self.place.rglob("*")}
+                return f"processes {said}; {sorted(files)}; or mounts, or /dev/shm"
+            time.sleep(0.02)
+        return ""

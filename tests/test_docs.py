@@ -1,0 +1,91 @@
+"""What the pages of the documentation show is what happens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pages import ROOT, Block, pages, read
+from tests.walk import walk
+
+#: Every test of an example runs in a sandbox, whatever the example says: it may write to /etc.
+GUARD = """
+import os
+import pytest
+
+HOME = os.readlink("/proc/self/ns/mnt")
+
+
+@pytest.fixture(autouse=True)
+def _guard(request):
+    assert os.readlink("/proc/self/ns/mnt") != HOME, "not isolated"
+"""
+
+BLOCKS = [block for page in pages() for block in read(page)]
+NEEDS = {"as_root", "layered"}
+WORDS = {*NEEDS, "append", "fails", "file", "plugins", "skip"}
+
+
+def _examples() -> list[object]:
+    found: list[object] = []
+    for block in BLOCKS:
+        if block.language == "python" and not {"file", "skip"} & set(block.words):
+            marks = [getattr(pytest.mark, need) for need in NEEDS & set(block.words)]
+            found.append(pytest.param(block, id=block.name, marks=marks))
+    return found
+
+
+@pytest.mark.sandboxes
+@pytest.mark.parametrize("block", _examples())
+def test_example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
+    """A block of Python is a module of tests, and those pass."""
+    for other in BLOCKS:
+        if (other.page, other.section) == (block.page, block.section) and "file" in other.words:
+            _write(pytester.path / other.words["file"], other.code)
+    _write(pytester.path / "guard.py", GUARD)
+    _write(pytester.path / "test_example.py", block.code)
+    # Unknown without the plugin: then nothing runs.
+    plugins = ["guard", "pytest_mountns.plugin", *block.words.get("plugins", "").split(",")]
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    result = pytester.runpytest_subprocess("--mountns", *(f"-p{name}" for name in plugins if name))
+    outcomes = result.parseoutcomes()
+    outcomes.pop("warning", None), outcomes.pop("warnings", None)
+    assert set(outcomes) == ({"failed"} if "fails" in block.words else {"passed"})
+
+
+def test_words_of_comments_are_known() -> None:
+    for block in BLOCKS:
+        assert set(block.words) <= WORDS, block.name
+        assert block.words.get("skip") != "", f"{block.name}: no reason"
+
+
+@pytest.mark.sandboxes
+def test_the_tutorial(tmp_path: Path) -> None:
+    """Its files are written, its commands typed, and they say what it shows."""
+    home = tmp_path / "you"
+    project = home / "greeter"
+    project.mkdir(parents=True)
+    (tmp_path / "temp").mkdir()
+    environment = {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "COLUMNS": "80",
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": str(tmp_path / "temp"),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "-p pytest_mountns.plugin",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    steps = list(walk(read(ROOT / "docs/tutorial.md"), project, environment, home=str(home)))
+    assert len(steps) > 5
+    for step in steps:
+        assert step.as_shown, f"{step.where}: {step.command}\n{step.output}"
+    assert {*os.listdir(home)} == {"greeter"}
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)

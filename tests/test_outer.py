@@ -1,0 +1,390 @@
+"""Network, host name, user, devices: what a test has of its own besides files and processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.sandboxes,
+    pytest.mark.no_mountns(reason="asks for what is the machine's"),
+]
+
+#: A test that asks for a process of its own gets one in both.
+PROCESSES = ["fork", "inline"]
+
+
+@pytest.fixture(params=PROCESSES)
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def run(pytester: pytest.Pytester, process: str, suite: str, *more: str) -> pytest.RunResult:
+    pytester.makepyfile(suite)
+    return pytester.runpytest_subprocess(f"--mountns-process={process}", *more)
+
+
+def test_network(pytester: pytest.Pytester, process: str) -> None:
+    result = run(
+        pytester,
+        process,
+        f"""
+        import errno, os, socket, pytest
+
+        OUTSIDE = {os.readlink("/proc/self/ns/net")!r}
+
+        @pytest.mark.mountns(network="none")
+        def test_by_mark():
+            assert os.readlink("/proc/self/ns/net") != OUTSIDE
+
+        def test_by_fixture(isolated_net):
+            assert os.readlink("/proc/self/ns/net") != OUTSIDE
+            assert isolated_net.interfaces() == ["lo"]
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                socket.create_connection(server.getsockname()).close()
+            with socket.socket() as client, pytest.raises(OSError) as info:
+                client.connect(("192.0.2.1", 80))
+            assert info.value.errno == errno.ENETUNREACH
+
+        def test_the_hosts(overlay_root):
+            assert os.readlink("/proc/self/ns/net") == OUTSIDE
+
+        @pytest.mark.mountns
+        def test_too_late(request):
+            request.getfixturevalue("isolated_net")
+        """,
+    )
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["*isolated_net was asked for too late*"])
+
+
+def test_ports_of_the_host_are_free(pytester: pytest.Pytester, process: str) -> None:
+    """Two tests of which each wants the port that a program of the host has."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        result = run(
+            pytester,
+            process,
+            f"""
+            import socket, pytest
+
+            @pytest.mark.parametrize("number", range(2))
+            def test_it(isolated_net, number):
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", {port}))
+                socket.create_server(("127.0.0.1", {port})).close()
+            """,
+        )
+        result.assert_outcomes(passed=2)
+
+
+def test_abstract_sockets_of_the_host_are_out_of_reach(pytester: pytest.Pytester) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("")  # the kernel chooses an abstract name
+        server.listen()
+        result = run(
+            pytester,
+            "fork",
+            f"""
+            import socket, pytest
+
+            NAME = {server.getsockname()!r}
+
+            def test_it(isolated_net):
+                with socket.socket(socket.AF_UNIX) as client:
+                    with pytest.raises(ConnectionRefusedError):
+                        client.connect(NAME)
+                with socket.socket(socket.AF_UNIX) as another:
+                    another.bind(NAME)
+            """,
+        )
+        result.assert_outcomes(passed=1)
+
+
+def test_host_name(pytester: pytest.Pytester, process: str) -> None:
+    before = os.uname()
+    result = run(
+        pytester,
+        process,
+        f"""
+        import os, pytest
+
+        @pytest.mark.mountns(hostname="mountns-test.example")
+        def test_it():
+            assert os.uname().nodename == "mountns-test.example"
+
+        @pytest.mark.mountns
+        def test_next():
+            assert os.uname().nodename == {before.nodename!r}
+        """,
+    )
+    result.assert_outcomes(passed=2)
+    assert os.uname() == before
+
+
+def test_fake_root(pytester: pytest.Pytester, process: str) -> None:
+    """Of an ordinary user. Root is root already, and its own."""
+    result = run(
+        pytester,
+        process,
+        """
+        import os, subprocess, pytest
+        from pathlib import Path
+
+        HERE = Path(__file__).parent
+        WHO = os.geteuid()
+
+        @pytest.mark.mountns(user="root")
+        def test_it(tmp_path, overlay_root):
+            assert (os.getuid(), os.geteuid(), os.getgid()) == (0, 0, 0)
+            assert subprocess.run(["id", "-u"], capture_output=True).stdout == b"0\\n"
+            (HERE / "new").write_text("x")
+            assert (HERE / "new").stat().st_uid == 0
+            closed = tmp_path / "closed"
+            closed.write_text("x")
+            closed.chmod(0)
+            assert closed.read_text() == "x"
+            os.chown(closed, 0, 0)
+            assert overlay_root.changes(str(HERE / "new")).paths() == [str(HERE / "new")]
+            overlay_root.reset()
+            assert not (HERE / "new").exists()
+
+        @pytest.mark.mountns(user=0, pid=True)
+        def test_with_processes():
+            assert os.getuid() == 0
+            assert os.getpid() == 2
+
+        @pytest.mark.mountns
+        def test_next():
+            assert os.geteuid() == WHO
+        """,
+    )
+    result.assert_outcomes(passed=3)
+    assert not (pytester.path / "new").exists()
+
+
+def test_only_root_becomes_another(pytester: pytest.Pytester) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("this is root")
+    result = run(
+        pytester,
+        "fork",
+        """
+        import pytest
+
+        @pytest.mark.mountns(user="nobody")
+        def test_it(): pass
+        """,
+        "-rs",
+        "-vv",
+    )
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*become user nobody*", "*only root can*"])
+
+
+@pytest.mark.as_root
+@pytest.mark.parametrize("keys", ["", "pid=True, ", "upper='disk', "])
+def test_another_user(pytester: pytest.Pytester, process: str, keys: str) -> None:
+    pytester.path.chmod(0o777)
+    outside = pytester.path / "outside"
+    outside.mkdir()
+    (outside / "of_root").write_text("x")
+    (outside / "of_root").chmod(0o600)
+    result = run(
+        pytester,
+        process,
+        f"""
+        import os, signal, subprocess, pytest
+        from pathlib import Path
+
+        OUTSIDE = Path({str(outside)!r})
+
+        def check(tmp_path):
+            assert os.getresuid() == (65534, 65534, 65534)
+            assert 0 not in os.getgroups()
+            status = Path("/proc/self/status").read_text()
+            assert "CapEff:\\t0000000000000000" in status
+            assert tmp_path.stat().st_uid == 65534
+            (tmp_path / "file").write_text("x")
+            closed = tmp_path / "closed"
+            closed.write_text("x")
+            closed.chmod(0)
+            with pytest.raises(PermissionError):
+                closed.read_text()
+            with pytest.raises(PermissionError):
+                Path("/etc/shadow").read_text()
+            with pytest.raises(PermissionError):
+                Path("/etc/mountns-new").write_text("x")
+            with pytest.raises(PermissionError):
+                os.setuid(0)
+            with pytest.raises(PermissionError):
+                os.kill(1, 0)
+            shown = subprocess.run(["id", "-un"], capture_output=True, text=True, cwd="/")
+            assert shown.stdout == "nobody\\n"
+            shown = subprocess.run(["cat", "/etc/shadow"], capture_output=True, cwd="/")
+            assert shown.returncode == 1
+
+        @pytest.mark.mountns({keys}user="nobody")
+        def test_by_name(tmp_path, overlay_root):
+            check(tmp_path)
+            assert os.environ["USER"] == "nobody"
+            null = os.stat("/dev/null")
+            owners = [os.stat(place).st_uid for place in ("/", "/dev", "/dev/null", "/dev/shm")]
+            assert owners == [0] * 4
+            if {not keys.startswith("pid")}:
+                overlay_root.reset()
+                assert os.stat("/dev/null").st_mode == null.st_mode
+                owners = [os.stat(place).st_uid for place in ("/", "/dev", "/dev/null", "/dev/shm")]
+                assert owners == [0] * 4
+            tmp_path = Path("/tmp/mountns-another")
+            tmp_path.mkdir()
+            check(tmp_path)
+            if {"disk" in keys}:
+                # An upper inside the root's own filesystem is no lower beside it.
+                return
+            with overlay_root.checkpoint():
+                tmp_path.joinpath("more").write_text("x")
+                assert overlay_root.changes() == {{"/tmp/mountns-another/more": "added"}}
+            assert not tmp_path.joinpath("more").exists()
+            assert tmp_path.joinpath("file").exists()
+            with pytest.raises(PermissionError):
+                Path("/etc/shadow").read_text()
+
+        @pytest.mark.mountns({keys}user=65534)
+        def test_by_number(tmp_path):
+            check(tmp_path)
+
+        @pytest.mark.mountns({keys}user=54321)
+        def test_unknown_to_the_host():
+            assert (os.getuid(), os.getgid(), os.getgroups()) == (54321, 54321, [])
+            assert "USER" not in os.environ
+
+        @pytest.mark.mountns({keys}user="nobody")
+        def test_may_bind(bind_volume):
+            bind_volume(OUTSIDE, "/tmp/volume")
+            with pytest.raises(PermissionError):
+                Path("/tmp/volume/of_root").read_text()
+
+        @pytest.mark.mountns
+        def test_next():
+            assert os.getuid() == 0
+        """,
+    )
+    result.assert_outcomes(passed=5)
+    assert not os.path.exists("/tmp/mountns-another")
+
+
+@pytest.mark.as_root
+def test_another_users_test_ends_with_pytest(pytester: pytest.Pytester) -> None:
+    """To become another user clears PR_SET_PDEATHSIG."""
+    result = run(
+        pytester,
+        "fork",
+        """
+        import ctypes, pytest
+
+        @pytest.mark.mountns(user="nobody")
+        def test_it():
+            number = ctypes.c_int()
+            assert ctypes.CDLL(None).prctl(2, ctypes.byref(number), 0, 0, 0) == 0
+            assert number.value == 9
+        """,
+    )
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.as_root
+def test_an_unknown_user(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        "fork",
+        """
+        import pytest
+
+        @pytest.mark.mountns(user="mountns-nobody-knows")
+        def test_it(): pass
+        """,
+    )
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*'mountns-nobody-knows': the host knows no such user*"])
+
+
+def test_devices(pytester: pytest.Pytester, process: str) -> None:
+    device = next(
+        (
+            f"/dev/{name}"
+            for name in ("kmsg", "fuse", "ptmx", "kvm")
+            if Path(f"/dev/{name}").exists()
+        ),
+        None,
+    )
+    if device is None or not Path("/dev/net/tun").exists():
+        pytest.skip("this machine has none of the nodes")
+    result = run(
+        pytester,
+        process,
+        f"""
+        import os, pytest
+
+        MODES = [os.stat(path).st_mode for path in ("/dev/net/tun", {device!r})]
+        NUMBERS = [os.stat(path).st_rdev for path in ("/dev/net/tun", {device!r})]
+
+        @pytest.mark.mountns(devices=["/dev/net/tun", {device!r}])
+        def test_it():
+            assert [os.stat(path).st_mode for path in ("/dev/net/tun", {device!r})] == MODES
+            assert [os.stat(path).st_rdev for path in ("/dev/net/tun", {device!r})] == NUMBERS
+            if os.geteuid() == 0:
+                os.chmod("/dev/net/tun", 0)
+                os.unlink("/dev/net/tun")
+
+        @pytest.mark.mountns
+        def test_usual():
+            assert not os.path.exists("/dev/net/tun")
+        """,
+    )
+    result.assert_outcomes(passed=2)
+    assert Path("/dev/net/tun").stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ('network="host "', "network='host ': choose from: 'host', 'none'"),
+        ("network=None", "network=None: choose from"),
+        ('hostname=""', "'' is no host name"),
+        ('hostname="a b"', "'a b' is no host name"),
+        ('hostname="x" * 65', "is no host name"),
+        ("hostname=1", "hostname=1: a string is wanted, not int"),
+        ("user=None", '"keep", "root", a name or a uid is wanted, not NoneType'),
+        ("user=-1", "a uid is a number from 0"),
+        ('user=""', '"keep", "root", a name or a uid is wanted'),
+        ('user="root", scope="module"', "user='root' cannot be combined with scope='module'"),
+        ('devices=["/etc/passwd"]', "'/etc/passwd' is not a path below /dev"),
+        ('devices=["/dev/../etc/passwd"]', "is not a path below /dev"),
+        ('devices="/dev/fuse"', "a list is wanted, not str"),
+    ],
+)
+def test_what_makes_no_sense_is_said(pytester: pytest.Pytester, keys: str, problem: str) -> None:
+    pytester.makepyfile(f"import pytest\n@pytest.mark.mountns({keys})\ndef test_it(): pass\n")
+    result = pytester.runpytest_subprocess()
+    assert result.ret == 4
+    assert problem in result.stderr.str() + result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("device", "problem"),
+    [("/dev/mountns-none", "ENOENT"), ("/dev/shm", "is no device node")],
+)
+def test_a_device_that_is_none(pytester: pytest.Pytester, device: str, problem: str) -> None:
+    pytester.makepyfile(
+        f"import pytest\n@pytest.mark.mountns(devices=[{device!r}])\ndef test_it(): pass\n"
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"*{device}*{problem}*"])
