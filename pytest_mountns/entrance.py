@@ -39,6 +39,8 @@ class Entrance:
         basetemp = internals.basetemp(self._item.config)
         if basetemp is not None:
             self._gate.planner.keep(str(basetemp))
+        if internals.sets_up_wider_fixtures(self._item):
+            self._gate.rest()
         internals.fill_wider_fixtures(self._item, self._gate.scopes.within(self._item))
         plan = self.plan()
         self._tell(plan)

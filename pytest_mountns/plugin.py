@@ -96,9 +96,7 @@ class Hooks:
     ) -> Generator[None, object, object]:
         if self._gate.wants(item):
             return (yield from self._gate.protocol(item, nextitem))
-        # It may mount and unmount, and wait for children.
-        self._gate.reap()
-        self._gate.strike()
+        self._gate.rest()
         return (yield)
 
     # Innermost: whoever saves what was gathered in the session does it after its own yield.
@@ -166,7 +164,7 @@ class Hooks:
 
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         if self._gate.process is not None:
-            self._gate.process.sender.send("logfinish", nodeid, location)
+            self._gate.process.sender.keep("logfinish", nodeid, location)
 
     def pytest_warning_recorded(
         self, warning_message: warnings.WarningMessage, when: str, nodeid: str

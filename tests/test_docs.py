@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from docs import draw
 from tests.pages import ROOT, Block, pages, read
 from tests.walk import walk
 
@@ -29,8 +31,8 @@ NEEDS = {"as_root", "layered"}
 WORDS = {*NEEDS, "append", "fails", "file", "plugins", "skip"}
 
 
-def _examples() -> list[object]:
-    found: list[object] = []
+def _examples() -> list[Any]:
+    found = []
     for block in BLOCKS:
         if block.language == "python" and not {"file", "skip"} & set(block.words):
             marks = [getattr(pytest.mark, need) for need in NEEDS & set(block.words)]
@@ -63,12 +65,15 @@ def test_words_of_comments_are_known() -> None:
 
 
 @pytest.mark.sandboxes
-def test_the_tutorial(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_a_page_word_for_word(tmp_path: Path, page: str) -> None:
     """Its files are written, its commands typed, and they say what it shows."""
     home = tmp_path / "you"
     project = home / "greeter"
     project.mkdir(parents=True)
     (tmp_path / "temp").mkdir()
+    # Or the root directory of the run would be this checkout.
+    (project / "pytest.ini").touch()
     environment = {
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -79,11 +84,17 @@ def test_the_tutorial(tmp_path: Path) -> None:
         "PYTEST_ADDOPTS": "-p pytest_mountns.plugin",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    steps = list(walk(read(ROOT / "docs/tutorial.md"), project, environment, home=str(home)))
-    assert len(steps) > 5
+    steps = list(walk(read(ROOT / page), project, environment, home=str(home)))
+    assert steps
     for step in steps:
         assert step.as_shown, f"{step.where}: {step.command}\n{step.output}"
     assert {*os.listdir(home)} == {"greeter"}
+
+
+@pytest.mark.parametrize("name", ["how-a-test-travels.svg", "layers-by-scope.svg"])
+def test_drawings_are_those_of_their_source(tmp_path: Path, name: str) -> None:
+    drawing = draw.DRAWN[name](tmp_path)
+    assert drawing == (draw.PICTURES / name).read_text()
 
 
 def _write(file: Path, text: str) -> None:

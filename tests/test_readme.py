@@ -16,11 +16,6 @@ def _blocks(language: str) -> list[str]:
     return [content for kind, content in blocks if kind == language]
 
 
-def test_the_startling_test_is_an_example() -> None:
-    (block,) = _blocks("python")
-    assert block.strip() in (ROOT / "examples" / "test_etc.py").read_text()
-
-
 def test_the_output_names_the_examples_there_are(pytester: pytest.Pytester) -> None:
     output = next(block for block in _blocks("") if "PASSED" in block)
     shown = re.findall(r"^(examples/\S+) PASSED", output, re.MULTILINE)

@@ -6,6 +6,8 @@ outlives them. The same facts choose the capabilities of a session and fill the 
 
 from __future__ import annotations
 
+import _socket
+import errno
 import json
 import os
 import signal
@@ -26,11 +28,22 @@ from .host import survey
 from .init import NAMESPACES, die_with_parent
 from .mountinfo import is_below
 from .moving import enter_mount_namespace, enter_user_namespace
-from .plan import PSEUDO, Capabilities, Host, plan
+from .outer import become, bring_up_loopback
+from .plan import PSEUDO, Capabilities, Host, User, plan
 from .processes import fork, reap
 from .spec import SandboxSpec
 
 _PROBE_SECONDS: Final = 30
+_NOBODY: Final = 65534
+#: What is said of a directory that can be no lower: of OverlayFS, of its filesystem, of the way.
+_REFUSALS: Final = frozenset(
+    {
+        *(errno.EINVAL, errno.ELOOP, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTDIR, errno.ENOENT),
+        *(errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.EREMOTE),
+    }
+)
+#: What may be otherwise a moment later.
+PASSING: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
 _Answer: TypeAlias = dict[str, Any]
 
 
@@ -92,6 +105,50 @@ def probe(places: Sequence[str]) -> Findings:
     return replace(findings, trials=trials, circumstances=here)
 
 
+def probe_keys(findings: Findings) -> Findings:
+    """With trials of what only some tests ask for: network, host name, another user."""
+    capabilities = findings.capabilities
+    if capabilities is None:
+        return findings
+    user_namespace = capabilities.user_namespace
+    answer = _in_child(lambda: _try_keys(user_namespace))
+    trials = (
+        _judged(Trial(**trial), findings.circumstances, user_namespace)
+        for trial in answer["trials"]
+    )
+    return replace(findings, trials=(*findings.trials, *trials))
+
+
+def _try_keys(user_namespace: bool) -> _Answer:
+    log = _Log(user_namespace)
+    if user_namespace:
+        enter_user_namespace()
+
+    def isolate_network() -> None:
+        sys.unshare(sys.CLONE_NEWNET)
+        bring_up_loopback()
+
+    def name_host() -> None:
+        sys.unshare(sys.CLONE_NEWUTS)
+        _socket.sethostname("mountns")
+
+    log.attempt(
+        "network namespace",
+        isolate_network,
+        needed=False,
+        without='network="none" and isolated_net do not work',
+    )
+    log.attempt("host name", name_host, needed=False, without="hostname does not work")
+    if not user_namespace:
+        log.attempt(
+            "another user",
+            lambda: become(User(_NOBODY, _NOBODY)),
+            needed=False,
+            without="user does not work",
+        )
+    return log.answer()
+
+
 def _judged(trial: Trial, here: Circumstances, user_namespace: bool) -> Trial:
     """With the reason that it has here, where that is sure."""
     if trial.works:
@@ -101,22 +158,50 @@ def _judged(trial: Trial, here: Circumstances, user_namespace: bool) -> Trial:
 
 
 def refused_lowers(paths: Sequence[str], capabilities: Capabilities) -> frozenset[str]:
-    """Which of these directories cannot be the lower of an overlay, by trying."""
+    """Which of these directories cannot be the lower of an overlay, by trying.
+
+    Raises :class:`SandboxError` if that cannot be found out now: what another time may be
+    otherwise is no answer to be remembered.
+    """
 
     def attempt(directory: str | None) -> _Answer:
         if capabilities.user_namespace:
             enter_user_namespace()
         enter_mount_namespace(capabilities.user_namespace)
         builder = _go_to_scratch(capabilities, directory)
-        refused = [path for path in paths if not _is_lower(builder, path, capabilities)]
-        return {"refused": refused, "trials": []}
+        log = _Log(capabilities.user_namespace)
+        refused = _refused(log, builder, paths, capabilities)
+        return log.answer() if log.trials else {"refused": refused, "trials": []}
 
     uppers = DiskUppers()
     try:
         directory = None if capabilities.memory_upper else uppers.new()
-        return frozenset(_in_child(lambda: attempt(directory)).get("refused", paths))
+        answer = _in_child(lambda: attempt(directory))
     finally:
         uppers.close()
+    if "refused" in answer:
+        return frozenset(answer["refused"])
+    trial = Trial(**answer["trials"][-1])
+    raise SandboxError(f"try an {trial.name}", trial.kernel, trial.cause, trial.remedy)
+
+
+def _refused(
+    log: _Log, builder: Builder, paths: Sequence[str], capabilities: Capabilities
+) -> list[str]:
+    """Those of ``paths``. If it cannot be told of one, there is a failed trial in ``log``."""
+    refused = []
+    for path in paths:
+        try:
+            if not _is_lower(builder, path, capabilities):
+                refused.append(path)
+        except OSError as error:
+            log.attempt(f"overlay of {path}", partial(_raise, error), doing="overlay")
+            break
+    return refused
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _go_to_scratch(capabilities: Capabilities, directory: str | None = None) -> Builder:
@@ -230,6 +315,10 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> _Answ
         return log.answer()
     if not log.attempt("mount namespace", lambda: enter_mount_namespace(user_namespace)):
         return log.answer()
+    # Root's tests have one in any case.
+    uts = user_namespace or log.attempt("UTS namespace", lambda: sys.unshare(sys.CLONE_NEWUTS))
+    if not uts:
+        return log.answer()
     new_api = log.attempt(
         "new mount API",
         _use_new_api,
@@ -305,7 +394,7 @@ def _try_overlays(
         return [], False
     # If neither way has worked, the reason is another.
     log.trials[-1:-1] = detached.trials
-    refused = [path for path in lowers(host) if not _is_lower(builder, path, capabilities)]
+    refused = _refused(log, builder, lowers(host), capabilities)
     # A sandbox in which none of the places that matter can be written to is none.
     needed = [path for path in lowers(host) if any(p == path or is_below(p, path) for p in matter)]
     if capabilities.user_namespace and needed and not set(needed) - set(refused):
@@ -344,10 +433,18 @@ def _try_overlay(builder: Builder, capabilities: Capabilities) -> None:
 
 
 def _is_lower(builder: Builder, path: str, capabilities: Capabilities) -> bool:
-    try:
-        os.close(_overlay(path, builder, capabilities))
-    except OSError:
-        return False
+    """Raises :class:`OSError` if the reason is none of the directory's own."""
+    # Twice: what it is asked for once it may be denied for another reason.
+    for attempt in range(2):
+        try:
+            os.close(_overlay(path, builder, capabilities))
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            if attempt:
+                return False
+        else:
+            break
     return True
 
 

@@ -292,16 +292,18 @@ class Sandbox:
         ):
             with _visiting(self.stage, user_namespace):
                 tree = sys.open_tree(sys.AT_FDCWD, step.source, flags)
-            root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            root = -1
             try:
+                root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 if step.read_only:
                     set_read_only(tree)
                 is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
                 make_target(root, step.target, directory=is_directory, created=self.created)
                 sys.move_mount(tree, root, step.target[1:])
             finally:
-                os.close(root)
                 os.close(tree)
+                if root >= 0:
+                    os.close(root)
         self.bound.append(step)
 
     def join_again(self, cwd: str, kin: Sequence[Sandbox]) -> None:

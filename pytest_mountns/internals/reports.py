@@ -91,6 +91,23 @@ def _item_id(item: pytest.Item) -> object:
     return cast(Any, item).id if _has_node_ids else item.nodeid
 
 
+def fields_of(report: pytest.TestReport, item: pytest.Item) -> dict[str, object]:
+    """The attributes of a report of ``item``, but for the object that identifies the item."""
+    fields = report.__dict__
+    if _has_node_ids and fields.get("_id") is cast(Any, item).id:
+        fields = {name: value for name, value in fields.items() if name != "_id"}
+    return fields
+
+
+def report_of(item: pytest.Item, fields: dict[str, object]) -> pytest.TestReport:
+    """The report whose :func:`fields_of` these are."""
+    report = pytest.TestReport.__new__(pytest.TestReport)
+    if _has_node_ids:
+        cast(Any, report)._id = cast(Any, item).id
+    report.__dict__.update(fields)
+    return report
+
+
 def failed_report(item: pytest.Item, message: str, phase: Phase, stop: float) -> pytest.TestReport:
     """A report of the parent's own, by no plugin's ``makereport``. An xfail mark applies."""
     report = pytest.TestReport.from_item_and_call(item, _call(message, phase))
