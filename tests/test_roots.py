@@ -588,14 +588,14 @@ def test_a_layer_with_a_wrong_digest(
 
 def test_one_image_of_several(pytester: pytest.Pytester, record: Callable[..., Recorded]) -> None:
     layout = Layout()
-    layout.image([(BASE, BASE)], name="old")
+    layout.image([(BASE, BASE)], name="repo/old:1")
     layout.image([(BASE, BASE), (ABOVE, ABOVE)], name="new")
     layout.write(pytester.path / "image")
     pytester.makepyfile(
         """
         import os, pytest
 
-        @pytest.mark.mountns(root="image:old")
+        @pytest.mark.mountns(root="image:repo/old:1")
         def test_old():
             assert os.listdir("/data") == ["old"]
 
@@ -609,7 +609,7 @@ def test_one_image_of_several(pytester: pytest.Pytester, record: Callable[..., R
         """
     )
     recorded = record()
-    assert recorded["out"].count("there are several images in it: old, new") >= 1
+    assert recorded["out"].count("there are several images in it: repo/old:1, new") >= 1
     pytester_outcomes = [e[3] for e in recorded["events"] if e[0] == "report" and e[2] == "call"]
     assert pytester_outcomes == ["passed", "passed"], recorded["out"]
 
