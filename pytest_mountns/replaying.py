@@ -129,6 +129,13 @@ class Replay:
         assert self._bundle is not None
         if self._layers is None:
             gate = self._config.stash[gate_key]
+            if spec.user == "root" and self._traveller is not None:
+                raise SandboxError(
+                    "begin on what a test has written",
+                    cause='with user="root" an ordinary user\'s test has a user namespace that was'
+                    " not saved",
+                    remedy="replay it without --from-end, or run it as root",
+                )
             plan = gate.planner.plan(floor_spec(spec))
             with ExitStack() as stack:
                 self._layers = lay(gate.traveller, plan, self._bundle.sources(stack))

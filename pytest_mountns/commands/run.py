@@ -45,6 +45,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--read-only", action="store_true", help="the root refuses writes")
     parser.add_argument("--pid", action="store_true", help="a PID namespace of its own")
+    parser.add_argument(
+        "--network", choices=("host", "none"), default="host", help="none: loopback alone"
+    )
+    parser.add_argument("--hostname", metavar="NAME", help="the machine's name in there")
+    parser.add_argument(
+        "--user", default="keep", metavar="USER", help="root, or as root: whom it becomes"
+    )
+    parser.add_argument(
+        "--device", action="append", default=[], metavar="PATH", help="a device of the host's"
+    )
     parser.add_argument("--keep", metavar="DIR", help="write a bundle of it: a new directory")
     parser.add_argument("--quiet", action="store_true", help="do not say what was changed")
 
@@ -89,6 +99,10 @@ def _spec(options: argparse.Namespace) -> SandboxSpec:
         upper=options.upper,
         read_only=options.read_only,
         pid=options.pid,
+        network=options.network,
+        hostname=options.hostname,
+        user=int(options.user) if options.user.isdecimal() else options.user,
+        devices=tuple(options.device),
     )
 
 

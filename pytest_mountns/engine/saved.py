@@ -41,9 +41,7 @@ class Source:
 
 def floor_spec(spec: SandboxSpec) -> SandboxSpec:
     """The spec of the plan that :func:`lay` wants, for sandboxes of ``spec``."""
-    return dataclasses.replace(
-        spec, pid=False, read_only=False, upper="memory", size=None, inodes=None
-    )
+    return dataclasses.replace(spec.of_wider_scope(), upper="memory", size=None, inodes=None)
 
 
 def lay(traveller: Traveller, plan: Plan, sources: Sequence[Source]) -> Layers:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -19,44 +18,19 @@ from pytest_mountns.engine.cache import Cache
 from pytest_mountns.engine.layers import resolve
 from pytest_mountns.engine.runtime import survey_runtime, visible_in_foreign
 
+from ..debian import MARKS, bootstrap
 from . import worlds
 from .test_runtime import PROJECT, enter, furnish, importable, imported_here
 from .worlds import BASE, in_child
 
-MIRROR = "http://deb.debian.org/debian"
-RELEASES = {"12": "trixie", "13": "bookworm"}
-
-pytestmark = [
-    pytest.mark.as_root,
-    pytest.mark.skipif(
-        "MOUNTNS_DEBIAN" not in os.environ,
-        reason="takes minutes and a mirror of Debian's: MOUNTNS_DEBIAN=1",
-    ),
-    pytest.mark.skipif(shutil.which("debootstrap") is None, reason="no debootstrap here"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap is for root"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of a minimal Debian, not the release of this machine if it is one."""
     place = tmp_path_factory.mktemp("debian")
-    here = Path("/etc/debian_version")
-    version = here.read_text().partition(".")[0].strip() if here.exists() else ""
-    release = RELEASES.get(version, "bookworm")
-    # What it mounts in the root is gone with its namespace.
-    done = subprocess.run(
-        [
-            *("unshare", "--mount", "--propagation", "private"),
-            *("debootstrap", "--variant=minbase", release, str(place / "root"), MIRROR),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    if done.returncode:
-        pytest.skip(f"debootstrap cannot make a root here: {done.stdout[-300:]}")
+    bootstrap(place / "root")
     subprocess.run(
         [
             *("tar", "-C", str(place / "root"), "--numeric-owner", "--xattrs"),
