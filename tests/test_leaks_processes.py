@@ -5,6 +5,7 @@ Each suite checks in its tests that they are isolated before they do anything.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
