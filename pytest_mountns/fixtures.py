@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, final
 import pytest
 
 from .engine.changes import Changes
-from .engine.spec import Volume
+from .engine.spec import SandboxSpec, Volume
 
 if TYPE_CHECKING:
     from .child import TestProcess
+    from .engine.enter import Usage
     from .engine.oci import WrittenLayer
+    from .gate import Gate
     from .inline import InlineTest
 
 
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 class OverlayRoot:
     """The handle of the test's own root filesystem."""
 
-    def __init__(self, inside: TestProcess | InlineTest) -> None:
+    def __init__(self, inside: TestProcess | InlineTest, spec: SandboxSpec) -> None:
         self._inside = inside
+        self._spec = spec
 
     def changes(self, *globs: str) -> Changes:
         """What the test has changed so far, ordered by path, against what was there before it.
@@ -55,6 +58,18 @@ class OverlayRoot:
         written to it is not dropped. Raises :class:`SandboxError` when it is entered.
         """
         return self._inside.checkpoint()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What the root and what is stacked on it came from, the lowest first.
+
+        The root is ``"host"``, ``"minimal"`` or a path; the layers are paths.
+        """
+        return (self._spec.root, *self._spec.layers)
+
+    def usage(self) -> Usage:
+        """What the upper takes up to now, in bytes and inodes. Raises :class:`SandboxError`."""
+        return self._inside.rooms.sandbox.usage()
 
     def export(self, path: str | os.PathLike[str]) -> WrittenLayer:
         """Write what the test has changed so far to ``path``, as the layer of an OCI image.
@@ -155,10 +170,14 @@ class IsolatedNet:
         return [name for _, name in socket.if_nameindex()]
 
 
-def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
+def _gate(request: pytest.FixtureRequest) -> Gate:
     from .gate import gate_key
 
-    inside = request.config.stash[gate_key].inside
+    return request.config.stash[gate_key]
+
+
+def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
+    inside = _gate(request).inside
     if inside is None:
         pytest.fail(
             f"{request.fixturename}: this test is not in a sandbox, it was asked for too late."
@@ -172,7 +191,8 @@ def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
 @pytest.fixture
 def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
     """Isolates the test and gives the handle of its root: what changed, reset."""
-    return OverlayRoot(_inside(request))
+    inside = _inside(request)
+    return OverlayRoot(inside, _gate(request).spec(request.node))
 
 
 @pytest.fixture

@@ -70,6 +70,18 @@ class Layers:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was written takes ``bytes`` of memory or disk, and ``inodes``: deletions need them, too.
+
+    Of a file that was changed, all of it.
+    """
+
+    bytes: int
+    inodes: int
+
+
+@final
 @dataclass(slots=True)
 class Sandbox:
     """A root in a mount namespace.
@@ -141,22 +153,22 @@ class Sandbox:
         What they hold can be read until the next :meth:`reset`. Raises :class:`SandboxError` if
         what is below cannot be looked at.
         """
-        view = self.layers.view if self.layers else self.stage
-        user, dropped = self.plan.user_namespace, self.plan.drops_capabilities
+        dropped = self.plan.drops_capabilities
+        user = self.plan.user_namespace
         overlays = self.overlays
 
         @contextmanager
         def trees(side: Side) -> Iterator[int]:
             if self.overlays is not overlays:
                 raise SandboxError("read changes", cause="the sandbox was reset since")
-            tree = root_of(view, user) if side == "before" else nullcontext(self.scratch)
+            tree = self._below() if side == "before" else nullcontext(self.scratch)
             with privileged(dropped), tree as fd:
                 yield fd
 
         # Or what the test has made unreadable to itself would be left out.
         with (
             privileged(dropped),
-            root_of(view, user) as lower,
+            self._below() as lower,
             explained("read the changes", user),
         ):
             return read_changes(
@@ -178,10 +190,9 @@ class Sandbox:
         from .oci import write_layer
 
         user = self.plan.user_namespace
-        view = self.layers.view if self.layers else self.stage
         with (
-            privileged(user),
-            root_of(view, user) as lower,
+            privileged(self.plan.drops_capabilities),
+            self._below() as lower,
             explained("save what the sandbox has written", user),
         ):
             return write_layer(
@@ -193,6 +204,42 @@ class Sandbox:
                 compression=compression,
                 ignore={*self.created, *ignore},
             )
+
+    @contextmanager
+    def _below(self) -> Iterator[int]:
+        """A descriptor of the tree that the uppers lie over."""
+        user = self.plan.user_namespace
+        if self.layers is not None or self.plan.ground is None:
+            with root_of(self.layers.view if self.layers else self.stage, user) as root:
+                yield root
+            return
+        ground = make_ground(self.plan.ground, self.stage)
+        try:
+            with root_of(ground, user) as root:
+                yield root
+        finally:
+            os.close(ground)
+
+    def usage(self) -> Usage:
+        """What the uppers take. Raises :class:`SandboxError`."""
+        entries: dict[tuple[int, int], int] = {}
+        with (
+            privileged(self.plan.drops_capabilities),
+            explained("read what the uppers take", self.plan.user_namespace),
+        ):
+            for overlay in (*self.overlays, *self.touched()):
+                top = f"/proc/self/fd/{self.scratch}"
+                if overlay.upper.startswith("/"):
+                    top = ""
+                pending = [f"{top}/{overlay.upper}".replace("//", "/")]
+                while pending:
+                    with os.scandir(pending.pop()) as listing:
+                        for entry in listing:
+                            status = entry.stat(follow_symlinks=False)
+                            entries[(status.st_dev, status.st_ino)] = 512 * status.st_blocks
+                            if entry.is_dir(follow_symlinks=False):
+                                pending.append(entry.path)
+        return Usage(sum(entries.values()), len(entries))
 
     def touched(self) -> list[Layered]:
         """The overlays of the template that were written to."""
@@ -245,16 +292,18 @@ class Sandbox:
         ):
             with _visiting(self.stage, user_namespace):
                 tree = sys.open_tree(sys.AT_FDCWD, step.source, flags)
-            root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            root = -1
             try:
+                root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 if step.read_only:
                     set_read_only(tree)
                 is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
                 make_target(root, step.target, directory=is_directory, created=self.created)
                 sys.move_mount(tree, root, step.target[1:])
             finally:
-                os.close(root)
                 os.close(tree)
+                if root >= 0:
+                    os.close(root)
         self.bound.append(step)
 
     def join_again(self, cwd: str, kin: Sequence[Sandbox]) -> None:
@@ -378,6 +427,31 @@ def make(
         overlays=overlays,
         bound=list(bound),
     )
+
+
+def make_ground(plan: Plan, stage: int) -> int:
+    """A descriptor of a mount namespace that shows what a :attr:`.plan.Plan.ground` says.
+
+    As :func:`make`. Raises :class:`SandboxError`.
+    """
+    opened: list[int] = []
+    user = plan.user_namespace
+    with signals_held(), privileged(user), way_back(user) as back:
+        umask = os.umask(0)
+        try:
+            with _possible(plan):
+                back.leave_for(stage)
+            _build(plan, None, None, (), opened)
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
+            raise
+        finally:
+            back.take()
+            os.umask(umask)
+    namespace, scratch = opened
+    os.close(scratch)
+    return namespace
 
 
 @contextmanager
