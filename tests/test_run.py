@@ -116,6 +116,16 @@ def test_options(place: Path) -> None:
     assert alone.stdout == "2\n"
 
 
+def test_roots_and_layers(place: Path) -> None:
+    (place / "layer/opt/tool").mkdir(parents=True)
+    (place / "layer/opt/tool/data").write_text("from a layer")
+    code = "import os; print(open('/opt/tool/data').read(), os.path.exists('/bin/sh'))"
+    words = ["--", sys.executable, "-c", code]
+    for root, has_shell in (("host", True), ("minimal", False)):
+        shown = command("run", f"--root={root}", "--layer=layer", *words, cwd=place)
+        assert (shown.returncode, shown.stdout) == (0, f"from a layer {has_shell}\n"), shown.stderr
+
+
 def test_namespaces(place: Path) -> None:
     shown = sh(
         "uname -n; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '; id -u",
