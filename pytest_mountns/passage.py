@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .timers import Timers
 
 #: So many test processes may be on their way out while the next one runs.
-_LEAVING: Final = 2
+_LEAVING: Final = 8
 PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
 
 _GARBLED: Final = "the test has written to the socket of the plugin, and its process was ended"
@@ -183,6 +183,9 @@ class Passage:
                     self._remains = partial(self._find_remains, entry, receiver)
                     if entry.sandbox is not None:
                         self._outline = outline(entry.sandbox)
+                        with contextlib.suppress(OSError):
+                            # Too many are open: then somebody waits.
+                            entry.sandbox.leave_to_child()
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()

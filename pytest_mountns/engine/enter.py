@@ -145,10 +145,24 @@ class Sandbox:
         """What keeps it: it is gone when these are closed and the last process in it has ended."""
         return self.namespace, self.scratch
 
+    def leave_to_child(self) -> None:
+        """A process forked since will enter. It unmounts all when it ends, and this one does not.
+
+        The uppers can be read here as long as their descriptor is open, by another one: the last
+        to close the one that fsmount(2) gave waits for a grace period of the kernel. Raises
+        :class:`OSError`.
+        """
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        own = high(os.open(f"/proc/self/fd/{self.scratch}", flags))
+        os.close(self.namespace)
+        os.close(self.scratch)
+        self.namespace, self.scratch = -1, own
+
     def close(self) -> None:
         """Let go of it. The last to do so waits until everything in it is unmounted."""
         for fd in self.descriptors:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def changes(self) -> Changes:
         """Everything the uppers add, modify, replace, delete or re-label against what is below.
