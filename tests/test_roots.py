@@ -509,7 +509,7 @@ MALFORMED = {
     "upwards": (archive(member("../x", b"x")), "leads outside by '..'"),
     "through a link": (
         archive(symlink("l", "/etc"), member("l/x", b"x")),
-        "below",
+        "is a symbolic link",
     ),
     "link out": (archive(hardlink("x", "/etc/passwd")), "absolute"),
     "device": (archive(member("sda", kind=b"4", device=(8, 0))), "device"),
