@@ -23,7 +23,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -158,9 +158,9 @@ def _packages() -> dict[str, str]:
 
     found: dict[str, str] = {}
     for distribution in distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            found.setdefault(name, distribution.version)
+        # Of a broken installation there is no metadata, or not all of it.
+        with suppress(Exception):
+            found.setdefault(str(distribution.metadata["Name"]), distribution.version)
     return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
 
 

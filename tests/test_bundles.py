@@ -99,6 +99,17 @@ def test_a_sound_one(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "out.tar").exists()
 
 
+def test_a_terminal_is_not_told_what_to_do(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "changes.txt").write_text("added       a\x1b]0;owned\x07b\n")
+    edit(bundle, lambda about: about.update(notes=["\x1b[2J"]))
+    assert main(["diff", str(bundle)]) == 0
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "a\\x1b]0;owned" in shown.out
+
+
 def test_what_is_there_is_not_written_over(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
