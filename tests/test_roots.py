@@ -678,6 +678,30 @@ def test_workers_share_what_is_unpacked(
     assert owners == {os.geteuid()}
 
 
+def test_long_unpacking_is_shown(pytester: pytest.Pytester, process: str, cache: Path) -> None:
+    image("oci-archive", pytester.path)
+    # What takes long is for the test to say.
+    pytester.makeconftest("from pytest_mountns import terminal; terminal._LONG = 0.0")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.mountns(root="image")
+        def test_it():
+            pass
+        """
+    )
+    arguments = (f"--mountns-process={process}", "-pno:cacheprovider")
+    out = pytester.runpytest_subprocess(*arguments).stdout
+    out.fnmatch_lines([f"mountns: unpack {pytester.path}/image ...", "*1 passed*"])
+    assert out.str().count("mountns: unpack") == 1
+    for path in cache.rglob("layer.json"):
+        path.unlink()
+    out = pytester.runpytest_subprocess(*arguments, "-q").stdout
+    out.no_fnmatch_line("*unpack*")
+    out.fnmatch_lines(["1 passed*"])
+
+
 def test_the_cache_can_be_pruned_afterwards(
     pytester: pytest.Pytester, record: Callable[..., Recorded], cache: Path
 ) -> None:
