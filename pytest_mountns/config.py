@@ -9,7 +9,6 @@ from typing import Any, Final, Literal, NoReturn, cast
 
 import pytest
 
-from .engine.changes import compile_globs
 from .engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
 
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc", "isolated_net"})
@@ -20,6 +19,12 @@ MARKERS: Final = (
     ' user="keep", devices=[], writes=None): run the test in a root'
     " filesystem of its own; what it writes, deletes and installs is gone when it ends.",
     "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
+)
+
+#: The ini values; see :func:`add_options`.
+INI: Final = (
+    *("mountns", "mountns_process", "mountns_volumes", "mountns_unavailable", "mountns_changes"),
+    *("mountns_keep", "mountns_dir"),
 )
 
 _LATER: Final = ("root", "layers")
@@ -293,6 +298,9 @@ def _writes(value: object, base: Path) -> tuple[str, ...] | None:
     if value is None:
         return None
     globs = tuple(_text(part) for part in _list(value))
+    # Not for every session.
+    from .engine.changes import compile_globs
+
     compile_globs(globs)
     return globs
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, final
 
 import pytest
 
-from .engine.changes import Changes
 from .engine.spec import Volume
+from .waking import gate_key
 
 if TYPE_CHECKING:
     from .child import TestProcess
+    from .engine.changes import Changes
     from .engine.oci import WrittenLayer
     from .inline import InlineTest
 
@@ -156,9 +157,8 @@ class IsolatedNet:
 
 
 def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
-    from .gate import gate_key
-
-    inside = request.config.stash[gate_key].inside
+    gate = request.config.stash.get(gate_key, None)
+    inside = gate.inside if gate is not None else None
     if inside is None:
         pytest.fail(
             f"{request.fixturename}: this test is not in a sandbox, it was asked for too late."
