@@ -33,6 +33,7 @@ from .engine.moving import (
     take_user_capabilities,
 )
 from .engine.outer import become, leave_outer_namespaces
+from .engine.pinned import written_pages
 from .engine.plan import Plan, User
 from .engine.remains import outline
 from .engine.rooms import Rooms, close
@@ -47,12 +48,16 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What the child takes over from its parent beside memory: fork(2) leaves these behind."""
+    """What the child takes over from its parent beside memory: fork(2) leaves these behind.
+
+    ``tells_pages``: it is to say which of its pages it has written to.
+    """
 
     parent: int
     channel: socket.socket
     status: int
     randomness: tuple[Any, ...]
+    tells_pages: bool = False
 
 
 @final
@@ -126,7 +131,8 @@ class TestProcess:
         afterfork.mend()
         try:
             self._rooms = Rooms(self._enter(), close)
-            self._say_entered()
+            if self._entry.sandbox is None:
+                self._say_entered()
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
@@ -253,7 +259,7 @@ class TestProcess:
             with self._end_if_unheard():
                 self.sender.send("screen", cursor, live_log)
         with self._end_if_unheard():
-            self.sender.report(report, internals.failed_subtests(self._item))
+            self.sender.report(report, self._item)
         # Of a failure, -x and --maxfail make something that subtests look at.
         # And what it has changed is read meanwhile.
         keeper = self._keeper
@@ -306,9 +312,12 @@ class TestProcess:
             internals.flush_output(self._item.config)
             flush_stdout()
             # Its root is about to vanish.
-            processes.kill_all(processes.children(os.getpid()))
+            if processes.has_children():
+                processes.kill_all(processes.children(os.getpid()))
             for name, state in self._companions.pack(self._item):
                 self.sender.send("state", name, state)
+            if self._inheritance.tells_pages:
+                self.sender.send("pages", written_pages())
             words: tuple[object, ...] = _explain(error)
             if isinstance(error, KeyboardInterrupt):
                 words = (*words, self.sender.interrupt(error))

@@ -36,6 +36,8 @@ class Entrance:
         self._tell(self.plan())
         # Where it is chosen by a wider fixture, its sandbox would keep it to itself.
         internals.choose_basetemp(self._item)
+        if internals.sets_up_wider_fixtures(self._item):
+            self._gate.rest()
         internals.fill_wider_fixtures(self._item, self._gate.scopes.within(self._item))
         plan = self.plan()
         self._tell(plan)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import mmap
+import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Final, final
@@ -46,6 +47,7 @@ from .waking import Finisher, is_wanted
 
 if TYPE_CHECKING:
     from .engine.enter import Layers
+    from .engine.pinned import HotPages
     from .engine.plan import Plan
     from .keeping import Keeper
 
@@ -65,6 +67,7 @@ class Gate:
         self.uppers = disk.DiskUppers()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
+        self._hot_pages: HotPages | None = None
         #: This process, if it is a test process.
         self.process: TestProcess | None = None
         #: The test that is in a sandbox in this process, whichever it is.
@@ -83,9 +86,10 @@ class Gate:
         #: The plugin whose hooks forward what is reported in the test process.
         self.hooks = hooks
         self._settled = False
-        #: A test process that has said all it had to say, 0 if there is none.
-        self.leaving = 0
-        self._has_visited = False
+        #: Test processes that have said all they had to say.
+        self.leaving: list[int] = []
+        #: The test that was the last to go into a sandbox in this process.
+        self._visitor: InlineTest | None = None
         #: Layers that tests of a spec begin on, if these are not those of their fixtures.
         self.floor: Callable[[SandboxSpec], Layers] | None = None
         #: Saves what tests have written, if that is asked for.
@@ -107,16 +111,33 @@ class Gate:
         self.planner.findings = findings
         self.planner.forget_mounts()
 
+    @property
+    def hot_pages(self) -> HotPages:
+        """What of this process's memory is copied for test processes in advance."""
+        if self._hot_pages is None:
+            from .engine.pinned import HotPages
+
+            self._hot_pages = HotPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+        return self._hot_pages
+
     def strike(self) -> None:
         """The host's mounts have changed or may do so, and nobody is in a sandbox."""
         if self._traveller is not None:
             self._traveller.strike()
 
-    def reap(self) -> None:
-        """Wait for the test process that was on its way out."""
-        if self.leaving:
-            processes.reap(self.leaving)
-            self.leaving = 0
+    def reap(self, *, spare: int = 0) -> None:
+        """Wait for the test processes that are on their way out, but for ``spare`` of them.
+
+        The kernel takes its time: to unmount what was mounted in there it waits for others.
+        """
+        self.leaving = [child for child in self.leaving if not processes.reap_ended(child)]
+        while len(self.leaving) > spare:
+            processes.reap(self.leaving.pop(0))
+
+    def rest(self) -> None:
+        """Before something runs in this process that may mount, unmount, or wait for children."""
+        self.reap()
+        self.strike()
 
     @property
     def can_visit(self) -> bool:
@@ -204,10 +225,9 @@ class Gate:
     def _protocol_inline(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        if not self._has_visited:
-            self._has_visited = True
+        if self._visitor is None:
             self.config.pluginmanager.register(HomeHooks(self), "mountns-home")
-        test = InlineTest(self, item, nextitem)
+        test = self._visitor = InlineTest(self, item, nextitem)
         item.setup = test.setup  # type: ignore[method-assign]
         try:
             return (yield)
@@ -218,6 +238,7 @@ class Gate:
             raise
         finally:
             test.leave()
+            test.end()
             item.__dict__.pop("setup", None)
 
     def _complete_inline(self, item: pytest.Item, report: pytest.TestReport) -> None:
@@ -228,8 +249,11 @@ class Gate:
             if self.keeper is not None:
                 with self.traveller.at_home():
                     self.keeper.capture(item, report, inside.remains)
-        elif self.process is None and self._has_visited and report.when == "teardown":
+        elif self.process is None and self._visitor is not None and report.when == "teardown":
             self.config.stash[changes_key].carry(item, report)
+            if self.keeper is not None:
+                self.keeper.capture(item, report, self._visitor.remains)
+            self._visitor.end()
 
     def make_report(
         self, item: pytest.Item, call: pytest.CallInfo[None]
@@ -278,4 +302,6 @@ class Gate:
         if self._traveller is not None:
             self._traveller.close()
         self.uppers.close()
+        if self._hot_pages is not None:
+            self._hot_pages.close()
         self.phase.close()

@@ -105,20 +105,23 @@ class InlineTest:
         gate = self._gate
         if gate.inside is not self:
             return
+        wider = internals.wider_teardown_is_due(self._item, self._nextitem)
         new = [pid for pid in processes.children(os.getpid()) if pid not in self._children]
         if new:
             _end(new)
         gate.companions.end_visit(self._item)
-        problem = None
+        problem: BaseException | None = None
         if gate.traveller.is_away:
             problem = self._look_at_changes()
             gate.traveller.leave()
-        self._let_go()
+        gate.inside = None
+        if gate.keeper is None or (wider and self.rooms.sandbox.layers is not None):
+            self._let_go()
         os.umask(self._umask)
         internals.set_basetemp(self._item.config, self._basetemp)
         _restore(self._environment)
         gate.companions.after_visit(self._item)
-        if internals.wider_teardown_is_due(self._item, self._nextitem):
+        if internals.wider_teardown_runs_code(self._item, self._nextitem):
             gate.strike()
         if problem is not None:
             # Of a hook, or of what was written while fixtures ended: an error of the teardown.
@@ -158,8 +161,19 @@ class InlineTest:
         with self._gate.traveller.at_home():
             yield changes
 
+    def end(self) -> None:
+        """Its last report is there: let go of what was left for that."""
+        self._let_go()
+
     def remains(self) -> list[Remains]:
-        """For the pytest process, at home: what can be saved, the test's own last."""
+        """For the pytest process, at home: what can be saved, the test's own last.
+
+        Raises :class:`SandboxError` if that is gone.
+        """
+        if self._rooms is None:
+            raise SandboxError(
+                "look at what the test has written", cause="it failed when wider fixtures had ended"
+            )
         scopes = self._gate.scopes.sandboxes(self._item)
         return [Remains.of_sandbox(one) for one in (*scopes, self.rooms.sandbox)]
 

@@ -1,7 +1,12 @@
-"""SIGINT while a test process runs."""
+"""SIGINT while a test process runs.
+
+Functions are those of :mod:`_signal`: the standard library's make enumeration members of all that
+they take and give, for each test.
+"""
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 import signal
 import threading
@@ -24,20 +29,20 @@ class Interrupts:
         self.descriptor = -1
         self.noted = False
         self._handler: Any = None
-        self._mask: set[signal.Signals | int] = set()
+        self._mask: set[int] = set()
 
     def __enter__(self) -> Interrupts:
-        handler = signal.getsignal(signal.SIGINT)
+        handler = _signal.getsignal(signal.SIGINT)
         main = threading.current_thread() is threading.main_thread()
         if main and handler not in (signal.SIG_IGN, None):
-            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            self._mask = _signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             self._handler = handler
-            signal.signal(signal.SIGINT, self._note)
+            _signal.signal(signal.SIGINT, self._note)
             try:
                 self.descriptor = syscalls.signalfd(frozenset({signal.SIGINT}))
             except OSError:
                 # As where another thread takes it: where it came from is not known.
-                signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+                _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         return self
 
     def _note(self, number: int, frame: object) -> None:
@@ -45,7 +50,7 @@ class Interrupts:
 
     def let_in(self) -> None:
         """Before the fork: one that was held back already is not known to the child."""
-        if self.descriptor >= 0 and signal.SIGINT in signal.sigpending():
+        if self.descriptor >= 0 and signal.SIGINT in _signal.sigpending():
             self.release()
 
     def release(self) -> None:
@@ -55,8 +60,8 @@ class Interrupts:
             if self.descriptor >= 0:
                 os.close(self.descriptor)
             self.descriptor = -1
-            signal.signal(signal.SIGINT, handler)
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            _signal.signal(signal.SIGINT, handler)
+            _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def __exit__(self, *exception: object) -> None:
         self.release()

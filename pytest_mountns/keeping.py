@@ -39,8 +39,9 @@ _SHOWN: Final = 3
 
 @dataclass
 class _Test:
-    """A test that is on its way. ``reports``: of its last attempt."""
+    """The test that is on its way. ``reports``: of its last attempt."""
 
+    nodeid: str
     spec: SandboxSpec
     plan: list[str]
     seeds: Seeds
@@ -66,7 +67,7 @@ class Keeper:
         # Before a test or a fixture changes it.
         self._environment = repro.environment(os.environ)
         self._run = str((self._worker or {}).get("testrunuid", f"{os.getpid()}-{time.time_ns()}"))
-        self._tests: dict[str, _Test] = {}
+        self._test: _Test | None = None
         self._conditions: dict[str, Any] | None = None
         self._kept: list[str] = []
         self._problems: list[str] = []
@@ -75,10 +76,8 @@ class Keeper:
 
     def begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
         """It is about to have its wider fixtures set up or, the second time, enter its sandbox."""
-        known = self._tests.get(item.nodeid)
-        if known is not None:
-            known.forget()
-        self._tests[item.nodeid] = _Test(spec, plan.describe().splitlines(), begin(item))
+        self.close()
+        self._test = _Test(item.nodeid, spec, plan.describe().splitlines(), begin(item))
 
     def waits_for(self, report: pytest.TestReport) -> bool:
         """Whether a test has to stand still at its report; it does so anyway when it fails."""
@@ -95,8 +94,8 @@ class Keeper:
         ``report``: None for a process that died. ``read`` gives what is to be saved, lowest first:
         of fixtures of wider scope, and last the test's own.
         """
-        test = self._tests.get(item.nodeid)
-        if test is None:
+        test = self._test
+        if test is None or test.nodeid != item.nodeid:
             return
         if report is not None:
             if report.when == "setup":
@@ -120,8 +119,8 @@ class Keeper:
     # First: a worker's own hook, which sends the report, comes later.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        test = self._tests.get(report.nodeid)
-        if test is not None:
+        test = self._test
+        if test is not None and test.nodeid == report.nodeid:
             if report.when == "setup":
                 test.reports.clear()
             test.reports.append(report)
@@ -138,14 +137,14 @@ class Keeper:
     def _conclude(self, report: pytest.TestReport, test: _Test) -> None:
         if self._when == "all" or any(one.failed for one in test.reports):
             try:
-                said = {"kept": self._keep(report.nodeid, test)}
+                said = {"kept": self._keep(test)}
             except SandboxError as error:
                 said = {"problem": str(error)}
             setattr(report, _ATTRIBUTE, said)
+        # Known still: there may be another attempt.
         test.forget()
-        del self._tests[report.nodeid]
 
-    def _keep(self, nodeid: str, test: _Test) -> str:
+    def _keep(self, test: _Test) -> str:
         saved = test.saved or Saved(
             notes=["nothing is saved of what was written: it did not fail in its sandbox"]
         )
@@ -154,11 +153,11 @@ class Keeper:
             "hypothesis": test.seeds.hypothesis,
             "randomly": test.seeds.randomly,
         }
-        made = self._repro(nodeid, test, saved, seeds)
-        texts = {**saved.texts, repro.REPORT: _text(nodeid, test.reports)}
-        return self._bundles.add(_name(nodeid), made, Content(texts, saved.files))
+        made = self._repro(test, saved, seeds)
+        texts = {**saved.texts, repro.REPORT: _text(test.nodeid, test.reports)}
+        return self._bundles.add(_name(test.nodeid), made, Content(texts, saved.files))
 
-    def _repro(self, nodeid: str, test: _Test, saved: Saved, seeds: dict[str, Any]) -> repro.Repro:
+    def _repro(self, test: _Test, saved: Saved, seeds: dict[str, Any]) -> repro.Repro:
         if self._conditions is None:
             self._conditions = repro.conditions()
         variables, left_out = self._environment
@@ -166,7 +165,7 @@ class Keeper:
         argv = self._worker["mainargv"][1:] if self._worker else parameters.args
         return repro.Repro(
             kind="test",
-            name=nodeid,
+            name=test.nodeid,
             outcome="failed" if any(one.failed for one in test.reports) else "passed",
             written=repro.now(),
             run=self._run,
@@ -185,9 +184,9 @@ class Keeper:
         )
 
     def close(self) -> None:
-        """At the end of the session: of tests that never came to their end nothing is kept."""
-        for test in self._tests.values():
-            test.forget()
+        """The session ends, or another test begins: one that never came to its end is not kept."""
+        if self._test is not None:
+            self._test.forget()
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         where = self._shown(self._bundles.directory)

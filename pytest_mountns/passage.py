@@ -26,7 +26,7 @@ from .engine.changes import Changes
 from .engine.errors import SandboxError, Unavailable, said
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
-from .engine.remains import Outline, Remains
+from .engine.remains import Outline, Remains, outline
 from .engine.syscalls import flush_stdout
 from .entrance import Entrance
 from .interrupts import Interrupts
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .gate import Gate
     from .timers import Timers
 
+#: So many test processes may be on their way out while the next one runs.
+_LEAVING: Final = 2
 PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
 
 _GARBLED: Final = "the test has written to the socket of the plugin, and its process was ended"
@@ -143,7 +145,9 @@ class Passage:
             what = "open a channel to a test process"
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         forget_failures = internals.noted_failures(item.config)
-        inheritance = Inheritance(os.getpid(), theirs, status_writer, random.getstate())
+        inheritance = Inheritance(
+            os.getpid(), theirs, status_writer, random.getstate(), gate.hot_pages.before_fork()
+        )
         try:
             with Interrupts() as interrupts:
                 try:
@@ -160,6 +164,7 @@ class Passage:
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
+                    gate.hot_pages.in_child()
                     gate.scopes.closed = True
                     gate.process = gate.inside = TestProcess(
                         item, entry, inheritance, gate.phase, gate.companions, gate.keeper
@@ -170,13 +175,17 @@ class Passage:
                     return None
                 self.delegated = True
                 theirs.close()
-                gate.reap()
+                gate.reap(spare=_LEAVING)
                 receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
                     self._remains = partial(self._find_remains, entry, receiver)
+                    if entry.sandbox is not None:
+                        self._outline = outline(entry.sandbox)
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()
+                    # From here on nothing can be read.
+                    self._outline = None
         finally:
             if gate.process is None:
                 os.close(status_reader)
@@ -254,7 +263,7 @@ class Passage:
             status = 0
             if last_words is not None and not receiver.apart:
                 # It is on its way out, and nobody has to wait for that.
-                self._gate.leaving = child
+                self._gate.leaving.append(child)
             else:
                 status = processes.reap(child)
             if receiver.apart:
@@ -278,11 +287,14 @@ class Passage:
         self._conclude()
 
     def _find_remains(self, entry: Entry, receiver: relay.Receiver) -> Remains:
-        if receiver.descriptor < 0 or self._outline is None:
+        made = entry.sandbox
+        # Of a fresh root the test process has sent another.
+        scratch = made.scratch if made and receiver.descriptor < 0 else receiver.descriptor
+        if scratch < 0 or self._outline is None:
             raise SandboxError("read what the sandbox has written", cause="it was never entered")
-        more = entry.sandbox.touched() if entry.sandbox is not None else []
+        more = made.touched() if made is not None else []
         view = entry.layers.view if entry.layers is not None else -1
-        return Remains.of(entry.plan, receiver.descriptor, self._outline, more, view)
+        return Remains.of(entry.plan, scratch, self._outline, more, view)
 
     def _all_remains(self) -> list[Remains]:
         assert self._remains is not None
@@ -295,7 +307,8 @@ class Passage:
 
     def _look_at_changes(self, *, died: bool) -> tuple[Sorted, str] | None:
         """For whoever wants to know what the test has changed, when it has ended."""
-        if self._outline is None or not self._changes.is_wanted(died=died):
+        entered = self._outline is not None and self._refusal is None
+        if not entered or not self._changes.is_wanted(died=died):
             return None
         changed, self._changes_failed = self._changes.ended(
             self._item, self._read_changes, died=died
@@ -308,8 +321,8 @@ class Passage:
         if self._refusal is not None or self._internal_error is not None:
             return
         if wider:
-            self._gate.reap()
-            self._gate.strike()
+            if internals.wider_teardown_runs_code(self._item, self._nextitem):
+                self._gate.rest()
             # To be handed over after the reports: so in the protocol in which those are made.
             self._recorded = internals.take_recorded_warnings()
             return
@@ -341,7 +354,7 @@ class Passage:
         if name == "report":
             packed, failed_subtests = content
             internals.set_failed_subtests(self._item, failed_subtests)
-            report = self._last_report = relay.unpack_report(packed, self._item.config)
+            report = self._last_report = relay.unpack_report(packed, self._item)
             self._log_held()
             self._wider = None
             self._changes.complete(self._item, report, self._read_changes)
@@ -380,6 +393,8 @@ class Passage:
             self._log_held()
         elif name == "state":
             self._gate.companions.merge(self._item, *content)
+        elif name == "pages":
+            self._gate.hot_pages.learn(*content)
         elif name == "refused":
             unavailable, *texts = content
             self._refusal = (Unavailable if unavailable else SandboxError)(*texts)

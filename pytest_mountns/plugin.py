@@ -118,11 +118,8 @@ class Hooks:
         gate = self._wanted(item)
         if gate is not None:
             return (yield from gate.protocol(item, nextitem))
-        gate = self._gate
-        if gate is not None:
-            # It may mount and unmount, and wait for children.
-            gate.reap()
-            gate.strike()
+        if (gate := self._gate) is not None:
+            gate.rest()
         return (yield)
 
     # Innermost: whoever saves what was gathered in the session does it after its own yield.
@@ -196,7 +193,7 @@ class Hooks:
 
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         if (process := self._process) is not None:
-            process.sender.send("logfinish", nodeid, location)
+            process.sender.keep("logfinish", nodeid, location)
 
     def pytest_warning_recorded(
         self, warning_message: warnings.WarningMessage, when: str, nodeid: str

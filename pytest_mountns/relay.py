@@ -13,6 +13,7 @@ import _socket
 import array
 import contextlib
 import linecache
+import marshal
 import mmap
 import os
 import pickle
@@ -43,7 +44,11 @@ from .interrupts import Interrupts
 
 _HEADER: Final = struct.Struct("!4sI")
 _MAGIC: Final = b"\xf7mns"
+# No pickle begins like this.
+_LIGHT: Final = b"light"
 _CHUNK: Final = 1 << 18
+# A number: with members of an enumeration each test would make a new one.
+_AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _SI_KERNEL: Final = 0x80
 _GRACE: Final = 0.2
 _LOOK_UP: Final = 50
@@ -114,6 +119,7 @@ class Sender:
         self._known = _Known()
         self._owner = getpid()
         self._answers = bytearray()
+        self._kept = b""
         self._reports = 0
         self._settled = 0
 
@@ -133,7 +139,8 @@ class Sender:
         """
         if self.is_copy:
             return
-        frame = _frame((name, *content))
+        frame = self._kept + _frame((name, *content))
+        self._kept = b""
         sent = 0
         if descriptor is not None:
             fds = array.array("i", [descriptor])
@@ -141,10 +148,14 @@ class Sender:
             sent = self._socket.sendmsg([frame], rights)
         self._socket.sendall(frame[sent:])
 
-    def report(self, report: pytest.TestReport, failed_subtests: int) -> None:
+    def keep(self, name: str, *content: object) -> None:
+        """A frame that goes with the next one: nobody waits for it."""
+        self._kept += _frame((name, *content))
+
+    def report(self, report: pytest.TestReport, item: pytest.Item) -> None:
         """A report as it is if that can be pickled, else what pytest's own serialisation keeps."""
         self._reports += 1
-        self.send("report", self._pack(report), failed_subtests)
+        self.send("report", self._pack(report, item), internals.failed_subtests(item))
 
     def settle(self) -> Any:
         """Wait until the parent has dealt with every report; what it answers.
@@ -218,7 +229,12 @@ class Sender:
             loads(data)
         return data
 
-    def _pack(self, report: pytest.TestReport) -> bytes:
+    def _pack(self, report: pytest.TestReport, item: pytest.Item) -> bytes:
+        fields = internals.plain_fields(report, item)
+        if fields is not None:
+            # A class derived from a plain type is refused.
+            with contextlib.suppress(ValueError):
+                return _LIGHT + marshal.dumps(fields)
         try:
             return self._pickle(report, verify=report.failed or bool(report.user_properties))
         except Exception:  # noqa: BLE001 - any attribute of a report may raise anything
@@ -254,10 +270,13 @@ def _origin(message: warnings.WarningMessage) -> dict[str, object]:
     return {"line": f"{line.strip()}\n\nObject allocated at:\n{frames}"}
 
 
-def unpack_report(packed: bytes, config: pytest.Config) -> pytest.TestReport:
+def unpack_report(packed: bytes, item: pytest.Item) -> pytest.TestReport:
     """What :meth:`Sender.report` has packed."""
+    if packed.startswith(_LIGHT):
+        return internals.report_of(item, marshal.loads(packed[len(_LIGHT) :]))
     value = loads(packed)
     if isinstance(value, dict):
+        config = item.config
         value = config.hook.pytest_report_from_serializable(config=config, data=value)
     assert isinstance(value, pytest.TestReport)
     return value
@@ -383,9 +402,8 @@ class Receiver:
     def _receive(self, *, everything: bool) -> bool:
         """Read what is there; True at the end of the stream."""
         while True:
-            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
             try:
-                data, rights, _, _ = self._socket.recvmsg(_CHUNK, 128, flags)
+                data, rights, _, _ = self._socket.recvmsg(_CHUNK, 128, _AT_ONCE)
             except BlockingIOError:
                 return False
             except ConnectionResetError:

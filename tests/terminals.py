@@ -1,4 +1,4 @@
-"""pytest on a terminal of its own, as a user sees it who types there."""
+"""pytest, or another command, on a terminal of its own, as a user sees it who types there."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, final
 
 DEADLINE = 90
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
 
 #: Puts a command on the terminal that its standard input is, as the session's leader.
 STARTER = """
@@ -31,7 +32,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 @final
 class Terminal:
-    """A running pytest, what it has written so far, and a keyboard."""
+    """A running command, what it has written so far, and a keyboard."""
 
     def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
         self._master = master
@@ -79,12 +80,16 @@ class Terminal:
         return bool(data)
 
 
-@contextlib.contextmanager
-def terminal(directory: Path, *options: str) -> Iterator[Terminal]:
+def terminal(directory: Path, *options: str) -> contextlib.AbstractContextManager[Terminal]:
     """Run pytest in ``directory``; when the block ends nothing of it is left."""
+    return on_terminal(directory, sys.executable, *PYTEST, *options)
+
+
+@contextlib.contextmanager
+def on_terminal(directory: Path, *command: str) -> Iterator[Terminal]:
+    """Run a command in ``directory``; when the block ends nothing of it is left."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
     environment = {
         **os.environ,
         # No escape sequences, and of the plugins that may be installed ours alone.
@@ -95,7 +100,7 @@ def terminal(directory: Path, *options: str) -> Iterator[Terminal]:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     process = subprocess.Popen(
-        [sys.executable, "-c", STARTER, *pytest],
+        [sys.executable, "-c", STARTER, *command],
         cwd=directory,
         env=environment,
         stdin=slave,

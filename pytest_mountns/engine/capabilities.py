@@ -6,6 +6,7 @@ outlives them. The same facts choose the capabilities of a session and fill the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -31,6 +32,15 @@ from .processes import fork, reap
 from .spec import SandboxSpec
 
 _PROBE_SECONDS: Final = 30
+#: What is said of a directory that can be no lower: of OverlayFS, of its filesystem, of the way.
+_REFUSALS: Final = frozenset(
+    {
+        *(errno.EINVAL, errno.ELOOP, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTDIR, errno.ENOENT),
+        *(errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.EREMOTE),
+    }
+)
+#: What may be otherwise a moment later.
+PASSING: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
 _Answer: TypeAlias = dict[str, Any]
 
 
@@ -101,22 +111,50 @@ def _judged(trial: Trial, here: Circumstances, user_namespace: bool) -> Trial:
 
 
 def refused_lowers(paths: Sequence[str], capabilities: Capabilities) -> frozenset[str]:
-    """Which of these directories cannot be the lower of an overlay, by trying."""
+    """Which of these directories cannot be the lower of an overlay, by trying.
+
+    Raises :class:`SandboxError` if that cannot be found out now: what another time may be
+    otherwise is no answer to be remembered.
+    """
 
     def attempt(directory: str | None) -> _Answer:
         if capabilities.user_namespace:
             enter_user_namespace()
         enter_mount_namespace(capabilities.user_namespace)
         builder = _go_to_scratch(capabilities, directory)
-        refused = [path for path in paths if not _is_lower(builder, path, capabilities)]
-        return {"refused": refused, "trials": []}
+        log = _Log(capabilities.user_namespace)
+        refused = _refused(log, builder, paths, capabilities)
+        return log.answer() if log.trials else {"refused": refused, "trials": []}
 
     uppers = DiskUppers()
     try:
         directory = None if capabilities.memory_upper else uppers.new()
-        return frozenset(_in_child(lambda: attempt(directory)).get("refused", paths))
+        answer = _in_child(lambda: attempt(directory))
     finally:
         uppers.close()
+    if "refused" in answer:
+        return frozenset(answer["refused"])
+    trial = Trial(**answer["trials"][-1])
+    raise SandboxError(f"try an {trial.name}", trial.kernel, trial.cause, trial.remedy)
+
+
+def _refused(
+    log: _Log, builder: Builder, paths: Sequence[str], capabilities: Capabilities
+) -> list[str]:
+    """Those of ``paths``. If it cannot be told of one, there is a failed trial in ``log``."""
+    refused = []
+    for path in paths:
+        try:
+            if not _is_lower(builder, path, capabilities):
+                refused.append(path)
+        except OSError as error:
+            log.attempt(f"overlay of {path}", partial(_raise, error), doing="overlay")
+            break
+    return refused
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _go_to_scratch(capabilities: Capabilities, directory: str | None = None) -> Builder:
@@ -305,7 +343,7 @@ def _try_overlays(
         return [], False
     # If neither way has worked, the reason is another.
     log.trials[-1:-1] = detached.trials
-    refused = [path for path in lowers(host) if not _is_lower(builder, path, capabilities)]
+    refused = _refused(log, builder, lowers(host), capabilities)
     # A sandbox in which none of the places that matter can be written to is none.
     needed = [path for path in lowers(host) if any(p == path or is_below(p, path) for p in matter)]
     if capabilities.user_namespace and needed and not set(needed) - set(refused):
@@ -344,10 +382,18 @@ def _try_overlay(builder: Builder, capabilities: Capabilities) -> None:
 
 
 def _is_lower(builder: Builder, path: str, capabilities: Capabilities) -> bool:
-    try:
-        os.close(_overlay(path, builder, capabilities))
-    except OSError:
-        return False
+    """Raises :class:`OSError` if the reason is none of the directory's own."""
+    # Twice: what it is asked for once it may be denied for another reason.
+    for attempt in range(2):
+        try:
+            os.close(_overlay(path, builder, capabilities))
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            if attempt:
+                return False
+        else:
+            break
     return True
 
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import final
 
-from .capabilities import Findings, lowers, probe, refused_lowers
+from .capabilities import PASSING, Findings, Trial, lowers, probe, refused_lowers
 from .errors import Unavailable, said
 from .host import survey
 from .moving import high
@@ -43,10 +43,13 @@ class Planner:
 
     @property
     def findings(self) -> Findings:
-        """What this machine can do; probed when first asked for."""
-        if self._findings is None:
-            self._findings = probe(self.places)
-        return self._findings
+        """What this machine can do; probed when first asked for, and again if what stands in the
+        way may pass."""
+        findings = self._findings or probe(self.places)
+        obstacle = findings.obstacle
+        if obstacle is None or obstacle.errno not in PASSING:
+            self._findings = findings
+        return findings
 
     @findings.setter
     def findings(self, known: Findings) -> None:
@@ -86,9 +89,10 @@ class Planner:
             self._table = None
 
     def _make(self, spec: SandboxSpec) -> Plan:
-        capabilities = self.findings.capabilities
+        findings = self.findings
+        capabilities = findings.capabilities
         if capabilities is None:
-            raise self._unavailable()
+            raise _unavailable(findings.obstacle)
         if spec.pid and not capabilities.pid_namespace:
             trial = self.findings.trials[-1]
             raise Unavailable(
@@ -110,7 +114,7 @@ class Planner:
         return plan(dataclasses.replace(spec, volumes=resolved), self._host, capabilities, user)
 
     def _survey(self, capabilities: Capabilities) -> Host:
-        """Raises :class:`Unavailable`."""
+        """Raises :class:`SandboxError`."""
         host = survey(user_namespace=capabilities.user_namespace, places=self.places)
         if self._tried is None:
             # The probe has tried them just now.
@@ -118,25 +122,14 @@ class Planner:
             self._unlayerable = self.findings.unlayerable
         new = [path for path in lowers(host) if path not in self._tried]
         if new:
-            self._tried.update(new)
             self._unlayerable |= refused_lowers(new, capabilities)
+            self._tried.update(new)
         return dataclasses.replace(host, unlayerable=self._unlayerable)
 
     def _failed(self, name: str) -> tuple[str, str, str]:
         """What the kernel said, cause and remedy of a trial."""
         trial = next(trial for trial in self.findings.trials if trial.name == name)
         return trial.kernel, trial.cause, trial.remedy
-
-    def _unavailable(self) -> Unavailable:
-        obstacle = self.findings.obstacle
-        if obstacle is None:
-            return Unavailable("this machine cannot isolate tests")
-        return Unavailable(
-            f"this machine cannot isolate tests: {obstacle.name} failed",
-            obstacle.kernel,
-            obstacle.cause,
-            obstacle.remedy or "pytest --mountns-doctor",
-        )
 
     def _table_changed(self) -> bool:
         """Whether the mount table is another than at the last call; the first time it is not.
@@ -152,6 +145,17 @@ class Planner:
         poll = select.poll()
         poll.register(self._table, select.POLLPRI)
         return any(events & (select.POLLPRI | select.POLLERR) for _, events in poll.poll(0))
+
+
+def _unavailable(obstacle: Trial | None) -> Unavailable:
+    if obstacle is None:
+        return Unavailable("this machine cannot isolate tests")
+    return Unavailable(
+        f"this machine cannot isolate tests: {obstacle.name} failed",
+        obstacle.kernel,
+        obstacle.cause,
+        obstacle.remedy or "pytest --mountns-doctor",
+    )
 
 
 def _user(wanted: str | int, capabilities: Capabilities) -> User | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix
 import signal
 import sys
 import warnings
@@ -12,6 +13,8 @@ from typing import Final
 
 # The kernel ends a read of this file between two numbers.
 _PAGE: Final = 4096
+#: Of clone(2) as well, wait(2).
+_WALL: Final = 0x40000000
 
 
 def fork() -> int:
@@ -46,6 +49,23 @@ def wake(pid: int) -> None:
             os.close(fd)
         if state == b"T":
             os.kill(pid, signal.SIGCONT)
+
+
+def reap_ended(child: int) -> bool:
+    """Reap ``child`` if it has ended. Returns whether it is gone."""
+    try:
+        return os.waitpid(child, os.WNOHANG)[0] == child
+    except ChildProcessError:
+        return True
+
+
+def has_children() -> bool:
+    """Whether this process has any, of whichever thread, ended or not."""
+    try:
+        posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT | _WALL)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def children(pid: int) -> list[int]:

@@ -10,6 +10,8 @@ import ctypes
 import os
 import signal
 import struct
+from collections.abc import Sequence
+from itertools import chain
 from typing import Final, NoReturn
 
 from .errors import SyscallError
@@ -68,10 +70,15 @@ PR_SET_DUMPABLE: Final = 4
 PR_SET_KEEPCAPS: Final = 8
 PR_SET_CHILD_SUBREAPER: Final = 36
 
+IORING_REGISTER_BUFFERS: Final = 0
+IORING_UNREGISTER_BUFFERS: Final = 1
+
 SFD_CLOEXEC: Final = os.O_CLOEXEC
 SFD_NONBLOCK: Final = os.O_NONBLOCK
 
 # The numbers of the calls made since 2018 are the same on every architecture.
+_SYS_IO_URING_SETUP: Final = 425
+_SYS_IO_URING_REGISTER: Final = 427
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
@@ -83,6 +90,7 @@ _SYS_MOUNT_SETATTR: Final = 442
 # sigset_t of glibc and musl.
 _SIGSET_SIZE: Final = 128
 _CAP_VERSION_3: Final = 0x20080522
+_IO_URING_PARAMS_SIZE: Final = 120
 
 
 class _MountAttr(ctypes.Structure):
@@ -141,6 +149,8 @@ _mount_setattr: Final = _prototype(
     _int, _str, ctypes.c_uint, ctypes.POINTER(_MountAttr), ctypes.c_size_t
 )
 
+_io_uring_setup: Final = _prototype(ctypes.c_uint, ctypes.c_void_p)
+_io_uring_register: Final = _prototype(_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint)
 _openat2: Final = _prototype(_int, _str, ctypes.POINTER(_OpenHow), ctypes.c_size_t)
 
 
@@ -361,6 +371,29 @@ def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:
     if result < 0:
         raise _fail(f"openat2({path!r}, {flags:#x}, {resolve:#x})")
     return result
+
+
+def io_uring_setup(entries: int) -> int:
+    """io_uring_setup(2), since Linux 5.1. Returns a descriptor, close-on-exec."""
+    parameters = ctypes.create_string_buffer(_IO_URING_PARAMS_SIZE)
+    result = int(_io_uring_setup(_SYS_IO_URING_SETUP, entries, parameters))
+    if result < 0:
+        raise _fail(f"io_uring_setup({entries})")
+    return result
+
+
+def io_uring_register_buffers(fd: int, buffers: Sequence[tuple[int, int]]) -> None:
+    """io_uring_register(2) ``IORING_REGISTER_BUFFERS``; of each its address and length."""
+    iovecs = struct.pack("PN" * len(buffers), *chain.from_iterable(buffers))
+    call = _io_uring_register
+    if call(_SYS_IO_URING_REGISTER, fd, IORING_REGISTER_BUFFERS, iovecs, len(buffers)) < 0:
+        raise _fail(f"io_uring_register({len(buffers)} buffers)")
+
+
+def io_uring_unregister_buffers(fd: int) -> None:
+    """io_uring_register(2) ``IORING_UNREGISTER_BUFFERS``."""
+    if _io_uring_register(_SYS_IO_URING_REGISTER, fd, IORING_UNREGISTER_BUFFERS, None, 0) < 0:
+        raise _fail("io_uring_register(no buffers)")
 
 
 def syncfs(fd: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
 
@@ -12,6 +12,7 @@ import pluggy
 import pytest
 from _pytest.fixtures import get_scope_package
 from _pytest.logging import caplog_handler_key, caplog_records_key
+from _pytest.nodes import Node
 from _pytest.outcomes import Exit, OutcomeException
 from _pytest.runner import SetupState
 from _pytest.unittest import TestCaseFunction
@@ -53,23 +54,36 @@ def fill_wider_fixtures(item: pytest.Item, within: Within) -> None:
     request = getattr(item, "_request", None)
     if not request:
         return
+    funcargs: dict[str, object] = cast(Any, item).funcargs
     if isinstance(item, TestCaseFunction) and not hasattr(item, "_getinstance"):
         # Before 8.2 the item's setup made the instance that class-scoped fixtures are bound to.
         cast(Any, item)._testcase = cast(Any, item.parent).obj(item.name)
-    funcargs: dict[str, object] = cast(Any, item).funcargs
+    for name, scope, definition in _wider_fixtures(item):
+        if name not in funcargs:
+            # A parametrized one is finished here as well, where its parameter changes.
+            with within(scope, _scope_node(item, scope, definition)):
+                funcargs[name] = request.getfixturevalue(name)
+
+
+def sets_up_wider_fixtures(item: pytest.Item) -> bool:
+    """Whether :func:`fill_wider_fixtures` will run a fixture, and not only look up its value."""
+    return bool(getattr(item, "_request", None)) and any(
+        definition.cached_result is None for _, _, definition in _wider_fixtures(item)
+    )
+
+
+def _wider_fixtures(item: pytest.Item) -> Iterator[tuple[str, WiderScope, Any]]:
     definitions = cast(Any, item)._fixtureinfo.name2fixturedefs
     callspec = getattr(item, "callspec", None)
     parametrized = callspec._arg2scope if callspec is not None else {}
     has_class = item.getparent(pytest.Class) is not None
     for name in cast(Any, item).fixturenames:
-        if name in funcargs or name not in definitions:
+        if name not in definitions:
             continue
-        scope = parametrized[name].value if name in parametrized else definitions[name][-1].scope
+        definition = definitions[name][-1]
+        scope = parametrized[name].value if name in parametrized else definition.scope
         if scope != "function" and (scope != "class" or has_class):
-            node = _scope_node(item, scope, definitions[name][-1])
-            # A parametrized one is finished here as well, where its parameter changes.
-            with within(scope, node):
-                funcargs[name] = request.getfixturevalue(name)
+            yield name, scope, definition
 
 
 def _scope_node(item: pytest.Item, scope: WiderScope, definition: Any) -> pytest.Collector:
@@ -230,6 +244,19 @@ def wider_teardown_is_due(item: pytest.Item, nextitem: pytest.Item | None) -> bo
     stack = [node for node in _setup_state(item).stack if node is not item]
     needed = nextitem.listchain() if nextitem is not None else []
     return stack != needed[: len(stack)]
+
+
+def wider_teardown_runs_code(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Whether anything is done when the nodes that end before ``nextitem`` do, beside forgetting.
+
+    Each has its own ``teardown`` as a finalizer, which does nothing unless it was overridden.
+    """
+    needed = nextitem.listchain() if nextitem is not None else []
+    return any(
+        len(finalizers) > 1 or type(node).teardown is not Node.teardown
+        for node, (finalizers, _) in _setup_state(item).stack.items()
+        if node is not item and node not in needed
+    )
 
 
 def tear_down_wider(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from pytest_mountns.engine import syscalls
+from pytest_mountns.engine import capabilities, syscalls
 from pytest_mountns.engine.advice import Doing, explain
-from pytest_mountns.engine.capabilities import Findings, Trial, probe
+from pytest_mountns.engine.capabilities import Findings, Trial, probe, refused_lowers
 from pytest_mountns.engine.enter import Sandbox
-from pytest_mountns.engine.errors import Unavailable
+from pytest_mountns.engine.errors import SandboxError, Unavailable
 from pytest_mountns.engine.host import survey
 from pytest_mountns.engine.moving import (
     drop_user_capabilities,
@@ -28,6 +29,7 @@ from .worlds import (
     Lost,
     Mode,
     bind,
+    capabilities_of,
     descriptors,
     in_child,
     in_sandbox,
@@ -340,3 +342,52 @@ def test_a_lost_process_of_this_suite_is_noticed(
 ) -> None:
     with pytest.raises(Lost, match=message):
         in_child(action)
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "refused"),
+    [
+        (errno.EINVAL, 2, True),
+        (errno.ELOOP, 2, True),
+        (errno.EACCES, 2, True),
+        # Said once, of something else.
+        (errno.EINVAL, 1, False),
+    ],
+)
+def test_only_what_is_said_of_a_directory_is_a_refusal(
+    monkeypatch: pytest.MonkeyPatch, mode: Mode, number: int, times: int, refused: bool
+) -> None:
+    def host() -> frozenset[str]:
+        _fail(monkeypatch, f"{BASE}/one", number, times)
+        mkdir("one")
+        mkdir("two")
+        return refused_lowers([f"{BASE}/one", f"{BASE}/two"], capabilities_of(mode))
+
+    assert in_world(host, mode) == ({f"{BASE}/one"} if refused else set())
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.ENOSPC, errno.EINTR])
+def test_what_passes_is_a_failure_and_no_refusal(
+    monkeypatch: pytest.MonkeyPatch, mode: Mode, number: int
+) -> None:
+    def host() -> None:
+        _fail(monkeypatch, f"{BASE}/one", number, 1)
+        mkdir("one")
+        refused_lowers([f"{BASE}/one"], capabilities_of(mode))
+
+    with pytest.raises(SandboxError, match=errno.errorcode[number]):
+        in_world(host, mode)
+
+
+def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) -> None:
+    """So often an overlay of ``lower`` fails."""
+    original = capabilities._overlay
+    left = [times]
+
+    def overlay(path: str, *arguments: Any) -> int:
+        if path == lower and left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return original(path, *arguments)
+
+    monkeypatch.setattr(capabilities, "_overlay", overlay)

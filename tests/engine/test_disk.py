@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import stat
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from pytest_mountns.engine import disk
 from pytest_mountns.engine.enter import Sandbox
-from pytest_mountns.engine.errors import SandboxError
+from pytest_mountns.engine.errors import SandboxError, Unavailable
 from pytest_mountns.engine.spec import SandboxSpec
 
 from .worlds import BASE, Mode, content, host_unchanged, in_sandbox, in_world, write
@@ -189,3 +191,47 @@ def test_the_hosts_tree_is_not_written_to(mode: Mode, api: str) -> None:
             os.mkdir("/srv/uppers")
 
     in_world(host, mode)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "mkdtemp", "fork"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_an_upper_that_cannot_be_made_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    where: dict[str, object] = {"mkdir": os, "mkdtemp": tempfile, "fork": disk}
+    uppers = disk.DiskUppers()
+    with monkeypatch.context() as patched:
+        patched.setattr(where[call], call, fails)
+        with pytest.raises(Unavailable) as info:
+            uppers.new()
+    assert errno.errorcode[number] in info.value.kernel
+    assert info.value.cause
+    # Another time it can.
+    assert uppers.new().startswith(str(place))
+    uppers.close()
+    assert list(place.iterdir()) == []
+
+
+def test_uppers_are_closed_whoever_has_ended_the_guard(place: Path) -> None:
+    uppers = disk.DiskUppers()
+    uppers.new()
+    os.kill(uppers._guard, signal.SIGKILL)
+    os.waitpid(uppers._guard, 0)
+    uppers.close()
+    assert list(place.iterdir()) == []
+
+
+def test_removing_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    (tmp_path / "upper/deep").mkdir(parents=True)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    for name in ("rmdir", "unlink", "open", "scandir"):
+        monkeypatch.setattr(os, name, fails)
+    disk.remove(str(tmp_path / "upper"))
+    monkeypatch.undo()
+    assert (tmp_path / "upper").exists()

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,8 @@ class Runner:
             for number in range(len(cases))
             for name in ("test_target", "test_after")
         ]
+        # With the last one the module ends, and what is kept for its tests is let go of.
+        order.append("test_it.py::test_last")
         arguments = self._place / "arguments"
         arguments.write_text("\n".join(order))
         environ = {
@@ -173,7 +176,7 @@ class Runner:
                 yield Outcome(cases[count], ended, self._output())
                 return
             yield self._verdict(cases[count], part, over, usual)
-            usual = over[-1][2:]
+            usual = over[1][2:]
 
     def _verdict(
         self, case: Case, part: list[list[Any]], over: list[list[Any]], usual: list[Any] | None
@@ -189,9 +192,10 @@ class Runner:
             return Outcome(case, "NOT ISOLATED", f"{left} {text}")
         if after or not reports["test_after"]:
             return Outcome(case, "the next test fails", str(after))
-        if over[-1][2:] != (usual or over[-1][2:]):
+        now = over[1][2:]
+        if now != (usual or now):
             # Descriptors, mounts and files of the pytest process.
-            return Outcome(case, "something is left", f"{usual} -> {over[-1][2:]} {text}")
+            return Outcome(case, "something is left", f"{_changed(usual, now)} {text}")
         if not any(event[0] == "failed" for event in part):
             return Outcome(case, "not reached")
         if not text:
@@ -213,6 +217,17 @@ class Runner:
 
     def _output(self) -> str:
         return (self._place / "output").read_text(errors="replace")[-2000:]
+
+
+def _changed(before: list[Any] | None, now: list[Any]) -> str:
+    said = []
+    for old, new in zip(before or [], now, strict=True):
+        if isinstance(old, int):
+            said += [f"mounts {old} -> {new}"] if old != new else []
+        else:
+            less, more = Counter(old) - Counter(new), Counter(new) - Counter(old)
+            said += [f"gone {list(less.elements())}, new {list(more.elements())}"]
+    return "; ".join(said)
 
 
 def _same(name: str, text: str) -> bool:

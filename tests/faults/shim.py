@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _socket
 import builtins
+import contextlib
 import errno
 import functools
 import json
@@ -208,11 +209,16 @@ class Plugin:
             self._shim.say("report", name, report.when, report.outcome, report.longreprtext)
 
 
-def _state() -> tuple[int, int, list[str]]:
-    """Of this process: how many descriptors and mounts; its directory."""
+def _state() -> tuple[list[str], int, list[str]]:
+    """Of this process: what its descriptors are of, how many mounts, its directory."""
     with open("/proc/self/mountinfo", "rb") as file:
         mounts = file.read().count(b"\n")
-    return len(os.listdir("/proc/self/fd")), mounts, sorted(os.listdir("."))
+    opened = []
+    for name in os.listdir("/proc/self/fd"):
+        # But for that of the listing itself.
+        with contextlib.suppress(FileNotFoundError):
+            opened.append(re.sub(r"\d+", "N", os.readlink(f"/proc/self/fd/{name}")))
+    return sorted(opened), mounts, sorted(os.listdir("."))
 
 
 def pytest_configure(config: pytest.Config) -> None:

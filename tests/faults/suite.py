@@ -55,4 +55,8 @@ def test_target(number, overlay_root, bind_volume):
 @pytest.mark.parametrize("number", range(CASES))
 def test_after(number):
     write_everywhere()
+
+
+def test_last():
+    write_everywhere()
 '''

@@ -1,0 +1,67 @@
+"""Bundles as tests look at them, and the command as its users run it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mountns.engine.limits import Limits
+from pytest_mountns.engine.streams import CHUNK, Section, Stream, decompressed
+
+
+def program() -> str:
+    """The command of this environment."""
+    found = Path(sys.executable).with_name("pytest-mountns")
+    if not found.exists():
+        pytest.skip("the package's commands are not installed")
+    return str(found)
+
+
+def command(
+    *arguments: str, cwd: Path | None = None, text: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end, with ``text`` as its input."""
+    return subprocess.run(
+        [program(), *arguments],
+        cwd=cwd,
+        input=text,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def bundles(directory: Path) -> list[Path]:
+    """Those in a directory, by name."""
+    return sorted(path.parent for path in directory.glob("*/repro.json"))
+
+
+def document(bundle: Path) -> dict[str, Any]:
+    """Its ``repro.json``."""
+    found: dict[str, Any] = json.loads((bundle / "repro.json").read_text())
+    return found
+
+
+def members(bundle: Path, layer: str = "layer") -> dict[str, bytes | None]:
+    """Names in a layer, and the content of files."""
+    (path,) = bundle.glob(f"{layer}.tar.*")
+    with open(path, "rb") as file:
+        section = Section(file.fileno(), 0, path.stat().st_size)
+        with decompressed(section, str(path.parent)) as source:
+            stream = Stream(source, section, Limits())
+            data = b"".join(iter(lambda: stream.some(CHUNK), b""))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return {
+            one.name: content.read() if (content := tar.extractfile(one)) else None
+            for one in tar.getmembers()
+        }
