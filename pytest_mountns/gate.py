@@ -41,6 +41,7 @@ from .engine.visit import Traveller
 from .inline import HomeHooks, InlineTest
 from .passage import PHASES, Passage
 from .scopes import Scopes
+from .tally import tally_key
 from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
 from .waking import Finisher, is_wanted
@@ -77,6 +78,7 @@ class Gate:
         #: Why an ordinary user's pytest process cannot go in and out itself.
         self.stays_at_home: Unavailable | None = None
         self.companions = Companions(config)
+        self.tally = config.stash[tally_key]
         self.ways_through = WaysThrough(config)
         #: Where a Ctrl-C has met a test, to be shown at the end.
         self.interrupt: object = None

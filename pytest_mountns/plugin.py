@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from . import config as settings
 from . import hookspecs
 from .fixtures import bind_volume, isolated_net, isolated_proc, overlay_root
+from .tally import Tally, tally_key
 from .waking import SECTION, Finisher, gate_key, is_asked_for, is_wanted, wake
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in settings.MARKERS:
         config.addinivalue_line("markers", marker)
+    config.stash[tally_key] = Tally()
     config.pluginmanager.register(Hooks(config), "mountns-hooks")
     config.pluginmanager.register(Finisher(), "mountns-finisher")
     if is_asked_for(config):
@@ -72,6 +74,7 @@ class Hooks:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._tally = config.stash[tally_key]
 
     @property
     def _gate(self) -> Gate | None:
@@ -133,6 +136,20 @@ class Hooks:
             gate = self._gate
             if gate is not None:
                 gate.companions.finish()
+
+    def pytest_sessionfinish(self) -> None:
+        self._tally.send(self._config)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self._tally.receive(getattr(node, "workeroutput", {}))
+
+    # Last of all that is written, but for the line that counts outcomes.
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, object, object]:
+        result = yield
+        self._tally.show(terminalreporter)
+        return result
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, settings: TimeoutSettings) -> None:

@@ -15,6 +15,7 @@ ASLEEP = {
     "pytest_mountns.fixtures",
     "pytest_mountns.hookspecs",
     "pytest_mountns.plugin",
+    "pytest_mountns.tally",
     "pytest_mountns.waking",
 }
 
