@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from . import doctor
-from .commands import diff, export, replay, run, shell
+from .commands import diff, export, profiles, replay, run, shell
 from .engine.cache import Cache
 from .engine.errors import SandboxError
 
@@ -96,6 +96,13 @@ def _export(subparsers: Subparsers) -> None:
     )
     export.arguments(parser)
     parser.set_defaults(run=export.run)
+
+
+def _profiles(subparsers: Subparsers) -> None:
+    """``profiles``: those of pyproject.toml."""
+    parser = subparsers.add_parser("profiles", help="list the profiles in pyproject.toml")
+    profiles.arguments(parser)
+    parser.set_defaults(run=profiles.run)
 
 
 def _cache(subparsers: Subparsers) -> None:
@@ -179,6 +186,7 @@ COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
     _shell,
     _diff,
     _export,
+    _profiles,
     _cache,
     _doctor,
 )

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, cast
 
 import pytest
 
-from .engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
+from . import keys, profiles
+from .engine.limits import Limits
+from .engine.spec import SandboxSpec, SpecError, Volume
 
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc", "isolated_net"})
 
 MARKERS: Final = (
-    'mountns(profile=None, /, *, process="fork", scope="function", volumes=[], tmpfs=[], size=None,'
-    ' inodes=None, upper="memory", read_only=False, pid=False, network="host", hostname=None,'
-    ' user="keep", devices=[], writes=None): run the test in a root'
+    'mountns(profile=None, /, *, process="fork", scope="function", root="host", layers=[],'
+    ' volumes=[], tmpfs=[], size=None, inodes=None, upper="memory", read_only=False, pid=False,'
+    ' network="host", hostname=None, user="keep", devices=[], writes=None): run the test in a root'
     " filesystem of its own; what it writes, deletes and installs is gone when it ends.",
     "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
 )
 
+profiles_key: Final = pytest.StashKey[profiles.Profiles]()
+_PROCESSES: Final = ("fork", "inline")
 #: The ini values; see :func:`add_options`.
 INI: Final = (
-    *("mountns", "mountns_process", "mountns_volumes", "mountns_unavailable", "mountns_changes"),
-    *("mountns_keep", "mountns_dir"),
+    *("mountns", "mountns_process", "mountns_profile", "mountns_layer_limits", "mountns_volumes"),
+    *("mountns_unavailable", "mountns_changes", "mountns_keep", "mountns_dir"),
 )
-
-_LATER: Final = ("root", "layers")
-
-Reader = Callable[[object, Path], object]
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -55,6 +55,12 @@ def add_options(parser: pytest.Parser) -> None:
         default=None,
         help="how tests are kept apart: fork (a process each, the default), inline (the pytest"
         " process enters a sandbox for each test and returns; only files are isolated)",
+    )
+    group.addoption(
+        "--mountns-profile",
+        metavar="NAME",
+        default=None,
+        help="the profile of every sandbox, of [tool.mountns.profiles.NAME] in pyproject.toml",
     )
     group.addoption(
         "--mountns-volume",
@@ -115,6 +121,10 @@ def add_options(parser: pytest.Parser) -> None:
     )
     parser.addini("mountns", "run every test in a sandbox of its own", type="bool", default=False)
     parser.addini("mountns_process", "how tests are kept apart: fork or inline", default="")
+    parser.addini("mountns_profile", "the profile of every sandbox", default="")
+    parser.addini(
+        "mountns_layer_limits", "how much a layer may be: members=N,bytes=SIZE,ratio=N", default=""
+    )
     parser.addini("mountns_volumes", "SRC:DST[:ro] for every sandbox", type="linelist", default=[])
     parser.addini("mountns_unavailable", "skip or error", default="")
     parser.addini("mountns_changes", "failed, all or none", default="")
@@ -131,7 +141,8 @@ def sandbox_everything(config: pytest.Config) -> bool | None:
         return True
     if option is not None:
         return option
-    return True if config.getini("mountns") else None
+    everything = config.getini("mountns") or profiles_of(config).settings.get("mountns")
+    return True if everything else None
 
 
 def unavailable_policy(config: pytest.Config) -> Literal["skip", "error"]:
@@ -158,7 +169,15 @@ def repro_directory(config: pytest.Config) -> Path:
     option = config.getoption("mountns_dir")
     if option:
         return Path(config.invocation_params.dir, option)
-    return Path(config.rootpath, config.getini("mountns_dir") or ".mountns")
+    return Path(config.rootpath, _text_setting(config, "dir") or ".mountns")
+
+
+def layer_limits(config: pytest.Config) -> Limits:
+    """How much a layer may be. Raises :class:`pytest.UsageError`."""
+    try:
+        return Limits.parse(config.getini("mountns_layer_limits"))
+    except SpecError as error:
+        raise pytest.UsageError(f"mountns_layer_limits: {error}") from None
 
 
 def is_audit(config: pytest.Config) -> bool:
@@ -167,68 +186,110 @@ def is_audit(config: pytest.Config) -> bool:
     return any(config.getoption(name) for name in names)
 
 
-def session_keys(config: pytest.Config) -> dict[str, object]:
-    """The marker keys that command line and ini give to every sandbox.
+def session_keys(config: pytest.Config, profile: str | None = None) -> dict[str, object]:
+    """The marker keys that every sandbox has: of command line, profile and ini, nearest first.
 
-    Raises :class:`pytest.UsageError`.
+    ``profile``: its name, if a mark has one. Raises :class:`pytest.UsageError`.
     """
-    process = _choice(config, "process", ("fork", "inline"), "fork")
-    volumes: tuple[Volume, ...] = ()
-    for option, texts in (
-        ("mountns_volumes", config.getini("mountns_volumes")),
-        ("--mountns-volume", config.getoption("mountns_volume") or []),
-    ):
+    base = str(config.rootpath)
+    known = profiles_of(config)
+    name = profile or _text_setting(config, "profile")
+    try:
+        chosen = known.profile(name) if name else {}
+    except profiles.ProfileError as error:
+        raise pytest.UsageError(str(error)) from None
+    ini: dict[str, object] = {}
+    if process := config.getini("mountns_process"):
+        ini["process"] = _valid("process", process, _PROCESSES)
+    if texts := config.getini("mountns_volumes"):
+        ini["volumes"] = _parse_volumes("mountns_volumes", texts, base)
+    command: dict[str, object] = {}
+    if process := config.getoption("mountns_process"):
+        command["process"] = _valid("process", process, _PROCESSES)
+    if texts := config.getoption("mountns_volume"):
+        command["volumes"] = _parse_volumes("--mountns-volume", texts, base)
+    merged: dict[str, object] = {"process": "fork", "volumes": ()}
+    for level in (known.defaults, ini, chosen, command):
+        merged = keys.merge(merged, level)
+    return merged
+
+
+def profiles_of(config: pytest.Config) -> profiles.Profiles:
+    """What pyproject.toml says, read once. Raises :class:`pytest.UsageError`."""
+    known = config.stash.get(profiles_key, None)
+    if known is None:
+        inipath = config.inipath
+        in_use = inipath is not None and inipath.name == "pyproject.toml"
+        file = inipath if in_use and inipath else config.rootpath / "pyproject.toml"
         try:
-            more = tuple(Volume.parse(text, str(config.rootpath)) for text in texts)
-            # Together, so that two of one origin for the same place are refused.
-            SandboxSpec(volumes=more)
-        except SpecError as error:
-            raise pytest.UsageError(f"{option}: {error}") from None
-        volumes = _override(volumes, more)
-    return {"process": process, "volumes": volumes}
+            known = config.stash[profiles_key] = profiles.read(file, config.rootpath)
+        except profiles.ProfileError as error:
+            raise pytest.UsageError(str(error)) from None
+    return known
+
+
+def _parse_volumes(option: str, texts: list[str], base: str) -> tuple[Volume, ...]:
+    try:
+        volumes = tuple(Volume.parse(text, base) for text in texts)
+        # Together, so that two of one origin for the same place are refused.
+        SandboxSpec(volumes=volumes)
+    except SpecError as error:
+        raise pytest.UsageError(f"{option}: {error}") from None
+    return volumes
+
+
+def _text_setting(config: pytest.Config, name: str) -> str:
+    """From the command line, an ini file, or pyproject.toml; "" if it is nowhere."""
+    value = config.getoption(f"mountns_{name}") or config.getini(f"mountns_{name}")
+    return str(value or profiles_of(config).settings.get(name, ""))
 
 
 def _choice(config: pytest.Config, name: str, valid: tuple[str, ...], default: str) -> str:
-    value = config.getoption(f"mountns_{name}") or config.getini(f"mountns_{name}") or default
+    return _valid(name, _text_setting(config, name) or default, valid)
+
+
+def _valid(name: str, value: str, valid: tuple[str, ...]) -> str:
     if value not in valid:
         raise pytest.UsageError(
             f"--mountns-{name} (ini: mountns_{name}): {value!r} is not valid;"
             f" choose from: {', '.join(valid)}"
         )
-    return cast(str, value)
+    return value
 
 
 def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
     """What marks and fixtures of ``item``, over the session's keys, add up to.
 
-    The nearest mark wins, key by key; volumes of the session are added to a mark's own. Raises
-    :class:`pytest.UsageError` naming the test.
+    The nearest mark wins, key by key; so does the nearest one that names a profile. Volumes of
+    the session are added to a mark's own. Raises :class:`pytest.UsageError` naming the test.
     """
-    keys = dict(session)
     marked: dict[str, object] = {}
+    profile: object = None
     for mark in item.iter_markers("mountns"):
-        if mark.args:
-            _refuse(item, f"profile {mark.args[0]!r}: profiles do not work yet in this version")
+        if mark.args and profile is None:
+            profile = mark.args[0]
+        if len(mark.args) > 1:
+            _refuse(item, f"one profile is wanted, not {len(mark.args)}: {mark.args!r}")
         for key, value in mark.kwargs.items():
             marked.setdefault(key, value)
-    for key, value in marked.items():
-        read = _READERS.get(key)
-        if read is None:
-            later = " does not work yet in this version" if key in _LATER else " is not known"
-            _refuse(item, f"{key!r}{later}; valid keys: {', '.join(_READERS)}")
+    if profile is not None:
+        if not isinstance(profile, str) or not profile:
+            _refuse(item, f"the name of a profile is wanted, not {profile!r}")
         try:
-            keys[key] = read(value, item.config.rootpath)
-        except (SpecError, TypeError, ValueError) as error:
-            _refuse(item, f"{key}={value!r}: {str(error).removeprefix('mountns: ')}")
-    if "volumes" in marked:
-        own = cast("tuple[Volume, ...]", keys["volumes"])
-        keys["volumes"] = _override(cast("tuple[Volume, ...]", session["volumes"]), own)
-    if "isolated_proc" in getattr(item, "fixturenames", ()):
-        keys["pid"] = True
-    if "isolated_net" in getattr(item, "fixturenames", ()):
-        keys["network"] = "none"
+            session = session_keys(item.config, profile)
+        except pytest.UsageError as error:
+            _refuse(item, str(error))
     try:
-        spec = SandboxSpec(**cast("dict[str, Any]", keys))
+        own = {key: keys.read(key, value, item.config.rootpath) for key, value in marked.items()}
+    except ValueError as error:
+        _refuse(item, str(error))
+    wanted = keys.merge(session, own)
+    if "isolated_proc" in getattr(item, "fixturenames", ()):
+        wanted["pid"] = True
+    if "isolated_net" in getattr(item, "fixturenames", ()):
+        wanted["network"] = "none"
+    try:
+        spec = SandboxSpec(**cast("dict[str, Any]", wanted))
     except SpecError as error:
         _refuse(item, str(error))
     other: object = item.ihook.pytest_mountns_spec(item=item, spec=spec)
@@ -239,127 +300,7 @@ def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
     return other or spec
 
 
-def _override(volumes: tuple[Volume, ...], nearer: tuple[Volume, ...]) -> tuple[Volume, ...]:
-    """Both, but for one place the nearer one."""
-    targets = {volume.target for volume in nearer}
-    return (*(volume for volume in volumes if volume.target not in targets), *nearer)
-
-
 def _refuse(item: pytest.Item, problem: str) -> NoReturn:
     raise pytest.UsageError(
         f"{item.nodeid}: @pytest.mark.mountns: {problem.removeprefix('mountns: ')}"
     )
-
-
-def _process(value: object, base: Path) -> object:
-    return _one_of(value, "fork", "inline")
-
-
-def _scope(value: object, base: Path) -> object:
-    return _one_of(value, "function", "class", "module", "package", "session")
-
-
-def _medium(value: object, base: Path) -> object:
-    return _one_of(value, "memory", "disk")
-
-
-def _one_of(value: object, *valid: str) -> object:
-    if value not in valid:
-        raise ValueError(f"choose from: {', '.join(map(repr, valid))}")
-    return value
-
-
-def _volumes(value: object, base: Path) -> tuple[Volume, ...]:
-    return tuple(
-        part if isinstance(part, Volume) else Volume.parse(_text(part), str(base))
-        for part in _list(value)
-    )
-
-
-def _tmpfs(value: object, base: Path) -> tuple[Tmpfs, ...]:
-    return tuple(
-        part if isinstance(part, Tmpfs) else Tmpfs.parse(_text(part)) for part in _list(value)
-    )
-
-
-def _list(value: object) -> Iterable[object]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"a list is wanted, not {type(value).__name__}")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a string is wanted, not {type(value).__name__}")
-    return value
-
-
-def _writes(value: object, base: Path) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    globs = tuple(_text(part) for part in _list(value))
-    # Not for every session.
-    from .engine.changes import compile_globs
-
-    compile_globs(globs)
-    return globs
-
-
-def _size(value: object, base: Path) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError(f'bytes or "64m" are wanted, not {type(value).__name__}')
-    return parse_size(value)
-
-
-def _count(value: object, base: Path) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise TypeError("a whole number above 0 is wanted")
-    return value
-
-
-def _network(value: object, base: Path) -> object:
-    return _one_of(value, "host", "none")
-
-
-def _hostname(value: object, base: Path) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _user(value: object, base: Path) -> str | int:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError(f'"keep", "root", a name or a uid is wanted, not {type(value).__name__}')
-    if isinstance(value, int) and not 0 <= value < 1 << 32:
-        raise ValueError("a uid is a number from 0 to 4294967295")
-    if value == "":
-        raise ValueError('"keep", "root", a name or a uid is wanted')
-    return "root" if value == 0 else value
-
-
-def _devices(value: object, base: Path) -> tuple[str, ...]:
-    return tuple(_text(part) for part in _list(value))
-
-
-def _flag(value: object, base: Path) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"True or False is wanted, not {type(value).__name__}")
-    return value
-
-
-_READERS: Final[Mapping[str, Reader]] = {
-    "process": _process,
-    "scope": _scope,
-    "volumes": _volumes,
-    "tmpfs": _tmpfs,
-    "size": _size,
-    "inodes": _count,
-    "upper": _medium,
-    "read_only": _flag,
-    "pid": _flag,
-    "network": _network,
-    "hostname": _hostname,
-    "user": _user,
-    "devices": _devices,
-    "writes": _writes,
-}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from .engine.capabilities import Findings, Trial
+from .engine.capabilities import Findings, Trial, probe_keys
 from .engine.planner import Planner
 
 #: Of :func:`facts`. Goes up when a name in it changes its meaning or goes away.
@@ -24,7 +24,7 @@ def examine(places: Sequence[str] = ()) -> Findings:
     """
     planner = Planner([*places, sys.prefix])
     try:
-        return planner.findings
+        return probe_keys(planner.findings)
     finally:
         planner.close()
 

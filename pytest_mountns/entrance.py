@@ -36,6 +36,9 @@ class Entrance:
         self._tell(self.plan())
         # Where it is chosen by a wider fixture, its sandbox would keep it to itself.
         internals.choose_basetemp(self._item)
+        basetemp = internals.basetemp(self._item.config)
+        if basetemp is not None:
+            self._gate.planner.keep(str(basetemp))
         if internals.sets_up_wider_fixtures(self._item):
             self._gate.rest()
         internals.fill_wider_fixtures(self._item, self._gate.scopes.within(self._item))

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import pytest
 
-from .engine.spec import Volume
+from .engine.spec import SandboxSpec, Volume
 from .waking import gate_key
 
 if TYPE_CHECKING:
     from .child import TestProcess
     from .engine.changes import Changes
+    from .engine.enter import Usage
     from .engine.oci import WrittenLayer
+    from .engine.plan import Plan
     from .inline import InlineTest
 
 
@@ -27,8 +31,15 @@ if TYPE_CHECKING:
 class OverlayRoot:
     """The handle of the test's own root filesystem."""
 
-    def __init__(self, inside: TestProcess | InlineTest) -> None:
+    def __init__(
+        self,
+        inside: TestProcess | InlineTest,
+        spec: SandboxSpec,
+        find_plan: Callable[[SandboxSpec], Plan],
+    ) -> None:
         self._inside = inside
+        self._spec = spec
+        self._find_plan = find_plan
 
     def changes(self, *globs: str) -> Changes:
         """What the test has changed so far, ordered by path, against what was there before it.
@@ -56,6 +67,31 @@ class OverlayRoot:
         written to it is not dropped. Raises :class:`SandboxError` when it is entered.
         """
         return self._inside.checkpoint()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What the root and what is stacked on it came from, the lowest first.
+
+        The root is ``"host"``, ``"minimal"`` or a path; the layers are paths.
+        """
+        return (self._spec.root, *self._spec.layers)
+
+    def add_layer(self, tree: str | os.PathLike[str]) -> None:
+        """Put a layer under everything that the test writes, and over the other layers, now.
+
+        As if ``layers`` of the marker had ended with it. ``tree``: a directory, archive or image
+        of the host; what the test itself has made cannot be one. What was written stays, and so
+        does what :class:`BindVolume` has mounted; files that are open, and processes that were
+        started, keep the root they have. Needs Linux 6.15. Raises :class:`SandboxError`.
+        """
+        layers = (*self._spec.layers, os.path.abspath(tree))
+        spec = dataclasses.replace(self._spec, layers=layers)
+        self._inside.stand_on(lambda: self._find_plan(spec))
+        self._spec = spec
+
+    def usage(self) -> Usage:
+        """What the upper takes up to now, in bytes and inodes. Raises :class:`SandboxError`."""
+        return self._inside.rooms.sandbox.usage()
 
     def export(self, path: str | os.PathLike[str]) -> WrittenLayer:
         """Write what the test has changed so far to ``path``, as the layer of an OCI image.
@@ -172,7 +208,13 @@ def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
 @pytest.fixture
 def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
     """Isolates the test and gives the handle of its root: what changed, reset."""
-    return OverlayRoot(_inside(request))
+    inside = _inside(request)
+    gate = request.config.stash[gate_key]
+
+    def find_plan(spec: SandboxSpec) -> Plan:
+        return gate.planner.plan(gate.ways_through.add(request.node, spec))
+
+    return OverlayRoot(inside, gate.spec(request.node), find_plan)
 
 
 @pytest.fixture

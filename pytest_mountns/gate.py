@@ -35,6 +35,7 @@ from .companions import Companions
 from .engine import disk, processes
 from .engine.capabilities import Findings
 from .engine.errors import SandboxError, Unavailable
+from .engine.limits import Limits
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
 from .engine.visit import Traveller
@@ -42,6 +43,7 @@ from .inline import HomeHooks, InlineTest
 from .passage import PHASES, Passage
 from .scopes import Scopes
 from .tally import tally_key
+from .terminal import Unpacking
 from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
 from .waking import Finisher, is_wanted
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from .engine.enter import Layers
     from .engine.pinned import HotPages
     from .engine.plan import Plan
+    from .engine.sources import Sources
     from .keeping import Keeper
 
 spec_key: Final = pytest.StashKey[SandboxSpec]()
@@ -64,7 +67,13 @@ class Gate:
         self.everything = settings.sandbox_everything(config)
         self.policy = settings.unavailable_policy(config)
         self.keys = settings.session_keys(config)
-        self.planner = Planner([str(config.rootpath), sys.prefix], self.strike)
+        limits = settings.layer_limits(config)
+        self._unpacking = Unpacking(config)
+        self.planner = Planner(
+            [str(config.rootpath), sys.prefix],
+            self.strike,
+            lambda: self._sources(limits),
+        )
         self.uppers = disk.DiskUppers()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
@@ -151,7 +160,10 @@ class Gate:
 
     def begin(self, items: Sequence[pytest.Item]) -> None:
         """After collection: an ordinary user's process moves, if some test asks it to go in."""
-        if self.everything is False or not any(self._visits(item) for item in items):
+        if self.everything is False:
+            return
+        self._unpack(items)
+        if not any(self._visits(item) for item in items):
             return
         capabilities = self.planner.findings.capabilities
         if capabilities is None or not capabilities.user_namespace:
@@ -164,6 +176,25 @@ class Gate:
             self.stays_at_home = error
         else:
             self.planner.forget_mounts()
+
+    def _sources(self, limits: Limits) -> Sources:
+        from .engine.sources import Sources
+
+        return Sources(limits, self._unpacking)
+
+    def _unpack(self, items: Sequence[pytest.Item]) -> None:
+        """What the tests stand on: not in the time of the first one that asks for it."""
+        specs = []
+        for item in items:
+            if self.wants(item):
+                # Said by the test itself.
+                with contextlib.suppress(pytest.UsageError):
+                    specs.append(self.spec(item))
+        try:
+            for spec in dict.fromkeys(specs):
+                self.planner.prepare(spec)
+        finally:
+            self._unpacking.end()
 
     def _visits(self, item: pytest.Item) -> bool:
         if not self.wants(item):

@@ -43,7 +43,7 @@ class _Test:
 
     nodeid: str
     spec: SandboxSpec
-    plan: list[str]
+    plan: Plan
     seeds: Seeds
     saved: Saved | None = None
     reports: list[pytest.TestReport] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Keeper:
     def begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
         """It is about to have its wider fixtures set up or, the second time, enter its sandbox."""
         self.close()
-        self._test = _Test(item.nodeid, spec, plan.describe().splitlines(), begin(item))
+        self._test = _Test(item.nodeid, spec, plan, begin(item))
 
     def waits_for(self, report: pytest.TestReport) -> bool:
         """Whether a test has to stand still at its report; it does so anyway when it fails."""
@@ -177,7 +177,7 @@ class Keeper:
             left_out=left_out,
             seeds=seeds,
             spec=repro.spec_data(test.spec),
-            plan=test.plan,
+            plan=test.plan.describe().splitlines(),
             layers=[repro.layer_data(one) for one in saved.layers],
             notes=saved.notes,
             **self._conditions,

@@ -13,7 +13,6 @@ import _socket
 import array
 import contextlib
 import linecache
-import marshal
 import mmap
 import os
 import pickle
@@ -44,8 +43,6 @@ from .interrupts import Interrupts
 
 _HEADER: Final = struct.Struct("!4sI")
 _MAGIC: Final = b"\xf7mns"
-# No pickle begins like this.
-_LIGHT: Final = b"light"
 _CHUNK: Final = 1 << 18
 # A number: with members of an enumeration each test would make a new one.
 _AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
@@ -230,13 +227,11 @@ class Sender:
         return data
 
     def _pack(self, report: pytest.TestReport, item: pytest.Item) -> bytes:
-        fields = internals.plain_fields(report, item)
-        if fields is not None:
-            # A class derived from a plain type is refused.
-            with contextlib.suppress(ValueError):
-                return _LIGHT + marshal.dumps(fields)
+        # Without what the parent has itself, nearly all are of plain types alone.
+        whole = type(report) is not pytest.TestReport
+        content = report if whole else (internals.fields_of(report, item),)
         try:
-            return self._pickle(report, verify=report.failed or bool(report.user_properties))
+            return self._pickle(content, verify=report.failed or bool(report.user_properties))
         except Exception:  # noqa: BLE001 - any attribute of a report may raise anything
             pass
         hook = self._config.hook
@@ -272,9 +267,9 @@ def _origin(message: warnings.WarningMessage) -> dict[str, object]:
 
 def unpack_report(packed: bytes, item: pytest.Item) -> pytest.TestReport:
     """What :meth:`Sender.report` has packed."""
-    if packed.startswith(_LIGHT):
-        return internals.report_of(item, marshal.loads(packed[len(_LIGHT) :]))
     value = loads(packed)
+    if isinstance(value, tuple):
+        return internals.report_of(item, *value)
     if isinstance(value, dict):
         config = item.config
         value = config.hook.pytest_report_from_serializable(config=config, data=value)

@@ -6,13 +6,15 @@ run them elsewhere, or write over what was written then.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 from contextlib import ExitStack
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import pytest
 
+from . import keys
 from .engine.enter import Layers
 from .engine.errors import SandboxError
 from .engine.plan import Plan
@@ -69,8 +71,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     try:
         bundle = load(path)
         spec = spec_from(bundle.repro.spec)
+        if root := config.getoption("mountns_root"):
+            known = cast(str, keys.read("root", root, config.rootpath))
+            spec = dataclasses.replace(spec, root=known)
         seeds = _seeds(bundle)
-    except SandboxError as error:
+    except (SandboxError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
     for name, value in _OPTIONS.items():
         if hasattr(config.option, name):
@@ -129,6 +134,13 @@ class Replay:
         assert self._bundle is not None
         if self._layers is None:
             gate = self._config.stash[gate_key]
+            if spec.user == "root" and self._traveller is not None:
+                raise SandboxError(
+                    "begin on what a test has written",
+                    cause='with user="root" an ordinary user\'s test has a user namespace that was'
+                    " not saved",
+                    remedy="replay it without --from-end, or run it as root",
+                )
             plan = gate.planner.plan(floor_spec(spec))
             with ExitStack() as stack:
                 self._layers = lay(gate.traveller, plan, self._bundle.sources(stack))

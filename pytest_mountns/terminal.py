@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
@@ -14,6 +15,9 @@ from .engine.errors import errno_name
 
 if TYPE_CHECKING:
     from .gate import Gate
+
+# Seconds after which one wonders what is going on.
+_LONG: Final = 1.0
 
 
 def header(gate: Gate) -> str | None:
@@ -37,6 +41,43 @@ def header(gate: Gate) -> str | None:
 def _has_threads(config: pytest.Config) -> bool:
     """Whether the processes that run tests have further threads; every xdist worker has."""
     return bool(config.getoption("tx", None)) or len(os.listdir("/proc/self/task")) > 1
+
+
+@final
+class Unpacking:
+    """Says that a layer is being unpacked, and how far that is, if it takes long."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._what = ""
+        self._since = 0.0
+        self._shown = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self.end()
+            self._what, self._since = what, now
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if now - self._since < _LONG or reporter is None or self._config.get_verbosity() < 0:
+            return
+        share = f" {min(100, 100 * done // total)}%" if total and reporter.isatty else " ..."
+        line = f"mountns: {what}{share}"
+        if line == self._shown:
+            return
+        if reporter.isatty:
+            reporter.rewrite(line, erase=True)
+        else:
+            reporter.write_line(line)
+        self._shown = line
+
+    def end(self) -> None:
+        """It is done, or has failed."""
+        if self._shown:
+            reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+            if reporter is not None and reporter.isatty:
+                reporter.write_line("")
+        self._what = self._shown = ""
 
 
 def doctor(config: pytest.Config) -> int:

@@ -27,7 +27,11 @@ def is_asked_for(config: pytest.Config) -> bool:
     if settings.sandbox_everything(config) is not None:
         return True
     options = (value for name, value in vars(config.option).items() if name.startswith("mountns"))
-    return any(options) or any(map(config.getini, settings.INI))
+    return (
+        any(options)
+        or any(map(config.getini, settings.INI))
+        or bool(settings.profiles_of(config).settings)
+    )
 
 
 def is_wanted(item: pytest.Item, everything: bool | None) -> bool:

@@ -11,10 +11,13 @@ ASLEEP = {
     "pytest_mountns.config",
     "pytest_mountns.engine",
     "pytest_mountns.engine.errors",
+    "pytest_mountns.engine.limits",
     "pytest_mountns.engine.spec",
     "pytest_mountns.fixtures",
     "pytest_mountns.hookspecs",
+    "pytest_mountns.keys",
     "pytest_mountns.plugin",
+    "pytest_mountns.profiles",
     "pytest_mountns.tally",
     "pytest_mountns.waking",
 }

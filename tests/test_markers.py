@@ -16,7 +16,6 @@ Record = Callable[..., dict[str, Any]]
     [
         ("sise='64m'", ["'sise' is not known", "size"]),
         ("scope='wide'", ["function", "session"]),
-        ("root='minimal'", ["does not work yet"]),
         ("process='thread'", ["fork"]),
         ("size='many'", ["is no size", "64m"]),
         ("size=True", ["bytes"]),

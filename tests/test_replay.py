@@ -264,6 +264,24 @@ def test_from_the_end(pytester: pytest.Pytester, process: str) -> None:
     assert sorted(os.listdir(pytester.path / "old")) == ["file"]
 
 
+def test_in_another_root(pytester: pytest.Pytester) -> None:
+    path = pytester.makepyfile(
+        """
+        import os
+
+        def test_it(overlay_root):
+            assert not os.path.exists("/bin/sh")
+        """
+    )
+    bundle = keep(pytester)
+    shown = command("replay", "--root=minimal", str(bundle))
+    assert (shown.returncode, "1 passed" in shown.stdout) == (0, True)
+    assert command("replay", str(bundle)).returncode == 1
+    missing = command("replay", "--root=nowhere", str(bundle), cwd=path.parent)
+    assert missing.returncode != 0
+    assert f"{path.parent}/nowhere" in missing.stdout
+
+
 def test_no_layer_to_begin_on(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(overlay_root): assert 0")
     bundle = keep(pytester)

@@ -10,6 +10,7 @@ from typing import final
 
 from ..engine.command import Ended, run_command
 from ..engine.disk import DiskUppers
+from ..engine.enter import Layers
 from ..engine.planner import Planner
 from ..engine.saved import floor_spec, lay
 from ..engine.spec import SandboxSpec
@@ -23,11 +24,16 @@ class Stage:
 
     def __init__(self) -> None:
         self.planner = Planner([os.getcwd()])
-        self.traveller = Traveller(self.planner.places)
+
+    def _lay(self, spec: SandboxSpec, saved: Bundle, stack: ExitStack) -> tuple[int, Layers]:
+        """A stage, and what was saved as layers of sandboxes that are made on that."""
+        traveller = Traveller(self.planner.places)
         capabilities = self.planner.findings.capabilities
         if capabilities is not None and capabilities.user_namespace:
-            self.traveller.settle_in_user_namespace()
+            traveller.settle_in_user_namespace()
             self.planner.forget_mounts()
+        floor = self.planner.plan(floor_spec(spec))
+        return traveller.stage, lay(traveller, floor, saved.sources(stack))
 
     @contextmanager
     def run(
@@ -45,18 +51,18 @@ class Stage:
         """
         plan = self.planner.plan(spec)
         with ExitStack() as stack:
-            layers = None
+            stage, layers = -1, None
             if saved is not None:
-                floor = self.planner.plan(floor_spec(spec))
-                layers = lay(self.traveller, floor, saved.sources(stack))
+                stage, layers = self._lay(spec, saved, stack)
+                plan = self.planner.plan(spec)
             uppers = DiskUppers()
             stack.callback(uppers.close)
             ended = run_command(
                 command,
                 plan,
-                self.traveller,
                 cwd=cwd,
                 environment=environment,
+                stage=stage,
                 directory=uppers.new() if plan.upper.medium == "disk" else None,
                 layers=layers,
             )

@@ -42,6 +42,8 @@ def harmless(spec: SandboxSpec) -> SandboxSpec:
         for volume in spec.volumes
         if os.path.exists(volume.source)
     )
+    # What an ordinary user's process shows itself as takes a user namespace that was not saved.
+    user = "keep" if spec.user == "root" else spec.user
     return dataclasses.replace(
-        spec, volumes=volumes, read_only=False, size=None, inodes=None, pid=False
+        spec, volumes=volumes, read_only=False, size=None, inodes=None, pid=False, user=user
     )

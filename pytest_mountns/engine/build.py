@@ -25,6 +25,7 @@ from .builders import NOSUID_NODEV, Builder
 from .errors import SandboxError, errno_name, said
 from .mountinfo import is_below
 from .plan import (
+    EMPTY,
     Assemble,
     Bind,
     FreshProc,
@@ -53,6 +54,8 @@ _LINKS: Final = {
     "ptmx": "pts/ptmx",
 }
 _LARGEST_SEED: Final = 16 << 20
+# fsconfig(2) takes 255 bytes. Escapes make it longer.
+_LONGEST_LOWERS: Final = 200
 _DOING: Final[dict[type, Doing]] = {
     Assemble: "overlay",
     Overlay: "overlay",
@@ -81,17 +84,30 @@ class Building:
     """Makes the root and everything in it.
 
     ``uppers``: for the mountpoint of an overlay what lies over its planned lowers, topmost first.
+    ``kept``: for a mountpoint the upper that it has already, of another sandbox with this scratch.
     ``created``: the paths that were made to be mounted on. ``overlays``: what was mounted, which
     is more than the plan says where directories had to be assembled.
     """
 
-    def __init__(self, builder: Builder, plan: Plan, uppers: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        builder: Builder,
+        plan: Plan,
+        uppers: Mapping[str, tuple[str, ...]],
+        kept: Mapping[str, str] | None = None,
+    ) -> None:
         self._builder = builder
         self._plan = plan
         self._uppers = uppers
+        self._kept = kept or {}
         self.created: set[str] = set()
         self.overlays: list[Overlay] = []
+        #: Where the upper of each is.
+        self.uppers: dict[str, str] = {}
+        # How much is in the scratch already.
+        self._before = len(os.listdir(".")) if kept else 0
         self._covers: list[str] = []
+        self._links = self._before
 
     def carry_out(self, steps: Iterable[Step]) -> None:
         """Do the steps. The working directory is the scratch.
@@ -114,7 +130,7 @@ class Building:
             case Seed(path):
                 if os.stat(path).st_size > _LARGEST_SEED:
                     builder.bind(path, path, read_only=True)
-                elif not self._uppers:
+                elif not self._uppers and not self._kept:
                     # Else it is in a layer below, as it was left there.
                     source = open(path, "rb")  # noqa: SIM115 - closed where it is used up
                     self._later(step, lambda: _seed(builder.root, path, source))
@@ -153,31 +169,123 @@ class Building:
         )
 
     def _overlay(self, step: Overlay) -> None:
+        if self._kept:
+            # Other names than those of the sandbox that is there.
+            step = replace(step, name=f"{self._before}-{step.name}")
         upper, work = f"{step.name}.upper", f"{step.name}.work"
-        os.mkdir(upper)
-        os.mkdir(work)
+        medium = self._plan.upper.medium
+        if EMPTY in step.lowers:
+            os.makedirs(EMPTY, exist_ok=True)
+        model = step.model or step.lowers[0]
         if above := self._uppers.get(step.target):
-            step = replace(step, lowers=(*above, *step.lowers))
-        copy_attributes(step.lowers[0], upper, own=not self._plan.user_namespace)
-        options: list[tuple[str, str | None]] = [
-            ("upperdir", upper),
-            ("workdir", work),
-            *self._plan.capabilities.overlay_options,
-        ]
-        if self._plan.upper.medium == "disk":
+            step, model = replace(step, lowers=(*above, *step.lowers)), above[0]
+        if known := self._kept.get(step.target):
+            upper, work = known, f"{known.removesuffix('upper')}{self._before}.work"
+        else:
+            os.mkdir(upper)
+            self._furnish(step, upper, above or ())
+            copy_attributes(model, upper, own=not self._plan.user_namespace)
+        options: list[tuple[str, str | None]] = list(self._plan.capabilities.overlay_options)
+        if medium == "none":
+            step = replace(step, lowers=(upper, *step.lowers))
+        else:
+            os.mkdir(work)
+            options = [("upperdir", upper), ("workdir", work), *options]
+        if medium == "disk":
             # The upper is thrown away: syncing every copied file would cost seven times as much.
             options.append(("volatile", None))
-        self._builder.overlay(step, options)
+        lowers = self._shortened(self._apart(step.lowers))
+        self._builder.overlay(replace(step, lowers=lowers), options)
         self.overlays.append(step)
+        self.uppers[step.target] = upper
+
+    def _furnish(self, step: Overlay, upper: str, above: tuple[str, ...]) -> None:
+        """Make the pieces, but for those that an upper below has."""
+        kept = []
+        for piece in step.pieces:
+            path = piece.path
+            if any(os.path.lexists(directory + path) for directory in above):
+                continue
+            place = upper + path
+            if piece.kind == "link":
+                os.symlink(piece.link, place)
+            elif piece.kind == "file":
+                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, piece.mode))
+            else:
+                os.mkdir(place, piece.mode)
+            if piece.kind == "kept":
+                places = (lower + path for lower in step.lowers)
+                model = next(p for p in places if os.path.isdir(p) and not os.path.islink(p))
+                kept.append((model, place))
+                continue
+            self.created.add(path)
+            if piece.kind != "directory":
+                # The same in every sandbox, and in what shows the ground.
+                os.utime(place, ns=(0, 0), follow_symlinks=False)
+        # Inner ones first: whatever is made in a directory changes its times.
+        for source, place in reversed(kept):
+            copy_attributes(source, place, own=not self._plan.user_namespace)
+
+    def _apart(self, lowers: tuple[str, ...]) -> tuple[str, ...]:
+        """With an overlay in place of a lower that another one lies in, which OverlayFS refuses.
+
+        A layer of the user's lies in the host's root, as a rule.
+        """
+        if len(lowers) == 1:
+            return lowers
+        # What is named relatively lies in the scratch, by itself.
+        places = [
+            (os.path.realpath(lower) if os.path.isabs(lower) else "", os.stat(lower).st_dev)
+            for lower in lowers
+        ]
+        found = list(lowers)
+        for index, (path, device) in enumerate(places):
+            if path and any(is_below(other, path) and its == device for other, its in places):
+                name = f"{self._links:x}.apart"
+                self._links += 1
+                for part in (name, f"{name}.upper", f"{name}.work"):
+                    os.mkdir(part)
+                # Or numbers of its files would be too big for those of the overlay on it.
+                options: list[tuple[str, str | None]] = [
+                    ("upperdir", f"{name}.upper"),
+                    ("workdir", f"{name}.work"),
+                    *(
+                        (key, "off" if key == "xino" else value)
+                        for key, value in self._plan.capabilities.overlay_options
+                    ),
+                ]
+                copy_attributes(path, f"{name}.upper", own=not self._plan.user_namespace)
+                found[index] = self._builder.apart(lowers[index], name, options)
+        return tuple(found)
+
+    def _shortened(self, lowers: tuple[str, ...]) -> tuple[str, ...]:
+        """By way of links in the scratch, where they are too long for one mount option."""
+        if len(os.fsencode(":".join(lowers))) <= _LONGEST_LOWERS or len(lowers) == 1:
+            return lowers
+        names = []
+        for lower in lowers:
+            names.append(f"{self._links:x}")
+            os.symlink(lower, names[-1])
+            self._links += 1
+        return tuple(names)
 
     def _assemble(self, step: Assemble) -> None:
-        lower = f"{step.name}.lower"
+        lower = f"{step.name}.{self._before}.lower" if self._kept else f"{step.name}.lower"
         parts = gather(step, self._plan, lower)
         if parts.whole:
-            self._overlay(Overlay(step.target, (lower,), step.name, step.attributes))
+            lowers = (*step.layers, lower)
+            self._overlay(Overlay(step.target, lowers, step.name, step.attributes, lower))
+        elif step.layers:
+            raise SandboxError(
+                step.describe(),
+                cause="it has too many entries for a layer to be stacked on it",
+                remedy="put what the layer has into a directory of its own",
+            )
         for index, name in enumerate(parts.overlays):
             path = f"{step.target}/{name}"
-            part = Overlay(path, (path,), f"{step.name}.{index}", step.attributes)
+            over = [f"{layer}/{name}" for layer in step.layers]
+            lowers = (*(place for place in over if os.path.isdir(place)), path)
+            part = Overlay(path, lowers, f"{step.name}.{index}", step.attributes)
             try:
                 self._overlay(part)
             except OSError:

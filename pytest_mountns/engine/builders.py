@@ -41,6 +41,7 @@ class Builder(Protocol):
     def overlay_descriptor(
         self, lower: str, place: str, options: list[tuple[str, str | None]]
     ) -> int: ...
+    def apart(self, lower: str, place: str, options: list[tuple[str, str | None]]) -> str: ...
     def bind(self, source: str, target: str, *, read_only: bool) -> None: ...
     def rebind(self, target: str) -> None: ...
     def freeze(self, target: str) -> None: ...
@@ -67,6 +68,7 @@ class NewApi:
         self.root = -1
         self._attach_scratch = attach
         self._stacked = 0
+        self._lowers: list[int] = []
 
     def scratch(self, options: list[tuple[str, str]]) -> int:
         """A tmpfs in no namespace at all; it lives as long as its descriptor."""
@@ -88,12 +90,32 @@ class NewApi:
         return scratch
 
     def overlay(self, step: Overlay, options: list[tuple[str, str | None]]) -> None:
-        self._attach(self._overlay(step.lowers, options, step.attributes), step.target)
+        try:
+            mount = self._overlay(step.lowers, options, step.attributes)
+        finally:
+            while self._lowers:
+                os.close(self._lowers.pop())
+        self._attach(mount, step.target)
 
     def overlay_descriptor(
         self, lower: str, place: str, options: list[tuple[str, str | None]]
     ) -> int:
         return self._overlay((lower,), options, 0)
+
+    def apart(self, lower: str, place: str, options: list[tuple[str, str | None]]) -> str:
+        """An overlay to be a lower of another; the path to name it by.
+
+        ``place``: an empty directory below the working directory.
+        """
+        mount = self._overlay((lower,), options, 0)
+        if not self._attach_scratch:
+            self._lowers.append(mount)
+            return f"/proc/self/fd/{mount}"
+        try:
+            sys.move_mount(mount, sys.AT_FDCWD, place)
+        finally:
+            os.close(mount)
+        return place
 
     def _overlay(
         self, lowers: tuple[str, ...], options: list[tuple[str, str | None]], attributes: int
@@ -284,6 +306,10 @@ class Classic:
     ) -> int:
         self._overlay((lower,), place, options, 0)
         return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def apart(self, lower: str, place: str, options: list[tuple[str, str | None]]) -> str:
+        self._overlay((lower,), place, options, 0)
+        return place
 
     @staticmethod
     def _overlay(

@@ -34,6 +34,7 @@ from filelock import FileLock, Timeout
 from . import syscalls
 from .beneath import DIRECTORY, remove_tree
 from .errors import LayerError
+from .moving import high
 from .unpack import Form, Unpacked
 
 _VERSION: Final = 1
@@ -123,7 +124,8 @@ class Cache:
             os.close(fd)
             raise
         tree = self._path("layers", name, "tree")
-        return Held(tree, diff_id, about["opaque"] is True, tuple(about["notes"]), fd)
+        notes = tuple(about["notes"])
+        return Held(tree, diff_id, about["opaque"] is True, notes, high(fd))
 
     def add(self, form: Form, diff_id: str, source: str, fill: Callable[[int], Unpacked]) -> Held:
         """The layer, unpacked by ``fill`` into the directory it is given unless it is there.

@@ -6,6 +6,7 @@ outlives them. The same facts choose the capabilities of a session and fill the 
 
 from __future__ import annotations
 
+import _socket
 import errno
 import json
 import os
@@ -27,11 +28,13 @@ from .host import survey
 from .init import NAMESPACES, die_with_parent
 from .mountinfo import is_below
 from .moving import enter_mount_namespace, enter_user_namespace
-from .plan import PSEUDO, Capabilities, Host, plan
+from .outer import become, bring_up_loopback
+from .plan import PSEUDO, Capabilities, Host, User, plan
 from .processes import fork, reap
 from .spec import SandboxSpec
 
 _PROBE_SECONDS: Final = 30
+_NOBODY: Final = 65534
 #: What is said of a directory that can be no lower: of OverlayFS, of its filesystem, of the way.
 _REFUSALS: Final = frozenset(
     {
@@ -100,6 +103,50 @@ def probe(places: Sequence[str]) -> Findings:
         uppers.close()
     trials = tuple(_judged(trial, here, user_namespace) for trial in findings.trials)
     return replace(findings, trials=trials, circumstances=here)
+
+
+def probe_keys(findings: Findings) -> Findings:
+    """With trials of what only some tests ask for: network, host name, another user."""
+    capabilities = findings.capabilities
+    if capabilities is None:
+        return findings
+    user_namespace = capabilities.user_namespace
+    answer = _in_child(lambda: _try_keys(user_namespace))
+    trials = (
+        _judged(Trial(**trial), findings.circumstances, user_namespace)
+        for trial in answer["trials"]
+    )
+    return replace(findings, trials=(*findings.trials, *trials))
+
+
+def _try_keys(user_namespace: bool) -> _Answer:
+    log = _Log(user_namespace)
+    if user_namespace:
+        enter_user_namespace()
+
+    def isolate_network() -> None:
+        sys.unshare(sys.CLONE_NEWNET)
+        bring_up_loopback()
+
+    def name_host() -> None:
+        sys.unshare(sys.CLONE_NEWUTS)
+        _socket.sethostname("mountns")
+
+    log.attempt(
+        "network namespace",
+        isolate_network,
+        needed=False,
+        without='network="none" and isolated_net do not work',
+    )
+    log.attempt("host name", name_host, needed=False, without="hostname does not work")
+    if not user_namespace:
+        log.attempt(
+            "another user",
+            lambda: become(User(_NOBODY, _NOBODY)),
+            needed=False,
+            without="user does not work",
+        )
+    return log.answer()
 
 
 def _judged(trial: Trial, here: Circumstances, user_namespace: bool) -> Trial:
@@ -267,6 +314,10 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> _Answ
     if user_namespace and not log.attempt("user namespace", enter_user_namespace):
         return log.answer()
     if not log.attempt("mount namespace", lambda: enter_mount_namespace(user_namespace)):
+        return log.answer()
+    # Root's tests have one in any case.
+    uts = user_namespace or log.attempt("UTS namespace", lambda: sys.unshare(sys.CLONE_NEWUTS))
+    if not uts:
         return log.answer()
     new_api = log.attempt(
         "new mount API",

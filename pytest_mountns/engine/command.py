@@ -24,10 +24,16 @@ from .enter import Layers, Sandbox, make
 from .errors import SandboxError, errno_name
 from .init import die_with_parent, enter_pid_namespace
 from .jobs import take_terminal_back
-from .moving import drop_user_capabilities, take_user_capabilities
-from .plan import Plan
+from .moving import (
+    drop_user_capabilities,
+    enter_mount_namespace,
+    enter_user_namespace,
+    make_stage,
+    take_user_capabilities,
+)
+from .outer import become, leave_outer_namespaces
+from .plan import Plan, User
 from .remains import Outline, Remains, outline
-from .visit import Traveller
 
 #: Exit statuses of a command that could not be started, as shells have them.
 NOT_EXECUTABLE: Final = 126
@@ -55,18 +61,18 @@ class Ended:
 def run_command(
     command: Sequence[str],
     plan: Plan,
-    traveller: Traveller,
     *,
     cwd: str,
     environment: Mapping[str, str],
+    stage: int = -1,
     directory: str | None = None,
     layers: Layers | None = None,
 ) -> Ended:
     """Run it, with this process's standard streams. Processes that it leaves behind are killed.
 
-    ``traveller``: has settled in a user namespace, if the plan wants one. ``directory`` and
-    ``layers``: as for :func:`.enter.make`. Changes how this process handles signals, for good.
-    Raises :class:`SandboxError` if the sandbox cannot be made or entered.
+    ``stage``, ``directory``, ``layers``: as for :func:`.enter.make`; with a stage this process has
+    settled in the user namespace that the plan may want. Changes how this process handles signals,
+    for good. Raises :class:`SandboxError` if the sandbox cannot be made or entered.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # For what outlives the process that started it: prctl(2), PR_SET_CHILD_SUBREAPER.
@@ -75,7 +81,6 @@ def run_command(
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     reader, writer = os.pipe()
-    stage = traveller.stage
     parent = os.getpid()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     child = processes.fork()
@@ -132,7 +137,9 @@ class _Child:
                 self._say(error)
                 sys.exit_now(1)
             self._say(outline(sandbox), sandbox.scratch)
-            if self.plan.user_namespace:
+            if self.plan.user is not None:
+                environment = self._become(self.plan.user, environment)
+            elif self.plan.user_namespace and not self.plan.fake_root:
                 drop_user_capabilities()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             # Python ignores them: signal(7), "inherited by exec".
@@ -153,9 +160,13 @@ class _Child:
     def _enter(self) -> Sandbox:
         die_with_parent(self.parent)
         if self.plan.user_namespace:
-            take_user_capabilities()
+            if self.stage < 0:
+                enter_user_namespace(as_root=self.plan.fake_root)
+            else:
+                take_user_capabilities()
             # The new credentials may have cleared it.
             die_with_parent(self.parent)
+        leave_outer_namespaces(self.plan)
         if not self.plan.pid_namespace:
             return self._make()
         result: list[Sandbox | SandboxError] = []
@@ -171,8 +182,20 @@ class _Child:
             raise result[0]
         return result[0]
 
+    def _become(self, user: User, environment: Mapping[str, str]) -> dict[str, str]:
+        become(user)
+        if not self.plan.pid_namespace:
+            # The new credentials have cleared it.
+            die_with_parent(self.parent)
+        names = {"USER": user.name, "LOGNAME": user.name} if user.name else {}
+        kept = {k: v for k, v in environment.items() if k not in ("USER", "LOGNAME")}
+        return {**kept, **names, "HOME": user.home}
+
     def _make(self) -> Sandbox:
-        sandbox = make(self.plan, self.stage, directory=self.directory, layers=self.layers)
+        stage = self.stage
+        if stage < 0:
+            stage = enter_mount_namespace(True) if self.plan.user_namespace else make_stage()
+        sandbox = make(self.plan, stage, directory=self.directory, layers=self.layers)
         sandbox.join(self.cwd)
         return sandbox
 

@@ -70,6 +70,18 @@ class Layers:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was written takes ``bytes`` of memory or disk, and ``inodes``: deletions need them, too.
+
+    Of a file that was changed, all of it.
+    """
+
+    bytes: int
+    inodes: int
+
+
+@final
 @dataclass(slots=True)
 class Sandbox:
     """A root in a mount namespace.
@@ -78,6 +90,7 @@ class Sandbox:
     one of a namespace with the host's mounts. ``template`` is what it was made from, ``base`` one
     without overlays, for what is made from it. ``created`` are the paths that were made only to be
     mounted on; ``overlays`` where each overlay is mounted, and its upper below ``scratch``.
+    ``borrowed``: scratches of templates that it has uppers in.
     """
 
     plan: Plan
@@ -91,6 +104,7 @@ class Sandbox:
     created: set[str] = field(default_factory=set)
     overlays: list[Layered] = field(default_factory=list)
     bound: list[Bind] = field(default_factory=list)
+    borrowed: frozenset[int] = frozenset()
 
     def join(
         self,
@@ -123,17 +137,32 @@ class Sandbox:
     def own_directories(self) -> set[int]:
         """Descriptors of directories that belong to the sandbox and lead nowhere else."""
         own = {self.scratch, *(self.layers.scratches if self.layers else ())}
-        return own | {one.scratch for one in (self.template, self.base) if one is not None}
+        templates = {one.scratch for one in (self.template, self.base) if one is not None}
+        return own | templates | self.borrowed
 
     @property
     def descriptors(self) -> tuple[int, int]:
         """What keeps it: it is gone when these are closed and the last process in it has ended."""
         return self.namespace, self.scratch
 
+    def leave_to_child(self) -> None:
+        """A process forked since will enter. It unmounts all when it ends, and this one does not.
+
+        The uppers can be read here as long as their descriptor is open, by another one: the last
+        to close the one that fsmount(2) gave waits for a grace period of the kernel. Raises
+        :class:`OSError`.
+        """
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        own = high(os.open(f"/proc/self/fd/{self.scratch}", flags))
+        os.close(self.namespace)
+        os.close(self.scratch)
+        self.namespace, self.scratch = -1, own
+
     def close(self) -> None:
         """Let go of it. The last to do so waits until everything in it is unmounted."""
         for fd in self.descriptors:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def changes(self) -> Changes:
         """Everything the uppers add, modify, replace, delete or re-label against what is below.
@@ -141,22 +170,22 @@ class Sandbox:
         What they hold can be read until the next :meth:`reset`. Raises :class:`SandboxError` if
         what is below cannot be looked at.
         """
-        view = self.layers.view if self.layers else self.stage
-        user, dropped = self.plan.user_namespace, self.plan.drops_capabilities
+        dropped = self.plan.drops_capabilities
+        user = self.plan.user_namespace
         overlays = self.overlays
 
         @contextmanager
         def trees(side: Side) -> Iterator[int]:
             if self.overlays is not overlays:
                 raise SandboxError("read changes", cause="the sandbox was reset since")
-            tree = root_of(view, user) if side == "before" else nullcontext(self.scratch)
+            tree = self._below() if side == "before" else nullcontext(self.scratch)
             with privileged(dropped), tree as fd:
                 yield fd
 
         # Or what the test has made unreadable to itself would be left out.
         with (
             privileged(dropped),
-            root_of(view, user) as lower,
+            self._below() as lower,
             explained("read the changes", user),
         ):
             return read_changes(
@@ -178,10 +207,9 @@ class Sandbox:
         from .oci import write_layer
 
         user = self.plan.user_namespace
-        view = self.layers.view if self.layers else self.stage
         with (
-            privileged(user),
-            root_of(view, user) as lower,
+            privileged(self.plan.drops_capabilities),
+            self._below() as lower,
             explained("save what the sandbox has written", user),
         ):
             return write_layer(
@@ -194,6 +222,39 @@ class Sandbox:
                 ignore={*self.created, *ignore},
             )
 
+    @contextmanager
+    def _below(self) -> Iterator[int]:
+        """A descriptor of the tree that the uppers lie over."""
+        user = self.plan.user_namespace
+        if self.layers is not None or self.plan.ground is None:
+            with root_of(self.layers.view if self.layers else self.stage, user) as root:
+                yield root
+            return
+        ground = make_ground(self.plan.ground, self.stage)
+        try:
+            with root_of(ground, user) as root:
+                yield root
+        finally:
+            os.close(ground)
+
+    def usage(self) -> Usage:
+        """What the uppers take. Raises :class:`SandboxError`."""
+        entries: dict[tuple[int, int], int] = {}
+        with (
+            privileged(self.plan.drops_capabilities),
+            explained("read what the uppers take", self.plan.user_namespace),
+        ):
+            for overlay in (*self.overlays, *self.touched()):
+                pending = [os.path.join(f"/proc/self/fd/{self.scratch}", overlay.upper)]
+                while pending:
+                    with os.scandir(pending.pop()) as listing:
+                        for entry in listing:
+                            status = entry.stat(follow_symlinks=False)
+                            entries[(status.st_dev, status.st_ino)] = 512 * status.st_blocks
+                            if entry.is_dir(follow_symlinks=False):
+                                pending.append(entry.path)
+        return Usage(sum(entries.values()), len(entries))
+
     def touched(self) -> list[Layered]:
         """The overlays of the template that were written to."""
         if self.template is None:
@@ -204,14 +265,14 @@ class Sandbox:
     def as_layers(self) -> Layers:
         """What was written here, and what lies below, as lowers of other sandboxes."""
         below = self.layers.uppers if self.layers else {}
-        own = [
-            replace(one, upper=f"/proc/self/fd/{self.scratch}/{one.upper}") for one in self.overlays
-        ]
+        # One of a template's is absolute already.
+        here = f"/proc/self/fd/{self.scratch}"
+        own = [replace(one, upper=os.path.join(here, one.upper)) for one in self.overlays]
         if self.template is not None:
             own += self.template.absolute
         uppers = {one.mountpoint: (one.upper, *below.get(one.mountpoint, ())) for one in own}
         scratches = self.layers.scratches if self.layers else frozenset()
-        return Layers(uppers, self.namespace, scratches | {self.scratch})
+        return Layers(uppers, self.namespace, scratches | {self.scratch} | self.borrowed)
 
     def moved_onto(self, under: Layers | None) -> Layers:
         """What was written here, as lowers over other layers than the sandbox was made on."""
@@ -245,16 +306,18 @@ class Sandbox:
         ):
             with _visiting(self.stage, user_namespace):
                 tree = sys.open_tree(sys.AT_FDCWD, step.source, flags)
-            root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            root = -1
             try:
+                root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 if step.read_only:
                     set_read_only(tree)
                 is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
                 make_target(root, step.target, directory=is_directory, created=self.created)
                 sys.move_mount(tree, root, step.target[1:])
             finally:
-                os.close(root)
                 os.close(tree)
+                if root >= 0:
+                    os.close(root)
         self.bound.append(step)
 
     def join_again(self, cwd: str, kin: Sequence[Sandbox]) -> None:
@@ -287,6 +350,37 @@ class Sandbox:
         """
         return self._another(self.as_layers(), self.bound)
 
+    def on(self, plan: Plan) -> Sandbox:
+        """A sandbox of another plan with the uppers of this one, which is to be left alone then.
+
+        Raises :class:`SandboxError`.
+        """
+        capabilities = plan.capabilities
+        if not (capabilities.new_api and capabilities.detached_uppers):
+            raise Unavailable(
+                "put a layer under what was written",
+                cause="before Linux 6.15 an upper cannot move from one overlay to another",
+                remedy="name it before the test starts: layers=[...] of the marker",
+            )
+        made = make(
+            plan,
+            self.stage,
+            directory=self.directory,
+            layers=self.layers,
+            bound=self.bound,
+            old=self,
+        )
+        made.created |= self.created
+        made.borrowed = frozenset(self.own_directories - {self.scratch})
+        return made
+
+    @contextmanager
+    def on_stage(self) -> Iterator[None]:
+        """Be among the host's mounts for a moment. Raises :class:`SandboxError`."""
+        user = self.plan.user_namespace
+        with privileged(self.plan.drops_capabilities), _visiting(self.stage, user):
+            yield
+
     def become(self, other: Sandbox, kin: Sequence[Sandbox] = ()) -> None:
         """Enter ``other``, whose descriptors are this object's from now on.
 
@@ -301,7 +395,8 @@ class Sandbox:
         self.namespace, self.scratch = other.namespace, other.scratch
         self.created, self.overlays = other.created, other.overlays
         self.layers, self.directory = other.layers, other.directory
-        self.template = other.template
+        self.template, self.base, self.plan = other.template, other.base, other.plan
+        self.borrowed |= other.borrowed
 
     def _another(self, layers: Layers | None, bound: Sequence[Bind]) -> Sandbox:
         return make(
@@ -326,12 +421,14 @@ def make(
     template: Template | None = None,
     base: Template | None = None,
     again: bool = False,
+    old: Sandbox | None = None,
 ) -> Sandbox:
     """A sandbox as planned, on a copy of the stage's mounts. This thread stays where it is.
 
     ``directory``: an empty directory of the host for ``upper="disk"``; ``again``: it has been
     used. ``bound``: further binds. ``template``: of this plan, and ``base`` the one that what is
-    made from the sandbox is made from. The caller is in the right user and PID namespace already.
+    made from the sandbox is made from. ``old``: a
+    sandbox that it takes the uppers of. The caller is in the right user and PID namespace already.
     Raises :class:`SandboxError`.
     """
     opened: list[int] = []
@@ -353,7 +450,7 @@ def make(
                 with explained("make a directory for an upper", plan.user_namespace):
                     place = tempfile.mkdtemp(dir=directory)
             if template is None:
-                building = _build(plan, place, layers, bound, opened)
+                building = _build(plan, place, layers, bound, opened, old)
             else:
                 building = _graft(plan, place, layers, bound, opened, template)
         except BaseException:
@@ -363,7 +460,7 @@ def make(
         finally:
             back.take()
             os.umask(umask)
-    overlays = [Layered(o.target, f"{o.name}.upper") for o in building.overlays]
+    overlays = [Layered(o.target, building.uppers[o.target]) for o in building.overlays]
     namespace, scratch = opened
     return Sandbox(
         plan,
@@ -378,6 +475,31 @@ def make(
         overlays=overlays,
         bound=list(bound),
     )
+
+
+def make_ground(plan: Plan, stage: int) -> int:
+    """A descriptor of a mount namespace that shows what a :attr:`.plan.Plan.ground` says.
+
+    As :func:`make`. Raises :class:`SandboxError`.
+    """
+    opened: list[int] = []
+    user = plan.user_namespace
+    with signals_held(), privileged(user), way_back(user) as back:
+        umask = os.umask(0)
+        try:
+            with _possible(plan):
+                back.leave_for(stage)
+            _build(plan, None, None, (), opened)
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
+            raise
+        finally:
+            back.take()
+            os.umask(umask)
+    namespace, scratch = opened
+    os.close(scratch)
+    return namespace
 
 
 @contextmanager
@@ -395,18 +517,28 @@ def _build(
     layers: Layers | None,
     bound: Sequence[Bind],
     opened: list[int],
+    old: Sandbox | None = None,
 ) -> Building:
-    """Build in a copy of this namespace and pivot. Adds the copy and the scratch to ``opened``."""
+    """Build in a copy of this namespace and pivot. Adds the copy and the scratch to ``opened``.
+
+    ``old``: a sandbox whose uppers it is to have.
+    """
     with _possible(plan):
         sys.unshare(sys.CLONE_NEWNS)
         opened.append(current_namespace())
     with explained("read the mount table", plan.user_namespace, "proc"):
         builder = builder_for(plan.capabilities)
-    building = Building(builder, plan, layers.uppers if layers else {})
     try:
         with explained("make a root", plan.user_namespace):
-            opened.append(scratch := high(open_scratch(builder, plan, directory)))
+            taken = high(os.dup(old.scratch)) if old else open_scratch(builder, plan, directory)
+            opened.append(scratch := high(taken))
             os.fchdir(scratch)
+            kept = (
+                {one.mountpoint: one.upper for one in (*old.overlays, *old.touched())}
+                if old
+                else None
+            )
+            building = Building(builder, plan, layers.uppers if layers else {}, kept)
             building.carry_out([*plan.steps, *bound])
         with explained("pivot into the new root", plan.user_namespace, "pivot"):
             builder.pivot()

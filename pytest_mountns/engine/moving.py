@@ -54,6 +54,14 @@ def go(namespace: int) -> None:
     sys.setns(namespace, sys.CLONE_NEWNS)
 
 
+def go_back(namespace: int) -> None:
+    """:func:`go`, tried twice, as :meth:`WayBack.take` does. Raises :class:`OSError`."""
+    try:
+        go(namespace)
+    except OSError:
+        go(namespace)
+
+
 def enter_user_namespace(*, as_root: bool = False) -> None:
     """unshare(CLONE_NEWUSER) with the own uid and gid kept, user_namespaces(7).
 
@@ -162,16 +170,22 @@ class WayBack:
         sys.setns(namespace, sys.CLONE_NEWNS)
 
     def take(self) -> None:
-        """Return, if :meth:`away`. What fails here ends the process: see :func:`give_up`."""
+        """Return, if :meth:`away`. What fails here ends the process: see :func:`give_up`.
+
+        Tried twice: the kernel may have had no memory for a moment.
+        """
         if not self._away:
             return
         interruption: BaseException | None = None
+        has_failed = False
         while self._away:
             try:
                 self._return()
                 self._away = False
             except OSError as error:
-                give_up(error)
+                if has_failed:
+                    give_up(error)
+                has_failed = True
             except BaseException as error:  # noqa: BLE001 - raised below
                 # Of a signal's handler: another thread has taken the signal. Half-way is no place.
                 interruption = error

@@ -288,7 +288,9 @@ class _Export:
             self._emit(_empty(_joined(place.name, _WHITEOUT + name)))
         for name, source in others:
             path = _joined(place.name, name)
-            if os.fsdecode(b"/" + path) in self.ignore and not self._is_below(name, place, base_fd):
+            if os.fsdecode(b"/" + path) in self.ignore and (
+                not self._is_below(name, place, base_fd) or _is_as_made(name, fd, base_fd)
+            ):
                 continue
             self._entry(path, name, source, in_upper=source == fd)
         return inner
@@ -379,6 +381,20 @@ class _Export:
         xattrs = {} if fd is None else kept_xattrs(fd, self.ids)
         mode = stat.S_IMODE(status.st_mode)
         return Member(name, kind, b"", mode, uid, gid, 0, status.st_mtime_ns, (0, 0), 0, xattrs)
+
+
+def _is_as_made(name: bytes, fd: int | None, base_fd: int | None) -> bool:
+    """Whether what was made to be mounted on is still what the tree below shows."""
+    if fd is None or base_fd is None:
+        return False
+    here, below = lstat(name, fd), lstat(name, base_fd)
+    if here is None or below is None:
+        return False
+    return (here.st_mode, here.st_size, here.st_mtime_ns) == (
+        below.st_mode,
+        below.st_size,
+        below.st_mtime_ns,
+    )
 
 
 def _empty(name: bytes) -> Member:

@@ -12,6 +12,7 @@ Documentation/filesystems/overlayfs.rst.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, final
 
@@ -116,15 +117,40 @@ class Capabilities:
         return "user.overlay." if self.user_namespace else "trusted.overlay."
 
 
+#: As a lower: an empty directory, made for the sandbox.
+EMPTY: Final = "empty.lower"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What an upper has from the start: a place to mount on, or a link on the way to one.
+
+    ``kind``: "kept" is a directory that the lowers have as well, with the same attributes.
+    ``link``: where a link leads.
+    """
+
+    path: str
+    kind: Literal["kept", "directory", "file", "link"]
+    mode: int = 0o755
+    link: str = ""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """An overlay at ``target``. ``name`` is its directory among the uppers."""
+    """An overlay at ``target``. ``name`` is its directory among the uppers.
+
+    ``lowers``: topmost first. ``model``: whose attributes its root has; "" for the topmost
+    lower's. ``pieces``: what its upper has from the start, parents first.
+    """
 
     target: str
     lowers: tuple[str, ...]
     name: str
     attributes: int = 0
+    model: str = ""
+    pieces: tuple[Piece, ...] = ()
 
     def describe(self) -> str:
         return f"overlay {self.target} (lower {':'.join(self.lowers)}, upper {self.name})"
@@ -138,6 +164,7 @@ class Assemble:
     The overlay's lower is a directory made for it, with one entry for each of the host's when the
     sandbox is made: see :mod:`.assemble`. ``mounted``: the entries that are mounts or contain
     some; later steps may lay overlays over them. ``dead``: those that are not to be touched.
+    ``layers``: directories to stack on it, topmost first.
     """
 
     target: str
@@ -145,6 +172,7 @@ class Assemble:
     mounted: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
     attributes: int = 0
+    layers: tuple[str, ...] = ()
 
     def describe(self) -> str:
         return f"overlay {self.target} (lower assembled around its mounts, upper {self.name})"
@@ -245,7 +273,10 @@ Step: TypeAlias = Overlay | Assemble | Bind | Seed | MountTmpfs | FreshProc | Pr
 @final
 @dataclass(frozen=True, slots=True)
 class Upper:
-    """Where the uppers lie: ``medium`` "memory" (a tmpfs no namespace shows) or "disk"."""
+    """Where the uppers lie: ``medium`` "memory" (a tmpfs no namespace shows) or "disk".
+
+    "none": overlays are read-only, and show what would lie below their uppers.
+    """
 
     medium: str
     size: int | None = None
@@ -279,8 +310,8 @@ class User:
 class Plan:
     """Everything that makes one sandbox, in order. ``steps[0]`` is the root.
 
-    ``user``: whom the test process becomes when it is in. ``fake_root``: its user namespace shows
-    the user as root.
+    ``ground``: shows what lies below the uppers; None if the host does. ``user``: whom the test
+    process becomes when it is in. ``fake_root``: its user namespace shows the user as root.
     """
 
     user_namespace: bool
@@ -288,6 +319,7 @@ class Plan:
     upper: Upper
     steps: tuple[Step, ...]
     capabilities: Capabilities
+    ground: Plan | None = None
     network_namespace: bool = False
     hostname: str | None = None
     user: User | None = None
@@ -321,8 +353,24 @@ def plan(
     spec: SandboxSpec, host: Host, capabilities: Capabilities, user: User | None = None
 ) -> Plan:
     """The plan of a sandbox as ``spec`` wants it on this host. ``user``: who its ``user`` is."""
-    rooted = _user_root(host) if capabilities.user_namespace else _own_root(host)
-    steps = [*rooted, *_system_trees(spec, host, capabilities)]
+    steps = [*host_root(host, capabilities), *system_trees(spec, host, capabilities)]
+    return complete(spec, steps, capabilities, user)
+
+
+def host_root(host: Host, capabilities: Capabilities) -> list[Step]:
+    """The host's own root, and everything mounted below it."""
+    return _user_root(host) if capabilities.user_namespace else _own_root(host)
+
+
+def complete(
+    spec: SandboxSpec,
+    steps: Sequence[Step],
+    capabilities: Capabilities,
+    user: User | None = None,
+    ground: Sequence[Step] = (),
+) -> Plan:
+    """A plan of these steps, and what ``spec`` wants besides. ``ground``: see :class:`Plan`."""
+    apart = capabilities.user_namespace
     wanted: list[Bind | MountTmpfs] = [
         *(Bind(v.source, v.target, v.read_only, create=True) for v in spec.volumes),
         *(MountTmpfs(t.target, t.size, t.mode) for t in spec.tmpfs),
@@ -339,7 +387,7 @@ def plan(
         and not any(step.target == cover or is_below(step.target, cover) for cover in covers)
     ]
     return Plan(
-        user_namespace=capabilities.user_namespace,
+        user_namespace=apart,
         pid_namespace=spec.pid,
         upper=Upper(
             "disk" if spec.upper == "disk" or not capabilities.memory_upper else "memory",
@@ -348,6 +396,7 @@ def plan(
         ),
         steps=(*steps, *wanted, *frozen),
         capabilities=capabilities,
+        ground=Plan(apart, False, Upper("none"), tuple(ground), capabilities) if ground else None,
         network_namespace=spec.network == "none",
         hostname=spec.hostname,
         user=user,
@@ -355,7 +404,7 @@ def plan(
     )
 
 
-def _attributes(mount: Mount) -> int:
+def mount_attributes(mount: Mount) -> int:
     """The per-mount flags of the host's mount, which its overlay must show as well."""
     flags = {
         "nosuid": sys.MOUNT_ATTR_NOSUID,
@@ -366,7 +415,8 @@ def _attributes(mount: Mount) -> int:
     return sum(bit for name, bit in flags.items() if name in mount.options)
 
 
-def _is_system(path: str) -> bool:
+def is_system(path: str) -> bool:
+    """Whether a sandbox has a ``path`` of its own."""
     return any(path == tree or is_below(path, tree) for tree in ("/proc", "/sys", "/dev"))
 
 
@@ -378,10 +428,10 @@ def _own_root(host: Host) -> list[Step]:
     if root.read_only:
         steps.append(Bind("/", "/", read_only=True))
     else:
-        steps.append(Overlay("/", ("/",), "0", _attributes(root)))
+        steps.append(Overlay("/", ("/",), "0", mount_attributes(root)))
     for mount in below:
         path = mount.mountpoint
-        if _is_system(path):
+        if is_system(path):
             continue
         inside_bind = any(is_below(path, tree) for tree in bound)
         if path in host.files and not mount.read_only:
@@ -400,7 +450,7 @@ def _own_root(host: Host) -> list[Step]:
                 steps.append(Bind(path, path, read_only=True, optional=True))
                 bound.append(path)
         else:
-            steps.append(Overlay(path, (path,), str(len(steps)), _attributes(mount)))
+            steps.append(Overlay(path, (path,), str(len(steps)), mount_attributes(mount)))
     if root.read_only:
         # The recursive bind of / shows everything already; only writable filesystems are relaid.
         steps = [steps[0], *(step for step in steps[1:] if isinstance(step, Overlay))]
@@ -417,7 +467,7 @@ def _user_root(host: Host) -> list[Step]:
         owner = owning(host.mounts, path)
         if path in host.unlayerable or (owner and owner.read_only):
             continue
-        name, attributes = str(len(steps)), _attributes(owner) if owner else 0
+        name, attributes = str(len(steps)), mount_attributes(owner) if owner else 0
         if path in mixed:
             inner = [point[len(path) + 1 :] for point in points if is_below(point, path)]
             mounted = tuple(sorted({rest.partition("/")[0] for rest in inner}))
@@ -428,7 +478,8 @@ def _user_root(host: Host) -> list[Step]:
     return steps
 
 
-def _system_trees(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> list[Step]:
+def system_trees(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> list[Step]:
+    """``/proc``, ``/sys`` and ``/dev``."""
     steps: list[Step] = []
     if spec.pid:
         steps.append(FreshProc())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pwd
@@ -9,14 +10,18 @@ import select
 import stat
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from .capabilities import PASSING, Findings, Trial, lowers, probe, refused_lowers
-from .errors import Unavailable, said
+from .errors import SandboxError, Unavailable, said
 from .host import survey
 from .moving import high
 from .plan import Capabilities, Host, Plan, User, plan
 from .spec import SandboxSpec, SpecError, Volume
+
+if TYPE_CHECKING:
+    from .bases import Bases
+    from .sources import Sources
 
 
 @final
@@ -25,12 +30,23 @@ class Planner:
 
     ``places``: directories a run needs to be writable where the user can write them.
     ``mounts_changed`` is called when the mount table is seen to be another than before.
+    ``sources`` makes those of roots and layers, when they are first asked for.
     """
 
     def __init__(
-        self, places: Sequence[str], mounts_changed: Callable[[], None] = lambda: None
+        self,
+        places: Sequence[str],
+        mounts_changed: Callable[[], None] = lambda: None,
+        sources: Callable[[], Sources] | None = None,
     ) -> None:
         self._mounts_changed = mounts_changed
+        self._make_sources = sources
+        self._sources: Sources | None = None
+        self._bases: Bases | None = None
+        #: What has to be importable in every root.
+        self._project = places[0] if places else os.getcwd()
+        self._kept: list[str] = []
+        self._settled = False
         home = os.path.expanduser("~")
         #: Directories that tests are expected to write to.
         self.places = [*places, home, tempfile.gettempdir(), os.getcwd()]
@@ -76,14 +92,42 @@ class Planner:
             known = self._plans[spec] = self._make(spec)
         return known
 
+    def prepare(self, spec: SandboxSpec) -> None:
+        """Unpack what ``spec`` needs, which may take its time. What fails is said by its plan."""
+        capabilities = self.findings.capabilities if _has_base(spec) else None
+        if capabilities is not None:
+            with contextlib.suppress(SandboxError):
+                self._based().prepare(spec, capabilities)
+
+    def keep(self, directory: str) -> None:
+        """Every root has this directory of the run, for tests to write to; what they write goes."""
+        if directory not in self._kept:
+            self._kept.append(directory)
+            self._plans = {spec: plan for spec, plan in self._plans.items() if not _has_base(spec)}
+
+    def _based(self) -> Bases:
+        if self._bases is None:
+            from .bases import Bases
+            from .sources import Sources
+
+            self._sources = self._make_sources() if self._make_sources else Sources()
+            self._bases = Bases(self._sources)
+        return self._bases
+
     def forget_mounts(self) -> None:
-        """This process has moved to another mount namespace."""
-        self.close()
+        """This process has moved to another mount namespace, in a user namespace of its own."""
+        self._forget_table()
+        self._settled = True
         self._host = None
         self._plans.clear()
 
     def close(self) -> None:
-        """Let go of the mount table."""
+        """Let go of the mount table, and of layers."""
+        self._forget_table()
+        if self._sources is not None:
+            self._sources.close()
+
+    def _forget_table(self) -> None:
         if self._table is not None:
             os.close(self._table)
             self._table = None
@@ -108,10 +152,28 @@ class Planner:
             self._host = self._survey(capabilities)
         user = _user(spec.user, capabilities)
         _check_devices(spec.devices)
+        if spec.root != "host":
+            return self._plan_on_base(spec, self._host, capabilities, user)
         resolved = tuple(
             dataclasses.replace(volume, target=_resolve(volume)) for volume in spec.volumes
         )
-        return plan(dataclasses.replace(spec, volumes=resolved), self._host, capabilities, user)
+        spec = dataclasses.replace(spec, volumes=resolved)
+        if spec.layers:
+            return self._plan_on_base(spec, self._host, capabilities, user)
+        return plan(spec, self._host, capabilities, user)
+
+    def _plan_on_base(
+        self, spec: SandboxSpec, host: Host, capabilities: Capabilities, user: User | None
+    ) -> Plan:
+        return self._based().plan(
+            spec,
+            host,
+            capabilities,
+            user,
+            project=self._project,
+            kept=self._kept,
+            settled=self._settled,
+        )
 
     def _survey(self, capabilities: Capabilities) -> Host:
         """Raises :class:`SandboxError`."""
@@ -156,6 +218,10 @@ def _unavailable(obstacle: Trial | None) -> Unavailable:
         obstacle.cause,
         obstacle.remedy or "pytest --mountns-doctor",
     )
+
+
+def _has_base(spec: SandboxSpec) -> bool:
+    return spec.root != "host" or bool(spec.layers)
 
 
 def _user(wanted: str | int, capabilities: Capabilities) -> User | None:

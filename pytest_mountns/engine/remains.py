@@ -7,20 +7,18 @@ of where they lie. What lies below them is the reader's own tree, which the sand
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Final, TypeAlias, TypeVar, cast, final
+from typing import IO, TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 
 from .changes import Changes
-from .enter import Sandbox, root_of
+from .enter import Sandbox, make_ground, root_of
 from .entries import Contents
 from .errors import SandboxError
-from .moving import enter_user_namespace
+from .moving import enter_mount_namespace, enter_user_namespace, make_stage
 from .plan import Plan
-from .processes import fork, reap
-from .syscalls import block_all_signals, exit_now
+from .processes import in_child
 from .upper import Layered, read_changes
 
 if TYPE_CHECKING:
@@ -49,7 +47,8 @@ class Remains:
 
     ``scratch``: a descriptor of where they lie, the caller's to close. ``overlays``, ``created``:
     those of the :class:`.enter.Sandbox`. ``view``: a namespace that shows what lies below, -1 for
-    the reader's own. ``xattr_prefix``, ``user_namespace``: of its plan.
+    the reader's own, or what ``ground`` says. ``ground``, ``xattr_prefix``, ``user_namespace``: of
+    its plan.
     """
 
     scratch: int
@@ -58,6 +57,7 @@ class Remains:
     xattr_prefix: str
     user_namespace: bool
     view: int = -1
+    ground: Plan | None = None
 
     @classmethod
     def of(
@@ -78,6 +78,7 @@ class Remains:
             capabilities.xattr_prefix,
             capabilities.user_namespace,
             view,
+            plan.ground,
         )
 
     @classmethod
@@ -94,8 +95,7 @@ class Remains:
         Raises :class:`SandboxError`. For an ordinary user they are read by a forked process with
         the rights, and the view of owners, that the test had; contents are not.
         """
-        with self._below(_READ) as lower:
-            changes, contents = self._as_the_test(_READ, lambda: self._read(lower))
+        with self._as_the_test(_READ, self._read) as ((changes, contents), lower):
             contents.trees = lambda side: nullcontext(lower if side == "before" else self.scratch)
             try:
                 yield changes
@@ -123,24 +123,8 @@ class Remains:
                 limit=limit,
             )
 
-        with self._below(_WRITE) as lower:
-            return self._as_the_test(_WRITE, lambda: write(lower))
-
-    @contextmanager
-    def _below(self, tried: str) -> Iterator[int]:
-        """A descriptor of the tree that lies below."""
-        try:
-            if self.view < 0:
-                lower = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            else:
-                with root_of(self.view, self.user_namespace) as root:
-                    lower = os.dup(root)
-        except OSError as error:
-            raise SandboxError(tried, str(error)) from error
-        try:
-            yield lower
-        finally:
-            os.close(lower)
+        with self._as_the_test(_WRITE, write) as (written, _):
+            return written
 
     def _read(self, lower: int) -> tuple[Changes, Contents]:
         contents = Contents()
@@ -154,39 +138,46 @@ class Remains:
         )
         return changes, contents
 
-    def _as_the_test(self, tried: str, action: Callable[[], _T]) -> _T:
-        """Do it with the rights that the test had.
+    @contextmanager
+    def _as_the_test(self, tried: str, action: Callable[[int], _T]) -> Iterator[tuple[_T, int]]:
+        """Do it with the rights that the test had, on a descriptor of the tree that lies below.
 
         Of an ordinary user's: in a user namespace like the test's, where its files are readable
-        whatever their mode. The result is pickled.
+        whatever their mode; the result is pickled. Gives the descriptor, too.
         """
-        if not self.user_namespace:
-            try:
-                return action()
-            except OSError as error:
-                raise SandboxError(tried, str(error)) from error
-        reader, writer = os.pipe()
-        child = fork()
-        if child == 0:
-            try:
-                block_all_signals()
-                answer: _T | SandboxError
+        opened: list[int] = []
+        try:
+            if not self.user_namespace:
                 try:
-                    enter_user_namespace()
-                    answer = action()
-                except SandboxError as error:
-                    answer = error
-                except Exception as error:  # noqa: BLE001 - for the parent to say
-                    answer = SandboxError(tried, str(error))
-                with open(writer, "wb") as file:
-                    pickle.dump(answer, file, protocol=5)
-            finally:
-                exit_now(0)
-        os.close(writer)
-        with open(reader, "rb") as file:
-            data = file.read()
-        reap(child)
-        result: object = pickle.loads(data) if data else SandboxError(tried)
-        if isinstance(result, SandboxError):
-            raise result
-        return cast("_T", result)
+                    opened += self._open_below()
+                    result = action(opened[0])
+                except OSError as error:
+                    raise SandboxError(tried, str(error)) from error
+            else:
+                result, opened = in_child(lambda: self._in_user_namespace(action), tried)
+            yield result, opened[0]
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def _in_user_namespace(self, action: Callable[[int], _T]) -> tuple[_T, list[int]]:
+        # A view is a namespace of the one that this process lives in.
+        opened = self._open_below() if self.view >= 0 or self.ground is None else []
+        enter_user_namespace()
+        opened = opened or self._open_below()
+        return action(opened[0]), opened
+
+    def _open_below(self) -> list[int]:
+        """A descriptor of the tree that lies below, and of what keeps it there."""
+        if self.view >= 0:
+            with root_of(self.view, self.user_namespace) as root:
+                return [os.dup(root)]
+        if self.ground is None:
+            return [os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+        stage = enter_mount_namespace(True) if self.user_namespace else make_stage()
+        try:
+            ground = make_ground(self.ground, stage)
+        finally:
+            os.close(stage)
+        with root_of(ground, self.user_namespace) as root:
+            return [os.dup(root), ground]

@@ -101,21 +101,21 @@ def visible_in_foreign(
 
     ``present``: whether the root has something at a path. Pure, if that is.
     """
-    paths = _without_inner(_resolved(_own(runtime, projects), runtime.links))
-    libraries = _resolved([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
-    missing = [p for p in libraries if p and not _is_in(p, paths) and not present(p)]
-    loaded = set(_resolved(runtime.loaded, runtime.links))
+    paths = without_inner(resolved(_own(runtime, projects), runtime.links))
+    libraries = resolved([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
+    missing = [p for p in libraries if p and not is_in(p, paths) and not present(p)]
+    loaded = set(resolved(runtime.loaded, runtime.links))
     preload = [
         path
-        for path in _resolved(runtime.needed, runtime.links)
-        if present(path) and path not in loaded and not _is_in(path, paths)
+        for path in resolved(runtime.needed, runtime.links)
+        if present(path) and path not in loaded and not is_in(path, paths)
     ]
     return Visible(
         tuple(Shown(path) for path in sorted({*paths, *missing})),
         tuple(
             (path, target)
             for path, target in runtime.links
-            if not present(path) and not _is_in(path, paths)
+            if not present(path) and not is_in(path, paths)
         ),
         preload=tuple(sorted(set(preload))),
     )
@@ -137,13 +137,13 @@ def visible_in_minimal(
     """
     files = [path for path in _FILES if exists(path)]
     wanted = [*_own(runtime, projects), *files]
-    paths = _without_inner(_resolved(wanted, runtime.links))
-    libraries = _resolved([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
-    paths += [path for path in libraries if path and not _is_in(path, paths)]
+    paths = without_inner(resolved(wanted, runtime.links))
+    libraries = resolved([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
+    paths += [path for path in libraries if path and not is_in(path, paths)]
     links = sorted({*runtime.links, *merged})
-    outside = [(path, target) for path, target in links if not _is_in(path, paths)]
+    outside = [(path, target) for path, target in links if not is_in(path, paths)]
     directories = [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/run", 0o755)]
-    if home and not _is_in(home, paths):
+    if home and not is_in(home, paths):
         directories.append((home, 0o755))
     return Visible(
         tuple(Shown(path) for path in sorted(set(paths))), tuple(outside), tuple(directories)
@@ -155,7 +155,7 @@ def _own(runtime: Runtime, projects: Iterable[str]) -> list[str]:
     return [*prefixes, *runtime.trees, *runtime.executables, *projects]
 
 
-def _resolved(paths: Iterable[str], links: Iterable[tuple[str, str]]) -> list[str]:
+def resolved(paths: Iterable[str], links: Iterable[tuple[str, str]]) -> list[str]:
     """Without links on the way: a mount at a path with one would be where that leads."""
     known = dict(links)
     return [_follow(path, known)[0] for path in paths if path]
@@ -183,15 +183,16 @@ def _stations(path: str) -> Iterator[str]:
     yield path
 
 
-def _is_in(path: str, trees: Iterable[str]) -> bool:
+def is_in(path: str, trees: Iterable[str]) -> bool:
+    """Whether it is one of them, or below one."""
     return any(path == tree or is_below(path, tree) for tree in trees)
 
 
-def _without_inner(paths: Iterable[str]) -> list[str]:
+def without_inner(paths: Iterable[str]) -> list[str]:
     """Those that are in none of the others. The root itself is no tree to show."""
     chosen: list[str] = []
     for path in sorted(set(paths) - {"/"}):
-        if not _is_in(path, chosen):
+        if not is_in(path, chosen):
             chosen.append(path)
     return chosen
 
@@ -209,11 +210,11 @@ def survey_runtime() -> Runtime:
     prefixes = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
     known = [*trees, *(prefix for prefix in prefixes if prefix not in _SHARED)]
     # An editable installation may be found by an import hook, of which sys.path knows nothing.
-    trees += sorted({place for place in _module_roots() if not _is_in(place, known)})
+    trees += sorted({place for place in _module_roots() if not is_in(place, known)})
     trees = [path for path in trees if os.path.exists(path)]
     executables = [sys.executable] if os.path.isabs(sys.executable or "") else []
     loaded = tuple(sorted(set(_mapped_files())))
-    loader, needed = _asked_for([*executables, *_extensions(_without_inner(trees))])
+    loader, needed = _asked_for([*executables, *_extensions(without_inner(trees))])
     everything = [*executables, *prefixes, *trees, *loaded, *needed, loader]
     return Runtime(
         tuple(executables),
@@ -277,7 +278,9 @@ def _mapped_files() -> Iterator[str]:
 
 def _extensions(trees: Iterable[str]) -> Iterator[str]:
     for tree in trees:
-        for place, _, names in os.walk(tree):
+        for place, inner, names in os.walk(tree):
+            # No package has such a name, and repositories and caches are large.
+            inner[:] = [name for name in inner if name[0] != "." and name != "__pycache__"]
             for name in names:
                 if name.endswith(".so") or ".so." in name:
                     yield os.path.join(place, name)

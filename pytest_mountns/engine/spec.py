@@ -135,6 +135,8 @@ class Tmpfs:
 class SandboxSpec:
     """The sandbox that marker, options and fixtures of one test add up to.
 
+    ``root`` is ``"host"``, ``"minimal"``, or the absolute path of a directory, archive or image;
+    ``layers`` are those of what is stacked on it, the last one on top.
     ``size`` (bytes) and ``inodes`` limit the upper; ``upper`` is where it lies; ``read_only``
     makes the root refuse writes (EROFS); ``pid`` gives PID and IPC namespaces of its own,
     ``network="none"`` one for the network with nothing but loopback, ``hostname`` a name of the
@@ -145,6 +147,8 @@ class SandboxSpec:
     """
 
     process: Literal["fork", "inline"] = "fork"
+    root: str = "host"
+    layers: tuple[str, ...] = ()
     scope: Literal["function", "class", "module", "package", "session"] = "function"
     volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()

@@ -144,6 +144,7 @@ class _Walk:
             self.changes.append(Change(path or "/", kind, source, before, after))
 
     def _read(self, directory: _Directory, fd: int) -> None:
+        here = os.fstat(fd)
         xattrs = _xattrs(fd)
         kind, lower, remade = self._classify(directory, xattrs)
         lower_fd = None
@@ -152,7 +153,6 @@ class _Walk:
                 lower_fd = _open_directory(self.lower_fd, lower[1:])
             except _OUT_OF_REACH:
                 lower = None
-        here = os.fstat(fd)
         try:
             below = None if lower_fd is None else os.fstat(lower_fd)
             if kind is None and lower_fd is not None and below is not None:

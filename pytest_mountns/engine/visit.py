@@ -9,21 +9,22 @@ from __future__ import annotations
 import os
 import posix
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import final
 
 from .descriptors import Cloakroom, Opened
 from .enter import Layers, Sandbox, make
-from .errors import Unavailable
+from .errors import SandboxError, Unavailable
 from .moving import (
+    change_directory,
     current_namespace,
     drop_user_capabilities,
     enter_mount_namespace,
     enter_user_namespace,
     explained,
     give_up,
-    go,
+    go_back,
     in_chroot,
     make_stage,
     privileged,
@@ -180,7 +181,7 @@ class Traveller:
     def _return(self, visit: _Visit, directories: Sequence[Opened]) -> None:
         try:
             with privileged(self.in_user_namespace):
-                go(self._home)
+                go_back(self._home)
                 here, *originals = visit.room.collect()
                 posix.fchdir(here)
                 posix.close(here)
@@ -195,17 +196,26 @@ class Traveller:
 
     @contextmanager
     def at_home(self) -> Iterator[None]:
-        """Be at home for a moment, in the middle of a visit."""
+        """Be at home for a moment, in the middle of a visit. Raises :class:`SandboxError`."""
         if not self._visits:
             yield
             return
-        visit = self._visits[-1]
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._going_home(self._visits[-1]))
+            except SandboxError:
+                # Tried twice: a report that cannot be heard at home ends the session.
+                stack.enter_context(self._going_home(self._visits[-1]))
+            yield
+
+    @contextmanager
+    def _going_home(self, visit: _Visit) -> Iterator[None]:
         with way_back(visit.sandbox.plan.user_namespace) as back:
             try:
                 with signals_held(), privileged(self.in_user_namespace):
                     with explained("go home for a moment", visit.sandbox.plan.user_namespace):
                         back.leave_for(self._home)
-                    posix.chdir(visit.home)
+                    change_directory(visit.home)
                 yield
             finally:
                 with signals_held(), privileged(self.in_user_namespace):

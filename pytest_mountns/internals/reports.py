@@ -15,10 +15,6 @@ from _pytest.skipping import evaluate_xfail_marks
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
 
 _has_node_ids = importlib.util.find_spec("_pytest.nodeid") is not None
-_OF_PYTEST = {
-    *("_id", "nodeid", "location", "keywords", "outcome", "longrepr", "when"),
-    *("user_properties", "sections", "duration", "start", "stop"),
-}
 
 try:
     from _pytest.subtests import failed_subtests_key
@@ -95,25 +91,16 @@ def _item_id(item: pytest.Item) -> object:
     return cast(Any, item).id if _has_node_ids else item.nodeid
 
 
-def plain_fields(report: pytest.TestReport, item: pytest.Item) -> dict[str, object] | None:
-    """The attributes of a report of ``item``, but for the object that identifies the item.
-
-    None if there is anything in it that pytest itself has not put there.
-    """
+def fields_of(report: pytest.TestReport, item: pytest.Item) -> dict[str, object]:
+    """The attributes of a report of ``item``, but for the object that identifies the item."""
     fields = report.__dict__
-    if not report.passed or type(report) is not pytest.TestReport or report.user_properties:
-        return None
-    if not fields.keys() <= _OF_PYTEST:
-        return None
-    if _has_node_ids:
-        if fields.get("_id") is not cast(Any, item).id:
-            return None
+    if _has_node_ids and fields.get("_id") is cast(Any, item).id:
         fields = {name: value for name, value in fields.items() if name != "_id"}
     return fields
 
 
 def report_of(item: pytest.Item, fields: dict[str, object]) -> pytest.TestReport:
-    """The report whose :func:`plain_fields` these are."""
+    """The report whose :func:`fields_of` these are."""
     report = pytest.TestReport.__new__(pytest.TestReport)
     if _has_node_ids:
         cast(Any, report)._id = cast(Any, item).id

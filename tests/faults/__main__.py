@@ -22,7 +22,7 @@ from .run import GOOD, Outcome, Runner, Way, all_cases, sample
 
 #: Root that has to use a user namespace is an ordinary user to the engine.
 _USER: Final = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
-_LETTERS: Final = {"works": "w", "named": "n", "died": "d", "not reached": "."}
+_LETTERS: Final = {"works": "w", "named": "n", "died": "d", "aborted": "a", "not reached": "."}
 
 
 def ways() -> list[Way]:
@@ -78,7 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Sites down, errnos across: w works otherwise, n a named error, d reported as a death."""
+    """Sites down, errnos across: w works otherwise, n a named error, d reported as a death.
+
+    a: the session was aborted, loudly, because it could not leave a sandbox.
+    """
     names = list(dict.fromkeys(outcome.case[1] for outcome in outcomes))
     sites: dict[str, dict[str, str]] = {}
     for outcome in outcomes:
@@ -86,7 +89,7 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
         letter = _LETTERS.get(outcome.kind, "X") if outcome.kind in GOOD else "X"
         # One line for the calls of one place: the worst of them is shown.
         row = sites.setdefault(site.rpartition(" ")[0], {})
-        row[name] = max(row.get(name, ""), letter, key=".wndX".find)
+        row[name] = max(row.get(name, ""), letter, key=".wndaX".find)
     width = max(map(len, sites), default=0)
     head = [f"{'':{width}}  {' '.join(names)}"]
     return head + [

@@ -24,8 +24,8 @@ from . import shim, suite
 #: A session that says nothing for so long hangs.
 PATIENCE: Final = 60.0
 #: What may come of a fault. The others are defects.
-GOOD: Final = ("works", "named", "died", "not reached")
-_NO_RETURN: Final = ("engine.moving._return ", "engine.visit._return ")
+GOOD: Final = ("works", "named", "died", "aborted", "not reached")
+_NO_RETURN: Final = "mountns: cannot return from a sandbox"
 _LEFT_AT_HOME: Final = ".mountns-faults-left"
 
 Case = tuple[str, str]
@@ -51,9 +51,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        # Who cannot go back where he came from must not go on.
-        loud = self.kind == "the session ended" and self.case[0].startswith(_NO_RETURN)
-        return self.kind in GOOD or loud
+        return self.kind in GOOD
 
 
 class Runner:
@@ -166,20 +164,22 @@ class Runner:
         begun = [index for index, event in enumerate(events) if event[0] == "target"]
         if not begun:
             raise RuntimeError(f"no test was begun; see {self._place}/output")
-        usual: list[Any] | None = None
+        usual: list[Counter[str]] = []
         for count, start in enumerate(begun):
             last = count == len(begun) - 1
             part = events[start : None if last else begun[count + 1]]
             over = [event for event in part if event[0] == "over"]
             if len(over) < 2:
+                output = self._output()
                 ended = "hang" if status is None else "the session ended"
-                yield Outcome(cases[count], ended, self._output())
+                # Who cannot go back where he came from must not go on.
+                yield Outcome(cases[count], "aborted" if _NO_RETURN in output else ended, output)
                 return
             yield self._verdict(cases[count], part, over, usual)
-            usual = over[1][2:]
+            usual = _most(usual, over[1][2:])
 
     def _verdict(
-        self, case: Case, part: list[list[Any]], over: list[list[Any]], usual: list[Any] | None
+        self, case: Case, part: list[list[Any]], over: list[list[Any]], usual: list[Counter[str]]
     ) -> Outcome:
         reports = {
             name: [event for event in part if event[0] == "report" and event[1].startswith(name)]
@@ -192,10 +192,9 @@ class Runner:
             return Outcome(case, "NOT ISOLATED", f"{left} {text}")
         if after or not reports["test_after"]:
             return Outcome(case, "the next test fails", str(after))
-        now = over[1][2:]
-        if now != (usual or now):
+        if more := _more(usual, over[1][2:]):
             # Descriptors, mounts and files of the pytest process.
-            return Outcome(case, "something is left", f"{_changed(usual, now)} {text}")
+            return Outcome(case, "something is left", f"{more} {text}")
         if not any(event[0] == "failed" for event in part):
             return Outcome(case, "not reached")
         if not text:
@@ -216,18 +215,24 @@ class Runner:
         return found
 
     def _output(self) -> str:
-        return (self._place / "output").read_text(errors="replace")[-2000:]
+        return (self._place / "output").read_text(errors="replace")[-20_000:]
 
 
-def _changed(before: list[Any] | None, now: list[Any]) -> str:
-    said = []
-    for old, new in zip(before or [], now, strict=True):
-        if isinstance(old, int):
-            said += [f"mounts {old} -> {new}"] if old != new else []
-        else:
-            less, more = Counter(old) - Counter(new), Counter(new) - Counter(old)
-            said += [f"gone {list(less.elements())}, new {list(more.elements())}"]
-    return "; ".join(said)
+def _counted(state: list[Any]) -> list[Counter[str]]:
+    descriptors, mounts, files = state
+    return [Counter(descriptors), Counter({"mounts": mounts}), Counter(files)]
+
+
+def _most(usual: list[Counter[str]], now: list[Any]) -> list[Counter[str]]:
+    """What there was at any time: what is kept for the next tests may be dropped and made anew."""
+    counted = _counted(now)
+    return [old | new for old, new in zip(usual, counted, strict=True)] if usual else counted
+
+
+def _more(usual: list[Counter[str]], now: list[Any]) -> list[str]:
+    """What is there now and never was before."""
+    pairs = zip(usual, _counted(now), strict=True) if usual else ()
+    return [name for old, new in pairs for name in (new - old).elements()]
 
 
 def _same(name: str, text: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,7 @@ class Range:
             if new := self._files() - before:
                 tally.left["files"].append(f"{when}: {sorted(new)[:5]}")
                 before |= new
+                print(tally.left["files"][-1], file=sys.stderr, flush=True)
         return tally
 
     def _kill(self, session: int) -> bool:
@@ -132,6 +134,8 @@ class Range:
             syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 0)
             os.chdir(self._project)
             os.environ.update(TMPDIR=str(self._tmp), HOME=str(self._home))
+            # Or Python tries by a file of its own whether it can write there, in each session.
+            tempfile.tempdir = str(self._tmp)
             output = os.open(
                 self._project.parent / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644
             )
