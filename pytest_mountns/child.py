@@ -283,6 +283,11 @@ class TestProcess:
             internals.set_cursor(self._item.config, *cursor)
             internals.set_stopping(self._item.session, *stopping)
 
+    def shown(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        """``pytest_exception_interact`` in this process has ended."""
+        if internals.shown_by_debugger(report):
+            self.sender.send("shown")
+
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
         with self._end_if_unheard():

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, final
 
 import pytest
 
-from .engine.changes import Changes
 from .engine.spec import SandboxSpec, Volume
+from .waking import gate_key
 
 if TYPE_CHECKING:
     from .child import TestProcess
+    from .engine.changes import Changes
     from .engine.enter import Usage
     from .engine.oci import WrittenLayer
     from .engine.plan import Plan
-    from .gate import Gate
     from .inline import InlineTest
 
 
@@ -192,14 +192,9 @@ class IsolatedNet:
         return [name for _, name in socket.if_nameindex()]
 
 
-def _gate(request: pytest.FixtureRequest) -> Gate:
-    from .gate import gate_key
-
-    return request.config.stash[gate_key]
-
-
 def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
-    inside = _gate(request).inside
+    gate = request.config.stash.get(gate_key, None)
+    inside = gate.inside if gate is not None else None
     if inside is None:
         pytest.fail(
             f"{request.fixturename}: this test is not in a sandbox, it was asked for too late."
@@ -214,7 +209,7 @@ def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
 def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
     """Isolates the test and gives the handle of its root: what changed, reset."""
     inside = _inside(request)
-    gate = _gate(request)
+    gate = request.config.stash[gate_key]
 
     def find_plan(spec: SandboxSpec) -> Plan:
         return gate.planner.plan(gate.ways_through.add(request.node, spec))

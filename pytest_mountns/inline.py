@@ -96,6 +96,7 @@ class InlineTest:
         except SandboxError as error:
             self._let_go()
             return error
+        gate.tally.isolated(self._item.nodeid)
         gate.companions.begin_visit(self._item)
         self._item.config.stash[changes_key].watch(self._item)
         return None

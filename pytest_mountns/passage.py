@@ -203,6 +203,7 @@ class Passage:
         if self._last_report is not None:
             # The test process had them, too, and has reported them.
             forget_failures()
+        gate.tally.isolated(item.nodeid)
         raise internals.Delegated("the test has run in a process of its own")
 
     def _entry(self, plan: Plan) -> Entry:

@@ -22,9 +22,9 @@ from .engine.planner import Planner
 from .engine.saved import floor_spec, lay
 from .engine.spec import SandboxSpec
 from .engine.visit import Traveller
-from .gate import gate_key
 from .repro import Bundle, load, spec_from
 from .seeds import Seeds, begin
+from .waking import gate_key, wake
 
 #: Options of pytest and of other plugins, and what they are for one test in this process.
 _OPTIONS: Final[dict[str, object]] = {
@@ -119,10 +119,10 @@ class Replay:
             except SandboxError as error:
                 raise pytest.UsageError(str(error)) from None
 
-    # Last: the gate has to be there.
+    # Last: the plugin has to be there.
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        gate = config.stash[gate_key]
+        gate = wake(config)
         gate.at_the_door.append(self._begin)
         if self._bundle is not None:
             gate.floor = self._lay
