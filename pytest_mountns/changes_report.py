@@ -22,6 +22,7 @@ from . import internals
 from .engine.changes import Change, Changes, compile_globs
 from .engine.errors import SandboxError
 from .engine.rendering import Limits, Style, describe, diffs, styled, tree
+from .waking import SECTION
 
 if TYPE_CHECKING:
     from .audit import Audit
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _Reading: TypeAlias = AbstractContextManager[Changes]
 
-SECTION: Final = "filesystem changes"
 PROPERTY: Final = "mountns_changes"
 #: In the temporary directory: where ``tmp_path`` lies of a test that root runs as another user.
 USER_TEMPORARY: Final = "pytest-of-mountns-user"

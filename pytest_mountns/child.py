@@ -11,7 +11,7 @@ import socket
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, final
@@ -33,7 +33,6 @@ from .engine.moving import (
     take_user_capabilities,
 )
 from .engine.outer import become, leave_outer_namespaces
-from .engine.pinned import written_pages
 from .engine.plan import Plan, User
 from .engine.remains import outline
 from .engine.rooms import Rooms, close
@@ -50,14 +49,14 @@ if TYPE_CHECKING:
 class Inheritance:
     """What the child takes over from its parent beside memory: fork(2) leaves these behind.
 
-    ``tells_pages``: it is to say which of its pages it has written to.
+    ``written_pages``: what it is to call at its end, and to say.
     """
 
     parent: int
     channel: socket.socket
     status: int
     randomness: tuple[Any, ...]
-    tells_pages: bool = False
+    written_pages: Callable[[], bytes] | None
 
 
 @final
@@ -225,6 +224,15 @@ class TestProcess:
         self.rooms.reset()
         self._say_entered()
 
+    def stand_on(self, find: Callable[[], Plan]) -> None:
+        """Go on with what ``find``, called among the host's mounts, plans.
+
+        Raises :class:`SandboxError`.
+        """
+        plan = self.rooms.stand_on(find)
+        self.sender.send("planned", plan)
+        self._say_entered()
+
     def _say_entered(self) -> None:
         """Raises :class:`SandboxError`."""
         try:
@@ -275,6 +283,11 @@ class TestProcess:
             internals.set_cursor(self._item.config, *cursor)
             internals.set_stopping(self._item.session, *stopping)
 
+    def shown(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        """``pytest_exception_interact`` in this process has ended."""
+        if internals.shown_by_debugger(report):
+            self.sender.send("shown")
+
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
         with self._end_if_unheard():
@@ -311,8 +324,8 @@ class TestProcess:
                 processes.kill_all(processes.children(os.getpid()))
             for name, state in self._companions.pack(self._item):
                 self.sender.send("state", name, state)
-            if self._inheritance.tells_pages:
-                self.sender.send("pages", written_pages())
+            if self._inheritance.written_pages is not None:
+                self.sender.send("pages", self._inheritance.written_pages())
             words: tuple[object, ...] = _explain(error)
             if isinstance(error, KeyboardInterrupt):
                 words = (*words, self.sender.interrupt(error))

@@ -25,6 +25,11 @@ MARKERS: Final = (
 
 profiles_key: Final = pytest.StashKey[profiles.Profiles]()
 _PROCESSES: Final = ("fork", "inline")
+#: The ini values; see :func:`add_options`.
+INI: Final = (
+    *("mountns", "mountns_process", "mountns_profile", "mountns_layer_limits", "mountns_volumes"),
+    *("mountns_unavailable", "mountns_changes", "mountns_keep", "mountns_dir"),
+)
 
 
 def add_options(parser: pytest.Parser) -> None:

@@ -89,5 +89,6 @@ class Entrance:
         """Skip where the machine cannot and that is allowed; fail otherwise. Never run bare."""
         # This frame stays visible: where all are hidden, pytest says so below the message.
         if isinstance(error, Unavailable) and self._gate.policy == "skip":
+            self._gate.tally.skipped(self._item.nodeid)
             internals.skip_item(str(error))
         pytest.fail(str(error), pytrace=False)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import pytest
 
-from .engine.changes import Changes
 from .engine.spec import SandboxSpec, Volume
+from .waking import gate_key
 
 if TYPE_CHECKING:
     from .child import TestProcess
+    from .engine.changes import Changes
     from .engine.enter import Usage
     from .engine.oci import WrittenLayer
-    from .gate import Gate
+    from .engine.plan import Plan
     from .inline import InlineTest
 
 
@@ -28,9 +31,15 @@ if TYPE_CHECKING:
 class OverlayRoot:
     """The handle of the test's own root filesystem."""
 
-    def __init__(self, inside: TestProcess | InlineTest, spec: SandboxSpec) -> None:
+    def __init__(
+        self,
+        inside: TestProcess | InlineTest,
+        spec: SandboxSpec,
+        find_plan: Callable[[SandboxSpec], Plan],
+    ) -> None:
         self._inside = inside
         self._spec = spec
+        self._find_plan = find_plan
 
     def changes(self, *globs: str) -> Changes:
         """What the test has changed so far, ordered by path, against what was there before it.
@@ -66,6 +75,19 @@ class OverlayRoot:
         The root is ``"host"``, ``"minimal"`` or a path; the layers are paths.
         """
         return (self._spec.root, *self._spec.layers)
+
+    def add_layer(self, tree: str | os.PathLike[str]) -> None:
+        """Put a layer under everything that the test writes, and over the other layers, now.
+
+        As if ``layers`` of the marker had ended with it. ``tree``: a directory, archive or image
+        of the host; what the test itself has made cannot be one. What was written stays, and so
+        does what :class:`BindVolume` has mounted; files that are open, and processes that were
+        started, keep the root they have. Needs Linux 6.15. Raises :class:`SandboxError`.
+        """
+        layers = (*self._spec.layers, os.path.abspath(tree))
+        spec = dataclasses.replace(self._spec, layers=layers)
+        self._inside.stand_on(lambda: self._find_plan(spec))
+        self._spec = spec
 
     def usage(self) -> Usage:
         """What the upper takes up to now, in bytes and inodes. Raises :class:`SandboxError`."""
@@ -170,14 +192,9 @@ class IsolatedNet:
         return [name for _, name in socket.if_nameindex()]
 
 
-def _gate(request: pytest.FixtureRequest) -> Gate:
-    from .gate import gate_key
-
-    return request.config.stash[gate_key]
-
-
 def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
-    inside = _gate(request).inside
+    gate = request.config.stash.get(gate_key, None)
+    inside = gate.inside if gate is not None else None
     if inside is None:
         pytest.fail(
             f"{request.fixturename}: this test is not in a sandbox, it was asked for too late."
@@ -192,7 +209,12 @@ def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
 def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
     """Isolates the test and gives the handle of its root: what changed, reset."""
     inside = _inside(request)
-    return OverlayRoot(inside, _gate(request).spec(request.node))
+    gate = request.config.stash[gate_key]
+
+    def find_plan(spec: SandboxSpec) -> Plan:
+        return gate.planner.plan(gate.ways_through.add(request.node, spec))
+
+    return OverlayRoot(inside, gate.spec(request.node), find_plan)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, final
 import pytest
 
 from . import config as settings
-from . import internals
+from . import internals, terminal
 from .changes_report import changes_key
 from .child import TestProcess
 from .companions import Companions
@@ -42,9 +42,11 @@ from .engine.visit import Traveller
 from .inline import HomeHooks, InlineTest
 from .passage import PHASES, Passage
 from .scopes import Scopes
+from .tally import tally_key
 from .terminal import Unpacking
 from .through import WaysThrough
 from .timers import TimeoutSettings, Timers
+from .waking import Finisher, is_wanted
 
 if TYPE_CHECKING:
     from .engine.enter import Layers
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
     from .engine.sources import Sources
     from .keeping import Keeper
 
-gate_key: Final = pytest.StashKey["Gate"]()
 spec_key: Final = pytest.StashKey[SandboxSpec]()
 
 
@@ -61,7 +62,7 @@ spec_key: Final = pytest.StashKey[SandboxSpec]()
 class Gate:
     """What the tests of a session share: options, plans, and the test that is on its way."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, hooks: object, finisher: Finisher) -> None:
         self.config = config
         self.everything = settings.sandbox_everything(config)
         self.policy = settings.unavailable_policy(config)
@@ -86,13 +87,15 @@ class Gate:
         #: Why an ordinary user's pytest process cannot go in and out itself.
         self.stays_at_home: Unavailable | None = None
         self.companions = Companions(config)
+        self.tally = config.stash[tally_key]
         self.ways_through = WaysThrough(config)
         #: Where a Ctrl-C has met a test, to be shown at the end.
         self.interrupt: object = None
         self._timers: Timers | None = None
-        self.finisher = Finisher()
+        #: The plugin that tears down in place of an item.
+        self.finisher = finisher
         #: The plugin whose hooks forward what is reported in the test process.
-        self.hooks: object = None
+        self.hooks = hooks
         self._settled = False
         #: Test processes that have said all they had to say.
         self.leaving: list[int] = []
@@ -212,11 +215,7 @@ class Gate:
 
     def wants(self, item: pytest.Item) -> bool:
         """Whether ``item`` is to run in a sandbox, if there are to be any."""
-        for mark in item.iter_markers():
-            if mark.name in ("mountns", "no_mountns"):
-                return mark.name == "mountns"
-        fixtures: list[str] = getattr(item, "fixturenames", [])
-        return bool(self.everything) or not settings.FIXTURES.isdisjoint(fixtures)
+        return is_wanted(item, self.everything)
 
     def spec(self, item: pytest.Item) -> SandboxSpec:
         """The spec of ``item``. Raises :class:`pytest.UsageError`."""
@@ -275,7 +274,7 @@ class Gate:
             test.end()
             item.__dict__.pop("setup", None)
 
-    def complete_inline(self, item: pytest.Item, report: pytest.TestReport) -> None:
+    def _complete_inline(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Add to a report of this process what the test has changed, if it is to say so."""
         inside = self.inside
         if isinstance(inside, InlineTest):
@@ -288,6 +287,23 @@ class Gate:
             if self.keeper is not None:
                 self.keeper.capture(item, report, self._visitor.remains)
             self._visitor.end()
+
+    def make_report(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Around ``pytest_runtest_makereport`` of any item."""
+        if call.excinfo is not None:
+            internals.drop_unseen(call.excinfo.value)
+        report = yield
+        if call.excinfo is not None and self.inside is not None:
+            terminal.explain_failure(report, call.excinfo.value, self.inside.rooms.sandbox)
+        self._complete_inline(item, report)
+        return report
+
+    def show_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Of a Ctrl-C that has met a test process: where it did."""
+        if self.interrupt is not None:
+            internals.show_interrupt(excinfo, self.interrupt)
 
     def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
         """pytest-timeout has set a timer for the running item, or cancelled it (None)."""
@@ -322,22 +338,3 @@ class Gate:
         if self._hot_pages is not None:
             self._hot_pages.close()
         self.phase.close()
-
-
-@final
-class Finisher:
-    """A plugin that, in place of running an item, tears down what ends with it.
-
-    So that it happens where it always does: within pytest's own wrappers of the protocol, which
-    record warnings and explain assertions.
-    """
-
-    def __init__(self) -> None:
-        self.work: Callable[[], None] | None = None
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self) -> bool | None:
-        if self.work is None:
-            return None
-        self.work()
-        return True

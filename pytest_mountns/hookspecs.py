@@ -6,10 +6,13 @@ be missing, implement them with ``@pytest.hookimpl(optionalhook=True)``.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from .engine.changes import Changes
-from .engine.spec import SandboxSpec
+if TYPE_CHECKING:
+    from .engine.changes import Changes
+    from .engine.spec import SandboxSpec
 
 
 @pytest.hookspec(firstresult=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, cast, final
 
 import pytest
@@ -96,6 +96,7 @@ class InlineTest:
         except SandboxError as error:
             self._let_go()
             return error
+        gate.tally.isolated(self._item.nodeid)
         gate.companions.begin_visit(self._item)
         self._item.config.stash[changes_key].watch(self._item)
         return None
@@ -149,6 +150,13 @@ class InlineTest:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
         self._gate.companions.before_reset()
         self.rooms.reset()
+
+    def stand_on(self, find: Callable[[], Plan]) -> None:
+        """Go on with what ``find``, called among the host's mounts, plans.
+
+        Raises :class:`SandboxError`.
+        """
+        self.rooms.stand_on(find)
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         """:meth:`Sandbox.bind`. Raises :class:`SandboxError`."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from .engine.changes import compile_globs
 from .engine.spec import SpecError, Tmpfs, Volume, parse_size
 
 Reader: TypeAlias = Callable[[object, Path], object]
@@ -86,6 +85,9 @@ def _writes(value: object, base: Path) -> tuple[str, ...] | None:
     if value is None:
         return None
     globs = tuple(_text(part) for part in _list(value))
+    # Not for every session.
+    from .engine.changes import compile_globs
+
     compile_globs(globs)
     return globs
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .timers import Timers
 
 #: So many test processes may be on their way out while the next one runs.
-_LEAVING: Final = 2
+_LEAVING: Final = 8
 PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
 
 _GARBLED: Final = "the test has written to the socket of the plugin, and its process was ended"
@@ -85,6 +85,8 @@ class Passage:
         self._internal_error: Exception | None = None
         self._changes = item.config.stash[changes_key]
         self._outline: Outline | None = None
+        #: If it is another than in the beginning.
+        self._plan: Plan | None = None
         #: What the sandbox has written, while that can be read.
         self._remains: Callable[[], Remains] | None = None
         self._changes_failed: pytest.CallInfo[None] | None = None
@@ -181,6 +183,9 @@ class Passage:
                     self._remains = partial(self._find_remains, entry, receiver)
                     if entry.sandbox is not None:
                         self._outline = outline(entry.sandbox)
+                        with contextlib.suppress(OSError):
+                            # Too many are open: then somebody waits.
+                            entry.sandbox.leave_to_child()
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()
@@ -198,6 +203,7 @@ class Passage:
         if self._last_report is not None:
             # The test process had them, too, and has reported them.
             forget_failures()
+        gate.tally.isolated(item.nodeid)
         raise internals.Delegated("the test has run in a process of its own")
 
     def _entry(self, plan: Plan) -> Entry:
@@ -294,7 +300,10 @@ class Passage:
             raise SandboxError("read what the sandbox has written", cause="it was never entered")
         more = made.touched() if made is not None else []
         view = entry.layers.view if entry.layers is not None else -1
-        return Remains.of(entry.plan, scratch, self._outline, more, view)
+        # It may have gone on to another root with the uppers that it had.
+        there = {mountpoint for mountpoint, _ in self._outline[0]}
+        more = [one for one in more if one.mountpoint not in there]
+        return Remains.of(self._plan or entry.plan, scratch, self._outline, more, view)
 
     def _all_remains(self) -> list[Remains]:
         assert self._remains is not None
@@ -387,6 +396,8 @@ class Passage:
                 internals.mark_as_shown(self._last_report)
         elif name == "outline":
             (self._outline,) = content
+        elif name == "planned":
+            (self._plan,) = content
         elif name == "entered":
             (self._outline,) = content
             # A fresh root: what was said of the attempt before is complete.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from . import config as settings
-from . import hookspecs, internals, terminal
-from .audit import Audit
-from .changes_report import ChangesReport, changes_key, explain_comparison
+from . import hookspecs
 from .fixtures import bind_volume, isolated_net, isolated_proc, overlay_root
-from .gate import Gate, gate_key
-from .timers import TimeoutSettings
+from .tally import Tally, tally_key
+from .waking import SECTION, Finisher, gate_key, is_asked_for, is_wanted, wake
+
+if TYPE_CHECKING:
+    from .child import TestProcess
+    from .gate import Gate
+    from .timers import TimeoutSettings
 
 __all__ = ["bind_volume", "isolated_net", "isolated_proc", "overlay_root"]
 
@@ -29,23 +34,11 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in settings.MARKERS:
         config.addinivalue_line("markers", marker)
-    gate = config.stash[gate_key] = Gate(config)
-    gate.hooks = Hooks(gate)
-    config.pluginmanager.register(gate.hooks, "mountns-hooks")
-    config.pluginmanager.register(gate.finisher, "mountns-finisher")
-    audit = Audit(config) if settings.is_audit(config) else None
-    changes = config.stash[changes_key] = ChangesReport(config, gate, audit)
-    keeper = None
-    if settings.keep_policy(config) != "none":
-        # Not for every run: it needs more modules than the rest.
-        from .keeping import Keeper
-
-        keeper = gate.keeper = Keeper(config)
-        gate.at_the_door.append(keeper.begin)
-    plugins = ("mountns-changes", changes), ("mountns-audit", audit), ("mountns-keeper", keeper)
-    for name, plugin in plugins:
-        if plugin is not None:
-            config.pluginmanager.register(plugin, name)
+    config.stash[tally_key] = Tally()
+    config.pluginmanager.register(Hooks(config), "mountns-hooks")
+    config.pluginmanager.register(Finisher(), "mountns-finisher")
+    if is_asked_for(config):
+        wake(config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -57,6 +50,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.getoption("mountns_doctor"):
+        from . import terminal
+
         return terminal.doctor(config)
     return None
 
@@ -64,19 +59,47 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_assertrepr_compare(
     config: pytest.Config, op: str, left: object, right: object
 ) -> list[str] | None:
-    if op != "==":
+    if op != "==" or "pytest_mountns.engine.changes" not in sys.modules:
         return None
+    from .changes_report import explain_comparison
+
     return explain_comparison(left, right, config.get_verbosity(pytest.Config.VERBOSITY_ASSERTIONS))
 
 
 class Hooks:
-    """The hooks of one session. In a test process they forward what is reported there."""
+    """The hooks of one session. In a test process they forward what is reported there.
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    They are there from the beginning, as the order of hooks is that of plugins; the gate is not.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._tally = config.stash[tally_key]
+
+    @property
+    def _gate(self) -> Gate | None:
+        return self._config.stash.get(gate_key, None)
+
+    @property
+    def _process(self) -> TestProcess | None:
+        """This process, if it is a test process."""
+        gate = self._gate
+        return gate.process if gate is not None else None
+
+    def _wanted(self, item: pytest.Item) -> Gate | None:
+        """The gate, if ``item`` is to go through it."""
+        gate = self._gate
+        if is_wanted(item, gate.everything if gate is not None else None):
+            return wake(self._config)
+        return None
 
     def pytest_report_header(self) -> str | None:
-        return terminal.header(self._gate)
+        gate = self._gate
+        if gate is None or gate.everything is None:
+            return None
+        from . import terminal
+
+        return terminal.header(gate)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
@@ -87,60 +110,80 @@ class Hooks:
         if hasattr(config, "workerinput"):
             return
         for item in items:
-            if self._gate.wants(item):
-                self._gate.spec(item)
+            gate = self._wanted(item)
+            if gate is not None:
+                gate.spec(item)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        if self._gate.wants(item):
-            return (yield from self._gate.protocol(item, nextitem))
-        self._gate.rest()
+        gate = self._wanted(item)
+        if gate is not None:
+            return (yield from gate.protocol(item, nextitem))
+        if (gate := self._gate) is not None:
+            gate.rest()
         return (yield)
 
     # Innermost: whoever saves what was gathered in the session does it after its own yield.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        self._gate.begin(session.items)
+        if any(self._wanted(item) for item in session.items):
+            wake(self._config).begin(session.items)
         try:
             return (yield)
         finally:
-            self._gate.companions.finish()
+            gate = self._gate
+            if gate is not None:
+                gate.companions.finish()
+
+    def pytest_sessionfinish(self) -> None:
+        self._tally.send(self._config)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self._tally.receive(getattr(node, "workeroutput", {}))
+
+    # Last of all that is written, but for the line that counts outcomes.
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, object, object]:
+        result = yield
+        self._tally.show(terminalreporter)
+        return result
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, settings: TimeoutSettings) -> None:
-        self._gate.timeout_is_set(settings)
+        if (gate := self._gate) is not None:
+            gate.timeout_is_set(settings)
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_cancel_timer(self) -> None:
-        self._gate.timeout_is_set(None)
+        if (gate := self._gate) is not None:
+            gate.timeout_is_set(None)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:
-        self._gate.enter_phase("call")
+        if (gate := self._gate) is not None:
+            gate.enter_phase("call")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
-        self._gate.enter_phase("teardown")
+        if (gate := self._gate) is not None:
+            gate.enter_phase("teardown")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        if call.excinfo is not None:
-            internals.drop_unseen(call.excinfo.value)
-        report = yield
-        if call.excinfo is not None and self._gate.inside is not None:
-            sandbox = self._gate.inside.rooms.sandbox
-            terminal.explain_failure(report, call.excinfo.value, sandbox)
-        self._gate.complete_inline(item, report)
-        return report
+        gate = self._gate
+        if gate is None:
+            return (yield)
+        return (yield from gate.make_report(item, call))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        if self._gate.interrupt is not None:
-            internals.show_interrupt(excinfo, self._gate.interrupt)
+        if (gate := self._gate) is not None:
+            gate.show_interrupt(excinfo)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_exception_interact(
@@ -149,25 +192,28 @@ class Hooks:
         try:
             return (yield)
         finally:
-            if self._gate.process is not None and internals.shown_by_debugger(report):
-                self._gate.process.sender.send("shown")
+            if (process := self._process) is not None:
+                process.shown(report)
 
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
-        if self._gate.process is not None:
-            self._gate.process.sender.send("logstart", nodeid, location)
+        if (process := self._process) is not None:
+            process.sender.send("logstart", nodeid, location)
 
     # First: the live log, which hears of it as well, then forgets what it has written.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self._gate.process is not None:
-            self._gate.process.report(report)
+        if (process := self._process) is not None:
+            process.report(report)
+        elif report.sections and any(name == SECTION for name, _ in report.sections):
+            # Of a worker's test: whoever shows the section colours it.
+            wake(self._config)
 
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
-        if self._gate.process is not None:
-            self._gate.process.sender.keep("logfinish", nodeid, location)
+        if (process := self._process) is not None:
+            process.sender.keep("logfinish", nodeid, location)
 
     def pytest_warning_recorded(
         self, warning_message: warnings.WarningMessage, when: str, nodeid: str
     ) -> None:
-        if self._gate.process is not None:
-            self._gate.process.warning(warning_message, when, nodeid)
+        if (process := self._process) is not None:
+            process.warning(warning_message, when, nodeid)

@@ -6,13 +6,15 @@ run them elsewhere, or write over what was written then.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import sys
 from contextlib import ExitStack
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import pytest
 
+from . import keys
 from .engine.enter import Layers
 from .engine.errors import SandboxError
 from .engine.plan import Plan
@@ -20,9 +22,9 @@ from .engine.planner import Planner
 from .engine.saved import floor_spec, lay
 from .engine.spec import SandboxSpec
 from .engine.visit import Traveller
-from .gate import gate_key
 from .repro import Bundle, load, spec_from
 from .seeds import Seeds, begin
+from .waking import gate_key, wake
 
 #: Options of pytest and of other plugins, and what they are for one test in this process.
 _OPTIONS: Final[dict[str, object]] = {
@@ -69,8 +71,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     try:
         bundle = load(path)
         spec = spec_from(bundle.repro.spec)
+        if root := config.getoption("mountns_root"):
+            known = cast(str, keys.read("root", root, config.rootpath))
+            spec = dataclasses.replace(spec, root=known)
         seeds = _seeds(bundle)
-    except SandboxError as error:
+    except (SandboxError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
     for name, value in _OPTIONS.items():
         if hasattr(config.option, name):
@@ -114,10 +119,10 @@ class Replay:
             except SandboxError as error:
                 raise pytest.UsageError(str(error)) from None
 
-    # Last: the gate has to be there.
+    # Last: the plugin has to be there.
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        gate = config.stash[gate_key]
+        gate = wake(config)
         gate.at_the_door.append(self._begin)
         if self._bundle is not None:
             gate.floor = self._lay

@@ -123,8 +123,8 @@ def on_terminal(directory: Path, *command: str) -> Iterator[Terminal]:
 
 
 def normal(text: str) -> str:
-    """Without what differs from run to run, and without the plugin's own line."""
-    text = re.sub(r"^mountns: every test .*\n", "", text, flags=re.M)
+    """Without what differs from run to run, and without the plugin's own lines."""
+    text = re.sub(r"^mountns: (every test|\d+ tests?) .*\n", "", text, flags=re.M)
     text = re.sub(r"^plugins: .*\n", "", text, flags=re.M)
     # How often it is said how many are collected so far is decided by a clock.
     text = re.sub(r"\r?collecting (\.\.\.|\d+ items?) *(?=[\r\n])", "", text)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,9 @@ from pytest_mountns.engine.cache import Cache
 from pytest_mountns.engine.layers import Stack, resolve
 
 from .engine.archives import archive, member, sha256
+from .kept import command
 
 DATA = archive(member("file", b"x" * 5000))
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("pytest-mountns")
-    if not program.exists():
-        pytest.skip("the package's commands are not installed")
-    return subprocess.run(
-        [str(program), *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
 
 
 @pytest.fixture
@@ -84,6 +74,13 @@ def test_a_cache_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert shown.returncode == 1
     assert "remedy: set XDG_CACHE_HOME" in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_doctor() -> None:
+    shown = command("doctor", "--json")
+    facts = json.loads(shown.stdout)
+    assert shown.returncode == (0 if facts["possible"] else 1)
+    assert "tests can" in command("doctor").stdout
 
 
 @pytest.mark.parametrize(

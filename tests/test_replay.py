@@ -233,7 +233,7 @@ def test_secrets_of_now(pytester: pytest.Pytester) -> None:
 def test_from_the_end(pytester: pytest.Pytester, process: str) -> None:
     pytester.makepyfile(
         """
-        import os, pytest
+        import os, pytest, shutil
 
         HERE = os.path.dirname(__file__)
 
@@ -243,7 +243,8 @@ def test_from_the_end(pytester: pytest.Pytester, process: str) -> None:
                 file.write("x")
             if os.path.exists(HERE + "/gone"):
                 os.remove(HERE + "/gone")
-                os.rename(HERE + "/old", HERE + "/new")
+                # An ordinary user's overlay renames no directory.
+                shutil.move(HERE + "/old", HERE + "/new")
                 os.makedirs(HERE + "/tree/deep")
             found = open(HERE + "/log").read(), sorted(os.listdir(HERE + "/new"))
             kinds = overlay_root.changes(HERE + "/log").as_dict().values()
@@ -262,6 +263,24 @@ def test_from_the_end(pytester: pytest.Pytester, process: str) -> None:
     assert "('xx', ['file'], 'modified', False)" in shown.stdout
     assert "FileNotFoundError" not in shown.stdout
     assert sorted(os.listdir(pytester.path / "old")) == ["file"]
+
+
+def test_in_another_root(pytester: pytest.Pytester) -> None:
+    path = pytester.makepyfile(
+        """
+        import os
+
+        def test_it(overlay_root):
+            assert not os.path.exists("/bin/sh")
+        """
+    )
+    bundle = keep(pytester)
+    shown = command("replay", "--root=minimal", str(bundle))
+    assert (shown.returncode, "1 passed" in shown.stdout) == (0, True)
+    assert command("replay", str(bundle)).returncode == 1
+    missing = command("replay", "--root=nowhere", str(bundle), cwd=path.parent)
+    assert missing.returncode != 0
+    assert f"{path.parent}/nowhere" in missing.stdout
 
 
 def test_no_layer_to_begin_on(pytester: pytest.Pytester) -> None:

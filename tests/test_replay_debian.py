@@ -13,7 +13,7 @@ import pytest
 import pytest_mountns
 
 from .debian import MARKS, bootstrap
-from .kept import bundles
+from .kept import bundles, command
 
 pytestmark = MARKS
 
@@ -70,6 +70,11 @@ def test_the_same_failure(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyP
     assert f"  Python version: {'.'.join(map(str, sys.version_info[:3]))} then" in done.stderr
     assert (root / "etc/debian_version").exists()
     assert not (root / "opt/greeter").exists()
+    # This Python, in that root.
+    other = command("replay", "--root", str(root), str(bundle))
+    assert other.returncode == 1, other.stderr
+    for text in said:
+        assert text in other.stdout
     on_top = subprocess.run(
         [*enter, "--from-end", str(bundle)], capture_output=True, text=True, check=False
     )

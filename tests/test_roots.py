@@ -432,12 +432,84 @@ def test_a_dead_test_says_what_it_changed(
     assert out.count("modified    mountns_layer") == 3
 
 
+@pytest.mark.layered
+@pytest.mark.parametrize("root", ["host", "minimal", "image"])
+def test_layers_can_be_added(
+    pytester: pytest.Pytester, record: Callable[..., Recorded], root: str
+) -> None:
+    one = tree(pytester.path / "one", etc__mountns_layer="one", etc__mountns_both="one")
+    two = pytester.path / "two.tar"
+    two.write_bytes(
+        archive(
+            directory("etc/"),
+            member("etc/mountns_both", b"two"),
+            member("etc/mountns_two", b"two"),
+        )
+    )
+    image("layout", pytester.path)
+    pytester.makepyfile(
+        f"""
+        import os, pytest
+        from pytest_mountns import SandboxError
+
+        pytestmark = pytest.mark.mountns(root="{root}", layers=["one"])
+
+        def test_it(overlay_root, tmp_path):
+            (tmp_path / "file").write_text("text")
+            open("/etc/mountns_layer", "w").write("test")
+            open("/etc/mountns_own", "w").write("test")
+            os.chdir(tmp_path)
+            assert overlay_root.layers[1:] == ("{one}",)
+            overlay_root.add_layer("{two}")
+            assert overlay_root.layers[1:] == ("{one}", "{two}")
+            assert os.getcwd() == str(tmp_path)
+            assert (tmp_path / "file").read_text() == "text"
+            assert open("/etc/mountns_both").read() == "two"
+            assert open("/etc/mountns_two").read() == "two"
+            # What the test has written stays on top, and is what it has changed.
+            assert open("/etc/mountns_layer").read() == "test"
+            changed = {{"/etc/mountns_layer": "modified", "/etc/mountns_own": "added"}}
+            assert overlay_root.changes("/etc", "/usr", "/opt") == changed
+            os.unlink("/etc/mountns_two")
+            changed["/etc/mountns_two"] = "deleted"
+            assert overlay_root.changes("/etc") == changed
+            with overlay_root.checkpoint():
+                open("/etc/mountns_both", "w").write("test")
+                assert overlay_root.changes("/etc") == {{"/etc/mountns_both": "modified"}}
+            used = overlay_root.usage()
+            assert used.bytes >= 3 * 512 and used.inodes >= 3
+            with pytest.raises(SandboxError, match="nothing of that name"):
+                overlay_root.add_layer("/nowhere")
+            overlay_root.reset()
+            assert open("/etc/mountns_layer").read() == "one"
+            assert open("/etc/mountns_two").read() == "two"
+            assert overlay_root.changes("/etc") == {{}}
+
+        def test_writes_are_seen_from_outside(overlay_root):
+            open("/etc/mountns_own", "w").write("test")
+            overlay_root.add_layer("{two}")
+            open("/etc/mountns_two", "a").write(" and test")
+            assert 0
+
+        def test_the_next_one(overlay_root):
+            assert open("/etc/mountns_both").read() == "one"
+            assert not os.path.exists("/etc/mountns_two")
+        """
+    )
+    recorded = record()
+    outcomes = [event[3] for event in recorded["events"] if event[0] == "report"]
+    assert outcomes.count("failed") == 1, recorded["out"]
+    section = recorded["out"].partition("filesystem changes")[2]
+    assert "added       mountns_own" in section, recorded["out"]
+    assert "modified    mountns_two" in section, recorded["out"]
+
+
 MALFORMED = {
     "absolute": (archive(member("/etc/passwd", b"x")), "is absolute"),
     "upwards": (archive(member("../x", b"x")), "leads outside by '..'"),
     "through a link": (
         archive(symlink("l", "/etc"), member("l/x", b"x")),
-        "below",
+        "is a symbolic link",
     ),
     "link out": (archive(hardlink("x", "/etc/passwd")), "absolute"),
     "device": (archive(member("sda", kind=b"4", device=(8, 0))), "device"),
@@ -516,14 +588,14 @@ def test_a_layer_with_a_wrong_digest(
 
 def test_one_image_of_several(pytester: pytest.Pytester, record: Callable[..., Recorded]) -> None:
     layout = Layout()
-    layout.image([(BASE, BASE)], name="old")
+    layout.image([(BASE, BASE)], name="repo/old:1")
     layout.image([(BASE, BASE), (ABOVE, ABOVE)], name="new")
     layout.write(pytester.path / "image")
     pytester.makepyfile(
         """
         import os, pytest
 
-        @pytest.mark.mountns(root="image:old")
+        @pytest.mark.mountns(root="image:repo/old:1")
         def test_old():
             assert os.listdir("/data") == ["old"]
 
@@ -537,7 +609,7 @@ def test_one_image_of_several(pytester: pytest.Pytester, record: Callable[..., R
         """
     )
     recorded = record()
-    assert recorded["out"].count("there are several images in it: old, new") >= 1
+    assert recorded["out"].count("there are several images in it: repo/old:1, new") >= 1
     pytester_outcomes = [e[3] for e in recorded["events"] if e[0] == "report" and e[2] == "call"]
     assert pytester_outcomes == ["passed", "passed"], recorded["out"]
 
@@ -604,6 +676,30 @@ def test_workers_share_what_is_unpacked(
     assert len(list((cache / "layers").iterdir())) == 2
     owners = {path.lstat().st_uid for path in cache.rglob("*")}
     assert owners == {os.geteuid()}
+
+
+def test_long_unpacking_is_shown(pytester: pytest.Pytester, process: str, cache: Path) -> None:
+    image("oci-archive", pytester.path)
+    # What takes long is for the test to say.
+    pytester.makeconftest("from pytest_mountns import terminal; terminal._LONG = 0.0")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.mountns(root="image")
+        def test_it():
+            pass
+        """
+    )
+    arguments = (f"--mountns-process={process}", "-pno:cacheprovider")
+    out = pytester.runpytest_subprocess(*arguments).stdout
+    out.fnmatch_lines([f"mountns: unpack {pytester.path}/image ...", "*1 passed*"])
+    assert out.str().count("mountns: unpack") == 1
+    for path in cache.rglob("layer.json"):
+        path.unlink()
+    out = pytester.runpytest_subprocess(*arguments, "-q").stdout
+    out.no_fnmatch_line("*unpack*")
+    out.fnmatch_lines(["1 passed*"])
 
 
 def test_the_cache_can_be_pruned_afterwards(

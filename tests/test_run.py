@@ -116,6 +116,41 @@ def test_options(place: Path) -> None:
     assert alone.stdout == "2\n"
 
 
+def test_roots_and_layers(place: Path) -> None:
+    (place / "layer/opt/tool").mkdir(parents=True)
+    (place / "layer/opt/tool/data").write_text("from a layer")
+    code = "import os; print(open('/opt/tool/data').read(), os.path.exists('/bin/sh'))"
+    words = ["--", sys.executable, "-c", code]
+    for root, has_shell in (("host", True), ("minimal", False)):
+        shown = command("run", f"--root={root}", "--layer=layer", *words, cwd=place)
+        assert (shown.returncode, shown.stdout) == (0, f"from a layer {has_shell}\n"), shown.stderr
+
+
+def test_namespaces(place: Path) -> None:
+    shown = sh(
+        "uname -n; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '; id -u",
+        "--hostname=inside",
+        "--network=none",
+        "--user=root",
+        "--quiet",
+        cwd=place,
+    )
+    assert shown.stderr == ""
+    assert shown.stdout.split() == ["inside", "lo", "0"]
+    assert os.uname().nodename != "inside"
+
+
+@pytest.mark.as_root
+@pytest.mark.parametrize("pid", [[], ["--pid"]])
+def test_another_user(place: Path, pid: list[str]) -> None:
+    shown = sh(
+        "id -u; id -G; cat /etc/shadow; kill -TERM $$", "--user=65534", "--quiet", *pid, cwd=place
+    )
+    assert shown.returncode == 143
+    assert shown.stdout.split() == ["65534", "65534"]
+    assert "Permission denied" in shown.stderr
+
+
 def test_a_bundle_of_it(place: Path) -> None:
     shown = sh("echo new >> file; exit 4", "--keep=kept", "--quiet", cwd=place)
     assert shown.returncode == 4

@@ -8,12 +8,19 @@ import sys
 from collections.abc import Iterator
 
 from .. import repro
+from ..engine.diffs import printable
 from ..engine.errors import SandboxError, said
+from .sandboxed import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory in .mountns")
+    parser.add_argument(
+        "--root",
+        metavar="ROOT",
+        help="in another root: a directory, a tar archive or an image",
+    )
     parser.add_argument(
         "--from-end",
         action="store_true",
@@ -31,13 +38,18 @@ def run(options: argparse.Namespace) -> int:
             cause=f"it is of a command: {made.name}",
             remedy=f"pytest-mountns run -- {made.name}",
         )
-    more = ["--mountns-from-end"] if options.from_end else []
-    if more:
+    more = []
+    if options.root is not None:
+        # Before the working directory is another.
+        known = options.root in ("host", "minimal")
+        more.append(f"--mountns-root={options.root if known else os.path.abspath(options.root)}")
+    if options.from_end:
         bundle.own_layers()
+        more.append("--mountns-from-end")
     kept, missing = repro.copied(made.left_out, os.environ)
     for line in preface(bundle, missing):
-        print(line, file=sys.stderr)
-    sys.stderr.flush()
+        # A bundle may come from anywhere, and a terminal obeys.
+        say(printable(line))
     try:
         os.chdir(made.cwd)
         os.execve(

@@ -6,26 +6,60 @@ import argparse
 import os
 import shlex
 import sys
+from pathlib import Path
+from typing import Any, Final, cast
 
-from .. import repro
+from .. import keys, repro
 from ..bundles import Content, write
 from ..engine.command import Ended
 from ..engine.errors import SandboxError, said
 from ..engine.plan import Plan
 from ..engine.rendering import diffs, tree
-from ..engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
+from ..engine.spec import SandboxSpec, SpecError
 from ..saving import save
 from .diff import coloured
 from .sandboxed import Stage, say
 
+#: Keys of the marker that options give, by the same names.
+_KEYS: Final = (
+    "root",
+    "layers",
+    "volumes",
+    "tmpfs",
+    "size",
+    "inodes",
+    "upper",
+    "read_only",
+    "pid",
+    "network",
+    "hostname",
+    "user",
+    "devices",
+)
 #: Exit status if there is no sandbox, as of timeout(1) and container engines.
-FAILED = 125
+FAILED: Final = 125
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes; its own command comes after "--", see :mod:`..cli`."""
     parser.add_argument(
+        "--root",
+        default="host",
+        metavar="ROOT",
+        help="a directory, a tar archive or an image in place of the host's root; minimal: only"
+        " what Python and the current directory need",
+    )
+    parser.add_argument(
+        "--layer",
+        dest="layers",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="a directory or a tar archive over the root",
+    )
+    parser.add_argument(
         "--volume",
+        dest="volumes",
         action="append",
         default=[],
         metavar="SRC:DST[:ro]",
@@ -50,10 +84,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--hostname", metavar="NAME", help="the machine's name in there")
     parser.add_argument(
-        "--user", default="keep", metavar="USER", help="root, or as root: whom it becomes"
+        "--user",
+        type=lambda text: int(text) if text.isdecimal() else text,
+        default="keep",
+        help="root, or as root: whom it becomes",
     )
     parser.add_argument(
-        "--device", action="append", default=[], metavar="PATH", help="a device of the host's"
+        "--device",
+        dest="devices",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a device of the host's",
     )
     parser.add_argument("--keep", metavar="DIR", help="write a bundle of it: a new directory")
     parser.add_argument("--quiet", action="store_true", help="do not say what was changed")
@@ -89,21 +131,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def _spec(options: argparse.Namespace) -> SandboxSpec:
     """Raises :class:`SandboxError`."""
-    if options.inodes is not None and options.inodes < 1:
-        raise SpecError("--inodes: a whole number above 0 is wanted")
-    return SandboxSpec(
-        volumes=tuple(Volume.parse(text, os.getcwd()) for text in options.volume),
-        tmpfs=tuple(map(Tmpfs.parse, options.tmpfs)),
-        size=None if options.size is None else parse_size(options.size),
-        inodes=options.inodes,
-        upper=options.upper,
-        read_only=options.read_only,
-        pid=options.pid,
-        network=options.network,
-        hostname=options.hostname,
-        user=int(options.user) if options.user.isdecimal() else options.user,
-        devices=tuple(options.device),
-    )
+    wanted = {name: getattr(options, name) for name in _KEYS}
+    try:
+        read = {name: keys.read(name, value, Path.cwd()) for name, value in wanted.items()}
+    except (TypeError, ValueError) as error:
+        raise SpecError(str(error)) from error
+    return SandboxSpec(**cast("dict[str, Any]", read))
 
 
 def _check_place(path: str) -> None:

@@ -84,18 +84,30 @@ class Building:
     """Makes the root and everything in it.
 
     ``uppers``: for the mountpoint of an overlay what lies over its planned lowers, topmost first.
+    ``kept``: for a mountpoint the upper that it has already, of another sandbox with this scratch.
     ``created``: the paths that were made to be mounted on. ``overlays``: what was mounted, which
     is more than the plan says where directories had to be assembled.
     """
 
-    def __init__(self, builder: Builder, plan: Plan, uppers: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        builder: Builder,
+        plan: Plan,
+        uppers: Mapping[str, tuple[str, ...]],
+        kept: Mapping[str, str] | None = None,
+    ) -> None:
         self._builder = builder
         self._plan = plan
         self._uppers = uppers
+        self._kept = kept or {}
         self.created: set[str] = set()
         self.overlays: list[Overlay] = []
+        #: Where the upper of each is.
+        self.uppers: dict[str, str] = {}
+        # How much is in the scratch already.
+        self._before = len(os.listdir(".")) if kept else 0
         self._covers: list[str] = []
-        self._links = 0
+        self._links = self._before
 
     def carry_out(self, steps: Iterable[Step]) -> None:
         """Do the steps. The working directory is the scratch.
@@ -118,7 +130,7 @@ class Building:
             case Seed(path):
                 if os.stat(path).st_size > _LARGEST_SEED:
                     builder.bind(path, path, read_only=True)
-                elif not self._uppers:
+                elif not self._uppers and not self._kept:
                     # Else it is in a layer below, as it was left there.
                     source = open(path, "rb")  # noqa: SIM115 - closed where it is used up
                     self._later(step, lambda: _seed(builder.root, path, source))
@@ -157,16 +169,22 @@ class Building:
         )
 
     def _overlay(self, step: Overlay) -> None:
+        if self._kept:
+            # Other names than those of the sandbox that is there.
+            step = replace(step, name=f"{self._before}-{step.name}")
         upper, work = f"{step.name}.upper", f"{step.name}.work"
         medium = self._plan.upper.medium
-        os.mkdir(upper)
         if EMPTY in step.lowers:
-            os.mkdir(EMPTY)
+            os.makedirs(EMPTY, exist_ok=True)
         model = step.model or step.lowers[0]
         if above := self._uppers.get(step.target):
             step, model = replace(step, lowers=(*above, *step.lowers)), above[0]
-        self._furnish(step, upper, above or ())
-        copy_attributes(model, upper, own=not self._plan.user_namespace)
+        if known := self._kept.get(step.target):
+            upper, work = known, f"{known.removesuffix('upper')}{self._before}.work"
+        else:
+            os.mkdir(upper)
+            self._furnish(step, upper, above or ())
+            copy_attributes(model, upper, own=not self._plan.user_namespace)
         options: list[tuple[str, str | None]] = list(self._plan.capabilities.overlay_options)
         if medium == "none":
             step = replace(step, lowers=(upper, *step.lowers))
@@ -179,6 +197,7 @@ class Building:
         lowers = self._shortened(self._apart(step.lowers))
         self._builder.overlay(replace(step, lowers=lowers), options)
         self.overlays.append(step)
+        self.uppers[step.target] = upper
 
     def _furnish(self, step: Overlay, upper: str, above: tuple[str, ...]) -> None:
         """Make the pieces, but for those that an upper below has."""
@@ -251,7 +270,7 @@ class Building:
         return tuple(names)
 
     def _assemble(self, step: Assemble) -> None:
-        lower = f"{step.name}.lower"
+        lower = f"{step.name}.{self._before}.lower" if self._kept else f"{step.name}.lower"
         parts = gather(step, self._plan, lower)
         if parts.whole:
             lowers = (*step.layers, lower)

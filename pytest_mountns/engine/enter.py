@@ -90,6 +90,7 @@ class Sandbox:
     one of a namespace with the host's mounts. ``template`` is what it was made from, ``base`` one
     without overlays, for what is made from it. ``created`` are the paths that were made only to be
     mounted on; ``overlays`` where each overlay is mounted, and its upper below ``scratch``.
+    ``borrowed``: scratches of templates that it has uppers in.
     """
 
     plan: Plan
@@ -103,6 +104,7 @@ class Sandbox:
     created: set[str] = field(default_factory=set)
     overlays: list[Layered] = field(default_factory=list)
     bound: list[Bind] = field(default_factory=list)
+    borrowed: frozenset[int] = frozenset()
 
     def join(
         self,
@@ -135,17 +137,32 @@ class Sandbox:
     def own_directories(self) -> set[int]:
         """Descriptors of directories that belong to the sandbox and lead nowhere else."""
         own = {self.scratch, *(self.layers.scratches if self.layers else ())}
-        return own | {one.scratch for one in (self.template, self.base) if one is not None}
+        templates = {one.scratch for one in (self.template, self.base) if one is not None}
+        return own | templates | self.borrowed
 
     @property
     def descriptors(self) -> tuple[int, int]:
         """What keeps it: it is gone when these are closed and the last process in it has ended."""
         return self.namespace, self.scratch
 
+    def leave_to_child(self) -> None:
+        """A process forked since will enter. It unmounts all when it ends, and this one does not.
+
+        The uppers can be read here as long as their descriptor is open, by another one: the last
+        to close the one that fsmount(2) gave waits for a grace period of the kernel. Raises
+        :class:`OSError`.
+        """
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        own = high(os.open(f"/proc/self/fd/{self.scratch}", flags))
+        os.close(self.namespace)
+        os.close(self.scratch)
+        self.namespace, self.scratch = -1, own
+
     def close(self) -> None:
         """Let go of it. The last to do so waits until everything in it is unmounted."""
         for fd in self.descriptors:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def changes(self) -> Changes:
         """Everything the uppers add, modify, replace, delete or re-label against what is below.
@@ -228,10 +245,7 @@ class Sandbox:
             explained("read what the uppers take", self.plan.user_namespace),
         ):
             for overlay in (*self.overlays, *self.touched()):
-                top = f"/proc/self/fd/{self.scratch}"
-                if overlay.upper.startswith("/"):
-                    top = ""
-                pending = [f"{top}/{overlay.upper}".replace("//", "/")]
+                pending = [os.path.join(f"/proc/self/fd/{self.scratch}", overlay.upper)]
                 while pending:
                     with os.scandir(pending.pop()) as listing:
                         for entry in listing:
@@ -251,14 +265,14 @@ class Sandbox:
     def as_layers(self) -> Layers:
         """What was written here, and what lies below, as lowers of other sandboxes."""
         below = self.layers.uppers if self.layers else {}
-        own = [
-            replace(one, upper=f"/proc/self/fd/{self.scratch}/{one.upper}") for one in self.overlays
-        ]
+        # One of a template's is absolute already.
+        here = f"/proc/self/fd/{self.scratch}"
+        own = [replace(one, upper=os.path.join(here, one.upper)) for one in self.overlays]
         if self.template is not None:
             own += self.template.absolute
         uppers = {one.mountpoint: (one.upper, *below.get(one.mountpoint, ())) for one in own}
         scratches = self.layers.scratches if self.layers else frozenset()
-        return Layers(uppers, self.namespace, scratches | {self.scratch})
+        return Layers(uppers, self.namespace, scratches | {self.scratch} | self.borrowed)
 
     def moved_onto(self, under: Layers | None) -> Layers:
         """What was written here, as lowers over other layers than the sandbox was made on."""
@@ -336,6 +350,37 @@ class Sandbox:
         """
         return self._another(self.as_layers(), self.bound)
 
+    def on(self, plan: Plan) -> Sandbox:
+        """A sandbox of another plan with the uppers of this one, which is to be left alone then.
+
+        Raises :class:`SandboxError`.
+        """
+        capabilities = plan.capabilities
+        if not (capabilities.new_api and capabilities.detached_uppers):
+            raise Unavailable(
+                "put a layer under what was written",
+                cause="before Linux 6.15 an upper cannot move from one overlay to another",
+                remedy="name it before the test starts: layers=[...] of the marker",
+            )
+        made = make(
+            plan,
+            self.stage,
+            directory=self.directory,
+            layers=self.layers,
+            bound=self.bound,
+            old=self,
+        )
+        made.created |= self.created
+        made.borrowed = frozenset(self.own_directories - {self.scratch})
+        return made
+
+    @contextmanager
+    def on_stage(self) -> Iterator[None]:
+        """Be among the host's mounts for a moment. Raises :class:`SandboxError`."""
+        user = self.plan.user_namespace
+        with privileged(self.plan.drops_capabilities), _visiting(self.stage, user):
+            yield
+
     def become(self, other: Sandbox, kin: Sequence[Sandbox] = ()) -> None:
         """Enter ``other``, whose descriptors are this object's from now on.
 
@@ -350,7 +395,8 @@ class Sandbox:
         self.namespace, self.scratch = other.namespace, other.scratch
         self.created, self.overlays = other.created, other.overlays
         self.layers, self.directory = other.layers, other.directory
-        self.template = other.template
+        self.template, self.base, self.plan = other.template, other.base, other.plan
+        self.borrowed |= other.borrowed
 
     def _another(self, layers: Layers | None, bound: Sequence[Bind]) -> Sandbox:
         return make(
@@ -375,12 +421,14 @@ def make(
     template: Template | None = None,
     base: Template | None = None,
     again: bool = False,
+    old: Sandbox | None = None,
 ) -> Sandbox:
     """A sandbox as planned, on a copy of the stage's mounts. This thread stays where it is.
 
     ``directory``: an empty directory of the host for ``upper="disk"``; ``again``: it has been
     used. ``bound``: further binds. ``template``: of this plan, and ``base`` the one that what is
-    made from the sandbox is made from. The caller is in the right user and PID namespace already.
+    made from the sandbox is made from. ``old``: a
+    sandbox that it takes the uppers of. The caller is in the right user and PID namespace already.
     Raises :class:`SandboxError`.
     """
     opened: list[int] = []
@@ -402,7 +450,7 @@ def make(
                 with explained("make a directory for an upper", plan.user_namespace):
                     place = tempfile.mkdtemp(dir=directory)
             if template is None:
-                building = _build(plan, place, layers, bound, opened)
+                building = _build(plan, place, layers, bound, opened, old)
             else:
                 building = _graft(plan, place, layers, bound, opened, template)
         except BaseException:
@@ -412,7 +460,7 @@ def make(
         finally:
             back.take()
             os.umask(umask)
-    overlays = [Layered(o.target, f"{o.name}.upper") for o in building.overlays]
+    overlays = [Layered(o.target, building.uppers[o.target]) for o in building.overlays]
     namespace, scratch = opened
     return Sandbox(
         plan,
@@ -469,18 +517,28 @@ def _build(
     layers: Layers | None,
     bound: Sequence[Bind],
     opened: list[int],
+    old: Sandbox | None = None,
 ) -> Building:
-    """Build in a copy of this namespace and pivot. Adds the copy and the scratch to ``opened``."""
+    """Build in a copy of this namespace and pivot. Adds the copy and the scratch to ``opened``.
+
+    ``old``: a sandbox whose uppers it is to have.
+    """
     with _possible(plan):
         sys.unshare(sys.CLONE_NEWNS)
         opened.append(current_namespace())
     with explained("read the mount table", plan.user_namespace, "proc"):
         builder = builder_for(plan.capabilities)
-    building = Building(builder, plan, layers.uppers if layers else {})
     try:
         with explained("make a root", plan.user_namespace):
-            opened.append(scratch := high(open_scratch(builder, plan, directory)))
+            taken = high(os.dup(old.scratch)) if old else open_scratch(builder, plan, directory)
+            opened.append(scratch := high(taken))
             os.fchdir(scratch)
+            kept = (
+                {one.mountpoint: one.upper for one in (*old.overlays, *old.touched())}
+                if old
+                else None
+            )
+            building = Building(builder, plan, layers.uppers if layers else {}, kept)
             building.carry_out([*plan.steps, *bound])
         with explained("pivot into the new root", plan.user_namespace, "pivot"):
             builder.pivot()

@@ -23,7 +23,7 @@ import sys as _sys
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final, TypeAlias, final
@@ -110,7 +110,7 @@ def choose(
 
 
 def written_pages() -> bytes:
-    """In a child: what it has written to since the fork, for :meth:`HotPages.learn`.
+    """In a child: what it has written to since the fork, as page numbers of 8 bytes.
 
     Empty where that cannot be read.
     """
@@ -149,14 +149,14 @@ class HotPages:
         self._ring = -1
         self._learning = self._pinned = self._refused = False
 
-    def before_fork(self) -> bool:
-        """Whether the child that is forked next is one to learn from."""
+    def before_fork(self) -> Callable[[], bytes] | None:
+        """What the child that is forked next is to call at its end, and say, for :meth:`learn`."""
         if self._forks in _AFTER and not self._refused:
             self._learning = True
             # In a child, what is pinned would look as if it had been written to.
             self._unpin()
         self._forks += 1
-        return self._learning
+        return written_pages if self._learning else None
 
     def in_child(self) -> None:
         """The ring is the parent's."""
@@ -165,7 +165,7 @@ class HotPages:
             self._ring = -1
 
     def learn(self, pages: bytes) -> None:
-        """From :func:`written_pages` of a child; after some of them, pin."""
+        """From what a child has said; after some of them, pin."""
         self._written.append(array("Q", pages))
         if len(self._written) == _CHILDREN:
             try:

@@ -8,6 +8,7 @@ from typing import final
 
 from .enter import Sandbox
 from .moving import working_directory
+from .plan import Plan
 
 
 @final
@@ -32,6 +33,17 @@ class Rooms:
         Raises :class:`SandboxError`.
         """
         self.sandbox.become(self._stack[0].fresh(self.sandbox.bound), self._stack[:-1])
+
+    def stand_on(self, find: Callable[[], Plan]) -> Plan:
+        """Go on, with what was written so far, as ``find`` plans, and return that.
+
+        It is called among the host's mounts. Raises :class:`SandboxError`.
+        """
+        sandbox = self.sandbox
+        with sandbox.on_stage():
+            plan = find()
+        sandbox.become(sandbox.on(plan), self._stack[:-1])
+        return plan
 
     @contextmanager
     def checkpoint(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from .enter import Layers, Sandbox
-from .errors import LayerError, SandboxError, malformed, said
+from .errors import LayerError, SandboxError, Unavailable, malformed, said
 from .images import Blob
 from .limits import Limits
 from .moving import privileged
@@ -50,6 +50,13 @@ def lay(traveller: Traveller, plan: Plan, sources: Sequence[Source]) -> Layers:
     ``plan``: of :func:`floor_spec`. What is made lasts as long as this process. Raises
     :class:`SandboxError`.
     """
+    capabilities = plan.capabilities
+    if not (capabilities.new_api and capabilities.detached_uppers):
+        raise Unavailable(
+            "begin on a saved layer",
+            cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
+            remedy="look at it otherwise: pytest-mountns diff, or export",
+        )
     floor = traveller.make(plan, shared=False)
     user = plan.user_namespace
     with privileged(user):

@@ -38,9 +38,7 @@ class Sources:
         return known.directories[::-1]
 
     def _resolve(self, source: str, form: Form) -> Stack:
-        path, ref = source, None
-        if not os.path.lexists(path) and ":" in os.path.basename(path):
-            path, _, ref = path.rpartition(":")
+        path, ref = _split(source)
         if os.path.isdir(path) and os.path.samefile(path, "/"):
             raise LayerError(
                 f"use {path} as a layer",
@@ -67,3 +65,12 @@ class Sources:
             if isinstance(known, Stack):
                 known.close()
         self._known.clear()
+
+
+def _split(source: str) -> tuple[str, str | None]:
+    """Path, and name of an image in it: which of the colons is between them, the disk tells."""
+    if not os.path.lexists(source):
+        for place in (number for number, letter in enumerate(source) if letter == ":"):
+            if os.path.lexists(source[:place]):
+                return source[:place], source[place + 1 :]
+    return source, None

@@ -108,3 +108,57 @@ def test_a_debian_root(debian: Path, tmp_path: Path) -> None:
             return shell.stdout.split()[-1]
 
         assert in_child(world) == "debian"
+
+
+@pytest.mark.parametrize("process", ["fork", "inline"])
+def test_a_debian_root_for_a_test(
+    debian: Path, pytester: pytest.Pytester, process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(debian / "cache"))
+    pytester.makeini("[pytest]")
+    pytester.makepyfile(beside="VALUE = 42")
+    pytester.makepyfile(
+        f"""
+        import os, shutil, subprocess, sys
+        import pytest
+
+        pytestmark = pytest.mark.mountns(root="{debian}/root.tar.gz")
+
+        def test_programs_are_the_root_s(overlay_root, tmp_path):
+            import beside, ssl, sqlite3
+            run = dict(shell=True, capture_output=True, text=True)
+            done = subprocess.run(". /etc/os-release; echo $ID; dpkg --version", **run)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.startswith("debian")
+            subprocess.run("useradd --create-home somebody && dpkg -r --force-all tar", **run)
+            changes = overlay_root.changes("/etc", "/home", "/bin", "/usr/bin")
+            kinds = {{change.path: change.kind for change in changes}}
+            assert kinds["/etc/passwd"] == "modified"
+            assert kinds["/home/somebody"] == "added"
+            assert kinds["/usr/bin/tar"] == "deleted"
+            assert os.getcwd() == os.path.dirname(os.path.abspath(__file__))
+            (tmp_path / "file").write_text("text")
+
+        def test_all_of_it_can_go(overlay_root):
+            with open("/proc/self/mountinfo") as file:
+                root = next(line for line in file if line.split()[4] == "/")
+            assert " overlay " in root
+            for name in ("bin", "sbin", "etc", "home", "opt", "srv", "boot", "media"):
+                path = os.path.realpath("/" + name)
+                if path == "/" + name:
+                    shutil.rmtree(path)
+            assert overlay_root.changes("/etc") == {{"/etc": "deleted"}}
+
+        def test_it_is_there_again():
+            assert os.path.exists("/etc/passwd")
+            assert not os.path.exists("/home/somebody")
+            assert subprocess.run(["tar", "--version"], capture_output=True).returncode == 0
+
+        def test_another_python_where_the_c_library_lets_it():
+            command = [sys.executable, "-c", "print(1)"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0 or "GLIBC" in done.stderr
+        """
+    )
+    result = pytester.runpytest_subprocess(f"--mountns-process={process}")
+    result.assert_outcomes(passed=4)

@@ -88,7 +88,7 @@ Private_Hugetlb:       0 kB
 PRELUDE = """
 import ctypes, mmap, os, re, resource, signal, struct, sys
 from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.pinned import HotPages, written_pages
+from pytest_mountns.engine.pinned import HotPages
 
 PAGES = 600
 memory = mmap.mmap(-1, PAGES * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -108,7 +108,7 @@ def child(hot, action=lambda: None):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         memory[::4096] = b"c" * PAGES
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        pages = written_pages() if learns else b""
+        pages = learns() if learns else b""
         os.write(writer, struct.pack("II", faults, len(pages)))
         with open(writer, "wb") as file:
             file.write(pages + repr(answer).encode())

@@ -1,0 +1,70 @@
+"""What a session loads of the plugin: nothing that it does not use."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+ASLEEP = {
+    "pytest_mountns",
+    "pytest_mountns.config",
+    "pytest_mountns.engine",
+    "pytest_mountns.engine.errors",
+    "pytest_mountns.engine.limits",
+    "pytest_mountns.engine.spec",
+    "pytest_mountns.fixtures",
+    "pytest_mountns.hookspecs",
+    "pytest_mountns.keys",
+    "pytest_mountns.plugin",
+    "pytest_mountns.profiles",
+    "pytest_mountns.tally",
+    "pytest_mountns.waking",
+}
+
+CONFTEST = """
+import json, sys
+
+def pytest_sessionfinish():
+    with open("modules.json", "w") as file:
+        json.dump(sorted(sys.modules), file)
+"""
+
+
+def _modules(pytester: pytest.Pytester, *options: str) -> set[str]:
+    pytester.makeconftest(CONFTEST)
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
+    return set(json.loads((pytester.path / "modules.json").read_text()))
+
+
+@pytest.fixture(autouse=True)
+def _no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+def test_a_session_that_isolates_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test(): pass")
+    plain = _modules(pytester)
+    found = _modules(pytester, "-p", "pytest_mountns.plugin") - plain
+    assert {name for name in found if name.startswith("pytest_mountns")} == ASLEEP
+    # Nothing of the standard library that pytest would not load by itself.
+    assert found == ASLEEP
+
+
+def test_reporters_of_failures_are_asleep_too(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.xfail\ndef test_x(): assert {} == {1: 2}\ndef test(): pass"
+    )
+    pytester.makeconftest(CONFTEST)
+    pytester.runpytest_subprocess("-p", "pytest_mountns.plugin", "-rA")
+    modules = json.loads((pytester.path / "modules.json").read_text())
+    assert {name for name in modules if name.startswith("pytest_mountns")} == ASLEEP
+
+
+@pytest.mark.sandboxes
+def test_a_session_that_isolates(pytester: pytest.Pytester) -> None:
+    """What keeps, audits, unpacks or shows is not loaded for it."""
+    pytester.makepyfile("def test(overlay_root): pass")
+    found = _modules(pytester, "-p", "pytest_mountns.plugin")
+    for name in ("audit", "bundles", "cli", "keeping", "engine.cache", "engine.oci"):
+        assert f"pytest_mountns.{name}" not in found
