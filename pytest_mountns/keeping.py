@@ -23,7 +23,6 @@ from . import config as settings
 from . import repro
 from .bundles import Bundles, Content
 from .changes_report import sort_out, temporary_directories
-from .engine.errors import SandboxError
 from .saving import Saved, save
 from .seeds import Seeds, begin
 
@@ -109,8 +108,8 @@ class Keeper:
     def _save(self, read: Callable[[], Sequence[Remains]]) -> Saved:
         try:
             return save(read(), self._bundles.directory, self._choose)
-        except (SandboxError, OSError) as error:
-            return Saved(notes=[f"what it has written is not saved: {error}"])
+        except Exception as error:  # noqa: BLE001 - without a fork: of what the test has replaced
+            return Saved(notes=[f"what was written is not saved: {error}"])
 
     def _choose(self, changes: Changes) -> tuple[Changes, str]:
         found = sort_out(changes, temporary_directories(self._config))
@@ -138,8 +137,8 @@ class Keeper:
         if self._when == "all" or any(one.failed for one in test.reports):
             try:
                 said = {"kept": self._keep(test)}
-            except SandboxError as error:
-                said = {"problem": str(error)}
+            except Exception as error:  # noqa: BLE001 - this is no reason for a run to end
+                said = {"problem": f"{report.nodeid} is not kept: {error}"}
             setattr(report, _ATTRIBUTE, said)
         # Known still: there may be another attempt.
         test.forget()
@@ -154,7 +153,7 @@ class Keeper:
             "randomly": test.seeds.randomly,
         }
         made = self._repro(test, saved, seeds)
-        texts = {**saved.texts, repro.REPORT: _text(test.nodeid, test.reports)}
+        texts = {repro.CHANGES: "", **saved.texts, repro.REPORT: _text(test.nodeid, test.reports)}
         return self._bundles.add(_name(test.nodeid), made, Content(texts, saved.files))
 
     def _repro(self, test: _Test, saved: Saved, seeds: dict[str, Any]) -> repro.Repro:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Final, final
 
 from . import repro
+from .engine.errors import SandboxError
 from .engine.rendering import Limits, diffs, tree
 
 if TYPE_CHECKING:
@@ -32,9 +33,11 @@ class Saved:
     notes: list[str] = field(default_factory=list)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files, and so of the layers."""
         for file in self.files.values():
             file.close()
+        self.files.clear()
+        self.layers.clear()
 
 
 def _all(changes: Changes) -> tuple[Changes, str]:
@@ -49,32 +52,39 @@ def save(
     """Save these, the lowest first; the changes are those of the last.
 
     ``directory``: where the files may lie, made if it is missing. ``choose``: the changes that are
-    shown, and a line that says what was left out. Raises :class:`SandboxError`, :class:`OSError`.
+    shown, and a line that says what was left out. Raises :class:`SandboxError` if the changes
+    cannot be read; without layers, a note says why.
     """
-    from .engine.tarwrite import MEDIA_TYPES, best_compression
-
     saved = Saved()
+    with remains[-1].changes() as changes:
+        shown, note = choose(changes)
+        lines = [*tree(shown, _LIMITS), *[note] * bool(note), *diffs(shown, _LIMITS)]
+        saved.texts[repro.CHANGES] = "".join(f"{line}\n" for line in lines)
+        saved.texts[repro.CHANGES_JSON] = changes.to_json() + "\n"
     try:
-        with remains[-1].changes() as changes:
-            shown, note = choose(changes)
-            lines = [*tree(shown, _LIMITS), *[note] * bool(note), *diffs(shown, _LIMITS)]
-            saved.texts[repro.CHANGES] = "".join(f"{line}\n" for line in lines)
-            saved.texts[repro.CHANGES_JSON] = changes.to_json() + "\n"
-        compression = best_compression()
-        suffix = {"zstd": ".zst", "gzip": ".gz", "": ""}[compression]
         os.makedirs(directory, 0o700, exist_ok=True)
-        for number, one in enumerate(remains):
-            stem = "layer" if one is remains[-1] else f"wider-{number + 1}"
-            name = f"{stem}.tar{suffix}"
-            file = saved.files[name] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
-            layer = one.write_layer(file, compression=compression, limit=LARGEST_LAYER)
-            saved.layers.append(
-                repro.LayerOf(
-                    name, MEDIA_TYPES[compression], layer.digest, layer.diff_id, layer.size
-                )
-            )
-            saved.notes += layer.notes
+        _write_layers(saved, remains, directory)
+    except (SandboxError, OSError) as error:
+        saved.close()
+        saved.notes[:] = [f"what was written is not saved: {error}"]
     except BaseException:
         saved.close()
         raise
     return saved
+
+
+def _write_layers(saved: Saved, remains: Sequence[Remains], directory: str) -> None:
+    from .engine.tarwrite import MEDIA_TYPES, best_compression
+
+    compression = best_compression()
+    suffix = {"zstd": ".zst", "gzip": ".gz", "": ""}[compression]
+    for number, one in enumerate(remains):
+        stem = "layer" if one is remains[-1] else f"wider-{number + 1}"
+        name = f"{stem}.tar{suffix}"
+        file = saved.files[name] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
+        layer = one.write_layer(file, compression=compression, limit=LARGEST_LAYER)
+        media_type = MEDIA_TYPES[compression]
+        saved.layers.append(
+            repro.LayerOf(name, media_type, layer.digest, layer.diff_id, layer.size)
+        )
+        saved.notes += layer.notes

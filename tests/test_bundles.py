@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,17 @@ def test_a_sound_one(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "out.tar").exists()
 
 
+def test_a_terminal_is_not_told_what_to_do(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "changes.txt").write_text("added       a\x1b]0;owned\x07b\n")
+    edit(bundle, lambda about: about.update(notes=["\x1b[2J"]))
+    assert main(["diff", str(bundle)]) == 0
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "a\\x1b]0;owned" in shown.out
+
+
 def test_what_is_there_is_not_written_over(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,7 +137,7 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
     "layer": lambda about: about.update(layers=["layer.tar"]),
     "layer-more": lambda about: about["layers"][0].update(more=1),
     "layer-parent": lambda about: about["layers"][0].update(file="../layer.tar"),
-    "layer-absolute": lambda about: about["layers"][0].update(file="/etc/passwd"),
+    "layer-absolute": lambda about: about["layers"][0].update(file=f"{about['cwd']}/layer.tar"),
     "layer-below": lambda about: about["layers"][0].update(file="layer.tar/x"),
     "layer-newline": lambda about: about["layers"][0].update(file="layer.tar\n"),
     "layer-other": lambda about: about["layers"][0].update(file="repro.json"),
@@ -139,6 +151,8 @@ def test_malformed(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     edit(bundle, MALFORMED[name])
+    # What a name might lead to is sound in itself.
+    shutil.copy(bundle / "layer.tar", tmp_path / "layer.tar")
     before = everything(tmp_path)
     for words in (["diff", str(bundle)], ["export", str(bundle), str(tmp_path / "out.tar")]):
         assert main(words) == 1

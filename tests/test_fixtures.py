@@ -335,3 +335,34 @@ def test_what_cannot_be_written_is_explained(pytester: pytest.Pytester, record: 
     assert "/usr/new" in sections["mountns"]
     assert "read-only" in sections["mountns"]
     assert "volume" in sections["mountns"]
+
+
+def test_code_outside_of_sandboxes_finds_no_test_process(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        def alone():
+            with pytest.raises(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+
+        @pytest.fixture(scope="module")
+        def wider():
+            alone()
+            yield
+            alone()
+
+        def test_before(): pass
+
+        @pytest.mark.no_mountns
+        def test_unmarked():
+            alone()
+
+        def test_between(): pass
+
+        def test_wider(wider): pass
+
+        def test_last(): pass
+        """
+    )
+    pytester.runpytest_subprocess("--mountns").assert_outcomes(passed=5)

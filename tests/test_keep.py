@@ -388,6 +388,7 @@ def test_a_layer_that_is_too_big(pytester: pytest.Pytester, process: str) -> Non
     (bundle,) = bundles(pytester.path / ".mountns")
     assert document(bundle)["layers"] == []
     assert "more than 1000 bytes" in document(bundle)["notes"][0]
+    assert "big" in (bundle / "changes.txt").read_text()
     assert not list(bundle.glob("*.tar*"))
 
 

@@ -33,7 +33,7 @@ Record = Callable[..., dict[str, Any]]
         ("volumes=['/a:/']", ["whole root"]),
         ("volumes=['/a:/b', '/c:/b']", ["two mounts want /b"]),
         ("tmpfs=['/a:color=red']", ["no option"]),
-        ("'strict'", ["profiles do not work yet"]),
+        ("'strict'", ["there is no [tool.mountns.profiles.strict]"]),
     ],
 )
 def test_bad_marks_end_the_session_before_any_test(

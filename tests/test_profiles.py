@@ -9,11 +9,10 @@ import pytest
 
 SUITE = """
     import pytest
-    from pytest_mountns.gate import gate_key
 
     @pytest.fixture
     def spec(request):
-        return request.config.stash[gate_key].spec(request.node)
+        return request.node.spec
 
     def test_plain(spec):
         print(f"plain: {spec.process} {spec.size} {[v.target for v in spec.volumes]}")
@@ -22,9 +21,14 @@ SUITE = """
     def test_named(spec):
         print(f"named: {spec.process} {spec.size} {[v.target for v in spec.volumes]}")
 
-    @pytest.mark.mountns("small", size="3m", volumes=["/tmp:/marker"])
+    @pytest.mark.mountns("small", size="3m", volumes=[".:/tmp/marker"])
     def test_both(spec):
         print(f"both: {spec.process} {spec.size} {[v.target for v in spec.volumes]}")
+"""
+
+CONFTEST = """
+    def pytest_mountns_spec(item, spec):
+        item.spec = spec
 """
 
 PYPROJECT = """
@@ -33,12 +37,12 @@ mountns = true
 unavailable = "error"
 changes = "all"
 size = "9m"
-volumes = ["/tmp:/default"]
+volumes = [".:/tmp/default"]
 
 [tool.mountns.profiles.small]
 description = "little room"
 size = "1m"
-volumes = ["/tmp:/profile"]
+volumes = [".:/tmp/profile"]
 
 [tool.mountns.profiles.inline]
 process = "inline"
@@ -59,26 +63,27 @@ def lines(result: pytest.RunResult) -> dict[str, str]:
 @pytest.mark.sandboxes
 def test_precedence(pytester: pytest.Pytester) -> None:
     pytester.makefile(".toml", pyproject=PYPROJECT)
+    pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SUITE)
     assert lines(pytester.runpytest_subprocess("-s")) == {
-        "plain": f"fork {9 * M} ['/default']",
-        "named": f"fork {M} ['/default', '/profile']",
-        "both": f"fork {3 * M} ['/default', '/profile', '/marker']",
+        "plain": f"fork {9 * M} ['/tmp/default']",
+        "named": f"fork {M} ['/tmp/default', '/tmp/profile']",
+        "both": f"fork {3 * M} ['/tmp/default', '/tmp/profile', '/tmp/marker']",
     }
     # The command line is nearer than a profile, and a mark's profile than the command line's.
-    options = ("-s", "--mountns-profile=inline", "--mountns-volume=/tmp:/option")
+    options = ("-s", "--mountns-profile=inline", "--mountns-volume=.:/tmp/option")
     assert lines(pytester.runpytest_subprocess(*options)) == {
-        "plain": f"inline {9 * M} ['/default', '/option']",
-        "named": f"fork {M} ['/default', '/profile', '/option']",
-        "both": f"fork {3 * M} ['/default', '/profile', '/option', '/marker']",
+        "plain": f"inline {9 * M} ['/tmp/default', '/tmp/option']",
+        "named": f"fork {M} ['/tmp/default', '/tmp/profile', '/tmp/option']",
+        "both": f"fork {3 * M} ['/tmp/default', '/tmp/profile', '/tmp/option', '/tmp/marker']",
     }
     pytester.makeini("[pytest]\nmountns_process = inline\nmountns_profile = small\n")
     assert lines(pytester.runpytest_subprocess("-s", "--mountns-process=fork"))["plain"] == (
-        f"fork {M} ['/default', '/profile']"
+        f"fork {M} ['/tmp/default', '/tmp/profile']"
     )
     assert lines(pytester.runpytest_subprocess("-s"))["plain"].startswith(f"inline {M}")
-    out = pytester.runpytest_subprocess("--mountns-profile=inline").stdout.str()
-    assert "every test in a sandbox of its own (inline" in out
+    out = pytester.runpytest_subprocess("--mountns-profile=inline").stdout
+    out.fnmatch_lines(["mountns: every test in a sandbox of its own (*inline*"])
 
 
 @pytest.mark.sandboxes
@@ -91,7 +96,7 @@ def test_workers_know_them(pytester: pytest.Pytester) -> None:
 
         @pytest.mark.parametrize("x", range(2))
         def test_it(x, overlay_root):
-            status = os.statvfs("/")
+            status = os.statvfs(".")
             assert status.f_blocks * status.f_frsize == 1 << 20
         """
     )
@@ -175,7 +180,7 @@ def test_the_command_lists_them(pytester: pytest.Pytester) -> None:
         done = listed()
     assert done.returncode == 0
     assert done.stdout.split("\n\n")[:2] == [
-        "@pytest.mark.mountns(\"small\"): size='1m', volumes=['/tmp:/profile']\n    little room",
+        "@pytest.mark.mountns(\"small\"): size='1m', volumes=['.:/tmp/profile']\n    little room",
         "@pytest.mark.mountns(\"inline\"): process='inline'",
     ]
     (pytester.path / "pyproject.toml").write_text("[tool.mountns.profiles.x]\ncolour = 1")

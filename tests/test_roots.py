@@ -509,7 +509,7 @@ MALFORMED = {
     "upwards": (archive(member("../x", b"x")), "leads outside by '..'"),
     "through a link": (
         archive(symlink("l", "/etc"), member("l/x", b"x")),
-        "below",
+        "is a symbolic link",
     ),
     "link out": (archive(hardlink("x", "/etc/passwd")), "absolute"),
     "device": (archive(member("sda", kind=b"4", device=(8, 0))), "device"),
@@ -676,6 +676,30 @@ def test_workers_share_what_is_unpacked(
     assert len(list((cache / "layers").iterdir())) == 2
     owners = {path.lstat().st_uid for path in cache.rglob("*")}
     assert owners == {os.geteuid()}
+
+
+def test_long_unpacking_is_shown(pytester: pytest.Pytester, process: str, cache: Path) -> None:
+    image("oci-archive", pytester.path)
+    # What takes long is for the test to say.
+    pytester.makeconftest("from pytest_mountns import terminal; terminal._LONG = 0.0")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.mountns(root="image")
+        def test_it():
+            pass
+        """
+    )
+    arguments = (f"--mountns-process={process}", "-pno:cacheprovider")
+    out = pytester.runpytest_subprocess(*arguments).stdout
+    out.fnmatch_lines([f"mountns: unpack {pytester.path}/image ...", "*1 passed*"])
+    assert out.str().count("mountns: unpack") == 1
+    for path in cache.rglob("layer.json"):
+        path.unlink()
+    out = pytester.runpytest_subprocess(*arguments, "-q").stdout
+    out.no_fnmatch_line("*unpack*")
+    out.fnmatch_lines(["1 passed*"])
 
 
 def test_the_cache_can_be_pruned_afterwards(

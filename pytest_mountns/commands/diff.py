@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import IO, Final
 
+from ..engine.diffs import printable
 from ..engine.rendering import Style, styled
 from ..repro import CHANGES, CHANGES_JSON, load
 
@@ -39,13 +40,15 @@ def run(options: argparse.Namespace) -> int:
     for line in coloured(bundle.text(CHANGES), sys.stdout):
         print(line)
     for note in bundle.repro.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     return 0
 
 
 def coloured(text: str, stream: IO[str]) -> Iterator[str]:
     """Its lines; with colours, if somebody looks at them."""
     plain = not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-    for style, line in styled(text):
+    for style, raw in styled(text):
+        # A bundle may come from anywhere, and a terminal obeys.
+        line = printable(raw)
         colour = "" if plain else _COLOURS.get(style, "")
         yield f"\033[{colour}m{line}\033[0m" if colour else line

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 
 from .. import repro
+from ..engine.diffs import printable
 from ..engine.errors import SandboxError, said
+from .sandboxed import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
         more.append("--mountns-from-end")
     kept, missing = repro.copied(made.left_out, os.environ)
     for line in preface(bundle, missing):
-        print(line, file=sys.stderr)
-    sys.stderr.flush()
+        # A bundle may come from anywhere, and a terminal obeys.
+        say(printable(line))
     try:
         os.chdir(made.cwd)
         os.execve(

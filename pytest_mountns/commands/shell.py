@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 
+from ..engine.diffs import printable
 from ..engine.spec import SandboxSpec
 from ..repro import copied, load, spec_from
 from .sandboxed import Stage, say
@@ -26,7 +27,8 @@ def run(options: argparse.Namespace) -> int:
     environment = {**made.environment, **kept, "MOUNTNS_SHELL": bundle.path}
     # Of this terminal, not of the one that the test ran on.
     environment |= {name: os.environ[name] for name in ("TERM", "SHELL") if name in os.environ}
-    say(f"shell: {made.name} ({made.outcome} {made.written}), in a copy: nothing of it stays")
+    what = printable(f"{made.name} ({made.outcome} {made.written})")
+    say(f"shell: {what}, in a copy: nothing of it stays")
     command, spec = [program], harmless(spec_from(made.spec))
     with Stage().run(command, spec, cwd=made.cwd, environment=environment, saved=bundle) as ended:
         return ended.status

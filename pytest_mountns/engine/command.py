@@ -21,7 +21,7 @@ from typing import Final, NoReturn, TypeAlias, final
 from . import processes
 from . import syscalls as sys
 from .enter import Layers, Sandbox, make
-from .errors import SandboxError, errno_name
+from .errors import SandboxError, errno_name, said
 from .init import die_with_parent, enter_pid_namespace
 from .jobs import take_terminal_back
 from .moving import (
@@ -83,7 +83,11 @@ def run_command(
     reader, writer = os.pipe()
     parent = os.getpid()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    child = processes.fork()
+    try:
+        child = processes.fork()
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise SandboxError("start the command", said(error)) from error
     if child == 0:
         ours.close()
         os.close(reader)
@@ -103,10 +107,14 @@ def run_command(
             data = os.read(reader, 4)
             status = int.from_bytes(data, "little") if len(data) == 4 else status
         _end_leftovers(known)
+        # Of a Ctrl-C that was for the command, there may be more.
+        while signal.sigtimedwait(_SIGNALS, 0) is not None:
+            pass
         take_terminal_back()
     finally:
         ours.close()
         os.close(reader)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     code = os.waitstatus_to_exitcode(status)
     view = layers.view if layers is not None else -1
     remains = Remains.of(plan, scratch, shape, (), view)
@@ -135,6 +143,9 @@ class _Child:
                 sandbox = self._enter()
             except SandboxError as error:
                 self._say(error)
+                sys.exit_now(1)
+            except Exception as error:  # noqa: BLE001 - for the parent to say
+                self._say(SandboxError("enter the sandbox", str(error)))
                 sys.exit_now(1)
             self._say(outline(sandbox), sandbox.scratch)
             if self.plan.user is not None:

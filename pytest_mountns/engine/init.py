@@ -104,7 +104,8 @@ def _reap(test: int, status: int) -> NoReturn:
             try:
                 pid, result = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
-                break
+                # Nobody is left: the test process was not for this one to see.
+                sys.exit_now(1)
             if pid == 0:
                 break
             if pid == test and os.WIFSTOPPED(result):

@@ -17,13 +17,15 @@ import fcntl
 import os
 import posix
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, final
+from typing import Final, TypeVar, final
 
 from . import syscalls as sys
 from .advice import Doing, explain
 from .errors import SandboxError, Unavailable, said
+
+T = TypeVar("T")
 
 # High, so that descriptors a test opens have the numbers they have without us.
 _FD_FLOOR: Final = 500
@@ -56,10 +58,14 @@ def go(namespace: int) -> None:
 
 def go_back(namespace: int) -> None:
     """:func:`go`, tried twice, as :meth:`WayBack.take` does. Raises :class:`OSError`."""
+    _twice(lambda: go(namespace))
+
+
+def _twice(call: Callable[[], T]) -> T:
     try:
-        go(namespace)
+        return call()
     except OSError:
-        go(namespace)
+        return call()
 
 
 def enter_user_namespace(*, as_root: bool = False) -> None:
@@ -261,9 +267,9 @@ def privileged(dropped: bool) -> Iterator[None]:
         yield
         return
     with explained("take back the capabilities that were given up", True):
-        effective, permitted, inheritable = sys.capget()
+        effective, permitted, inheritable = _twice(sys.capget)
         if effective != permitted:
-            sys.capset(permitted, permitted, inheritable)
+            _twice(lambda: sys.capset(permitted, permitted, inheritable))
     if effective == permitted:
         yield
         return
@@ -276,7 +282,7 @@ def privileged(dropped: bool) -> Iterator[None]:
         sys.setfsgid(gid)
         sys.setfsuid(uid)
         with explained("give up the capabilities again", True):
-            sys.capset(effective, permitted, inheritable)
+            _twice(lambda: sys.capset(effective, permitted, inheritable))
 
 
 @contextmanager

@@ -160,6 +160,10 @@ def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) ->
             tops = _lay_out(building, builder, steps, root)
             with explained("pivot to the bench", user, "pivot"):
                 builder.pivot()
+            overlays = tuple(
+                Layered(_in_place(o.target, tops), f"{o.name}.upper") for o in building.overlays
+            )
+            marks = _marks(scratch, overlays)
         except BaseException:
             for fd in opened:
                 os.close(fd)
@@ -168,10 +172,7 @@ def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) ->
             back.take()
             os.umask(umask)
     namespace, scratch = opened
-    overlays = tuple(
-        Layered(_in_place(o.target, tops), f"{o.name}.upper") for o in building.overlays
-    )
-    return Template(namespace, scratch, tops, left, overlays, _marks(scratch, overlays))
+    return Template(namespace, scratch, tops, left, overlays, marks)
 
 
 def _lay_out(
@@ -230,17 +231,19 @@ def _over(target: str, places: Collection[str]) -> bool:
 
 
 def _marks(scratch: int, overlays: Collection[Layered]) -> _Marks:
-    status = os.fstatvfs(scratch)
-    changed = tuple(os.stat(overlay.upper, dir_fd=scratch).st_ctime_ns for overlay in overlays)
+    with explained("look at the uppers of shared overlays", False):
+        status = os.fstatvfs(scratch)
+        changed = tuple(os.stat(overlay.upper, dir_fd=scratch).st_ctime_ns for overlay in overlays)
     return status.f_files - status.f_ffree, changed
 
 
 def _is_filled(scratch: int, overlay: Layered) -> bool:
-    fd = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch)
-    try:
-        return bool(os.listdir(fd))
-    finally:
-        os.close(fd)
+    with explained("look into the uppers of shared overlays", False):
+        fd = os.open(overlay.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=scratch)
+        try:
+            return bool(os.listdir(fd))
+        finally:
+            os.close(fd)
 
 
 @final

@@ -191,7 +191,7 @@ class Traveller:
                     if fd in wanted:
                         posix.dup2(original, fd, inheritable=posix.get_inheritable(fd))
                     posix.close(original)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SandboxError) as error:
             give_up(error)
 
     @contextmanager
@@ -218,8 +218,12 @@ class Traveller:
                     change_directory(visit.home)
                 yield
             finally:
-                with signals_held(), privileged(self.in_user_namespace):
-                    back.take()
+                try:
+                    with signals_held(), privileged(self.in_user_namespace):
+                        back.take()
+                except SandboxError as error:
+                    # The test would go on out here.
+                    give_up(error)
 
     def release(self, sandboxes: Sequence[Sandbox]) -> None:
         """Let go of sandboxes that nobody is in, without waiting for that."""

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     defects = 0
-    wanted = options.way or [way.name for way in ways() if "inline" not in way.name]
+    wanted = options.way or [way.name for way in ways()]
     for way in ways():
         if way.name not in wanted:
             continue

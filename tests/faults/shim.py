@@ -60,7 +60,7 @@ _NEVER: Final = frozenset(
     )
 )
 _NEVER_OF_THE_ENGINE: Final = frozenset(
-    ("exit_now", "flush_stdout", "set_signal_mask", "block_all_signals")
+    ("exit_now", "flush_stdout", "set_signal_mask", "block_all_signals", "setfsuid", "setfsgid")
 )
 
 GENERAL: Final = ("EPERM", "EACCES", "EINVAL", "ENOSPC", "ENOMEM", "EMFILE")
