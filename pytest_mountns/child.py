@@ -22,7 +22,7 @@ from . import afterfork, internals
 from .changes_report import USER_TEMPORARY, changes_key
 from .companions import Companions
 from .engine import disk, processes, syscalls
-from .engine.enter import Layers, Sandbox, make
+from .engine.enter import make
 from .engine.errors import SandboxError, Unavailable, said
 from .engine.init import die_with_parent, enter_pid_namespace
 from .engine.moving import (
@@ -36,6 +36,7 @@ from .engine.outer import become, leave_outer_namespaces
 from .engine.plan import Plan, User
 from .engine.remains import outline
 from .engine.rooms import Rooms, close
+from .engine.sandbox import Layers, Sandbox
 from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers

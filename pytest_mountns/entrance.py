@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NoReturn, final
 import pytest
 
 from . import internals
-from .engine.enter import Layers
 from .engine.errors import SandboxError, Unavailable
 from .engine.plan import Plan
+from .engine.sandbox import Layers
 from .engine.spec import SandboxSpec
 
 if TYPE_CHECKING:

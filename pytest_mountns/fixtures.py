@@ -21,9 +21,9 @@ from .waking import gate_key
 if TYPE_CHECKING:
     from .child import TestProcess
     from .engine.changes import Changes
-    from .engine.enter import Usage
     from .engine.oci import WrittenLayer
     from .engine.plan import Plan
+    from .engine.sandbox import Usage
     from .inline import InlineTest
 
 

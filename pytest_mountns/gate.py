@@ -49,9 +49,9 @@ from .timers import TimeoutSettings, Timers
 from .waking import Finisher, is_wanted
 
 if TYPE_CHECKING:
-    from .engine.enter import Layers
     from .engine.pinned import HotPages
     from .engine.plan import Plan
+    from .engine.sandbox import Layers
     from .engine.sources import Sources
     from .keeping import Keeper
 

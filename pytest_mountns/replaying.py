@@ -15,10 +15,10 @@ from typing import Any, Final, cast, final
 import pytest
 
 from . import keys
-from .engine.enter import Layers
 from .engine.errors import SandboxError
 from .engine.plan import Plan
 from .engine.planner import Planner
+from .engine.sandbox import Layers
 from .engine.saved import floor_spec, lay
 from .engine.spec import SandboxSpec
 from .engine.visit import Traveller

@@ -18,8 +18,8 @@ import pytest
 
 from . import internals
 from .engine import disk
-from .engine.enter import Layers, Sandbox
 from .engine.errors import SandboxError, Unavailable
+from .engine.sandbox import Layers, Sandbox
 from .engine.spec import SandboxSpec
 
 if TYPE_CHECKING:

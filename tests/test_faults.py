@@ -32,7 +32,7 @@ def test_a_call_that_fails_is_named_or_does_without(name: str, tmp_path: Path) -
     runner = Runner(WAYS[name], tmp_path / "run")
     sites = runner.record()
     # Of each part of the way: the channel, the entering, the tree, the leaving.
-    parts = ("engine.enter.", "engine.builders.", "engine.build.", "engine.moving.")
+    parts = ("engine.roots.", "engine.builders.", "engine.build.", "engine.moving.")
     for part in (*parts, "engine.visit." if "inline" in name else "relay."):
         assert any(site.startswith(part) for site in sites), part
     outcomes = list(runner.try_all(sample(all_cases(sites), COUNT, seed)))

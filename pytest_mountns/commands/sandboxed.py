@@ -10,8 +10,8 @@ from typing import final
 
 from ..engine.command import Ended, run_command
 from ..engine.disk import DiskUppers
-from ..engine.enter import Layers
 from ..engine.planner import Planner
+from ..engine.sandbox import Layers
 from ..engine.saved import floor_spec, lay
 from ..engine.spec import SandboxSpec
 from ..engine.visit import Traveller

@@ -20,7 +20,7 @@ from typing import Final, NoReturn, TypeAlias, final
 
 from . import processes
 from . import syscalls as sys
-from .enter import Layers, Sandbox, make
+from .enter import make
 from .errors import SandboxError, errno_name, said
 from .init import die_with_parent, enter_pid_namespace
 from .jobs import take_terminal_back
@@ -34,6 +34,7 @@ from .moving import (
 from .outer import become, leave_outer_namespaces
 from .plan import Plan, User
 from .remains import Outline, Remains, outline
+from .sandbox import Layers, Sandbox
 
 #: Exit statuses of a command that could not be started, as shells have them.
 NOT_EXECUTABLE: Final = 126

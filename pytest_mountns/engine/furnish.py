@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
-from .enter import make_ground
 from .errors import LayerError
 from .moving import (
     enter_mount_namespace,
@@ -23,6 +22,7 @@ from .moving import (
 )
 from .plan import Piece, Plan
 from .processes import in_child
+from .roots import make_ground
 from .runtime import (
     Runtime,
     Visible,

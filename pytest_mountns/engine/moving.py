@@ -114,14 +114,11 @@ def make_stage() -> int:
     For a process that needs no user namespace. Raises :class:`SandboxError`.
     """
     with signals_held(), way_back(False) as back:
-        try:
-            back.away()
-            stage = enter_mount_namespace(False)
-            with explained("make the chroot a root", False, "pivot"):
-                _adopt_chroot(stage)
-            return stage
-        finally:
-            back.take()
+        back.away()
+        stage = enter_mount_namespace(False)
+        with explained("make the chroot a root", False, "pivot"):
+            _adopt_chroot(stage)
+        return stage
 
 
 def _adopt_chroot(namespace: int) -> None:
@@ -145,14 +142,11 @@ def in_chroot() -> bool:
     Raises :class:`SandboxError`.
     """
     before = posix.stat("/")
-    with signals_held(), way_back(False) as back:
-        try:
-            with explained("look at the root of the mount namespace", False, "namespace"):
-                back.leave_for(current := current_namespace())
-                posix.close(current)
-                return not os.path.samestat(before, posix.stat("/"))
-        finally:
-            back.take()
+    doing = "look at the root of the mount namespace"
+    with signals_held(), way_back(False) as back, explained(doing, False, "namespace"):
+        back.leave_for(current := current_namespace())
+        posix.close(current)
+        return not os.path.samestat(before, posix.stat("/"))
 
 
 @final
@@ -215,17 +209,65 @@ def give_up(error: Exception) -> None:
 
 @contextmanager
 def way_back(user_namespace: bool) -> Iterator[WayBack]:
-    """Note where this thread is. Raises :class:`SandboxError`."""
+    """Note where this thread is, and take it back there. Raises :class:`SandboxError`."""
     opened: list[int] = []
     try:
         with explained("note the way back", user_namespace):
             opened.append(posix.open(".", os.O_PATH | os.O_CLOEXEC))
             opened.append(posix.open("/", os.O_PATH | os.O_CLOEXEC))
             opened.append(posix.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
-        yield WayBack(*opened)
+        back = WayBack(*opened)
+        try:
+            yield back
+        finally:
+            back.take()
     finally:
         for fd in opened:
             posix.close(fd)
+
+
+@contextmanager
+def mounting(user_namespace: bool, *, dropped: bool) -> Iterator[tuple[WayBack, list[int]]]:
+    """For making mounts elsewhere: no signal, all capabilities, no umask, and then back.
+
+    ``dropped``: as for :func:`privileged`. Descriptors that are put into the list are closed if
+    that fails. Raises :class:`SandboxError`.
+    """
+    opened: list[int] = []
+    with signals_held(), privileged(dropped), way_back(user_namespace) as back:
+        umask = posix.umask(0)
+        try:
+            yield back, opened
+        except BaseException:
+            for fd in opened:
+                posix.close(fd)
+            raise
+        finally:
+            posix.umask(umask)
+
+
+@contextmanager
+def visiting(namespace: int, user_namespace: bool) -> Iterator[None]:
+    """Be there for a moment: ``/`` is what it shows. Raises :class:`SandboxError`."""
+    with signals_held(), way_back(user_namespace) as back:
+        with explained("look at the stage", user_namespace):
+            back.leave_for(namespace)
+        yield
+
+
+@contextmanager
+def root_of(namespace: int, user_namespace: bool) -> Iterator[int]:
+    """A descriptor of the root that a mount namespace shows. Raises :class:`SandboxError`."""
+    with (
+        explained("look at what is below", user_namespace),
+        privileged(user_namespace),
+        visiting(namespace, user_namespace),
+    ):
+        root = posix.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield root
+    finally:
+        posix.close(root)
 
 
 @contextmanager

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 
 from .changes import Changes
-from .enter import Sandbox, make_ground, root_of
 from .entries import Contents
 from .errors import SandboxError
-from .moving import enter_mount_namespace, enter_user_namespace, make_stage
+from .moving import enter_mount_namespace, enter_user_namespace, make_stage, root_of
 from .plan import Plan
 from .processes import in_child
+from .roots import make_ground
+from .sandbox import Sandbox
 from .upper import Layered, read_changes
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Remains:
     """The uppers of one sandbox.
 
     ``scratch``: a descriptor of where they lie, the caller's to close. ``overlays``, ``created``:
-    those of the :class:`.enter.Sandbox`. ``view``: a namespace that shows what lies below, -1 for
+    those of the :class:`.sandbox.Sandbox`. ``view``: a namespace that shows what lies below, -1 for
     the reader's own, or what ``ground`` says. ``ground``, ``xattr_prefix``, ``user_namespace``: of
     its plan.
     """

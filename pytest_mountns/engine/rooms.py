@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
-from .enter import Sandbox
+from .enter import make
+from .errors import Unavailable
 from .moving import working_directory
-from .plan import Plan
+from .plan import Bind, Plan
+from .sandbox import Layers, Sandbox
 
 
 @final
@@ -30,9 +32,13 @@ class Rooms:
     def reset(self) -> None:
         """Drop everything written so far, before checkpoints as well, for as long as they last.
 
-        Raises :class:`SandboxError`.
+        A new root of the same plan is entered now. The working directory is kept where it still
+        exists, and so is what :meth:`.Sandbox.bind` has mounted. Processes the test has started
+        stay in the old root. Raises :class:`SandboxError`; the sandbox is then as it was.
         """
-        self.sandbox.become(self._stack[0].fresh(self.sandbox.bound), self._stack[:-1])
+        first = self._stack[0]
+        fresh = _another(first, first.layers, self.sandbox.bound)
+        self.sandbox.become(fresh, self._stack[:-1])
 
     def stand_on(self, find: Callable[[], Plan]) -> Plan:
         """Go on, with what was written so far, as ``find`` plans, and return that.
@@ -42,7 +48,7 @@ class Rooms:
         sandbox = self.sandbox
         with sandbox.on_stage():
             plan = find()
-        sandbox.become(sandbox.on(plan), self._stack[:-1])
+        sandbox.become(_on(plan, sandbox), self._stack[:-1])
         return plan
 
     @contextmanager
@@ -53,7 +59,7 @@ class Rooms:
         sandbox being as it was; a failure to go back ends the process.
         """
         outer, cwd = self.sandbox, working_directory()
-        inner = outer.layer()
+        inner = _another(outer, outer.as_layers(), outer.bound)
         try:
             inner.join(cwd, kin=self._stack)
         except BaseException:
@@ -79,3 +85,39 @@ def close(sandboxes: Sequence[Sandbox]) -> None:
     """Let go of sandboxes, and wait for that."""
     for sandbox in sandboxes:
         sandbox.close()
+
+
+def _another(of: Sandbox, layers: Layers | None, bound: Sequence[Bind]) -> Sandbox:
+    """A sandbox of the same plan on these layers. Nobody is in it. Raises :class:`SandboxError`."""
+    return make(
+        of.plan,
+        of.stage,
+        directory=of.directory,
+        layers=layers,
+        bound=bound,
+        template=of.base,
+        base=of.base,
+        again=True,
+    )
+
+
+def _on(plan: Plan, old: Sandbox) -> Sandbox:
+    """A sandbox of another plan with the uppers of the old one, which is to be left alone then."""
+    capabilities = plan.capabilities
+    if not (capabilities.new_api and capabilities.detached_uppers):
+        raise Unavailable(
+            "put a layer under what was written",
+            cause="before Linux 6.15 an upper cannot move from one overlay to another",
+            remedy="name it before the test starts: layers=[...] of the marker",
+        )
+    made = make(
+        plan,
+        old.stage,
+        directory=old.directory,
+        layers=old.layers,
+        bound=old.bound,
+        kept=old.kept(),
+    )
+    made.created |= old.created
+    made.borrowed = frozenset(old.own_directories - {old.scratch})
+    return made

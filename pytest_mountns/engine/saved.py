@@ -14,12 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
-from .enter import Layers, Sandbox
 from .errors import LayerError, SandboxError, Unavailable, malformed, said
 from .images import Blob
 from .limits import Limits
 from .moving import privileged
 from .plan import Assemble, Overlay, Plan
+from .sandbox import Layers, Sandbox
 from .spec import SandboxSpec
 from .streams import Stream, decompressed
 from .unpack import unpack

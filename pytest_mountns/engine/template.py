@@ -23,7 +23,7 @@ from . import syscalls as sys
 from .build import Building
 from .builders import NewApi
 from .mountinfo import is_below
-from .moving import current_namespace, explained, high, privileged, signals_held, way_back
+from .moving import current_namespace, explained, high, mounting
 from .plan import Assemble, Bind, Overlay, Plan, Protect, Step
 from .upper import Layered
 
@@ -139,38 +139,28 @@ def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) ->
     left = tuple(step for step in plan.steps if step not in steps)
     if not steps or len(left) > _MOST_STEPS:
         return None
-    opened: list[int] = []
     user = plan.user_namespace
-    with signals_held(), privileged(user), way_back(user) as back:
-        umask = os.umask(0)
-        try:
-            with explained("make a mount namespace", user, "namespace"):
-                back.leave_for(stage)
-                sys.unshare(sys.CLONE_NEWNS)
-                opened.append(current_namespace())
-            builder = NewApi()
-            with explained("make a bench", user, "scratch"):
-                scratch = high(builder.scratch([("mode", "0755")]))
-                opened.append(scratch)
-                os.fchdir(scratch)
-                # Before the bench is on top of it.
-                root = _clone_root(steps[0])
-                builder.mount("tmpfs", "/", [("mode", "0755")], 0)
-            building = Building(builder, plan, {})
-            tops = _lay_out(building, builder, steps, root)
-            with explained("pivot to the bench", user, "pivot"):
-                builder.pivot()
-            overlays = tuple(
-                Layered(_in_place(o.target, tops), f"{o.name}.upper") for o in building.overlays
-            )
-            marks = _marks(scratch, overlays)
-        except BaseException:
-            for fd in opened:
-                os.close(fd)
-            raise
-        finally:
-            back.take()
-            os.umask(umask)
+    with mounting(user, dropped=user) as (back, opened):
+        with explained("make a mount namespace", user, "namespace"):
+            back.leave_for(stage)
+            sys.unshare(sys.CLONE_NEWNS)
+            opened.append(current_namespace())
+        builder = NewApi()
+        with explained("make a bench", user, "scratch"):
+            scratch = high(builder.scratch([("mode", "0755")]))
+            opened.append(scratch)
+            os.fchdir(scratch)
+            # Before the bench is on top of it.
+            root = _clone_root(steps[0])
+            builder.mount("tmpfs", "/", [("mode", "0755")], 0)
+        building = Building(builder, plan, {})
+        tops = _lay_out(building, builder, steps, root)
+        with explained("pivot to the bench", user, "pivot"):
+            builder.pivot()
+        overlays = tuple(
+            Layered(_in_place(o.target, tops), f"{o.name}.upper") for o in building.overlays
+        )
+        marks = _marks(scratch, overlays)
     namespace, scratch = opened
     return Template(namespace, scratch, tops, left, overlays, marks)
 

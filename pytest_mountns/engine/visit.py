@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import final
 
 from .descriptors import Cloakroom, Opened
-from .enter import Layers, Sandbox, make
+from .enter import make
 from .errors import SandboxError, Unavailable
 from .moving import (
     change_directory,
@@ -34,6 +34,7 @@ from .moving import (
 )
 from .plan import Bind, Plan
 from .reaper import Reaper
+from .sandbox import Layers, Sandbox
 from .template import Templates
 
 

@@ -12,7 +12,6 @@ import pytest
 from pytest_mountns.engine import capabilities, syscalls
 from pytest_mountns.engine.advice import Doing, explain
 from pytest_mountns.engine.capabilities import Findings, Trial, probe, refused_lowers
-from pytest_mountns.engine.enter import Sandbox
 from pytest_mountns.engine.errors import SandboxError, Unavailable
 from pytest_mountns.engine.host import survey
 from pytest_mountns.engine.moving import (
@@ -21,6 +20,7 @@ from pytest_mountns.engine.moving import (
     enter_user_namespace,
 )
 from pytest_mountns.engine.planner import Planner
+from pytest_mountns.engine.sandbox import Sandbox
 from pytest_mountns.engine.spec import SandboxSpec, SpecError, Volume
 
 from ..seccomp import install, refuse

@@ -18,15 +18,16 @@ import pytest
 from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.changes import Change, Changes
 from pytest_mountns.engine.diffs import LARGEST, printable, unified
-from pytest_mountns.engine.enter import Sandbox, enter
+from pytest_mountns.engine.enter import enter
 from pytest_mountns.engine.entries import Entry
 from pytest_mountns.engine.errors import SandboxError
 from pytest_mountns.engine.moving import enter_user_namespace
 from pytest_mountns.engine.remains import Outline, Remains, outline
 from pytest_mountns.engine.rendering import Limits, describe, diffs, styled, tree
+from pytest_mountns.engine.sandbox import Sandbox
 from pytest_mountns.engine.spec import SandboxSpec
 
-from .worlds import Mode, in_sandbox, in_world, plan_here, write
+from .worlds import Mode, in_sandbox, in_world, plan_here, reset, write
 
 T = TypeVar("T")
 
@@ -125,7 +126,7 @@ def test_nothing_can_be_read_after_a_reset(mode: Mode) -> None:
         def test(sandbox: Sandbox) -> str:
             write("/srv/f", "x")
             change = sandbox.changes()["/srv/f"]
-            sandbox.reset()
+            reset(sandbox)
             write("/srv/f", "y")
             with pytest.raises(SandboxError) as caught:
                 change.diff()

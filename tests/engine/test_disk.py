@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pytest_mountns.engine import disk
-from pytest_mountns.engine.enter import Sandbox
 from pytest_mountns.engine.errors import SandboxError, Unavailable
+from pytest_mountns.engine.sandbox import Sandbox
 from pytest_mountns.engine.spec import SandboxSpec
 
 from .worlds import BASE, Mode, content, host_unchanged, in_sandbox, in_world, write

@@ -21,10 +21,10 @@ import pytest
 
 from pytest_mountns.engine import host as engine_host
 from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.enter import Sandbox
 from pytest_mountns.engine.errors import SandboxError, Unavailable
 from pytest_mountns.engine.mountinfo import read, visible
 from pytest_mountns.engine.planner import Planner
+from pytest_mountns.engine.sandbox import Sandbox
 from pytest_mountns.engine.spec import SandboxSpec, Tmpfs, Volume
 
 from .worlds import (
@@ -43,6 +43,7 @@ from .worlds import (
     mount_tmpfs,
     private_mounts,
     remount,
+    reset,
     skip_unless,
     skip_unless_binding,
     skip_unless_in_memory,
@@ -850,7 +851,7 @@ def test_binding_what_is_not_there_says_so_and_changes_nothing(mode: Mode) -> No
         assert os.listdir(BASE) == []
         # The next one works, and a reset does not stumble over the one that failed.
         mkdir("t")
-        sandbox.reset()
+        reset(sandbox)
 
     in_world(lambda: in_sandbox(test, mode=mode), mode)
 
@@ -931,7 +932,7 @@ def test_without_proc_the_way_back_is_not_left() -> None:
     def test(sandbox: Sandbox) -> None:
         mount_tmpfs("/proc")
         inside = os.stat("/")
-        for action in (sandbox.changes, sandbox.reset, lambda: sandbox.bind(BASE, "/t")):
+        for action in (sandbox.changes, lambda: reset(sandbox), lambda: sandbox.bind(BASE, "/t")):
             with pytest.raises(SandboxError, match="note the way back"):
                 action()
         assert os.path.samestat(os.stat("/"), inside)
@@ -951,7 +952,7 @@ def test_signals_wait_while_the_host_is_in_view(mode: Mode) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
         for _ in range(200):
             assert not sandbox.changes()
-        sandbox.reset()
+        reset(sandbox)
         signal.setitimer(signal.ITIMER_REAL, 0)
         assert seen
         assert set(seen) <= {inside, os.readlink("/proc/self/ns/mnt")}
@@ -975,7 +976,7 @@ def test_reset_drops_writes_and_keeps_directory_volumes_and_binds(mode: Mode, ap
         write(f"{BASE}/t/one")
         before = set(descriptors())
         own = {sandbox.scratch, sandbox.namespace}
-        sandbox.reset()
+        reset(sandbox)
         assert set(descriptors()) - {sandbox.scratch, sandbox.namespace} == before - own
         assert os.getcwd() == f"{BASE}/deep/down"
         assert content(f"{BASE}/file") == "x"
@@ -1006,7 +1007,7 @@ def test_a_working_directory_of_the_test_is_gone_after_a_reset(mode: Mode, api: 
     def test(sandbox: Sandbox) -> str:
         mkdir("own/deep")
         os.chdir("own/deep")
-        sandbox.reset()
+        reset(sandbox)
         return os.getcwd()
 
     assert in_world(lambda: in_sandbox(test, mode=mode, api=api), mode) == "/"
@@ -1025,7 +1026,7 @@ def test_a_reset_that_fails_leaves_the_sandbox_as_it_was(mode: Mode) -> None:
         write(f"{BASE}/own/v/remove")
         assert select.select([removed], [], [], 30)[0]
         with pytest.raises(SandboxError, match="does not exist on the host"):
-            sandbox.reset()
+            reset(sandbox)
         assert os.path.samestat(os.stat("/"), root)
         assert os.readlink("/proc/self/ns/mnt") == inside
         assert os.getcwd() == f"{BASE}/own"
@@ -1198,7 +1199,7 @@ def test_a_users_directory_with_mounts_can_be_written_to(api: str) -> None:
                 "deep/down/m/new": "added",
             }.items()
         }
-        sandbox.reset()
+        reset(sandbox)
         assert content("small") == "small"
         assert not os.path.exists("new")
         assert not sandbox.changes()
