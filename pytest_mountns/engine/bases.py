@@ -12,21 +12,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final, final
 
+from .decide import host_root, is_system
 from .errors import LayerError, Unavailable
 from .furnish import furnish
 from .mountinfo import is_below
-from .plan import (
-    EMPTY,
-    Assemble,
-    Capabilities,
-    Host,
-    Overlay,
-    Plan,
-    Upper,
-    User,
-    host_root,
-    is_system,
-)
+from .plan import EMPTY, Assemble, Capabilities, Host, Overlay, Plan, Upper, User
 from .runtime import Runtime, survey_runtime
 from .sources import Sources
 from .spec import SandboxSpec, SpecError

@@ -20,6 +20,7 @@ from . import syscalls as sys
 from .advice import Doing, explain
 from .builders import Builder, builder_for, set_read_only
 from .circumstances import Circumstances, look
+from .decide import plan
 from .diagnosis import diagnose
 from .disk import DiskUppers
 from .enter import enter
@@ -29,7 +30,7 @@ from .init import NAMESPACES, die_with_parent
 from .mountinfo import is_below
 from .moving import enter_mount_namespace, enter_user_namespace
 from .outer import become, bring_up_loopback
-from .plan import PSEUDO, Capabilities, Host, User, plan
+from .plan import PSEUDO, Capabilities, Host, User
 from .processes import fork, reap
 from .spec import SandboxSpec
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
 
 from .capabilities import PASSING, Findings, Trial, lowers, probe, refused_lowers
+from .decide import plan
 from .errors import SandboxError, Unavailable, said
 from .host import survey
 from .moving import high
-from .plan import Capabilities, Host, Plan, User, plan
+from .plan import Capabilities, Host, Plan, User
 from .spec import SandboxSpec, SpecError, Volume
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Plans of sandboxes with another root than the host's, or with layers on that.
 
-Pure, as :mod:`.plan`.
+Pure, as :mod:`.decide`.
 
 A root from elsewhere is one overlay, and in it what of the host has to be there: what Python
 needs as read-only binds, directories of the run (the project, the base of ``tmp_path``) as
@@ -16,24 +16,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
+from .decide import complete, host_root, mount_attributes, system_trees
 from .mountinfo import is_below, owning
-from .plan import (
-    PSEUDO,
-    Assemble,
-    Bind,
-    Capabilities,
-    Host,
-    Overlay,
-    Piece,
-    Plan,
-    Seed,
-    Step,
-    User,
-    complete,
-    host_root,
-    mount_attributes,
-    system_trees,
-)
+from .plan import PSEUDO, Assemble, Bind, Capabilities, Host, Overlay, Piece, Plan, Seed, Step, User
 from .spec import SandboxSpec
 
 

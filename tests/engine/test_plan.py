@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_mountns.engine import syscalls as sys
+from pytest_mountns.engine.decide import plan
 from pytest_mountns.engine.mountinfo import Mount
 from pytest_mountns.engine.plan import (
     Assemble,
@@ -19,7 +20,6 @@ from pytest_mountns.engine.plan import (
     Protect,
     Seed,
     Step,
-    plan,
 )
 from pytest_mountns.engine.spec import SandboxSpec, Tmpfs, Volume
 

@@ -22,13 +22,14 @@ import pytest
 
 from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.capabilities import probe
+from pytest_mountns.engine.decide import plan
 from pytest_mountns.engine.disk import DiskUppers
 from pytest_mountns.engine.enter import enter
 from pytest_mountns.engine.errors import SandboxError
 from pytest_mountns.engine.host import survey
 from pytest_mountns.engine.init import die_with_parent
 from pytest_mountns.engine.moving import drop_user_capabilities, enter_user_namespace
-from pytest_mountns.engine.plan import Capabilities, Plan, plan
+from pytest_mountns.engine.plan import Capabilities, Plan
 from pytest_mountns.engine.rooms import Rooms, close
 from pytest_mountns.engine.sandbox import Sandbox
 from pytest_mountns.engine.spec import SandboxSpec
