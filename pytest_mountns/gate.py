@@ -252,7 +252,7 @@ class Gate:
         # Not in the handler above: an error in here would be shown as a consequence of that one.
         if passage.delegated:
             internals.drop(item)
-            passage.finish_in_protocol()
+            passage.ending.finish_in_protocol()
         return result
 
     def _protocol_inline(

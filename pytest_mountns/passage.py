@@ -1,4 +1,4 @@
-"""One test's way through the gate, in the parent: fork, listen, report what is left to report."""
+"""One test's way through the gate, in the parent: fork, and listen."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import random
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import pytest
 
 from . import internals, logging_locks, relay
 from .changes_report import Sorted, changes_key
 from .child import Entry, Inheritance, TestProcess
+from .ending import Death, Ending, describe
 from .engine import processes
 from .engine.advice import explain
 from .engine.changes import Changes
@@ -41,25 +40,6 @@ PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
 
 _GARBLED: Final = "the test has written to the socket of the plugin, and its process was ended"
 
-#: A hook of reporters and what it is called with.
-_Event: TypeAlias = tuple[str, dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Death:
-    """How a test process ended that never said it was done."""
-
-    how: str
-    phase: internals.Phase
-    out: str
-    err: str
-    stop: float
-    changed: tuple[Sorted, str] | None = None
-
-
-class InternalErrorInTestProcess(Exception):
-    """What would have been an INTERNALERROR without a fork."""
-
 
 @final
 class Passage:
@@ -70,26 +50,19 @@ class Passage:
     ) -> None:
         self._gate = gate
         self._item = item
-        self._nextitem = nextitem
-        self._wider: bool | None = None
+        self.ending = Ending(gate, item, nextitem)
         self._timers = timers
         self._original_setup = item.setup
         self._entrance = Entrance(gate, item)
         self.delegated = False
-        self.finished = False
-        self._held: list[_Event] = []
-        self._recorded: list[warnings.WarningMessage] = []
         self._last_report: pytest.TestReport | None = None
         self._refusal: SandboxError | None = None
-        self._death: _Death | None = None
-        self._internal_error: Exception | None = None
         self._changes = item.config.stash[changes_key]
         self._outline: Outline | None = None
         #: If it is another than in the beginning.
         self._plan: Plan | None = None
         #: What the sandbox has written, while that can be read.
         self._remains: Callable[[], Remains] | None = None
-        self._changes_failed: pytest.CallInfo[None] | None = None
 
     @internals.unseen
     def setup(self) -> None:
@@ -246,7 +219,7 @@ class Passage:
                     if name == "leave":
                         last_words = tuple(content)
                     elif name == "settle":
-                        self._log_teardown_early()
+                        self.ending.log_teardown_early()
                         stopping = internals.stopping(self._item.session)
                         receiver.answer(*content, (internals.cursor(config), stopping))
                     elif name == "strays":
@@ -260,7 +233,7 @@ class Passage:
             garbled = True
         except Exception as error:  # noqa: BLE001 - of whichever reporter
             # Not raised here: it would count as an error of the test's setup.
-            self._internal_error = error
+            self.ending.internal_error = error
         finally:
             if not ended:
                 # A reporter failed here, or nobody can hear any more what the test does.
@@ -274,23 +247,25 @@ class Passage:
                 status = processes.reap(child)
             if receiver.apart:
                 take_terminal_back()
-        if self._internal_error is not None:
+        if self.ending.internal_error is not None:
             return
         died = last_words is None and self._refusal is None
         changed = self._look_at_changes(died=died)
         if died:
             if self._gate.keeper is not None:
                 self._gate.keeper.capture(self._item, None, self._all_remains)
-            how = _GARBLED if garbled else _describe(_test_status(status_reader, status))
+            how = _GARBLED if garbled else describe(status_reader, status)
             out, err = internals.captured_so_far(config)
             phase = PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
-            self._death = _Death(how, phase, out, err, time.time(), changed)
+            self.ending.death = Death(
+                how, phase, out, err, time.time(), self._read_changes, changed
+            )
             self._gate.companions.lost()
         elif last_words is not None:
-            self._answer(*last_words, interrupted=receiver.interrupted)
+            self.ending.answer(*last_words, interrupted=receiver.interrupted)
         elif receiver.interrupted:
             raise KeyboardInterrupt
-        self._conclude()
+        self.ending.conclude(refused=self._refusal is not None)
 
     def _find_remains(self, entry: Entry, receiver: relay.Receiver) -> Remains:
         made = entry.sandbox
@@ -319,62 +294,23 @@ class Passage:
         entered = self._outline is not None and self._refusal is None
         if not entered or not self._changes.is_wanted(died=died):
             return None
-        changed, self._changes_failed = self._changes.ended(
+        changed, self.ending.changes_failed = self._changes.ended(
             self._item, self._read_changes, died=died
         )
         return changed
-
-    def _conclude(self) -> None:
-        """Report the rest here, within the item's protocol, unless wider scopes end with it."""
-        wider = self._wider_is_due() if self._wider is None else self._wider
-        if self._refusal is not None or self._internal_error is not None:
-            return
-        if wider:
-            if internals.wider_teardown_runs_code(self._item, self._nextitem):
-                self._gate.rest()
-            # To be handed over after the reports: so in the protocol in which those are made.
-            self._recorded = internals.take_recorded_warnings()
-            return
-        try:
-            with internals.capture_suspended(self._item.config):
-                self.finish()
-        except pytest.exit.Exception:
-            raise
-        except Exception as error:  # noqa: BLE001 - of whichever reporter, as above
-            self._internal_error = error
-
-    def _wider_is_due(self) -> bool:
-        session = self._item.session
-        if session.shouldfail or session.shouldstop:
-            self._nextitem = None
-        return internals.wider_teardown_is_due(self._item, self._nextitem)
-
-    def _log_teardown_early(self) -> None:
-        """The test process is about to write: its debugger follows the report of the failure."""
-        if self._changes.is_wanted(died=False):
-            # What the test has changed is known only when it has ended, and belongs to this report.
-            return
-        if self._held and not self._wider_is_due():
-            # Decided before the report is heard of, which may end the session.
-            self._wider = False
-            self._log_held()
 
     def _hear(self, name: str, *content: Any) -> None:
         if name == "report":
             packed, failed_subtests = content
             internals.set_failed_subtests(self._item, failed_subtests)
             report = self._last_report = relay.unpack_report(packed, self._item)
-            self._log_held()
-            self._wider = None
+            self.ending.go_on()
             self._changes.complete(self._item, report, self._read_changes)
             if self._gate.keeper is not None:
                 self._gate.keeper.capture(self._item, report, self._all_remains)
-            event: _Event = ("pytest_runtest_logreport", {"report": report})
-            if report.when == "teardown":
-                # What wider scopes say when they end belongs into this one.
-                self._held.append(event)
-            else:
-                self._log(event)
+            # What wider scopes say when they end belongs into this one.
+            tell = self.ending.hold if report.when == "teardown" else self.ending.log
+            tell("pytest_runtest_logreport", report=report)
         elif name == "warning":
             packed, when, nodeid = content
             message = relay.unpack_warning(packed)
@@ -385,7 +321,7 @@ class Passage:
                 hook.call_historic(kwargs={"location": None, **arguments})
         elif name in ("logstart", "logfinish"):
             nodeid, location = content
-            self._held.append((f"pytest_runtest_{name}", {"nodeid": nodeid, "location": location}))
+            self.ending.hold(f"pytest_runtest_{name}", nodeid=nodeid, location=location)
         elif name == "screen":
             cursor, live_log = content
             if cursor is not None:
@@ -401,7 +337,7 @@ class Passage:
         elif name == "entered":
             (self._outline,) = content
             # A fresh root: what was said of the attempt before is complete.
-            self._log_held()
+            self.ending.log_held()
         elif name == "state":
             self._gate.companions.merge(self._item, *content)
         elif name == "pages":
@@ -409,107 +345,3 @@ class Passage:
         elif name == "refused":
             unavailable, *texts = content
             self._refusal = (Unavailable if unavailable else SandboxError)(*texts)
-
-    def _log(self, event: _Event) -> None:
-        name, arguments = event
-        getattr(self._item.ihook, name)(**arguments)
-        if getattr(arguments.get("report"), "outcome", None) == "rerun":
-            self._gate.companions.repeated(self._item)
-
-    def _log_held(self) -> None:
-        while self._held:
-            self._log(self._held.pop(0))
-
-    def _answer(self, name: str, *content: Any, interrupted: bool) -> None:
-        """End in the parent as the protocol has ended in the child."""
-        __tracebackhide__ = True
-        if not name and not interrupted:
-            return
-        self._log_held()
-        if name == "Exit":
-            reason, code = content
-            raise pytest.exit.Exception(reason, int(code) if code else None)
-        if name == "error":
-            self._internal_error = InternalErrorInTestProcess(content[0])
-            return
-        if content and content[0]:
-            self._gate.interrupt = relay.unpack_interrupt(content[0])
-        raise KeyboardInterrupt
-
-    def finish(self, *, wider: bool = False) -> None:
-        """In the parent, when the child is done: report what is left to report.
-
-        ``wider``: tear down first what ends with the item.
-        """
-        self.finished = True
-        if self._internal_error is not None:
-            raise self._internal_error
-        if self._recorded:
-            internals.record_warnings(self._recorded)
-        if self._death is not None:
-            self._log_held()
-            self._report_death(self._death)
-        if self._changes_failed is not None:
-            self._add_wider_teardown(self._changes_failed, [])
-        if wider:
-            self._add_wider_teardown(*internals.tear_down_wider(self._item, self._nextitem))
-        self._log_held()
-
-    def finish_in_protocol(self) -> None:
-        """:meth:`finish` with the teardown of wider scopes, within pytest's own wrappers."""
-        if self.finished and self._internal_error is None:
-            return
-        finisher = self._gate.finisher
-        finisher.work = lambda: self.finish(wider=True)
-        try:
-            internals.run_in_protocol(self._item, self._nextitem, finisher)
-        finally:
-            finisher.work = None
-
-    def _report_death(self, death: _Death) -> None:
-        """The reports a dead process owes: the phase it died in failed, the teardown is ours."""
-        item = self._item
-        report = internals.failed_report(
-            item, f"{death.how} during {death.phase}", death.phase, death.stop
-        )
-        for key, content in (("stdout", death.out), ("stderr", death.err)):
-            if content:
-                report.sections.append((f"Captured {key} {death.phase}", content))
-        if death.changed is not None:
-            self._changes.attach(item, report, *death.changed)
-        if death.phase != "teardown":
-            self._log(("pytest_runtest_logreport", {"report": report}))
-            report = internals.passed_report(item, "teardown")
-            self._changes.complete(item, report, self._read_changes)
-        where = {"nodeid": item.nodeid, "location": item.location}
-        self._held.append(("pytest_runtest_logreport", {"report": report}))
-        self._held.append(("pytest_runtest_logfinish", where))
-
-    def _add_wider_teardown(
-        self, call: pytest.CallInfo[None], sections: list[tuple[str, str]]
-    ) -> None:
-        for _, arguments in self._held:
-            if "report" in arguments:
-                internals.merge_teardown(self._item, arguments["report"], call, sections)
-                return
-
-
-def _test_status(reader: int, status: int) -> int:
-    """The wait status of the test process, which with ``pid=True`` only its init has seen."""
-    os.set_blocking(reader, False)
-    try:
-        data = os.read(reader, 4)
-    except BlockingIOError:
-        return status
-    return int.from_bytes(data, "little") if len(data) == 4 else status
-
-
-def _describe(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = "a real-time signal"
-        return f"the test process was ended by {name} (signal {-code})"
-    return f"the test process exited with status {code}, before the test was done,"
