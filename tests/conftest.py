@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from .terminals import without_tally
+
 #: Put into a suite under test: whoever destroys takes the fixture `destroyer`. Without the plugin
 #: there is no `overlay_root`, and the test cannot start; in a sandbox that is none, it fails.
 GUARD = """
@@ -101,7 +103,7 @@ def record(pytester: pytest.Pytester, process: str) -> Callable[..., Recorded]:
         plugin.write_text(RECORDER.format(file=str(file)))
         result = pytester.runpytest_subprocess("-p", "recorder", *arguments)
         recorded: Recorded = json.loads(file.read_text())
-        recorded["out"] = result.stdout.str()
+        recorded["out"] = without_tally(result.stdout.str())
         recorded["err"] = result.stderr.str()
         return recorded
 

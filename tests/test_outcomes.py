@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from .terminals import without_tally
+
 pytestmark = pytest.mark.sandboxes
 
 
@@ -296,7 +298,8 @@ def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> N
 
 
 def _printed(result: pytest.RunResult) -> list[str]:
-    lines = [re.sub(r"in [\d.]+s =*|=", "", line) for line in result.outlines]
+    printed = without_tally(f"{result.stdout}\n").splitlines()
+    lines = [re.sub(r"in [\d.]+s =*|=", "", line) for line in printed]
     return lines[next(n for n, line in enumerate(lines) if line.startswith("collected")) :]
 
 

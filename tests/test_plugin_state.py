@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.terminals import without_tally
+
 pytestmark = pytest.mark.sandboxes
 
 
@@ -116,7 +118,7 @@ def test_snapshots(pytester: pytest.Pytester) -> None:
 
         def run(*options: str, option: str = option, stage: list[object] = stage) -> None:
             result = pytester.runpytest_subprocess(option, "-p", "no:cacheprovider", *options)
-            tail = result.stdout.str().partition("snapshot report summary")[2]
+            tail = without_tally(result.stdout.str()).partition("snapshot report summary")[2]
             stage.append((result.ret, re.sub(r"in [\d.]+s", "", tail), _snapshots(pytester)))
 
         pytester.makepyfile(test_snap=SNAPSHOTS)

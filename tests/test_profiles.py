@@ -9,11 +9,10 @@ import pytest
 
 SUITE = """
     import pytest
-    from pytest_mountns.gate import gate_key
 
     @pytest.fixture
     def spec(request):
-        return request.config.stash[gate_key].spec(request.node)
+        return request.node.spec
 
     def test_plain(spec):
         print(f"plain: {spec.process} {spec.size} {[v.target for v in spec.volumes]}")
@@ -25,6 +24,11 @@ SUITE = """
     @pytest.mark.mountns("small", size="3m", volumes=[".:/tmp/marker"])
     def test_both(spec):
         print(f"both: {spec.process} {spec.size} {[v.target for v in spec.volumes]}")
+"""
+
+CONFTEST = """
+    def pytest_mountns_spec(item, spec):
+        item.spec = spec
 """
 
 PYPROJECT = """
@@ -59,6 +63,7 @@ def lines(result: pytest.RunResult) -> dict[str, str]:
 @pytest.mark.sandboxes
 def test_precedence(pytester: pytest.Pytester) -> None:
     pytester.makefile(".toml", pyproject=PYPROJECT)
+    pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SUITE)
     assert lines(pytester.runpytest_subprocess("-s")) == {
         "plain": f"fork {9 * M} ['/tmp/default']",

@@ -84,7 +84,8 @@ class Measurement(Companion):
         # With `patch = fork` coverage has started afresh in this process.
         self._collector = getattr(_current(), "_collector", None) or self._collector
         # What was collected before the fork is still in the parent, and the parent's to save.
-        self._collector._clear_data()
+        self._collector.covdata = _Sink(None)
+        self._collector.flush_data()
         self._sink = self._collector.covdata = _Sink(self._context)
         self._known = set(self._listing())
         self._files = {}
@@ -173,8 +174,7 @@ def find_coverage(config: pytest.Config) -> Companion | None:
     if current is None:
         return None
     collector = getattr(current, "_collector", None)
-    wanted = ("covdata", "flush_data", "_clear_data")
-    if not all(hasattr(collector, name) for name in wanted):
+    if not all(hasattr(collector, name) for name in ("covdata", "flush_data")):
         text = "mountns: this version of coverage is not known; lines that run in test processes"
         warnings.warn(pytest.PytestWarning(f"{text} are not counted"), stacklevel=1)
         return None
