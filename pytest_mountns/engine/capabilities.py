@@ -7,64 +7,32 @@ outlives them. The same facts choose the capabilities of a session and fill the 
 from __future__ import annotations
 
 import _socket
-import errno
-import json
 import os
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Final, NoReturn, TypeAlias, final
+from typing import Final, final
 
 from . import syscalls as sys
-from .advice import Doing, explain
-from .builders import Builder, builder_for, set_read_only
+from .builders import set_read_only
 from .circumstances import Circumstances, look
 from .decide import plan
 from .diagnosis import diagnose
 from .disk import DiskUppers
 from .enter import enter
-from .errors import SandboxError, SyscallError, errno_name, said
 from .host import survey
-from .init import NAMESPACES, die_with_parent
+from .init import NAMESPACES
+from .lowers import go_to_scratch, lowers, refused_among, trial_overlay, try_overlay
 from .mountinfo import is_below
 from .moving import enter_mount_namespace, enter_user_namespace
 from .outer import become, bring_up_loopback
-from .plan import PSEUDO, Capabilities, Host, User
-from .processes import fork, reap
+from .plan import Capabilities, Host, User
 from .spec import SandboxSpec
+from .trials import Answer, Log, Trial, try_in_child
 
-_PROBE_SECONDS: Final = 30
 _NOBODY: Final = 65534
-#: What is said of a directory that can be no lower: of OverlayFS, of its filesystem, of the way.
-_REFUSALS: Final = frozenset(
-    {
-        *(errno.EINVAL, errno.ELOOP, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTDIR, errno.ENOENT),
-        *(errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.EREMOTE),
-    }
-)
 #: What may be otherwise a moment later.
 PASSING: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
-_Answer: TypeAlias = dict[str, Any]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One step that was tried: whether it worked; if not, what the kernel said, why, what helps.
-
-    ``needed``: without it nothing can be isolated here. ``errno``: its name. ``without``: what is
-    done, or does not work, where the step fails.
-    """
-
-    name: str
-    works: bool
-    kernel: str = ""
-    cause: str = ""
-    remedy: str = ""
-    needed: bool = True
-    errno: str = ""
-    without: str = ""
 
 
 @final
@@ -112,7 +80,7 @@ def probe_keys(findings: Findings) -> Findings:
     if capabilities is None:
         return findings
     user_namespace = capabilities.user_namespace
-    answer = _in_child(lambda: _try_keys(user_namespace))
+    answer = try_in_child(lambda: _try_keys(user_namespace))
     trials = (
         _judged(Trial(**trial), findings.circumstances, user_namespace)
         for trial in answer["trials"]
@@ -120,8 +88,8 @@ def probe_keys(findings: Findings) -> Findings:
     return replace(findings, trials=(*findings.trials, *trials))
 
 
-def _try_keys(user_namespace: bool) -> _Answer:
-    log = _Log(user_namespace)
+def _try_keys(user_namespace: bool) -> Answer:
+    log = Log(user_namespace)
     if user_namespace:
         enter_user_namespace()
 
@@ -158,65 +126,8 @@ def _judged(trial: Trial, here: Circumstances, user_namespace: bool) -> Trial:
     return trial if advice is None else replace(trial, cause=advice[0], remedy=advice[1])
 
 
-def refused_lowers(paths: Sequence[str], capabilities: Capabilities) -> frozenset[str]:
-    """Which of these directories cannot be the lower of an overlay, by trying.
-
-    Raises :class:`SandboxError` if that cannot be found out now: what another time may be
-    otherwise is no answer to be remembered.
-    """
-
-    def attempt(directory: str | None) -> _Answer:
-        if capabilities.user_namespace:
-            enter_user_namespace()
-        enter_mount_namespace(capabilities.user_namespace)
-        builder = _go_to_scratch(capabilities, directory)
-        log = _Log(capabilities.user_namespace)
-        refused = _refused(log, builder, paths, capabilities)
-        return log.answer() if log.trials else {"refused": refused, "trials": []}
-
-    uppers = DiskUppers()
-    try:
-        directory = None if capabilities.memory_upper else uppers.new()
-        answer = _in_child(lambda: attempt(directory))
-    finally:
-        uppers.close()
-    if "refused" in answer:
-        return frozenset(answer["refused"])
-    trial = Trial(**answer["trials"][-1])
-    raise SandboxError(f"try an {trial.name}", trial.kernel, trial.cause, trial.remedy)
-
-
-def _refused(
-    log: _Log, builder: Builder, paths: Sequence[str], capabilities: Capabilities
-) -> list[str]:
-    """Those of ``paths``. If it cannot be told of one, there is a failed trial in ``log``."""
-    refused = []
-    for path in paths:
-        try:
-            if not _is_lower(builder, path, capabilities):
-                refused.append(path)
-        except OSError as error:
-            log.attempt(f"overlay of {path}", partial(_raise, error), doing="overlay")
-            break
-    return refused
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _go_to_scratch(capabilities: Capabilities, directory: str | None = None) -> Builder:
-    """Go to where the uppers of trials lie: in memory, or in ``directory`` on disk."""
-    builder = builder_for(capabilities)
-    if directory is None:
-        os.fchdir(builder.scratch([("mode", "0755")]))
-    else:
-        os.fchdir(builder.scratch_on_disk(directory))
-    return builder
-
-
 def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool) -> Findings:
-    log = _Log(user_namespace)
+    log = Log(user_namespace)
     found: list[Host] = []
     if not log.attempt(
         "read /proc/self/mountinfo",
@@ -225,20 +136,22 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     ):
         return Findings(tuple(log.trials), None)
     matter = [os.path.realpath(place) for place in places]
-    steps = _in_child(lambda: _try_steps(found[0], matter, user_namespace))
+    steps = try_in_child(lambda: _try_steps(found[0], matter, user_namespace))
     trials = [*log.trials, *(Trial(**trial) for trial in steps["trials"])]
     if any(trial.needed and not trial.works for trial in trials):
         return Findings(tuple(trials), None)
     capabilities = Capabilities(user_namespace, **steps["capabilities"])
     directories: list[str | None] = [None] * 3
     if not capabilities.memory_upper:
-        log, on_disk = _Log(user_namespace), list[str | None]()
+        log, on_disk = Log(user_namespace), list[str | None]()
         if log.attempt(
             "a directory for uppers on disk",
             lambda: on_disk.extend(uppers.new() for _ in directories),
         ):
             directories = on_disk
-            steps = _in_child(lambda: _try_on_disk(found[0], matter, capabilities, directories[0]))
+            steps = try_in_child(
+                lambda: _try_on_disk(found[0], matter, capabilities, directories[0])
+            )
             log.trials.extend(Trial(**trial) for trial in steps["trials"])
             detached = bool(steps.get("detached_uppers"))
             capabilities = replace(capabilities, detached_uppers=detached)
@@ -248,7 +161,9 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     unlayerable = frozenset(steps["unlayerable"])
     host = replace(found[0], unlayerable=unlayerable)
     whole, pid = (
-        Trial(**_in_child(partial(_try_whole, host, capabilities, directory, pid=pid))["trials"][0])
+        Trial(
+            **try_in_child(partial(_try_whole, host, capabilities, directory, pid=pid))["trials"][0]
+        )
         for pid, directory in ((False, directories[1]), (True, directories[2]))
     )
     trials += [whole, replace(pid, needed=False)]
@@ -258,60 +173,8 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     return Findings(tuple(trials), capabilities, unlayerable)
 
 
-class _Log:
-    """Collects trials."""
-
-    def __init__(self, user_namespace: bool) -> None:
-        self.trials: list[Trial] = []
-        self._user = user_namespace
-
-    def attempt(
-        self,
-        name: str,
-        action: Callable[[], object],
-        *,
-        needed: bool = True,
-        remedy: str = "",
-        doing: Doing = "",
-        without: str = "",
-    ) -> bool:
-        try:
-            action()
-        except (SandboxError, OSError) as error:
-            if isinstance(error, SandboxError):
-                kernel, cause, advice = _in_words(error), error.cause, error.remedy
-                number = _errno(error)
-            else:
-                kernel, number = said(error), error.errno or 0
-                cause, advice = explain(number, self._user, doing)
-            named = errno_name(number) if number else ""
-            trial = Trial(name, False, kernel, cause, remedy or advice, needed, named, without)
-        else:
-            trial = Trial(name, True, needed=needed)
-        self.trials.append(trial)
-        return trial.works
-
-    def answer(self, **more: object) -> _Answer:
-        return {"trials": [asdict(trial) for trial in self.trials], **more}
-
-
-def _in_words(error: SandboxError) -> str:
-    if not error.kernel:
-        return error.tried
-    # A system call names itself, and so does what has a path; a write does not say of what.
-    cause = error.__cause__
-    own = error.tried.startswith("make a ") and isinstance(cause, SyscallError)
-    own = own or (isinstance(cause, OSError) and cause.filename is not None)
-    return error.kernel if own else f"{error.tried}: {error.kernel}"
-
-
-def _errno(error: SandboxError) -> int:
-    cause = error.__cause__
-    return cause.errno or 0 if isinstance(cause, OSError) else 0
-
-
-def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> _Answer:
-    log = _Log(user_namespace)
+def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answer:
+    log = Log(user_namespace)
     if user_namespace and not log.attempt("user namespace", enter_user_namespace):
         return log.answer()
     if not log.attempt("mount namespace", lambda: enter_mount_namespace(user_namespace)):
@@ -328,7 +191,7 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> _Answ
         without="mount(2) is used; bind_volume does not work",
     )
     capabilities = Capabilities(user_namespace, new_api=new_api)
-    if not log.attempt("tmpfs", lambda: _go_to_scratch(capabilities)):
+    if not log.attempt("tmpfs", lambda: go_to_scratch(capabilities)):
         return log.answer()
     memory = log.attempt(
         "extended attributes on tmpfs",
@@ -355,15 +218,15 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> _Answ
 
 def _try_on_disk(
     host: Host, matter: Sequence[str], capabilities: Capabilities, directory: str | None
-) -> _Answer:
+) -> Answer:
     """What is left to try where a tmpfs is no upper."""
-    log = _Log(capabilities.user_namespace)
+    log = Log(capabilities.user_namespace)
 
     def go() -> None:
         if capabilities.user_namespace:
             enter_user_namespace()
         enter_mount_namespace(capabilities.user_namespace)
-        _go_to_scratch(capabilities, directory)
+        go_to_scratch(capabilities, directory)
 
     if not log.attempt("uppers on disk", go):
         return log.answer()
@@ -372,36 +235,36 @@ def _try_on_disk(
 
 
 def _try_overlays(
-    log: _Log,
+    log: Log,
     host: Host,
     matter: Sequence[str],
     capabilities: Capabilities,
     directory: str | None,
 ) -> tuple[list[str], bool]:
     """Which directories are refused as a lower; whether uppers may lie on a detached mount."""
-    builder = _go_to_scratch(capabilities, directory)
-    detached = _Log(capabilities.user_namespace)
+    builder = go_to_scratch(capabilities, directory)
+    detached = Log(capabilities.user_namespace)
     if not capabilities.new_api or not detached.attempt(
         "uppers on a detached mount",
-        lambda: _try_overlay(builder, capabilities),
+        lambda: try_overlay(builder, capabilities),
         needed=False,
         remedy="Linux 6.15 or later",
         doing="overlay",
         without="they are mounted over the old root until that is left",
     ):
         capabilities = replace(capabilities, detached_uppers=False)
-        builder = _go_to_scratch(capabilities, directory)
-    if not log.attempt("overlay", lambda: _try_overlay(builder, capabilities), doing="overlay"):
+        builder = go_to_scratch(capabilities, directory)
+    if not log.attempt("overlay", lambda: try_overlay(builder, capabilities), doing="overlay"):
         return [], False
     # If neither way has worked, the reason is another.
     log.trials[-1:-1] = detached.trials
-    refused = _refused(log, builder, lowers(host), capabilities)
+    refused = refused_among(log, builder, lowers(host), capabilities)
     # A sandbox in which none of the places that matter can be written to is none.
     needed = [path for path in lowers(host) if any(p == path or is_below(p, path) for p in matter)]
     if capabilities.user_namespace and needed and not set(needed) - set(refused):
         log.attempt(
             f"overlay of {needed[0]}",
-            lambda: os.close(_overlay(needed[0], builder, capabilities)),
+            lambda: os.close(trial_overlay(needed[0], builder, capabilities)),
             doing="overlay",
         )
     return refused, capabilities.detached_uppers
@@ -422,63 +285,11 @@ def _use_new_api() -> None:
         os.close(tree)
 
 
-def _try_overlay(builder: Builder, capabilities: Capabilities) -> None:
-    """Mount one and remake a merged directory in it: what fails without the right options."""
-    os.makedirs("lower/directory", exist_ok=True)
-    mount = _overlay("lower", builder, capabilities)
-    try:
-        os.rmdir("directory", dir_fd=mount)
-        os.mkdir("directory", dir_fd=mount)
-    finally:
-        os.close(mount)
-
-
-def _is_lower(builder: Builder, path: str, capabilities: Capabilities) -> bool:
-    """Raises :class:`OSError` if the reason is none of the directory's own."""
-    # Twice: what it is asked for once it may be denied for another reason.
-    for attempt in range(2):
-        try:
-            os.close(_overlay(path, builder, capabilities))
-        except OSError as error:
-            if error.errno not in _REFUSALS:
-                raise
-            if attempt:
-                return False
-        else:
-            break
-    return True
-
-
-def _overlay(lower: str, builder: Builder, capabilities: Capabilities) -> int:
-    """A throwaway overlay of one lower; returns a descriptor of its root."""
-    name = f"trial{len(os.listdir('.'))}"
-    for part in ("upper", "work", "merged"):
-        os.makedirs(f"{name}.{part}")
-    options = [
-        ("upperdir", f"{name}.upper"),
-        ("workdir", f"{name}.work"),
-        *capabilities.overlay_options,
-    ]
-    return builder.overlay_descriptor(lower, f"{name}.merged", options)
-
-
-def lowers(host: Host) -> list[str]:
-    """The directories a plan may lay overlays over, but for ``/`` which is tried as a whole."""
-    if host.writable or host.mixed:
-        return list(host.writable)
-    known = host.files | host.specials
-    return [
-        mount.mountpoint
-        for mount in host.mounts[1:]
-        if not mount.read_only and mount.fstype not in PSEUDO and mount.mountpoint not in known
-    ]
-
-
 def _try_whole(
     host: Host, capabilities: Capabilities, directory: str | None, *, pid: bool
-) -> _Answer:
+) -> Answer:
     """A sandbox as a test will have it, pivot_root included."""
-    log = _Log(capabilities.user_namespace)
+    log = Log(capabilities.user_namespace)
 
     def make() -> None:
         if capabilities.user_namespace:
@@ -493,7 +304,7 @@ def _try_whole(
         if capabilities.user_namespace:
             enter_user_namespace()
         sys.unshare(NAMESPACES)
-        answer = _in_child(lambda: _try_proc(host, capabilities, directory))
+        answer = try_in_child(lambda: _try_proc(host, capabilities, directory))
         log.trials.extend(Trial(**trial) for trial in answer["trials"])
 
     log.attempt("PID namespace", make_in_pid_namespace, needed=False)
@@ -505,46 +316,8 @@ def _try_whole(
     return {"trials": [asdict(replace(last, needed=False, without=without))]}
 
 
-def _try_proc(host: Host, capabilities: Capabilities, directory: str | None) -> _Answer:
-    log = _Log(capabilities.user_namespace)
+def _try_proc(host: Host, capabilities: Capabilities, directory: str | None) -> Answer:
+    log = Log(capabilities.user_namespace)
     wanted = plan(SandboxSpec(pid=True), host, capabilities)
     log.attempt("fresh /proc", lambda: enter(wanted, directory), needed=False)
     return log.answer()
-
-
-def _in_child(action: Callable[[], _Answer]) -> _Answer:
-    reader, writer = os.pipe()
-    parent = os.getpid()
-    child = fork()
-    if child == 0:
-        _report(action, parent, writer)
-    os.close(writer)
-    with open(reader, "rb") as file:
-        data = file.read()
-    status = reap(child)
-    if data:
-        answer: _Answer = json.loads(data)
-        return answer
-    code = os.waitstatus_to_exitcode(status)
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    lost = Trial("try a sandbox", False, f"the process that tried it ended by {how}")
-    return {"trials": [asdict(lost)]}
-
-
-def _report(action: Callable[[], _Answer], parent: int, writer: int) -> NoReturn:
-    try:
-        # A network filesystem that does not answer must not stop the session.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(_PROBE_SECONDS)
-        # In a PID namespace of its own the parent's number is not known; it waits in any case.
-        if os.getppid():
-            die_with_parent(parent)
-        try:
-            answer = action()
-        except Exception as error:  # noqa: BLE001  # the other end has to hear of any
-            answer = {"trials": [asdict(Trial("try a sandbox", False, repr(error)))]}
-        data = json.dumps(answer).encode()
-        while data:
-            data = data[os.write(writer, data) :]
-    finally:
-        sys.exit_now(0)

@@ -12,13 +12,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
 
-from .capabilities import PASSING, Findings, Trial, lowers, probe, refused_lowers
+from .capabilities import PASSING, Findings, probe
 from .decide import plan
 from .errors import SandboxError, Unavailable, said
 from .host import survey
+from .lowers import lowers, refused_lowers
 from .moving import high
 from .plan import Capabilities, Host, Plan, User
 from .spec import SandboxSpec, SpecError, Volume
+from .trials import Trial
 
 if TYPE_CHECKING:
     from .bases import Bases

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pytest_mountns.engine import capabilities, syscalls
+from pytest_mountns.engine import lowers, syscalls
 from pytest_mountns.engine.advice import Doing, explain
-from pytest_mountns.engine.capabilities import Findings, Trial, probe, refused_lowers
+from pytest_mountns.engine.capabilities import Findings, probe
 from pytest_mountns.engine.errors import SandboxError, Unavailable
 from pytest_mountns.engine.host import survey
+from pytest_mountns.engine.lowers import refused_lowers
 from pytest_mountns.engine.moving import (
     drop_user_capabilities,
     enter_mount_namespace,
@@ -22,6 +23,7 @@ from pytest_mountns.engine.moving import (
 from pytest_mountns.engine.planner import Planner
 from pytest_mountns.engine.sandbox import Sandbox
 from pytest_mountns.engine.spec import SandboxSpec, SpecError, Volume
+from pytest_mountns.engine.trials import Trial
 
 from ..seccomp import install, refuse
 from .worlds import (
@@ -381,7 +383,7 @@ def test_what_passes_is_a_failure_and_no_refusal(
 
 def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) -> None:
     """So often an overlay of ``lower`` fails."""
-    original = capabilities._overlay
+    original = lowers.trial_overlay
     left = [times]
 
     def overlay(path: str, *arguments: Any) -> int:
@@ -390,4 +392,4 @@ def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) 
             raise OSError(number, os.strerror(number))
         return original(path, *arguments)
 
-    monkeypatch.setattr(capabilities, "_overlay", overlay)
+    monkeypatch.setattr(lowers, "trial_overlay", overlay)
