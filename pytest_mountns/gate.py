@@ -312,7 +312,8 @@ class Gate:
 
     def enter_phase(self, phase: internals.Phase) -> None:
         """Note, in the test process, how far it got."""
-        if self.process is not None:
+        # A copy that the test has forked may come this far, too.
+        if self.process is not None and not self.process.sender.is_copy:
             self.phase[0] = PHASES.index(phase)
 
     def settle(self) -> None:

@@ -85,7 +85,8 @@ class Machine:
     def running(self, arguments: Sequence[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
         """A pytest, its output in a pipe; killed when the context ends."""
         process = subprocess.Popen(
-            [*COMMAND, "-q", *arguments],
+            # It keeps a thread, and an ordinary user's inline tests would be forked.
+            [*COMMAND, "-q", "-p", "no:rerunfailures", *arguments],
             cwd=cwd,
             env=self.environ,
             stdin=subprocess.DEVNULL,
