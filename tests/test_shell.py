@@ -85,13 +85,15 @@ def test_on_a_terminal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal.wait_for("nothing of it stays")
         terminal.type("PS1='>''> '\n")
         terminal.wait_for(">> ")
-        terminal.type("sh -c 'echo sl''eeps; exec sleep 1000'\n")
+        loop = "while :; do sleep 0.1; done"
+        terminal.type(f"sh -c 'trap \"echo go''es on\" CONT; echo sl''eeps; {loop}'\n")
         terminal.wait_for("sleeps")
         terminal.type("\x1a")
         terminal.wait_for("Stopped")
         terminal.type("echo st''ill; fg\n")
         terminal.wait_for("still")
-        terminal.wait_for("sleep 1000'")
+        # Only then is the terminal the job's again.
+        terminal.wait_for("goes on")
         terminal.type("\x03")
         terminal.wait_for(">> ")
         terminal.type("echo st''atus $?; cat data; stty size\n")
