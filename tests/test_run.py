@@ -62,6 +62,10 @@ def test_commands_that_cannot_be_run(tmp_path: Path) -> None:
     missing = command("run", "--", "no-such-command", cwd=tmp_path)
     assert (missing.returncode, missing.stdout) == (127, "")
     assert "cannot run no-such-command: ENOENT" in missing.stderr
+    closed = tmp_path / "closed"
+    closed.mkdir(0)
+    beside = command("run", "--", "no-such-command", cwd=tmp_path, PATH=f"{closed}:/bin")
+    assert (beside.returncode, beside.stdout) == (127, "")
     refused = command("run", "--", "./data", cwd=tmp_path)
     assert refused.returncode == 126
     assert "cannot run ./data: EACCES" in refused.stderr

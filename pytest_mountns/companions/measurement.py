@@ -8,6 +8,7 @@ upper; they are written again beside the parent's data file, where ``coverage co
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -128,15 +129,13 @@ class Measurement(Companion):
             self._write(name, content)
 
     def _write(self, name: str, content: bytes) -> None:
-        # Names are random; in a PID namespace of its own the number in them is not.
-        for number in range(1000):
-            path = os.path.join(self._directory, f"{name}.{number}" if number else name)
-            try:
-                with open(path, "xb") as file:
-                    file.write(content)
-                return
-            except FileExistsError:
-                continue
+        # What is there already was seen through the overlay: names are random, and another
+        # process, as a worker of pytest-xdist, has begun its file meanwhile.
+        with (
+            contextlib.suppress(FileExistsError),
+            open(os.path.join(self._directory, name), "xb") as file,
+        ):
+            file.write(content)
 
     def finish(self) -> None:
         # What is active now goes under its own context, not under the last of ours.

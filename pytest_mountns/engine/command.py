@@ -11,6 +11,7 @@ import array
 import errno
 import os
 import pickle
+import shutil
 import signal
 import socket
 import struct
@@ -216,11 +217,19 @@ def _execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn
     try:
         os.execvpe(command[0], list(command), dict(environment))
     except OSError as error:
+        number = error.errno or 0
+        # A directory of PATH that may not be searched hides no program, but is what it fails with.
+        if not _is_there(command[0], environment.get("PATH")):
+            number = errno.ENOENT
         # Where it was looked for last is of no interest.
-        why = f"{errno_name(error.errno or 0)} ({error.strerror})"
+        why = f"{errno_name(number)} ({os.strerror(number)})"
         os.write(2, f"pytest-mountns: cannot run {command[0]}: {why}\n".encode())
-        missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        missing = number in (errno.ENOENT, errno.ENOTDIR)
         sys.exit_now(NOT_FOUND if missing else NOT_EXECUTABLE)
+
+
+def _is_there(program: str, path: str | None) -> bool:
+    return "/" in program or shutil.which(program, os.F_OK, path) is not None
 
 
 def _hear(channel: socket.socket) -> _Entered | SandboxError:
