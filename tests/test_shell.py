@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,17 @@ def test_a_volume_that_is_gone(bundle: Path, pytester: pytest.Pytester) -> None:
     assert (shown.returncode, shown.stdout) == (0, "old\nnew\n")
 
 
+#: Starts no process: between fork and exec a shell cannot be stopped.
+JOB = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGCONT, lambda *_: print("goes on", flush=True))
+print("sleeps", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
 def test_on_a_terminal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shell = shutil.which("bash")
     if shell is None:
@@ -81,12 +93,12 @@ def test_on_a_terminal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHELL", shell)
     # Or the user's own files would choose another prompt.
     monkeypatch.setenv("HOME", str(bundle))
+    (bundle.parents[1] / "job.py").write_text(JOB)
     with on_terminal(Path("/"), program(), "shell", str(bundle)) as terminal:
         terminal.wait_for("nothing of it stays")
         terminal.type("PS1='>''> '\n")
         terminal.wait_for(">> ")
-        loop = "while :; do sleep 0.1; done"
-        terminal.type(f"sh -c 'trap \"echo go''es on\" CONT; echo sl''eeps; {loop}'\n")
+        terminal.type(f"{sys.executable} job.py\n")
         terminal.wait_for("sleeps")
         terminal.type("\x1a")
         terminal.wait_for("Stopped")
