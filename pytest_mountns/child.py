@@ -21,22 +21,13 @@ import pytest
 from . import afterfork, internals
 from .changes_report import USER_TEMPORARY, changes_key
 from .companions import Companions
-from .engine import disk, processes, syscalls
-from .engine.enter import make
+from .engine import processes, syscalls
+from .engine.arrival import Arrival
 from .engine.errors import SandboxError, Unavailable, said
-from .engine.init import die_with_parent, enter_pid_namespace
-from .engine.moving import (
-    drop_user_capabilities,
-    enter_mount_namespace,
-    enter_user_namespace,
-    make_stage,
-    take_user_capabilities,
-)
-from .engine.outer import become, leave_outer_namespaces
 from .engine.plan import Plan, User
 from .engine.remains import outline
 from .engine.rooms import Rooms, close
-from .engine.sandbox import Layers, Sandbox
+from .engine.sandbox import Sandbox
 from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
@@ -61,32 +52,6 @@ class Inheritance:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """How the child gets into its sandbox: one that is made, or what it takes to make it.
-
-    ``directory``: where an upper on disk lies.
-    ``enter_user_namespace``: first, and then a stage of its own; of its own as well if ``stage``
-    is -1.
-    """
-
-    plan: Plan
-    cwd: str
-    directory: str | None = None
-    stage: int = -1
-    layers: Layers | None = None
-    sandbox: Sandbox | None = None
-    enter_user_namespace: bool = False
-
-    def close(self) -> None:
-        """In the parent, when the child is done, or there is none."""
-        if self.sandbox is not None:
-            self.sandbox.close()
-        if self.directory is not None:
-            disk.remove(self.directory)
-
-
-@final
 class TestProcess:
     """This process, from the fork to its end. It runs one item and never returns to the loop."""
 
@@ -95,7 +60,7 @@ class TestProcess:
     def __init__(
         self,
         item: pytest.Item,
-        entry: Entry,
+        arrival: Arrival,
         inheritance: Inheritance,
         phase: mmap.mmap,
         companions: Companions,
@@ -105,7 +70,7 @@ class TestProcess:
         self._phase = phase
         self._companions = companions
         self._keeper = keeper
-        self._entry = entry
+        self._arrival = arrival
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
         self._live_log = internals.live_log_state(item.config)
@@ -131,7 +96,7 @@ class TestProcess:
         afterfork.mend()
         try:
             self._rooms = Rooms(self._enter(), close)
-            if self._entry.sandbox is None:
+            if self._arrival.sandbox is None:
                 self._say_entered()
         except SandboxError as error:
             self._refuse(error)
@@ -150,74 +115,35 @@ class TestProcess:
             syscalls.exit_now(0)
 
     def _enter(self) -> Sandbox:
-        entry, plan = self._entry, self._entry.plan
-        die_with_parent(self._inheritance.parent)
-        if plan.user_namespace:
-            if entry.enter_user_namespace:
-                enter_user_namespace(as_root=plan.fake_root)
-            else:
-                take_user_capabilities()
-            # The new credentials may have cleared it.
-            die_with_parent(self._inheritance.parent)
-        leave_outer_namespaces(plan)
-        enter = self._enter_as_process_of_init if plan.pid_namespace else self._make_and_join
-        sandbox = enter()
-        os.close(self._inheritance.status)
-        if plan.user is not None:
-            self._become(plan.user)
-        elif plan.user_namespace and not plan.fake_root:
-            drop_user_capabilities()
+        parent, status = self._inheritance.parent, self._inheritance.status
+        user = self._arrival.plan.user
+        try:
+            sandbox = self._arrival.enter(parent, status)
+        finally:
+            # With a PID namespace it is another one.
+            self.sender.adopt()
+        os.close(status)
+        if user is not None:
+            self._make_temporary_directory(user)
+        self._arrival.give_up_rights(parent)
+        if user is not None:
+            for name, value in user.variables().items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
         return sandbox
 
-    def _become(self, user: User) -> None:
-        if internals.basetemp(self._item.config) is not None:
-            # The one of root is closed to others.
-            base = os.path.join(tempfile.gettempdir(), USER_TEMPORARY)
-            with contextlib.suppress(OSError):
-                # As in a read-only root.
-                os.makedirs(base, mode=0o700, exist_ok=True)
-                os.chown(base, user.uid, user.gid)
-            internals.set_basetemp(self._item.config, Path(base))
-        become(user)
-        if not self._entry.plan.pid_namespace:
-            # The new credentials have cleared it.
-            die_with_parent(self._inheritance.parent)
-        os.environ["HOME"] = user.home
-        for name in ("USER", "LOGNAME"):
-            if user.name:
-                os.environ[name] = user.name
-            else:
-                os.environ.pop(name, None)
-
-    def _make_and_join(self) -> Sandbox:
-        entry = self._entry
-        if entry.sandbox is not None:
-            entry.sandbox.join(entry.cwd)
-            return entry.sandbox
-        if entry.enter_user_namespace:
-            stage = enter_mount_namespace(True)
-        else:
-            stage = entry.stage if entry.stage >= 0 else make_stage()
-        sandbox = make(entry.plan, stage, directory=entry.directory, layers=entry.layers)
-        sandbox.join(entry.cwd)
-        return sandbox
-
-    def _enter_as_process_of_init(self) -> Sandbox:
-        result: list[Sandbox | SandboxError] = []
-
-        def prepare() -> None:
-            try:
-                result.append(self._make_and_join())
-            except SandboxError as error:
-                result.append(error)
-
-        plan = self._entry.plan
-        enter_pid_namespace(prepare, self._inheritance.status, plan.user_namespace)
-        self.sender.adopt()
-        entered = result[0]
-        if isinstance(entered, SandboxError):
-            raise entered
-        return entered
+    def _make_temporary_directory(self, user: User) -> None:
+        if internals.basetemp(self._item.config) is None:
+            return
+        # The one of root is closed to others.
+        base = os.path.join(tempfile.gettempdir(), USER_TEMPORARY)
+        with contextlib.suppress(OSError):
+            # As in a read-only root.
+            os.makedirs(base, mode=0o700, exist_ok=True)
+            os.chown(base, user.uid, user.gid)
+        internals.set_basetemp(self._item.config, Path(base))
 
     def reset(self) -> None:
         """A fresh root for what follows. Raises :class:`SandboxError`."""

@@ -14,6 +14,7 @@ import pytest
 from . import internals, relay
 from .changes_report import Sorted, changes_key
 from .engine.changes import Changes
+from .engine.init import read_status
 
 if TYPE_CHECKING:
     import warnings
@@ -194,11 +195,8 @@ class Ending:
 
 
 def describe(reader: int, status: int) -> str:
-    """How the test process ended. ``status``: of the child that was waited for.
-
-    ``reader``: a pipe that with ``pid=True`` gives the one that init has seen.
-    """
-    code = os.waitstatus_to_exitcode(_status_of_test(reader, status))
+    """How the test process ended; of which child, see :func:`.init.read_status`."""
+    code = os.waitstatus_to_exitcode(read_status(reader, status))
     if code < 0:
         try:
             name = signal.Signals(-code).name
@@ -206,12 +204,3 @@ def describe(reader: int, status: int) -> str:
             name = "a real-time signal"
         return f"the test process was ended by {name} (signal {-code})"
     return f"the test process exited with status {code}, before the test was done,"
-
-
-def _status_of_test(reader: int, status: int) -> int:
-    os.set_blocking(reader, False)
-    try:
-        data = os.read(reader, 4)
-    except BlockingIOError:
-        return status
-    return int.from_bytes(data, "little") if len(data) == 4 else status

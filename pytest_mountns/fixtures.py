@@ -160,9 +160,12 @@ class IsolatedProc:
 
         Returns how many there were. Raises :class:`TimeoutError` after ``timeout`` seconds.
         """
+        # Not for every session.
+        from .engine import processes
+
         killed: set[int] = set()
         deadline = time.monotonic() + timeout
-        while alive := [pid for pid in self.children() if not _is_zombie(pid)]:
+        while alive := [pid for pid in self.children() if processes.state(pid) not in (b"Z", b"X")]:
             for pid in alive:
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -173,14 +176,6 @@ class IsolatedProc:
                 raise TimeoutError(f"still there after {timeout} s: {alive}")
             time.sleep(0.001)
         return len(killed)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except OSError:
-        return True
 
 
 @final

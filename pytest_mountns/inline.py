@@ -109,7 +109,8 @@ class InlineTest:
         wider = internals.wider_teardown_is_due(self._item, self._nextitem)
         new = [pid for pid in processes.children(os.getpid()) if pid not in self._children]
         if new:
-            _end(new)
+            # Its root is about to vanish.
+            _forget_tracker(processes.end(new))
         gate.companions.end_visit(self._item)
         problem: BaseException | None = None
         if gate.traveller.is_away:
@@ -225,15 +226,6 @@ class HomeHooks:
 def _remove(directory: str | None) -> None:
     if directory is not None:
         disk.remove(directory)
-
-
-def _end(new: list[int]) -> None:
-    """Kill what the test has started and not ended: its root is about to vanish."""
-    killed = processes.kill_all(new)
-    for pid in new:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-    _forget_tracker(killed)
 
 
 def _forget_tracker(killed: set[int]) -> None:

@@ -17,10 +17,11 @@ import pytest
 
 from . import internals, logging_locks, relay
 from .changes_report import Sorted, changes_key
-from .child import Entry, Inheritance, TestProcess
+from .child import Inheritance, TestProcess
 from .ending import Death, Ending, describe
 from .engine import processes
 from .engine.advice import explain
+from .engine.arrival import Arrival
 from .engine.changes import Changes
 from .engine.errors import SandboxError, Unavailable, said
 from .engine.jobs import take_terminal_back
@@ -102,7 +103,7 @@ class Passage:
             internals.flush_output(item.config)
             flush_stdout()
         try:
-            entry = self._entry(plan)
+            arrival = self._arrival(plan)
         except SandboxError as error:
             self._timers.resume()
             return error
@@ -116,7 +117,7 @@ class Passage:
                 raise
         except OSError as error:
             self._timers.resume()
-            entry.close()
+            arrival.close()
             what = "open a channel to a test process"
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         forget_failures = internals.noted_failures(item.config)
@@ -142,7 +143,7 @@ class Passage:
                     gate.hot_pages.in_child()
                     gate.scopes.closed = True
                     gate.process = gate.inside = TestProcess(
-                        item, entry, inheritance, gate.phase, gate.companions, gate.keeper
+                        item, arrival, inheritance, gate.phase, gate.companions, gate.keeper
                     )
                     gate.process.begin(gate.hooks, self._timers)
                     # Only now: a Ctrl-C during the way in ends the test, not the way.
@@ -153,12 +154,12 @@ class Passage:
                 gate.reap(spare=_LEAVING)
                 receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
-                    self._remains = partial(self._find_remains, entry, receiver)
-                    if entry.sandbox is not None:
-                        self._outline = outline(entry.sandbox)
+                    self._remains = partial(self._find_remains, arrival, receiver)
+                    if arrival.sandbox is not None:
+                        self._outline = outline(arrival.sandbox)
                         with contextlib.suppress(OSError):
                             # Too many are open: then somebody waits.
-                            entry.sandbox.leave_to_child()
+                            arrival.sandbox.leave_to_child()
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()
@@ -169,7 +170,7 @@ class Passage:
                 os.close(status_reader)
                 os.close(status_writer)
                 self._timers.resume()
-                entry.close()
+                arrival.close()
         if self._refusal is not None:
             self.delegated = False
             return self._refusal
@@ -179,7 +180,7 @@ class Passage:
         gate.tally.isolated(item.nodeid)
         raise internals.Delegated("the test has run in a process of its own")
 
-    def _entry(self, plan: Plan) -> Entry:
+    def _arrival(self, plan: Plan) -> Arrival:
         """The sandbox for the test process, made here where that is possible.
 
         Here what makes it is warm; in a new process each page that it touches costs a fault.
@@ -190,16 +191,16 @@ class Passage:
         layers, cwd = self._entrance.layers(), self._entrance.working_directory()
         outside = plan.user_namespace and (plan.fake_root or not gate.traveller.in_user_namespace)
         if outside:
-            return Entry(plan, cwd, directory, enter_user_namespace=True)
+            return Arrival(plan, cwd, directory, enter_user_namespace=True)
         alone = threading.active_count() == 1 or layers is not None
         if plan.pid_namespace and alone:
             # Its /proc can only be mounted from within.
-            return Entry(plan, cwd, directory, gate.traveller.stage, layers)
+            return Arrival(plan, cwd, directory, gate.traveller.stage, layers)
         if not alone:
             # To go anywhere, this thread would have to part with the others' working directory.
-            return Entry(plan, cwd, directory)
+            return Arrival(plan, cwd, directory)
         sandbox = gate.traveller.make(plan, directory=directory, layers=layers)
-        return Entry(plan, cwd, directory, gate.traveller.stage, layers, sandbox)
+        return Arrival(plan, cwd, directory, gate.traveller.stage, layers, sandbox)
 
     def _listen(
         self,
@@ -267,18 +268,18 @@ class Passage:
             raise KeyboardInterrupt
         self.ending.conclude(refused=self._refusal is not None)
 
-    def _find_remains(self, entry: Entry, receiver: relay.Receiver) -> Remains:
-        made = entry.sandbox
+    def _find_remains(self, arrival: Arrival, receiver: relay.Receiver) -> Remains:
+        made = arrival.sandbox
         # Of a fresh root the test process has sent another.
         scratch = made.scratch if made and receiver.descriptor < 0 else receiver.descriptor
         if scratch < 0 or self._outline is None:
             raise SandboxError("read what the sandbox has written", cause="it was never entered")
         more = made.touched() if made is not None else []
-        view = entry.layers.view if entry.layers is not None else -1
+        view = arrival.layers.view if arrival.layers is not None else -1
         # It may have gone on to another root with the uppers that it had.
         there = {mountpoint for mountpoint, _ in self._outline[0]}
         more = [one for one in more if one.mountpoint not in there]
-        return Remains.of(self._plan or entry.plan, scratch, self._outline, more, view)
+        return Remains.of(self._plan or arrival.plan, scratch, self._outline, more, view)
 
     def _all_remains(self) -> list[Remains]:
         assert self._remains is not None

@@ -21,21 +21,13 @@ from typing import Final, NoReturn, TypeAlias, final
 
 from . import processes
 from . import syscalls as sys
-from .enter import make
+from .arrival import Arrival
 from .errors import SandboxError, errno_name, said
-from .init import die_with_parent, enter_pid_namespace
+from .init import read_status
 from .jobs import take_terminal_back
-from .moving import (
-    drop_user_capabilities,
-    enter_mount_namespace,
-    enter_user_namespace,
-    make_stage,
-    take_user_capabilities,
-)
-from .outer import become, leave_outer_namespaces
-from .plan import Plan, User
+from .plan import Plan
 from .remains import Outline, Remains, outline
-from .sandbox import Layers, Sandbox
+from .sandbox import Layers
 
 #: Exit statuses of a command that could not be started, as shells have them.
 NOT_EXECUTABLE: Final = 126
@@ -93,21 +85,19 @@ def run_command(
     if child == 0:
         ours.close()
         os.close(reader)
-        _Child(plan, stage, directory, layers, cwd, parent, theirs, writer).become(
-            command, environment, mask
-        )
+        enters = plan.user_namespace and stage < 0
+        arrival = Arrival(plan, cwd, directory, stage, layers, enter_user_namespace=enters)
+        _Child(arrival, parent, theirs, writer).become(command, environment, mask)
     theirs.close()
     os.close(writer)
     try:
         entered = _hear(ours)
         if isinstance(entered, SandboxError):
-            os.waitpid(child, 0)
+            processes.reap(child)
             raise entered
         target, scratch, shape = entered
         status = _wait(child, target, apart=plan.pid_namespace)
-        if plan.pid_namespace:
-            data = os.read(reader, 4)
-            status = int.from_bytes(data, "little") if len(data) == 4 else status
+        status = read_status(reader, status)
         _end_leftovers(known)
         # Of a Ctrl-C that was for the command, there may be more.
         while signal.sigtimedwait(_SIGNALS, 0) is not None:
@@ -128,11 +118,7 @@ def run_command(
 class _Child:
     """The process that becomes the command."""
 
-    plan: Plan
-    stage: int
-    directory: str | None
-    layers: Layers | None
-    cwd: str
+    arrival: Arrival
     parent: int
     channel: socket.socket
     status: int
@@ -142,7 +128,7 @@ class _Child:
     ) -> NoReturn:
         try:
             try:
-                sandbox = self._enter()
+                sandbox = self.arrival.enter(self.parent, self.status)
             except SandboxError as error:
                 self._say(error)
                 sys.exit_now(1)
@@ -150,10 +136,11 @@ class _Child:
                 self._say(SandboxError("enter the sandbox", str(error)))
                 sys.exit_now(1)
             self._say(outline(sandbox), sandbox.scratch)
-            if self.plan.user is not None:
-                environment = self._become(self.plan.user, environment)
-            elif self.plan.user_namespace and not self.plan.fake_root:
-                drop_user_capabilities()
+            self.arrival.give_up_rights(self.parent)
+            user = self.arrival.plan.user
+            if user is not None:
+                told = {**environment, **user.variables()}
+                environment = {name: value for name, value in told.items() if value is not None}
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             # Python ignores them: signal(7), "inherited by exec".
             for number in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -169,48 +156,6 @@ class _Child:
         self.channel.sendall(data[sent:])
         # An init has it open, too.
         self.channel.shutdown(socket.SHUT_WR)
-
-    def _enter(self) -> Sandbox:
-        die_with_parent(self.parent)
-        if self.plan.user_namespace:
-            if self.stage < 0:
-                enter_user_namespace(as_root=self.plan.fake_root)
-            else:
-                take_user_capabilities()
-            # The new credentials may have cleared it.
-            die_with_parent(self.parent)
-        leave_outer_namespaces(self.plan)
-        if not self.plan.pid_namespace:
-            return self._make()
-        result: list[Sandbox | SandboxError] = []
-
-        def prepare() -> None:
-            try:
-                result.append(self._make())
-            except SandboxError as error:
-                result.append(error)
-
-        enter_pid_namespace(prepare, self.status, self.plan.user_namespace)
-        if isinstance(result[0], SandboxError):
-            raise result[0]
-        return result[0]
-
-    def _become(self, user: User, environment: Mapping[str, str]) -> dict[str, str]:
-        become(user)
-        if not self.plan.pid_namespace:
-            # The new credentials have cleared it.
-            die_with_parent(self.parent)
-        names = {"USER": user.name, "LOGNAME": user.name} if user.name else {}
-        kept = {k: v for k, v in environment.items() if k not in ("USER", "LOGNAME")}
-        return {**kept, **names, "HOME": user.home}
-
-    def _make(self) -> Sandbox:
-        stage = self.stage
-        if stage < 0:
-            stage = enter_mount_namespace(True) if self.plan.user_namespace else make_stage()
-        sandbox = make(self.plan, stage, directory=self.directory, layers=self.layers)
-        sandbox.join(self.cwd)
-        return sandbox
 
 
 def _execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
@@ -281,9 +226,4 @@ def _wait(child: int, target: int, *, apart: bool) -> int:
 def _end_leftovers(known: set[int]) -> None:
     """Their root is about to vanish."""
     while new := [pid for pid in processes.children(os.getpid()) if pid not in known]:
-        processes.kill_all(new)
-        for pid in new:
-            try:
-                os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass
+        processes.end(new)

@@ -84,6 +84,20 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def read_status(reader: int, status: int) -> int:
+    """The wait status of the test process, when the process that was forked for it has ended.
+
+    ``reader``: of the pipe ``status`` of :func:`enter_pid_namespace`. Without a PID namespace
+    nothing is written there, and it is ``status``.
+    """
+    os.set_blocking(reader, False)
+    try:
+        data = os.read(reader, 4)
+    except BlockingIOError:
+        return status
+    return int.from_bytes(data, "little") if len(data) == 4 else status
+
+
 def _wait_for(init: int) -> NoReturn:
     # A Ctrl-C reaches the whole process group; what it means is for the test process to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -294,6 +294,11 @@ class User:
     def describe(self) -> str:
         return f"become {self.name or 'user'} ({self.uid}:{self.gid})"
 
+    def variables(self) -> dict[str, str | None]:
+        """What the environment says of it; None for what is not in there."""
+        name = self.name or None
+        return {"HOME": self.home, "USER": name, "LOGNAME": name}
+
 
 @final
 @dataclass(frozen=True, slots=True)

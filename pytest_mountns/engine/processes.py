@@ -85,15 +85,22 @@ def reap(child: int) -> int:
         return 0
 
 
-def wake(pid: int) -> None:
-    """SIGCONT to a stopped process: it would not hear of any other signal."""
-    with contextlib.suppress(OSError):
+def state(pid: int) -> bytes:
+    """One letter, proc_pid_stat(5); ``X`` if there is no such process."""
+    try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            state = os.read(fd, _PAGE).rpartition(b")")[2].split()[0]
+            return os.read(fd, _PAGE).rpartition(b")")[2].split()[0]
         finally:
             os.close(fd)
-        if state == b"T":
+    except OSError:
+        return b"X"
+
+
+def wake(pid: int) -> None:
+    """SIGCONT to a stopped process: it would not hear of any other signal."""
+    if state(pid) == b"T":
+        with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGCONT)
 
 
@@ -144,6 +151,14 @@ def kill_all(tops: Collection[int]) -> set[int]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     return seen
+
+
+def end(tops: Collection[int]) -> set[int]:
+    """:func:`kill_all`, of children of this process, which are reaped."""
+    killed = kill_all(tops)
+    for pid in tops:
+        reap(pid)
+    return killed
 
 
 def _trees(tops: Collection[int]) -> list[int]:
