@@ -21,7 +21,7 @@ from . import config as settings
 from . import internals
 from .engine.changes import Change, Changes, compile_globs
 from .engine.errors import SandboxError
-from .engine.rendering import Limits, Style, describe, diffs, styled, tree
+from .engine.rendering import COLOURS, Limits, describe, diffs, styled, text_of
 from .waking import SECTION
 
 if TYPE_CHECKING:
@@ -42,19 +42,6 @@ changes_key: Final = pytest.StashKey["ChangesReport"]()
 _said_key: Final = pytest.StashKey[str]()
 _property_key: Final = pytest.StashKey[str]()
 _accused_key: Final = pytest.StashKey["set[str]"]()
-
-#: Of pytest's terminal writer.
-_MARKUP: Final[Mapping[Style, Mapping[str, bool]]] = {
-    "place": {"bold": True},
-    "added": {"green": True},
-    "modified": {"yellow": True},
-    "metadata": {"cyan": True},
-    "replaced": {"purple": True},
-    "deleted": {"red": True},
-    "renamed": {"blue": True},
-    "removed": {"red": True},
-    "inserted": {"green": True},
-}
 
 
 @final
@@ -108,10 +95,7 @@ def section(found: Sorted, limits: Limits) -> str:
     """The text of the section; "" if there is nothing to show."""
     if not found.changes:
         return ""
-    lines = [*tree(found.changes, limits)]
-    if note := found.note():
-        lines.append(note)
-    return "\n".join([*lines, *diffs(found.changes, limits)])
+    return "\n".join(text_of(found.changes, limits, found.note()))
 
 
 def paths_and_kinds(changes: Changes) -> str:
@@ -366,7 +350,8 @@ def _with_section(stats: Mapping[str, Sequence[object]]) -> Iterator[Any]:
 
 def _coloured(text: str, writer: Any) -> str:
     return "\n".join(
-        writer.markup(line, **_MARKUP[style]) if style else line for style, line in styled(text)
+        writer.markup(line, **{COLOURS[style]: True}) if style else line
+        for style, line in styled(text)
     )
 
 

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Final, final
 
 from . import repro
 from .engine.errors import SandboxError
-from .engine.rendering import Limits, diffs, tree
+from .engine.rendering import Limits, text_of
 
 if TYPE_CHECKING:
     from .engine.changes import Changes
@@ -58,7 +58,7 @@ def save(
     saved = Saved()
     with remains[-1].changes() as changes:
         shown, note = choose(changes)
-        lines = [*tree(shown, _LIMITS), *[note] * bool(note), *diffs(shown, _LIMITS)]
+        lines = text_of(shown, _LIMITS, note)
         saved.texts[repro.CHANGES] = "".join(f"{line}\n" for line in lines)
         saved.texts[repro.CHANGES_JSON] = changes.to_json() + "\n"
     try:

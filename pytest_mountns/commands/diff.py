@@ -5,23 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import IO, Final
 
 from ..engine.diffs import printable
-from ..engine.rendering import Style, styled
+from ..engine.rendering import COLOURS, styled
 from ..repro import CHANGES, CHANGES_JSON, load
 
-_COLOURS: Final[Mapping[Style, str]] = {
-    "place": "1",
-    "added": "32",
-    "modified": "33",
-    "metadata": "36",
-    "replaced": "35",
-    "deleted": "31",
-    "renamed": "34",
-    "removed": "31",
-    "inserted": "32",
+_CODES: Final = {
+    "bold": 1,
+    "red": 31,
+    "green": 32,
+    "yellow": 33,
+    "blue": 34,
+    "purple": 35,
+    "cyan": 36,
 }
 
 
@@ -50,5 +48,4 @@ def coloured(text: str, stream: IO[str]) -> Iterator[str]:
     for style, raw in styled(text):
         # A bundle may come from anywhere, and a terminal obeys.
         line = printable(raw)
-        colour = "" if plain else _COLOURS.get(style, "")
-        yield f"\033[{colour}m{line}\033[0m" if colour else line
+        yield line if plain or not style else f"\033[{_CODES[COLOURS[style]]}m{line}\033[0m"

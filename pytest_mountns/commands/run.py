@@ -14,7 +14,7 @@ from ..bundles import Content, write
 from ..engine.command import Ended
 from ..engine.errors import SandboxError, said
 from ..engine.plan import Plan
-from ..engine.rendering import diffs, tree
+from ..engine.rendering import text_of
 from ..engine.spec import SandboxSpec, SpecError
 from ..saving import save
 from .diff import coloured
@@ -121,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     with stage.run(options.command, spec, cwd=cwd, environment=before) as ended:
         if not options.quiet:
             with ended.remains.changes() as changes:
-                text = "\n".join([*tree(changes), *diffs(changes)])
+                text = "\n".join(text_of(changes))
             for line in coloured(text, sys.stderr):
                 say(line)
         if keep is not None:

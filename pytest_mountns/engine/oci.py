@@ -71,9 +71,8 @@ def write_layer(
     """Write what the uppers of a sandbox hold to an empty file, open for reading and writing.
 
     ``overlays``, ``upper_fd``, ``lower_fd``, ``xattr_prefix`` and ``ignore``: as for
-    :func:`.upper.read_changes`; outer overlays before inner ones. Without a ``lower_fd`` every
-    whiteout and opaque mark is written. ``ids``: from the caller's ids to those in the sandbox.
-    ``limit``: bytes of content at most.
+    :func:`.upper.read_changes`. Without a ``lower_fd`` every whiteout and opaque mark is written.
+    ``ids``: from the caller's ids to those in the sandbox. ``limit``: bytes of content at most.
 
     The same content gives the same bytes. Modes in the uppers are changed for a moment where they
     keep their owner from reading. Raises :class:`LayerError` for a name that begins with ``.wh.``,
@@ -84,7 +83,8 @@ def write_layer(
     opener = Opener(upper_fd)
     export = _Export(writer, opener, lower_fd, xattr_prefix, frozenset(ignore), ids, limit)
     try:
-        for overlay in overlays:
+        # Outer ones before inner ones.
+        for overlay in sorted(overlays, key=lambda one: one.mountpoint):
             others = {other.mountpoint for other in overlays if other is not overlay}
             export.run(overlay, others)
         digests = writer.finish()

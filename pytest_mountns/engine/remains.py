@@ -115,7 +115,7 @@ class Remains:
         def write(lower: int) -> WrittenLayer:
             return write_layer(
                 file,
-                sorted(self.overlays, key=lambda one: one.mountpoint),
+                self.overlays,
                 upper_fd=self.scratch,
                 lower_fd=lower,
                 xattr_prefix=self.xattr_prefix,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast, final, get_args
 
@@ -14,6 +14,19 @@ from .errors import SandboxError
 
 #: What a line is, for whoever gives it a colour.
 Style: TypeAlias = Literal["", "place", "removed", "inserted"] | Kind
+
+#: As pytest's terminal writer names them.
+COLOURS: Final[Mapping[Style, str]] = {
+    "place": "bold",
+    "added": "green",
+    "modified": "yellow",
+    "metadata": "cyan",
+    "replaced": "purple",
+    "deleted": "red",
+    "renamed": "blue",
+    "removed": "red",
+    "inserted": "green",
+}
 
 _KIND_WIDTH: Final = 10
 
@@ -172,6 +185,11 @@ def _may_have_diff(change: Change, limits: Limits) -> bool:
     if entry is None or entry.type != "file" or (not entry.size and change.kind == "added"):
         return False
     return all(side is None or side.size <= limits.size for side in (change.before, change.after))
+
+
+def text_of(changes: Sequence[Change], limits: Limits = Limits(), note: str = "") -> list[str]:
+    """The lines of :func:`tree`, then ``note``, if there is one, then those of :func:`diffs`."""
+    return [*tree(changes, limits), *[note] * bool(note), *diffs(changes, limits)]
 
 
 def styled(text: str) -> Iterator[tuple[Style, str]]:

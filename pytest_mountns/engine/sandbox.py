@@ -209,7 +209,7 @@ class Sandbox:
         ):
             return write_layer(
                 file,
-                sorted([*self.overlays, *self.touched()], key=lambda one: one.mountpoint),
+                [*self.overlays, *self.touched()],
                 upper_fd=self.scratch,
                 lower_fd=lower,
                 xattr_prefix=self.plan.capabilities.xattr_prefix,
