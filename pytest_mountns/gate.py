@@ -165,10 +165,7 @@ class Gate:
         self._unpack(items)
         if not any(self._visits(item) for item in items):
             return
-        capabilities = self.planner.findings.capabilities
-        if capabilities is None or not capabilities.user_namespace:
-            return
-        if self.traveller.in_user_namespace:
+        if not self.planner.findings.user_namespace or self.traveller.in_user_namespace:
             return
         try:
             self.traveller.settle_in_user_namespace()

@@ -111,8 +111,7 @@ class Replay:
         process gets into no user namespace any more. Raises :class:`pytest.UsageError`.
         """
         self._bundle = bundle
-        capabilities = self._planner.findings.capabilities
-        if capabilities is not None and capabilities.user_namespace:
+        if self._planner.findings.user_namespace:
             self._traveller = Traveller(self._planner.places)
             try:
                 self._traveller.settle_in_user_namespace()

@@ -28,8 +28,7 @@ class Stage:
     def _lay(self, spec: SandboxSpec, saved: Bundle, stack: ExitStack) -> tuple[int, Layers]:
         """A stage, and what was saved as layers of sandboxes that are made on that."""
         traveller = Traveller(self.planner.places)
-        capabilities = self.planner.findings.capabilities
-        if capabilities is not None and capabilities.user_namespace:
+        if self.planner.findings.user_namespace:
             traveller.settle_in_user_namespace()
             self.planner.forget_mounts()
         floor = self.planner.plan(floor_spec(spec))

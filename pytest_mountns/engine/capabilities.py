@@ -49,6 +49,11 @@ class Findings:
     circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
+    def user_namespace(self) -> bool:
+        """Whether sandboxes, if there can be any, take one."""
+        return self.capabilities is not None and self.capabilities.user_namespace
+
+    @property
     def obstacle(self) -> Trial | None:
         """The first needed step that failed."""
         return next((t for t in self.trials if t.needed and not t.works), None)

@@ -89,6 +89,11 @@ class Capabilities:
     pid_namespace: bool = True
 
     @property
+    def layered_uppers(self) -> bool:
+        """Whether an upper can be a lower of another overlay, or the upper of another root's."""
+        return self.new_api and self.detached_uppers
+
+    @property
     def overlay_options(self) -> tuple[tuple[str, str | None], ...]:
         """Mount options of every overlay; None as value is a flag.
 

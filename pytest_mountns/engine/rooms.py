@@ -103,8 +103,7 @@ def _another(of: Sandbox, layers: Layers | None, bound: Sequence[Bind]) -> Sandb
 
 def _on(plan: Plan, old: Sandbox) -> Sandbox:
     """A sandbox of another plan with the uppers of the old one, which is to be left alone then."""
-    capabilities = plan.capabilities
-    if not (capabilities.new_api and capabilities.detached_uppers):
+    if not plan.capabilities.layered_uppers:
         raise Unavailable(
             "put a layer under what was written",
             cause="before Linux 6.15 an upper cannot move from one overlay to another",

@@ -50,8 +50,7 @@ def lay(traveller: Traveller, plan: Plan, sources: Sequence[Source]) -> Layers:
     ``plan``: of :func:`floor_spec`. What is made lasts as long as this process. Raises
     :class:`SandboxError`.
     """
-    capabilities = plan.capabilities
-    if not (capabilities.new_api and capabilities.detached_uppers):
+    if not plan.capabilities.layered_uppers:
         raise Unavailable(
             "begin on a saved layer",
             cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
