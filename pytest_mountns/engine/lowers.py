@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 from .builders import Builder, builder_for
@@ -74,13 +73,9 @@ def refused_among(
             if not _is_lower(builder, path, capabilities):
                 refused.append(path)
         except OSError as error:
-            log.attempt(f"overlay of {path}", partial(_raise, error), doing="overlay")
+            log.failed(f"overlay of {path}", error, doing="overlay")
             break
     return refused
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def go_to_scratch(capabilities: Capabilities, directory: str | None = None) -> Builder:

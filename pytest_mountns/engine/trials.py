@@ -60,18 +60,32 @@ class Log:
         try:
             action()
         except (SandboxError, OSError) as error:
-            if isinstance(error, SandboxError):
-                kernel, cause, advice = _in_words(error), error.cause, error.remedy
-                number = _errno(error)
-            else:
-                kernel, number = said(error), error.errno or 0
-                cause, advice = explain(number, self._user, doing)
-            named = errno_name(number) if number else ""
-            trial = Trial(name, False, kernel, cause, remedy or advice, needed, named, without)
+            self.failed(name, error, needed=needed, remedy=remedy, doing=doing, without=without)
+            return False
+        self.trials.append(Trial(name, True, needed=needed))
+        return True
+
+    def failed(
+        self,
+        name: str,
+        error: SandboxError | OSError,
+        *,
+        needed: bool = True,
+        remedy: str = "",
+        doing: Doing = "",
+        without: str = "",
+    ) -> None:
+        """Note that: as for :meth:`attempt`."""
+        if isinstance(error, SandboxError):
+            kernel, cause, advice = _in_words(error), error.cause, error.remedy
+            number = _errno(error)
         else:
-            trial = Trial(name, True, needed=needed)
-        self.trials.append(trial)
-        return trial.works
+            kernel, number = said(error), error.errno or 0
+            cause, advice = explain(number, self._user, doing)
+        named = errno_name(number) if number else ""
+        self.trials.append(
+            Trial(name, False, kernel, cause, remedy or advice, needed, named, without)
+        )
 
     def answer(self, **more: object) -> Answer:
         """The trials, and more, as plain types."""
