@@ -1,7 +1,7 @@
 """The command ``pytest-mountns``.
 
 One function for each command: it gets the sub-parsers, adds its own, and names what runs it. A new
-command is a new function in :data:`COMMANDS`.
+command is a new module in :mod:`.commands`, and a line in :data:`COMMANDS`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from . import doctor
 from .commands import diff, export, profiles, replay, run, shell
@@ -71,41 +71,23 @@ def _run(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run.run, parser=parser)
 
 
-def _replay(subparsers: Subparsers) -> None:
-    """``replay``: a kept test once more."""
-    parser = subparsers.add_parser("replay", help="run a kept test again, as it was run then")
-    replay.arguments(parser)
-    parser.set_defaults(run=replay.run)
+class _Module(Protocol):
+    """A command that has a module of its own."""
+
+    @property
+    def arguments(self) -> Callable[[argparse.ArgumentParser], None]: ...
+
+    @property
+    def run(self) -> Callable[[argparse.Namespace], int]: ...
 
 
-def _shell(subparsers: Subparsers) -> None:
-    """``shell``: in the state that a test has left."""
-    parser = subparsers.add_parser("shell", help="a shell where a kept test has ended")
-    shell.arguments(parser)
-    parser.set_defaults(run=shell.run)
+def _of(module: _Module, name: str, text: str) -> Callable[[Subparsers], None]:
+    def add(subparsers: Subparsers) -> None:
+        parser = subparsers.add_parser(name, help=text)
+        module.arguments(parser)
+        parser.set_defaults(run=module.run)
 
-
-def _diff(subparsers: Subparsers) -> None:
-    """``diff``: what a kept test has changed."""
-    parser = subparsers.add_parser("diff", help="what a kept test has changed")
-    diff.arguments(parser)
-    parser.set_defaults(run=diff.run)
-
-
-def _export(subparsers: Subparsers) -> None:
-    """``export``: what a kept test has written, as an image."""
-    parser = subparsers.add_parser(
-        "export", help="write an OCI archive of what a kept test has written"
-    )
-    export.arguments(parser)
-    parser.set_defaults(run=export.run)
-
-
-def _profiles(subparsers: Subparsers) -> None:
-    """``profiles``: those of pyproject.toml."""
-    parser = subparsers.add_parser("profiles", help="list the profiles in pyproject.toml")
-    profiles.arguments(parser)
-    parser.set_defaults(run=profiles.run)
+    return add
 
 
 def _cache(subparsers: Subparsers) -> None:
@@ -185,11 +167,11 @@ def _size(count: float) -> str:
 #: Every command, in the order of the help.
 COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
     _run,
-    _replay,
-    _shell,
-    _diff,
-    _export,
-    _profiles,
+    _of(replay, "replay", "run a kept test again, as it was run then"),
+    _of(shell, "shell", "a shell where a kept test has ended"),
+    _of(diff, "diff", "what a kept test has changed"),
+    _of(export, "export", "write an OCI archive of what a kept test has written"),
+    _of(profiles, "profiles", "list the profiles in pyproject.toml"),
     _cache,
     _doctor,
 )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NoReturn, final
 
 import pytest
 
@@ -200,6 +200,14 @@ def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
     return inside
 
 
+def _too_late(request: pytest.FixtureRequest, key: str) -> NoReturn:
+    pytest.fail(
+        f"{request.fixturename} was asked for too late: name it in the test's arguments, or mark"
+        f" the test with @pytest.mark.mountns({key}).",
+        pytrace=False,
+    )
+
+
 @pytest.fixture
 def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
     """Isolates the test and gives the handle of its root: what changed, reset."""
@@ -222,11 +230,7 @@ def bind_volume(request: pytest.FixtureRequest) -> BindVolume:
 def isolated_net(request: pytest.FixtureRequest) -> IsolatedNet:
     """Isolates the test and its network: its own namespace, with loopback up."""
     if not _inside(request).rooms.sandbox.plan.network_namespace:
-        pytest.fail(
-            "isolated_net was asked for too late: name it in the test's arguments, or mark the"
-            ' test with @pytest.mark.mountns(network="none").',
-            pytrace=False,
-        )
+        _too_late(request, 'network="none"')
     return IsolatedNet()
 
 
@@ -234,9 +238,5 @@ def isolated_net(request: pytest.FixtureRequest) -> IsolatedNet:
 def isolated_proc(request: pytest.FixtureRequest) -> IsolatedProc:
     """Isolates the test and its processes: its own PID namespace and /proc."""
     if not _inside(request).rooms.sandbox.plan.pid_namespace:
-        pytest.fail(
-            "isolated_proc was asked for too late: name it in the test's arguments, or mark the"
-            " test with @pytest.mark.mountns(pid=True).",
-            pytrace=False,
-        )
+        _too_late(request, "pid=True")
     return IsolatedProc()
