@@ -30,6 +30,7 @@ from .engine.remains import Outline, Remains, outline
 from .engine.syscalls import flush_stdout
 from .entrance import Entrance
 from .interrupts import Interrupts
+from .receiver import Receiver
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -152,7 +153,7 @@ class Passage:
                 self.delegated = True
                 theirs.close()
                 gate.reap(spare=_LEAVING)
-                receiver = relay.Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
+                receiver = Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
                     self._remains = partial(self._find_remains, arrival, receiver)
                     if arrival.sandbox is not None:
@@ -204,7 +205,7 @@ class Passage:
 
     def _listen(
         self,
-        receiver: relay.Receiver,
+        receiver: Receiver,
         interrupts: Interrupts,
         child: int,
         status_reader: int,
@@ -268,7 +269,7 @@ class Passage:
             raise KeyboardInterrupt
         self.ending.conclude(refused=self._refusal is not None)
 
-    def _find_remains(self, arrival: Arrival, receiver: relay.Receiver) -> Remains:
+    def _find_remains(self, arrival: Arrival, receiver: Receiver) -> Remains:
         made = arrival.sandbox
         # Of a fresh root the test process has sent another.
         scratch = made.scratch if made and receiver.descriptor < 0 else receiver.descriptor

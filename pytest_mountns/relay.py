@@ -1,5 +1,7 @@
 """Events from a forked test process to its parent: reports, warnings, descriptors, the end.
 
+Here are the form that they have and the end that sends; :mod:`.receiver` is the other.
+
 A frame is a magic word, 4 bytes of length and a pickled tuple whose first member is the event's
 name. What a test has written in between is seen by the missing word, and not waited for. The last
 frame is "leave"; the end of the stream proves nothing, since a daemon that the test has left
@@ -13,15 +15,10 @@ import _socket
 import array
 import contextlib
 import linecache
-import mmap
-import os
 import pickle
-import select
-import signal
 import socket
 import struct
 import sys
-import time
 import tracemalloc
 import warnings
 from collections.abc import Iterator
@@ -37,18 +34,12 @@ from typing import Any, Final, final
 import pytest
 
 from . import internals
-from .engine import processes
 from .engine.moving import high
-from .interrupts import Interrupts
 
 _HEADER: Final = struct.Struct("!4sI")
 _MAGIC: Final = b"\xf7mns"
-_CHUNK: Final = 1 << 18
-# A number: with members of an enumeration each test would make a new one.
-_AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-_SI_KERNEL: Final = 0x80
-_GRACE: Final = 0.2
-_LOOK_UP: Final = 50
+#: Bytes to receive at a time.
+CHUNK: Final = 1 << 18
 
 #: How far a test got: the values of the byte that parent and child share.
 SETUP, CALL, TEARDOWN, LEAVING = range(4)
@@ -66,7 +57,8 @@ class _Known:
         return len(sys.modules) == self._count or module in set(islice(sys.modules, self._count))
 
 
-def _frame(content: tuple[object, ...]) -> bytes:
+def as_frame(content: tuple[object, ...]) -> bytes:
+    """The bytes of one."""
     data = dumps(content, protocol=5)
     return _HEADER.pack(_MAGIC, len(data)) + data
 
@@ -75,7 +67,7 @@ class Garbled(Exception):
     """Something else than frames has come through the channel."""
 
 
-def _whole_frames(buffer: bytearray) -> Iterator[tuple[Any, ...]]:
+def whole_frames(buffer: bytearray) -> Iterator[tuple[Any, ...]]:
     """Take from ``buffer`` what is complete. Raises :class:`Garbled`."""
     while len(buffer) >= _HEADER.size:
         magic, length = _HEADER.unpack_from(buffer)
@@ -136,7 +128,7 @@ class Sender:
         """
         if self.is_copy:
             return
-        frame = self._kept + _frame((name, *content))
+        frame = self._kept + as_frame((name, *content))
         self._kept = b""
         sent = 0
         if descriptor is not None:
@@ -147,7 +139,7 @@ class Sender:
 
     def keep(self, name: str, *content: object) -> None:
         """A frame that goes with the next one: nobody waits for it."""
-        self._kept += _frame((name, *content))
+        self._kept += as_frame((name, *content))
 
     def report(self, report: pytest.TestReport, item: pytest.Item) -> None:
         """A report as it is if that can be pickled, else what pytest's own serialisation keeps."""
@@ -164,11 +156,11 @@ class Sender:
             if not self.is_copy and self._settled < self._reports:
                 self.send("settle", self._reports)
             while not self.is_copy and self._settled < self._reports:
-                data = self._socket.recv(_CHUNK)
+                data = self._socket.recv(CHUNK)
                 if not data:
                     return None
                 self._answers += data
-                for frame in _whole_frames(self._answers):
+                for frame in whole_frames(self._answers):
                     self._settled, answer = frame
         return answer
 
@@ -182,9 +174,9 @@ class Sender:
             return None
         with contextlib.suppress(OSError):
             self.send(name, *content)
-            while data := self._socket.recv(_CHUNK):
+            while data := self._socket.recv(CHUNK):
                 self._answers += data
-                for frame in _whole_frames(self._answers):
+                for frame in whole_frames(self._answers):
                     return frame[0]
         return None
 
@@ -286,166 +278,6 @@ def unpack_warning(packed: bytes) -> warnings.WarningMessage:
 def unpack_interrupt(packed: bytes) -> object:
     """What :meth:`Sender.interrupt` has packed."""
     return loads(packed)
-
-
-@final
-class Receiver:
-    """The parent's end: frames until the child leaves or is gone.
-
-    ``phase`` is the byte that says how far the child got. ``apart``: the test process is in a
-    process group of its own, so that a Ctrl-C does not reach it by itself. ``descriptor`` is the
-    last one the child has sent, -1 before. ``interrupted``: there was a SIGINT that the child
-    cannot have answered.
-    """
-
-    def __init__(
-        self, channel: socket.socket, child: int, phase: mmap.mmap, *, apart: bool
-    ) -> None:
-        self._socket = channel
-        self._child = child
-        self._test = child
-        self._buffer = bytearray()
-        self._phase = phase
-        self.apart = apart
-        self._pass_on_at: float | None = None
-        self.descriptor = -1
-        self.interrupted = False
-
-    def frames(self, interrupts: Interrupts) -> Iterator[tuple[Any, ...]]:
-        """Every whole frame, "leave" the last. Without it, the child is dead when this ends.
-
-        A Ctrl-C reaches the child as well and is for it to answer; a SIGINT sent to this process
-        alone is passed on. Raises :class:`Garbled`.
-        """
-        with _pidfd(self._child) as pidfd:
-            poll = select.poll()
-            for fd in (self._socket.fileno(), interrupts.descriptor, pidfd):
-                if fd >= 0:
-                    poll.register(fd, select.POLLIN)
-            gone = False
-            while not gone:
-                # Not for ever: a SIGINT that another thread has taken interrupts no system call
-                # of this one, and before Linux 5.3 there are no pidfds.
-                ready = {fd for fd, _ in poll.poll(_LOOK_UP)}
-                gone = self._is_gone() if pidfd < 0 else pidfd in ready
-                self._take_interrupt(interrupts)
-                self._pass_on()
-                if gone or self._socket.fileno() in ready:
-                    ended = self._receive(everything=gone)
-                    for frame in _whole_frames(self._buffer):
-                        if frame[0] == "leave":
-                            self._settle(interrupts)
-                            yield frame
-                            return
-                        yield frame
-                    if ended and not gone:
-                        # Closed by the test; its process may live on.
-                        poll.unregister(self._socket.fileno())
-            self._settle(interrupts)
-
-    def _take_interrupt(self, interrupts: Interrupts) -> None:
-        if interrupts.noted:
-            interrupts.noted = False
-            self._pass_on_soon()
-            processes.wake(self._test)
-        if interrupts.descriptor < 0:
-            return
-        try:
-            info = os.read(interrupts.descriptor, 128)
-        except OSError:
-            # Mostly: there is nothing to read.
-            return
-        processes.wake(self._test)
-        (code,) = struct.unpack_from("i", info, 8)
-        if code != _SI_KERNEL or self.apart:
-            self._pass_on_soon()
-        elif self._phase[0] > CALL:
-            # From the terminal, to both; the child may be past answering.
-            self.interrupted = True
-
-    def _pass_on_soon(self) -> None:
-        # Not at once: sent to the whole process group, the child has it already, and a second
-        # one would interrupt the teardown that answers the first.
-        if self._pass_on_at is None:
-            self._pass_on_at = time.monotonic() + (0 if self.apart else _GRACE)
-
-    def _pass_on(self) -> None:
-        if self._pass_on_at is None or time.monotonic() < self._pass_on_at:
-            return
-        if self.apart and self._test == self._child:
-            # On its way in, and not heard of yet: what is there ignores it.
-            return
-        self._pass_on_at = None
-        if self._phase[0] < LEAVING:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._test, signal.SIGINT)
-
-    def _settle(self, interrupts: Interrupts) -> None:
-        """The child has left: what it could not answer is for this process to answer."""
-        self._take_interrupt(interrupts)
-        if self._pass_on_at is not None:
-            self.interrupted = True
-
-    def _is_gone(self) -> bool:
-        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        try:
-            return os.waitid(os.P_PID, self._child, flags) is not None
-        except ChildProcessError:
-            # SIGCHLD is ignored: it has gone without leaving a trace.
-            return True
-
-    def _receive(self, *, everything: bool) -> bool:
-        """Read what is there; True at the end of the stream."""
-        while True:
-            try:
-                data, rights, _, _ = self._socket.recvmsg(_CHUNK, 128, _AT_ONCE)
-            except BlockingIOError:
-                return False
-            except ConnectionResetError:
-                return True
-            for _level, kind, content in rights:
-                numbers = array.array("i", content[: len(content) // 4 * 4])
-                if kind == socket.SCM_CREDENTIALS:
-                    # The sender's pid as this PID namespace knows it.
-                    self._test = numbers[0]
-                    continue
-                for fd in numbers:
-                    self._let_go()
-                    self.descriptor = fd
-            if not data:
-                return True
-            self._buffer += data
-            if not everything:
-                return False
-
-    def answer(self, *content: object) -> None:
-        """To a child that waits in :meth:`Sender.settle`."""
-        # It may have died meanwhile.
-        with contextlib.suppress(OSError):
-            self._socket.sendall(_frame(content))
-
-    def close(self) -> None:
-        """Let go of the socket and of the descriptor the child has sent."""
-        self._socket.close()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-
-@contextlib.contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:
-        yield -1
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
