@@ -28,7 +28,6 @@ from .engine.plan import Plan, User
 from .engine.remains import outline
 from .engine.rooms import Rooms, close
 from .engine.sandbox import Sandbox
-from .engine.syscalls import flush_stdout
 from .relay import LEAVING, Sender
 from .timers import Timers
 
@@ -87,6 +86,8 @@ class TestProcess:
 
         ``keep``: the plugin that hears reports and warnings from now on.
         """
+        # What is in there is the parent's to write.
+        self._has_printed = syscalls.drop_stdout()
         random.setstate(self._inheritance.randomness)
         internals.stop_at_item(self._item)
         internals.keep_reporters_quiet(self._item.config, [keep])
@@ -245,7 +246,10 @@ class TestProcess:
                 with contextlib.suppress(BaseException):
                     internals.tear_down_item(self._item)
             internals.flush_output(self._item.config)
-            flush_stdout()
+            with contextlib.suppress(OSError):
+                # As where the test has closed its standard output.
+                if printed := syscalls.take_stdout(self._has_printed):
+                    self.sender.send("printed", *printed)
             # Its root is about to vanish.
             if processes.has_children():
                 processes.kill_all(processes.children(os.getpid()))

@@ -27,7 +27,7 @@ from .engine.errors import SandboxError, Unavailable, said
 from .engine.jobs import take_terminal_back
 from .engine.plan import Plan
 from .engine.remains import Outline, Remains, outline
-from .engine.syscalls import flush_stdout
+from .engine.syscalls import put_stdout
 from .entrance import Entrance
 from .interrupts import Interrupts
 from .receiver import Receiver
@@ -102,7 +102,6 @@ class Passage:
         with internals.capture_suspended(item.config):
             # Or whoever flushes next writes it once more.
             internals.flush_output(item.config)
-            flush_stdout()
         try:
             arrival = self._arrival(plan)
         except SandboxError as error:
@@ -332,6 +331,8 @@ class Passage:
         elif name == "shown":
             if self._last_report is not None:
                 internals.mark_as_shown(self._last_report)
+        elif name == "printed":
+            put_stdout(*content)
         elif name == "outline":
             (self._outline,) = content
         elif name == "planned":

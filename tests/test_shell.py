@@ -77,10 +77,10 @@ def test_a_volume_that_is_gone(bundle: Path, pytester: pytest.Pytester) -> None:
 
 #: Starts no process: between fork and exec a shell cannot be stopped.
 JOB = """
-import signal, time
+import os, signal, time
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-signal.signal(signal.SIGCONT, lambda *_: print("goes on", flush=True))
-print("sleeps", flush=True)
+signal.signal(signal.SIGCONT, lambda *_: os.write(1, b"goes on\\n"))
+os.write(1, b"sleeps\\n")
 while True:
     time.sleep(1)
 """

@@ -60,7 +60,10 @@ _NEVER: Final = frozenset(
     )
 )
 _NEVER_OF_THE_ENGINE: Final = frozenset(
-    ("exit_now", "flush_stdout", "set_signal_mask", "block_all_signals", "setfsuid", "setfsgid")
+    (
+        *("exit_now", "set_signal_mask", "block_all_signals", "setfsuid", "setfsgid"),
+        *("drop_stdout", "take_stdout", "put_stdout"),
+    )
 )
 
 GENERAL: Final = ("EPERM", "EACCES", "EINVAL", "ENOSPC", "ENOMEM", "EMFILE")
