@@ -158,14 +158,18 @@ class TestProcess:
         Raises :class:`SandboxError`.
         """
         plan = self.rooms.stand_on(find)
-        self.sender.send("planned", plan)
+        self._tell("planned", plan)
         self._say_entered()
 
     def _say_entered(self) -> None:
         """Raises :class:`SandboxError`."""
+        sandbox = self.rooms.sandbox
+        self._tell("entered", outline(sandbox), descriptor=sandbox.scratch)
+
+    def _tell(self, name: str, content: object, descriptor: int | None = None) -> None:
+        """Raises :class:`SandboxError`."""
         try:
-            sandbox = self.rooms.sandbox
-            self.sender.send("entered", outline(sandbox), descriptor=sandbox.scratch)
+            self.sender.send(name, content, descriptor=descriptor)
         except OSError as error:
             raise SandboxError("tell the pytest process of the sandbox", said(error)) from error
 
@@ -174,7 +178,7 @@ class TestProcess:
         sandbox = self.rooms.sandbox
         sandbox.bind(source, target, read_only=read_only)
         # The target may have been made for it, which is no change of the test's.
-        self.sender.send("outline", outline(sandbox))
+        self._tell("outline", outline(sandbox))
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from .engine.worlds import BASE, Mode, bind, in_sandbox, in_world, mkdir, mount_
 from .seccomp import CLONE_NEW, Refusal, install, refuse
 
 _PR_CAPBSET_DROP: Final = 24
+_CAP_MKNOD: Final = 27
 NEW_MOUNT_API: Final = ("open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "mount_setattr")
 # What a container of Docker's keeps: chown, dac_override, fowner, fsetid, kill, setgid, setuid,
 # setpcap, net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
@@ -110,6 +111,11 @@ def _hidden_calls(action: Callable[[], object]) -> object:
     return action()
 
 
+def _no_mknod(action: Callable[[], object]) -> object:
+    drop_capabilities(frozenset((_CAP_MKNOD,)))
+    return action()
+
+
 def _no_xattrs(action: Callable[[], object]) -> object:
     install(refuse(("setxattr",), errno.EOPNOTSUPP))
     return action()
@@ -169,6 +175,7 @@ ENVIRONMENTS: Final = (
         "root",
         _hidden_calls,
     ),
+    Environment("no-mknod", "Root without `CAP_MKNOD`, as in a container", "root", _no_mknod),
     Environment(
         "no-xattrs",
         "An ordinary user, and tmpfs takes no extended attributes (Linux before 6.6)",

@@ -35,10 +35,11 @@ IMPOSSIBLE = {
     "chroot": ("read /proc/self/mountinfo", "", "chroot", "mount --bind"),
     "too-deep": ("a whole root and pivot_root", "EINVAL", "two deep", "further out"),
 }
-#: Where something else is done instead: the step, its errno, and what is done.
+#: Where something else is done instead: the step, its errno, a word of the cause, what is done.
 DEGRADED = {
-    "hidden-calls": ("new mount API", "ENOSYS", "mount(2) is used"),
-    "no-xattrs": ("extended attributes on tmpfs", "ENOTSUP", "uppers are put on disk"),
+    "hidden-calls": ("new mount API", "ENOSYS", "", "mount(2) is used"),
+    "no-mknod": ("mknod of devices", "EPERM", "CAP_MKNOD", "device nodes are bound"),
+    "no-xattrs": ("extended attributes on tmpfs", "ENOTSUP", "", "uppers are put on disk"),
 }
 BY_NAME = {environment.name: environment for environment in ENVIRONMENTS}
 
@@ -82,13 +83,14 @@ def test_what_is_impossible_is_explained(name: str) -> None:
 @pytest.mark.no_mountns(reason="nests as deep as it goes")
 @pytest.mark.parametrize("name", DEGRADED)
 def test_what_has_another_way_says_which(name: str) -> None:
-    step, number, without = DEGRADED[name]
+    step, number, cause, without = DEGRADED[name]
     findings = found_in(name)
     assert findings.capabilities is not None
     trial = next(trial for trial in findings.trials if trial.name == step)
     assert not trial.works
     assert not trial.needed
     assert trial.errno == number
+    assert cause in trial.cause
     assert without in trial.without
     text = "\n".join(doctor.lines(findings))
     assert f"no     {step}" in text

@@ -42,6 +42,11 @@ _ROOT_EPERM: Final = (
     "docker run --privileged, or --cap-add SYS_ADMIN --security-opt seccomp=unconfined"
     " --security-opt apparmor=unconfined",
 )
+_USER_MKNOD: Final = ("a user namespace makes no device nodes", "")
+_ROOT_MKNOD: Final = (
+    "this root lacks CAP_MKNOD, or a device cgroup forbids it, as in a container",
+    "docker run --cap-add MKNOD, if tests make device nodes",
+)
 _CHROOT: Final = (
     "the process is in a chroot, or its / is the initial ramfs: neither can be pivoted away from",
     "run outside of the chroot, or make its / a mount of its own before entering it:"
@@ -134,7 +139,6 @@ _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
         "run as the machine's own root",
     ),
     ("user", errno.EAGAIN): ("that user has too many processes", "ulimit -u"),
-    ("mknod", errno.EPERM): ("a user namespace makes no device nodes", ""),
     ("proc", errno.ENOENT): ("there is no /proc here", "mount -t proc proc /proc"),
     ("proc", errno.EPERM): (
         "the visible /proc is partly covered, as in a container, and the kernel shows a user no"
@@ -149,6 +153,8 @@ def explain(number: int, user_namespace: bool, doing: Doing = "") -> tuple[str, 
     known = _BY_STEP.get((doing, number))
     if known is not None:
         return known
+    if doing == "mknod" and number == errno.EPERM:
+        return _USER_MKNOD if user_namespace else _ROOT_MKNOD
     if number in (errno.EPERM, errno.EACCES):
         return _USER_EPERM if user_namespace else _ROOT_EPERM
     if number == errno.ENOSPC:

@@ -209,7 +209,7 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answe
         "mknod of devices",
         lambda: os.mknod("null", 0o20666, os.makedev(1, 3)),
         needed=False,
-        remedy="none needed",
+        remedy="none needed" if capabilities.user_namespace else "",
         doing="mknod",
         without="the host's device nodes are bound",
     )
