@@ -14,6 +14,7 @@ Doing: TypeAlias = Literal[
     "",
     "user namespace",
     "namespace",
+    "network",
     "scratch",
     "overlay",
     "bind",
@@ -79,6 +80,10 @@ _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
         " fs.mount-max=100000",
     ),
     ("namespace", errno.EINVAL): _CHROOT,
+    ("network", errno.EPERM): (
+        "this root lacks CAP_NET_ADMIN, as in a container, and cannot make user namespaces",
+        "docker run --cap-add NET_ADMIN, or leave out network and isolated_net",
+    ),
     ("pivot", errno.EINVAL): _CHROOT,
     ("pivot", errno.EBUSY): _CHROOT,
     ("overlay", errno.EINVAL): (

@@ -25,7 +25,7 @@ from .init import NAMESPACES
 from .lowers import go_to_scratch, lowers, refused_among, trial_overlay, try_overlay
 from .mountinfo import is_below
 from .moving import enter_mount_namespace, enter_user_namespace
-from .outer import become, bring_up_loopback
+from .outer import become, have_loopback
 from .plan import Capabilities, Host, User
 from .spec import SandboxSpec
 from .trials import Answer, Log, Trial, try_in_child
@@ -100,7 +100,7 @@ def _try_keys(user_namespace: bool) -> Answer:
 
     def isolate_network() -> None:
         sys.unshare(sys.CLONE_NEWNET)
-        bring_up_loopback()
+        have_loopback()
 
     def name_host() -> None:
         sys.unshare(sys.CLONE_NEWUTS)

@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 
 from . import syscalls as sys
 from .advice import explain
-from .errors import Unavailable, said
+from .errors import SandboxError, Unavailable, said
 from .jobs import SIGNALS, Job
 from .processes import fork, reap
 
@@ -44,7 +44,7 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
     live in what it entered. The new process leads a process group of its own: kill(0, ...) goes to
     the process group, and that would span the PID namespace; pytest and the shell above it would
     be hit. When the test process ends, its wait status is written to the pipe
-    ``status``, as 4 bytes, little-endian. Raises :class:`Unavailable` in the calling process.
+    ``status``, as 4 bytes, little-endian. Raises :class:`SandboxError` in the calling process.
     """
     try:
         sys.unshare(NAMESPACES)
@@ -78,7 +78,10 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
         ) from error
     if test:
         _reap(test, status)
-    os.setpgid(0, 0)
+    try:
+        os.setpgid(0, 0)
+    except OSError as error:
+        raise SandboxError("give the test a process group of its own", said(error)) from error
     if on_child is not None:
         signal.signal(signal.SIGCHLD, on_child)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -12,10 +12,11 @@ import struct
 from typing import Final
 
 from . import syscalls as sys
-from .advice import explain
+from .advice import Doing, explain
 from .errors import Unavailable, said
 from .moving import drop_user_capabilities
 from .plan import Plan, User
+from .processes import in_child
 
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 0x1
@@ -26,6 +27,7 @@ def leave_outer_namespaces(plan: Plan) -> None:
     """Move to network and UTS namespaces of its own, as planned. Raises :class:`Unavailable`."""
     flags = sys.CLONE_NEWUTS * plan.uts_namespace | sys.CLONE_NEWNET * plan.network_namespace
     what = "make namespaces for host name and network"
+    doing: Doing = "namespace"
     try:
         if flags:
             sys.unshare(flags)
@@ -33,14 +35,37 @@ def leave_outer_namespaces(plan: Plan) -> None:
             what = f"set the host name {plan.hostname}"
             _socket.sethostname(plan.hostname)
         if plan.network_namespace:
-            what = "bring up the loopback interface"
-            bring_up_loopback()
+            what, doing = "bring up the loopback interface", "network"
+            have_loopback()
     except OSError as error:
-        cause, remedy = explain(error.errno or 0, plan.user_namespace, "namespace")
+        cause, remedy = explain(error.errno or 0, plan.user_namespace, doing)
         raise Unavailable(what, said(error), cause, remedy) from error
 
 
-def bring_up_loopback() -> None:
+def have_loopback() -> None:
+    """In a network namespace of its own, whose interface is down. Raises :class:`OSError`."""
+    try:
+        _bring_up_loopback()
+    except PermissionError:
+        # Root of a container mostly lacks CAP_NET_ADMIN. Whoever makes a user namespace has it there.
+        _, (descriptor,) = in_child(_make_network, "make a network namespace in a user namespace")
+        try:
+            sys.setns(descriptor, sys.CLONE_NEWNET)
+        finally:
+            posix.close(descriptor)
+
+
+def _make_network() -> tuple[None, list[int]]:
+    try:
+        sys.unshare(sys.CLONE_NEWUSER | sys.CLONE_NEWNET)
+        _bring_up_loopback()
+        return None, [posix.open("/proc/self/ns/net", posix.O_RDONLY | posix.O_CLOEXEC)]
+    except OSError as error:
+        what = "make a network namespace in a user namespace"
+        raise Unavailable(what, said(error), *explain(error.errno or 0, False, "network")) from error
+
+
+def _bring_up_loopback() -> None:
     """netdevice(7) ``SIOCSIFFLAGS``; its addresses come with that. Raises :class:`OSError`."""
     # Not of the module `socket`, which suites replace that forbid the network.
     control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
