@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,29 @@ def test_network(pytester: pytest.Pytester, process: str) -> None:
     )
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(["*isolated_net was asked for too late*"])
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs rights to give up"
+)
+def test_network_without_the_right_to_administrate_one(pytester: pytest.Pytester) -> None:
+    """Root of a container as a rule."""
+    pytester.makepyfile(
+        """
+        import socket
+
+        def test_it(isolated_net, overlay_root):
+            status = open("/proc/self/status").read()
+            capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
+            assert not capabilities >> 12 & 1
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                socket.create_connection(server.getsockname()).close()
+        """
+    )
+    without = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    isolated = ("-m", "pytest", "--mountns-unavailable=error")
+    result = pytester.run(*without, sys.executable, *isolated)
+    result.assert_outcomes(passed=1)
 
 
 def test_ports_of_the_host_are_free(pytester: pytest.Pytester, process: str) -> None:

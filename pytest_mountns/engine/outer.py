@@ -47,8 +47,9 @@ def have_loopback() -> None:
     try:
         _bring_up_loopback()
     except PermissionError:
-        # Root of a container mostly lacks CAP_NET_ADMIN. Whoever makes a user namespace has it there.
-        _, (descriptor,) = in_child(_make_network, "make a network namespace in a user namespace")
+        # Root of a container mostly lacks CAP_NET_ADMIN. Whoever makes a user namespace has it in
+        # there.
+        _, (descriptor,) = in_child(_make_network, "make a network namespace")
         try:
             sys.setns(descriptor, sys.CLONE_NEWNET)
         finally:
@@ -61,8 +62,8 @@ def _make_network() -> tuple[None, list[int]]:
         _bring_up_loopback()
         return None, [posix.open("/proc/self/ns/net", posix.O_RDONLY | posix.O_CLOEXEC)]
     except OSError as error:
-        what = "make a network namespace in a user namespace"
-        raise Unavailable(what, said(error), *explain(error.errno or 0, False, "network")) from error
+        cause, remedy = explain(error.errno or 0, False, "network")
+        raise Unavailable("make a network namespace", said(error), cause, remedy) from error
 
 
 def _bring_up_loopback() -> None:
