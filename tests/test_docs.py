@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.walk import walk
 #: Every test of an example runs in a sandbox, whatever the example says: it may write to /etc.
 GUARD = """
 import os
+import re
 import pytest
 
 HOME = os.readlink("/proc/self/ns/mnt")
@@ -100,3 +102,13 @@ def test_drawings_are_those_of_their_source(tmp_path: Path, name: str) -> None:
 def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
+
+
+def test_every_module_has_its_line_in_the_house() -> None:
+    """Directories that are named as a whole have their modules' names nowhere."""
+    house = (ROOT / "docs" / "contributing.md").read_text()
+    listed = re.findall(r"^ +(\w+\.py) ", house, re.MULTILINE)
+    package = ROOT / "pytest_mountns"
+    folders = (package, package / "engine")
+    modules = {path.name for folder in folders for path in folder.glob("*.py")}
+    assert sorted(listed) == sorted(modules)
