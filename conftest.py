@@ -16,13 +16,16 @@ findings_key = pytest.StashKey[Findings]()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sandboxes: needs a machine that can isolate tests")
     config.addinivalue_line("markers", "layered: needs a kernel that takes uppers as lowers")
+    config.addinivalue_line("markers", "binding: needs a kernel that binds into a sandbox")
     config.addinivalue_line("markers", "as_root: needs root that can isolate tests")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip by what was found out by trying, and say what failed."""
-    wanted = {mark.name for mark in item.iter_markers()} & {"sandboxes", "as_root", "layered"}
+    wanted = {mark.name for mark in item.iter_markers()} & {
+        *("sandboxes", "as_root", "layered", "binding"),
+    }
     if not wanted:
         return
     stash = item.session.stash
@@ -36,5 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         findings.capabilities.new_api and findings.capabilities.detached_uppers
     ):
         pytest.skip("an upper cannot be a lower here")
+    if "binding" in wanted and not findings.capabilities.new_api:
+        pytest.skip("bind_volume does not work here")
     if "as_root" in wanted and findings.capabilities.user_namespace:
         pytest.skip("an ordinary user's sandboxes are made otherwise")

@@ -148,6 +148,7 @@ def test_changes_and_reset(pytester: pytest.Pytester, record: Record) -> None:
     assert passes(record())
 
 
+@pytest.mark.binding
 def test_volumes_in_the_middle(pytester: pytest.Pytester, record: Record, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -222,8 +222,8 @@ def much_of_everything() -> None:
     os.chmod("new/file", 0o4751)
     os.link("new/file", "new/same")
     os.link("new/file", "a-same")
-    os.setxattr("new/file", "user.note", b"\0\xff=\n")
-    os.setxattr("new", "user.note", b"of a directory")
+    worlds.set_attribute("new/file", "user.note", b"\0\xff=\n")
+    worlds.set_attribute("new", "user.note", b"of a directory")
     write("name \u00e4\n" + "n" * 100, "long")
     write("/".join(["d" * 60] * 5) + "/deep", "deep")
     os.mkdir(b"not \xff utf-8")
@@ -597,7 +597,7 @@ class Player:
     def attribute(self) -> None:
         path = self.path()
         if not os.path.islink(path):
-            os.setxattr(path, "user.a", self.random.randbytes(3))
+            worlds.set_attribute(path, "user.a", self.random.randbytes(3))
 
 
 @pytest.mark.parametrize("start", range(0, 100, 20))

@@ -8,6 +8,7 @@ whatever goes wrong is gone with the process.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import os
 import pickle
@@ -307,6 +308,17 @@ def write(path: str, content: str | bytes = "", mode: int | None = None) -> str:
     if mode is not None:
         os.chmod(path, mode)
     return path
+
+
+def set_attribute(path: str, name: str, value: bytes) -> bool:
+    """setxattr(2); False where the filesystem takes none, as tmpfs before Linux 6.6."""
+    try:
+        os.setxattr(path, name, value)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return False
+    return True
 
 
 def content(path: str) -> str:
