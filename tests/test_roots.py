@@ -297,6 +297,27 @@ def test_layers_on_the_host(pytester: pytest.Pytester, record: Callable[..., Rec
     assert (pytester.path / "one/etc/mountns_layer").read_text() == "one"
 
 
+@pytest.mark.parametrize("count", [100, 490])
+def test_many_layers(
+    pytester: pytest.Pytester, record: Callable[..., Recorded], count: int
+) -> None:
+    for number in range(count):
+        tree(pytester.path / str(number), **{f"etc__mountns_layer_{number}": str(number)})
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.mountns(layers=[str(number) for number in range({count})])
+        def test_it(overlay_root):
+            for number in range({count}):
+                assert open(f"/etc/mountns_layer_{{number}}").read() == str(number)
+            assert overlay_root.changes() == {{}}
+        """
+    )
+    recorded = record()
+    assert recorded["status"] == 0, recorded["out"]
+
+
 def test_layers_on_other_roots(pytester: pytest.Pytester, record: Callable[..., Recorded]) -> None:
     tree(pytester.path / "one", etc__name="one", opt__deep__file="one")
     image("layout", pytester.path)

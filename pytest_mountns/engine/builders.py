@@ -10,6 +10,7 @@ relatively; sources are absolute paths of the host, targets absolute paths of th
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ _CLASSIC_FLAGS: Final = {
     sys.MOUNT_ATTR_NOATIME: sys.MS_NOATIME,
 }
 _FSCONFIG_MAX: Final = 255
+_PLACE: Final = "overlay"
 
 
 class Builder(Protocol):
@@ -123,10 +125,42 @@ class NewApi:
         opened: list[int] = []
         try:
             names = [self._lower(path, opened) for path in lowers]
-            return self._make("overlay", [("lowerdir", ":".join(names)), *options], attributes)
+            joined = ":".join(names)
+            if len(os.fsencode(joined)) <= _FSCONFIG_MAX:
+                return self._make("overlay", [("lowerdir", joined), *options], attributes)
+            # Not unescaped there.
+            pairs = zip(names, lowers, strict=True)
+            plain = [path if name == escape(path) else name for name, path in pairs]
+            return self._overlay_of_many(plain, joined, options, attributes)
         finally:
             for fd in opened:
                 os.close(fd)
+
+    def _overlay_of_many(
+        self,
+        names: list[str],
+        joined: str,
+        options: list[tuple[str, str | None]],
+        attributes: int,
+    ) -> int:
+        try:
+            lowers: list[tuple[str, str | None]] = [("lowerdir+", name) for name in names]
+            return self._make("overlay", [*lowers, *options], attributes)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._attach_scratch:
+                raise
+        # Before Linux 6.7: mount(2) takes a page of options, but needs a place.
+        os.mkdir(_PLACE)
+        try:
+            data = _as_data([("lowerdir", joined), *options])
+            sys.mount("overlay", _PLACE, "overlay", _flags(attributes), data)
+            try:
+                flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC
+                return sys.open_tree(sys.AT_FDCWD, _PLACE, flags)
+            finally:
+                sys.umount(_PLACE, sys.MNT_DETACH)
+        finally:
+            os.rmdir(_PLACE)
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
@@ -319,8 +353,7 @@ class Classic:
         attributes: int,
     ) -> None:
         pairs = [("lowerdir", ":".join(escape(path) for path in lowers)), *options]
-        data = ",".join(key if value is None else f"{key}={value}" for key, value in pairs)
-        sys.mount("overlay", place, "overlay", _flags(attributes), data)
+        sys.mount("overlay", place, "overlay", _flags(attributes), _as_data(pairs))
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         if self.root < 0:
@@ -408,6 +441,11 @@ def set_read_only(tree: int) -> None:
     """Make a detached tree of mounts read-only, all of it, mount_setattr(2)."""
     flags = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
     sys.mount_setattr(tree, "", flags, sys.MOUNT_ATTR_RDONLY)
+
+
+def _as_data(options: list[tuple[str, str | None]]) -> str:
+    """As mount(2) takes them."""
+    return ",".join(key if value is None else f"{key}={value}" for key, value in options)
 
 
 def _flags(attributes: int) -> int:
