@@ -27,7 +27,16 @@ from pytest_mountns.engine.rendering import Limits, describe, diffs, styled, tre
 from pytest_mountns.engine.sandbox import Sandbox
 from pytest_mountns.engine.spec import SandboxSpec
 
-from .worlds import Mode, in_sandbox, in_world, plan_here, reset, set_attribute, write
+from .worlds import (
+    Mode,
+    in_sandbox,
+    in_world,
+    plan_here,
+    reset,
+    set_attribute,
+    skip_unless_in_memory,
+    write,
+)
 
 T = TypeVar("T")
 
@@ -164,6 +173,7 @@ def test_a_renamed_directory_has_the_other_place_before() -> None:
 
 def remains_of(mode: Mode, act: Callable[[], object], look: Callable[[Changes], T]) -> T:
     """What ``look`` sees outside when the process that has done ``act`` was killed."""
+    skip_unless_in_memory(mode)
 
     def world() -> T:
         write("/srv/f", "old\n")
