@@ -191,15 +191,16 @@ def _needed(calls: Sequence[Call]) -> set[int]:
         for index in sorted(needed):
             call = calls[index]
             for register in call.used:
-                if call.name != "close":
-                    idle.pop(opened.get(register, -1), None)
-                elif register in opened:
+                if register not in opened:
+                    if register > 2:
+                        # Opened before, or in a way that is not kept.
+                        needed.discard(index)
+                elif call.name != "close":
+                    idle.pop(opened[register], None)
+                else:
                     place = opened.pop(register)
                     if place in idle:
                         idle[place] = index
-                elif register > 2:
-                    # Opened before, or in a way that is not kept.
-                    needed.discard(index)
             if call.result is not None:
                 opened[call.result] = index
                 idle[index] = index

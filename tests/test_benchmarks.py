@@ -156,6 +156,9 @@ def record(tests: int) -> str:
             '[ 442] mount_setattr(4, "", 0x9000, {attr_set=0x1, attr_clr=0, propagation=0,'
             " userns_fd=0}, 32) = 0",
             "[   3] close(4) = 0",
+            # Received from another process.
+            "[  81] fchdir(5) = 0",
+            "[   3] close(5) = 0",
             "[ 308] setns(3, 0x20000) = 0",
         ]
     return "\n".join(lines)
