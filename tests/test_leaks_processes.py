@@ -541,5 +541,10 @@ def test_a_test_that_stops_itself(
 
 
 def _below(pid: int) -> list[int]:
-    found = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        # It has ended since it was found.
+        return []
+    found = [int(p) for p in text.split()]
     return found + [deeper for child in found for deeper in _below(child)]
