@@ -33,6 +33,7 @@ from .changes_report import changes_key
 from .child import TestProcess
 from .companions import Companions
 from .engine import disk, processes
+from .engine.births import Children
 from .engine.capabilities import Findings
 from .engine.errors import SandboxError, Unavailable
 from .engine.limits import Limits
@@ -75,6 +76,7 @@ class Gate:
             lambda: self._sources(limits),
         )
         self.uppers = disk.DiskUppers()
+        self.children = Children()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
         self._hot_pages: HotPages | None = None

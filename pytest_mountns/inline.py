@@ -46,7 +46,6 @@ class InlineTest:
         self._entrance = Entrance(gate, item)
         self._rooms: Rooms | None = None
         self._directory: str | None = None
-        self._children: frozenset[int] = frozenset()
         self._environment: dict[bytes, bytes] = {}
         self._umask = 0
         self._basetemp: object = None
@@ -79,11 +78,13 @@ class InlineTest:
         directory = None
         try:
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
-            sandbox = gate.traveller.make(plan, directory=directory, layers=self._entrance.layers())
+            sandbox = gate.traveller.make_or_reuse(
+                plan, directory=directory, layers=self._entrance.layers()
+            )
         except SandboxError as error:
             _remove(directory)
             return error
-        self._children = frozenset(processes.children(os.getpid()))
+        born = gate.children.note()
         self._environment = dict(cast(Any, os.environ)._data)
         os.umask(umask := os.umask(0o077))
         self._umask, self._directory = umask, directory
@@ -92,7 +93,7 @@ class InlineTest:
         self._rooms, gate.inside = Rooms(sandbox, gate.traveller.release), self
         internals.finalize_last(self._item, self.leave)
         try:
-            gate.traveller.enter(sandbox, self._entrance.working_directory())
+            gate.traveller.enter(sandbox, self._entrance.working_directory(), born=born)
         except SandboxError as error:
             self._let_go()
             return error
@@ -107,8 +108,7 @@ class InlineTest:
         if gate.inside is not self:
             return
         wider = internals.wider_teardown_is_due(self._item, self._nextitem)
-        new = [pid for pid in processes.children(os.getpid()) if pid not in self._children]
-        if new:
+        if new := gate.children.new():
             # Its root is about to vanish.
             _forget_tracker(processes.end(new))
         gate.companions.end_visit(self._item)
@@ -202,11 +202,13 @@ class HomeHooks:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
+        self._reporters = internals.Reporters(gate.config)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     @internals.unseen
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
-        if self._gate.inside is None:
+        # Pytest's own ones write to what is open, and keep the rest to themselves.
+        if self._gate.inside is None or self._reporters.are_pytests_own():
             return (yield)
         with self._gate.traveller.at_home():
             return (yield)
