@@ -78,9 +78,7 @@ class InlineTest:
         directory = None
         try:
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
-            sandbox = gate.traveller.make_or_reuse(
-                plan, directory=directory, layers=self._entrance.layers()
-            )
+            sandbox = gate.traveller.take(plan, directory=directory, layers=self._entrance.layers())
         except SandboxError as error:
             _remove(directory)
             return error

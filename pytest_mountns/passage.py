@@ -160,6 +160,8 @@ class Passage:
                         with contextlib.suppress(OSError):
                             # Too many are open: then somebody waits.
                             arrival.sandbox.leave_to_child()
+                        if arrival.directory is None and arrival.layers is None:
+                            gate.traveller.make_ahead(plan)
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()
@@ -199,7 +201,9 @@ class Passage:
         if not alone:
             # To go anywhere, this thread would have to part with the others' working directory.
             return Arrival(plan, cwd, directory)
-        sandbox = gate.traveller.make(plan, directory=directory, layers=layers)
+        sandbox = gate.traveller.take(plan, directory=directory, layers=layers)
+        # Whether something changes does not matter: it serves no other test.
+        sandbox.break_seal()
         return Arrival(plan, cwd, directory, gate.traveller.stage, layers, sandbox)
 
     def _listen(

@@ -60,10 +60,10 @@ class _Visit:
 @final
 @dataclass(slots=True)
 class _Spare:
-    """``asked``: the number under which it is freshened."""
+    """``freshening``: the number under which it is, after a test; None for an unused one."""
 
     sandbox: Sandbox
-    asked: int
+    freshening: int | None
 
 
 @final
@@ -157,24 +157,45 @@ class Traveller:
             base=base,
         )
 
-    def make_or_reuse(
+    def take(
         self, plan: Plan, *, directory: str | None = None, layers: Layers | None = None
     ) -> Sandbox:
-        """:meth:`make`, or one that was used, and in which nothing has changed: see :mod:`.seal`.
+        """:meth:`make`, or what it would make and is there already.
 
-        Raises :class:`SandboxError`.
+        That is one that was made ahead, or that was used, with nothing in it changed: see
+        :mod:`.seal`. Raises :class:`SandboxError`.
         """
         fitting = [spare for spare in self._spares if spare.sandbox.plan is plan]
         for spare in fitting if directory is None and layers is None else ():
-            freshened = self._reaper.has_freshened(spare.asked)
-            if freshened is None:
+            is_good = self._is_good(spare)
+            if is_good is None:
                 # Another one is made, to take turns with.
                 continue
             self._spares.remove(spare)
-            if freshened and spare.sandbox.is_unwritten():
+            if is_good:
                 return spare.sandbox
             self._let_go(spare.sandbox)
         return self.make(plan, directory=directory, layers=layers)
+
+    def make_ahead(self, plan: Plan) -> None:
+        """Have one ready for :meth:`take`, while this process has nothing else to do.
+
+        What cannot be made is not: whoever needs it hears of it.
+        """
+        if not any(spare.sandbox.plan is plan for spare in self._spares):
+            with suppress(SandboxError):
+                self._put_aside(_Spare(self.make(plan), None))
+
+    def _is_good(self, spare: _Spare) -> bool | None:
+        """None: not yet."""
+        if spare.freshening is None:
+            return not spare.sandbox.touched()
+        freshened = self._reaper.has_freshened(spare.freshening)
+        return freshened and spare.sandbox.is_unwritten()
+
+    def _put_aside(self, spare: _Spare) -> None:
+        self._drop_spares(_MOST_SPARES - 1)
+        self._spares.append(spare)
 
     def enter(self, sandbox: Sandbox, cwd: str, *, born: int | None = None) -> None:
         """Go in, from home. Raises :class:`SandboxError`; then this process is at home.
@@ -193,7 +214,9 @@ class Traveller:
             )
         room = self._free_room()
         with signals_held():
-            own = sandbox.own_directories.union(one.sandbox.scratch for one in self._spares)
+            # What is written in these is seen before they are taken.
+            sealed = (spare.sandbox for spare in self._spares if spare.sandbox.seal is not None)
+            own = sandbox.own_directories.union(one.scratch for one in sealed)
             opened, directories = look(own)
             with explained("keep the way home", sandbox.plan.user_namespace):
                 here = posix.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -298,14 +321,11 @@ class Traveller:
         """
         for sandbox in sandboxes:
             seal = sandbox.seal
-            asked = None
-            if seal is not None:
-                self._drop_spares(_MOST_SPARES - 1)
-                asked = self._reaper.freshen(seal.contexts)
-            if asked is None:
+            freshening = self._reaper.freshen(seal.contexts) if seal is not None else None
+            if freshening is None:
                 self._let_go(sandbox)
             else:
-                self._spares.append(_Spare(sandbox, asked))
+                self._put_aside(_Spare(sandbox, freshening))
 
     def _drop_spares(self, but: int = 0) -> None:
         while len(self._spares) > but:
