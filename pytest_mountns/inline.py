@@ -23,11 +23,11 @@ from .engine import disk, processes
 from .engine.changes import Changes
 from .engine.errors import SandboxError
 from .engine.plan import Plan
-from .engine.remains import Remains
 from .engine.rooms import Rooms
 from .entrance import Entrance
 
 if TYPE_CHECKING:
+    from .engine.remains import Remains
     from .gate import Gate
 
 # Set by pytest itself in each phase.
@@ -177,6 +177,8 @@ class InlineTest:
 
         Raises :class:`SandboxError` if that is gone.
         """
+        from .engine.remains import Remains
+
         if self._rooms is None:
             raise SandboxError(
                 "look at what the test has written", cause="it failed when wider fixtures had ended"

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 #: So many test processes may be on their way out while the next one runs.
 _LEAVING: Final = 8
-PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
 
 _GARBLED: Final = "the test has written to the socket of the plugin, and its process was ended"
 
@@ -261,7 +260,7 @@ class Passage:
                 self._gate.keeper.capture(self._item, None, self._all_remains)
             how = _GARBLED if garbled else describe(status_reader, status)
             out, err = internals.captured_so_far(config)
-            phase = PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
+            phase = internals.PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
             self.ending.death = Death(
                 how, phase, out, err, time.time(), self._read_changes, changed
             )

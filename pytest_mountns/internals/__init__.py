@@ -6,6 +6,7 @@ Each function says which internal it rests on. Works from pytest 8.0 to 9.x.
 from .failures import noted_failures
 from .frames import drop_unseen, unseen
 from .reports import (
+    PHASES,
     Phase,
     expects_failure,
     failed_report,
@@ -73,6 +74,7 @@ from .settings import (
 )
 
 __all__ = [
+    "PHASES",
     "Delegated",
     "Phase",
     "Reporters",
