@@ -92,6 +92,8 @@ from pytest_mountns.engine.pinned import HotPages
 
 PAGES = 600
 memory = mmap.mmap(-1, PAGES * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+# A huge page, where they are given unasked, is pinned by nobody.
+memory.madvise(mmap.MADV_NOHUGEPAGE)
 memory[::4096] = b"p" * PAGES
 
 def pinned():
