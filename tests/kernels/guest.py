@@ -8,6 +8,7 @@ says before OverlayFS is loaded.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -22,6 +23,7 @@ USER = "tester"
 def main(tests: list[str]) -> None:
     prepare()
     RESULTS.mkdir()
+    compile_plugin()
     run("root", Path("/checkout"), ["-m", "pytest_mountns.doctor"], "no-overlay.txt")
     if os.path.exists("/overlay.ko"):
         subprocess.run(["insmod", "/overlay.ko"], check=True)
@@ -58,6 +60,14 @@ def prepare() -> None:
         os.makedirs(target, exist_ok=True)
         os.chmod(target, 0o1777)
     subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", USER], check=True)
+
+
+def compile_plugin() -> None:
+    """Once, and not in each of the many processes that the tests start."""
+    spec = importlib.util.find_spec("pytest_mountns")
+    assert spec is not None
+    for place in spec.submodule_search_locations or ():
+        subprocess.run([sys.executable, "-m", "compileall", "-q", place], check=True)
 
 
 def run(who: str, place: Path, arguments: list[str], output: str) -> None:
