@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 
 import pytest
 
+import pytest_mountns
 from pytest_mountns.engine.capabilities import Findings, probe
 
 pytest_plugins = ["pytester"]
@@ -14,6 +16,8 @@ findings_key = pytest.StashKey[Findings]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Once: what the tests start writes no bytecode, and would compile it all each time.
+    compileall.compile_dir(os.path.dirname(pytest_mountns.__file__), quiet=2)
     config.addinivalue_line("markers", "sandboxes: needs a machine that can isolate tests")
     config.addinivalue_line("markers", "layered: needs a kernel that takes uppers as lowers")
     config.addinivalue_line("markers", "binding: needs a kernel that binds into a sandbox")
