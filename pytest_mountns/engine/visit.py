@@ -244,12 +244,14 @@ class Traveller:
         seal = visit.sandbox.seal
         if seal is None:
             return
-        if seal.is_whole():
-            with suppress(OSError):
+        is_whole = False
+        # Whatever goes wrong here, this process has to get home.
+        with suppress(Exception):
+            if seal.is_whole():
                 new = identities().items() - visit.opened.items()
-                if all(fd in seal.descriptors for fd, _ in new):
-                    return
-        visit.sandbox.break_seal()
+                is_whole = all(fd in seal.descriptors for fd, _ in new)
+        if not is_whole:
+            visit.sandbox.break_seal()
 
     def leave(self) -> str:
         """Return home. The working directory in the sandbox, as it was last.
