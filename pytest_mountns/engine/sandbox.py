@@ -41,7 +41,7 @@ from .moving import (
 )
 from .plan import Bind, Plan
 from .roots import Kept, make_ground
-from .seal import Seal, can_be_sealed
+from .seal import Seal, are_empty, can_be_sealed
 from .template import Template
 from .upper import Layered, read_changes
 
@@ -157,11 +157,8 @@ class Sandbox:
         if self.layers is not None or not can_be_sealed(self.plan):
             return
         with privileged(self.plan.drops_capabilities), suppress(OSError):
-            seal = Seal(self.plan, self.scratch, self.overlays)
-            if seal.is_of_empty_uppers:
-                self.seal = seal
-            else:
-                seal.close()
+            if are_empty(self.scratch, self.overlays):
+                self.seal = Seal(self.plan, self.scratch, self.overlays)
 
     def is_unwritten(self) -> bool:
         """Of one with a seal, which nobody is in: whether its uppers are still empty."""

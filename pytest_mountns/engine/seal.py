@@ -50,11 +50,25 @@ def can_be_sealed(plan: Plan) -> bool:
     return all(targets.count(overlay.target) == 1 for overlay in plan.overlays)
 
 
+def are_empty(scratch: int, overlays: Sequence[Layered]) -> bool:
+    """Whether nothing lies in the uppers. Raises :class:`OSError`."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    for overlay in overlays:
+        fd = posix.open(overlay.upper, flags, dir_fd=scratch)
+        try:
+            if posix.listdir(fd):
+                return False
+        finally:
+            posix.close(fd)
+    return True
+
+
 @final
 class Seal:
     """What a sandbox was like before a test. This thread is in there, with all capabilities.
 
-    ``scratch`` and ``overlays``: as of the sandbox. Raises :class:`OSError`.
+    ``scratch`` and ``overlays``: as of the sandbox, whose uppers are empty. Raises
+    :class:`OSError`.
     """
 
     def __init__(self, plan: Plan, scratch: int, overlays: Sequence[Layered]) -> None:
@@ -84,19 +98,6 @@ class Seal:
     def descriptors(self) -> Sequence[int]:
         """Its own."""
         return self._fds
-
-    @property
-    def is_of_empty_uppers(self) -> bool:
-        """Whether nothing lies in them from the start."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        for upper in self._uppers:
-            fd = posix.open(upper, flags, dir_fd=self._scratch)
-            try:
-                if posix.listdir(fd):
-                    return False
-            finally:
-                posix.close(fd)
-        return True
 
     def is_whole(self) -> bool:
         """Whether nothing has changed, as seen by this thread, which is in there."""
