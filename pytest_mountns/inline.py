@@ -91,7 +91,10 @@ class InlineTest:
         self._rooms, gate.inside = Rooms(sandbox, gate.traveller.release), self
         internals.finalize_last(self._item, self.leave)
         try:
-            gate.traveller.enter(sandbox, self._entrance.working_directory(), born=born)
+            # Where it is known to be changed, nothing needs to be looked at first.
+            may_serve_again = not internals.makes_directory(self._item)
+            cwd = self._entrance.working_directory()
+            gate.traveller.enter(sandbox, cwd, born=born if may_serve_again else None)
         except SandboxError as error:
             self._let_go()
             return error

@@ -29,6 +29,7 @@ WiderScope: TypeAlias = Literal["class", "module", "package", "session"]
 #: Gives the place to set up a fixture in, by its scope and the node that its instance belongs to.
 Within: TypeAlias = Callable[["WiderScope", pytest.Collector], AbstractContextManager[object]]
 
+_OWN_DIRECTORY: Final = frozenset({"tmp_path", "tmpdir"})
 _TEMPORARY: Final = frozenset({"tmp_path", "tmp_path_factory", "tmpdir", "tmpdir_factory"})
 
 
@@ -142,6 +143,11 @@ def _is_own(listener: pluggy.HookImpl) -> bool:
     home = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
     places = (home, listener.function.__module__)
     return all(place.partition(".")[0] in ("_pytest", "pytest_mountns") for place in places)
+
+
+def makes_directory(item: pytest.Item) -> bool:
+    """Whether a fixture makes a directory for ``item``, in its sandbox."""
+    return not _OWN_DIRECTORY.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def choose_basetemp(item: pytest.Item) -> None:
