@@ -11,11 +11,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from . import syscalls as sys
 from .builders import set_read_only
+from .circumstances import Circumstances, look
 from .decide import plan
+from .diagnosis import diagnose
 from .disk import DiskUppers
 from .enter import enter
 from .host import survey
@@ -27,9 +29,6 @@ from .outer import become, have_loopback
 from .plan import Capabilities, Host, User
 from .spec import SandboxSpec
 from .trials import Answer, Log, Trial, try_in_child
-
-if TYPE_CHECKING:
-    from .circumstances import Circumstances
 
 _NOBODY: Final = 65534
 _WHOLE: Final = "a whole root and pivot_root"
@@ -103,9 +102,6 @@ def _explained(findings: Findings, user_namespace: bool) -> Findings:
     """With the reasons that failures have here."""
     if all(trial.works for trial in findings.trials):
         return findings
-
-    from .circumstances import look
-    from .diagnosis import diagnose
 
     here = findings.circumstances or look()
     judged = []
