@@ -31,16 +31,6 @@ COPIED = 1000
 """Files for ``test_copy_up``."""
 
 
-_WRITING = 'open("written", "w").close()'
-SMALL = {
-    "empty": ("", "pass"),
-    "fake-empty": ("fs", "pass"),
-    "writing": ("", _WRITING),
-    "fake-writing": ("fs", _WRITING),
-}
-"""Suites of many tests that are all the same: what they ask for, and what they do."""
-
-
 class NotMeasured(Exception):
     """This way does not work here. The text says why."""
 
@@ -138,7 +128,7 @@ class Run:
             return Sample(wall, cpu, tests)
         # Not "error", which is what pytest-forked gives cause for.
         arguments = ["tests", "-o", "filterwarnings=ignore"] if self.suite == "real" else []
-        expected = tests if self.suite in SMALL else 0
+        expected = tests if self.suite in ("empty", "fake-empty") else 0
         return self._run(home, python, setting, arguments, expected)
 
     def _write(self, home: Path, tests: int, setting: Setting) -> None:
@@ -152,18 +142,18 @@ class Run:
         shutil.copy(SUITES / "conftest.py", home)
         for number in range(self.layers):
             (home / "layers" / str(number)).mkdir(parents=True)
-        if self.suite not in SMALL:
+        if self.suite not in ("empty", "fake-empty"):
             shutil.copy(SUITES / f"test_{self.suite}.py", home)
             (home / "lower").mkdir()
             for number in range(COPIED):
                 (home / "lower" / str(number)).write_bytes(b"x" * 4096)
             return
-        argument, body = SMALL[self.suite]
+        argument = "fs" if self.suite == "fake-empty" else ""
         for number in range(FILES):
             count = tests // FILES + (number < tests % FILES)
             first = "witness" if number == 0 else argument
             functions = [
-                f"def test_{index}({argument if index else first}):\n    {body}\n"
+                f"def test_{index}({argument if index else first}):\n    pass\n"
                 for index in range(count)
             ]
             (home / f"test_{number}.py").write_text("\n\n".join(functions))
@@ -272,7 +262,6 @@ class Floor:
         part = floor.TESTS / setting.tests
         Run(
             f"{self.name}-traced",
-            suite=run.suite,
             options=run.options,
             keys=run.keys,
             isolated=True,

@@ -33,7 +33,6 @@ QUICK: Final = Sizes(mounts=(0, 200), heap=(0, 100), layers=(1, 100))
 def empty(sizes: Sizes) -> list[Case]:
     """Tests that do nothing."""
     inline = Run("inline", options=INLINE, base="plain", isolated=True)
-    writing = replace(inline, name="writing-inline", suite="writing", base="writing-plain")
     module: dict[str, object] = {"scope": "module"}
     return [
         Run("plain", options=PLAIN),
@@ -63,13 +62,8 @@ def empty(sizes: Sizes) -> list[Case]:
             part=0.02,
             needs="bwrap",
         ),
-        # An empty test may be given a sandbox that is there already.
-        Run("writing-plain", suite="writing", options=PLAIN),
-        writing,
-        replace(writing, name="writing-fork", options=FORK),
-        Run("writing-pyfakefs", "pyfakefs", "fake-writing", base="pyfakefs-plain"),
-        Floor("floor-c", "c", writing),
-        Floor("floor-python", "python", writing),
+        Floor("floor-c", "c", inline),
+        Floor("floor-python", "python", inline),
     ]
 
 

@@ -130,15 +130,8 @@ CLAIMS: Final = (
         steady=_WITHOUT_START,
     ),
     Claim(
-        "inline, a test that writes a file: of pyfakefs",
-        ("writing-inline", "added"),
-        ("writing-pyfakefs", "added"),
-        0.4,
-        steady=_WITHOUT_START,
-    ),
-    Claim(
-        "inline, a test that writes a file: of the same system calls from bare Python",
-        ("writing-inline", "added"),
+        "inline, an empty test: of the same system calls from bare Python",
+        ("inline", "added"),
         ("floor-python", "mean"),
         2,
         steady=("steady", "median"),
@@ -157,12 +150,7 @@ CLAIMS: Final = (
         0.6,
         steady=_WITHOUT_START,
     ),
-    Claim(
-        "a checkpoint: of an inline sandbox that is written to",
-        ("again", "checkpoint"),
-        ("writing-inline", "steady"),
-        1.2,
-    ),
+    Claim("a checkpoint: of an inline sandbox", ("again", "checkpoint"), ("inline", "steady"), 1.2),
     Claim(
         "10,000 small files, inline: of plain tmp_path on disk",
         ("io/inline", "small_files"),

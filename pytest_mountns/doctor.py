@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from .engine.capabilities import Findings, probe, probe_keys
-from .engine.circumstances import look
+from .engine.capabilities import Findings, probe_keys
 from .engine.planner import Planner
 from .engine.trials import Trial
 
@@ -24,7 +23,11 @@ def examine(places: Sequence[str] = ()) -> Findings:
 
     ``places``: directories a run needs to write to, beside the home, temporary and working ones.
     """
-    return probe_keys(probe(Planner([*places, sys.prefix]).places))
+    planner = Planner([*places, sys.prefix])
+    try:
+        return probe_keys(planner.findings)
+    finally:
+        planner.close()
 
 
 def facts(findings: Findings) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def facts(findings: Findings) -> dict[str, Any]:
     return {
         "version": FACTS_VERSION,
         "possible": capabilities is not None,
-        "here": (findings.circumstances or look()).as_data(),
+        "here": findings.circumstances.as_data(),
         "trials": [asdict(trial) for trial in findings.trials],
         "capabilities": None if capabilities is None else asdict(capabilities),
         "read_only": sorted(findings.unlayerable),
@@ -49,7 +52,7 @@ def facts(findings: Findings) -> dict[str, Any]:
 
 def lines(findings: Findings) -> Iterator[str]:
     """The same for people."""
-    yield (findings.circumstances or look()).describe()
+    yield findings.circumstances.describe()
     for trial in findings.trials:
         yield from _lines_of(trial)
     for path in sorted(findings.unlayerable):

@@ -32,21 +32,17 @@ class Entrance:
         Skips or fails the item if there can be no sandbox, and raises what a fixture raises.
         """
         __tracebackhide__ = True
-        # Before wider fixtures do work for nothing.
-        plan = self.plan()
-        self._tell(plan)
+        # Before wider fixtures do work for nothing, and again: they may have mounted something.
+        self._tell(self.plan())
         # Where it is chosen by a wider fixture, its sandbox would keep it to itself.
         internals.choose_basetemp(self._item)
         basetemp = internals.basetemp(self._item.config)
         if basetemp is not None:
             self._gate.planner.keep(str(basetemp))
-        new = internals.sets_up_wider_fixtures(self._item)
-        if new:
+        if internals.sets_up_wider_fixtures(self._item):
             self._gate.rest()
         internals.fill_wider_fixtures(self._item, self._gate.scopes.within(self._item))
-        if new:
-            # They may have mounted something.
-            plan = self.plan()
+        plan = self.plan()
         self._tell(plan)
         return plan
 

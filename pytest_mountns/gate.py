@@ -30,30 +30,30 @@ import pytest
 from . import config as settings
 from . import internals, terminal
 from .changes_report import changes_key
+from .child import TestProcess
 from .companions import Companions
 from .engine import disk, processes
-from .engine.births import Children
+from .engine.capabilities import Findings
 from .engine.errors import SandboxError, Unavailable
 from .engine.limits import Limits
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
 from .engine.visit import Traveller
 from .inline import HomeHooks, InlineTest
+from .passage import PHASES, Passage
 from .scopes import Scopes
 from .tally import tally_key
 from .terminal import Unpacking
 from .through import WaysThrough
+from .timers import TimeoutSettings, Timers
 from .waking import Finisher, is_wanted
 
 if TYPE_CHECKING:
-    from .child import TestProcess
-    from .engine.capabilities import Findings
     from .engine.pinned import HotPages
     from .engine.plan import Plan
     from .engine.sandbox import Layers
     from .engine.sources import Sources
     from .keeping import Keeper
-    from .timers import TimeoutSettings, Timers
 
 spec_key: Final = pytest.StashKey[SandboxSpec]()
 
@@ -75,7 +75,6 @@ class Gate:
             lambda: self._sources(limits),
         )
         self.uppers = disk.DiskUppers()
-        self.children = Children()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
         self._hot_pages: HotPages | None = None
@@ -228,10 +227,6 @@ class Gate:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
         if self._is_inline(item):
             return (yield from self._protocol_inline(item, nextitem))
-        # Of what only a fork takes, nothing is needed where no test is forked.
-        from .passage import Passage
-        from .timers import Timers
-
         timers = self._timers = Timers(item)
         passage = Passage(self, item, nextitem, timers)
         item.setup = passage.setup  # type: ignore[method-assign]
@@ -316,7 +311,7 @@ class Gate:
         """Note, in the test process, how far it got."""
         # A copy that the test has forked may come this far, too.
         if self.process is not None and not self.process.sender.is_copy:
-            self.phase[0] = internals.PHASES.index(phase)
+            self.phase[0] = PHASES.index(phase)
 
     def settle(self) -> None:
         """Once, before the first fork: collect, so that children have no cause to.

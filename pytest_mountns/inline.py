@@ -23,11 +23,11 @@ from .engine import disk, processes
 from .engine.changes import Changes
 from .engine.errors import SandboxError
 from .engine.plan import Plan
+from .engine.remains import Remains
 from .engine.rooms import Rooms
 from .entrance import Entrance
 
 if TYPE_CHECKING:
-    from .engine.remains import Remains
     from .gate import Gate
 
 # Set by pytest itself in each phase.
@@ -46,6 +46,7 @@ class InlineTest:
         self._entrance = Entrance(gate, item)
         self._rooms: Rooms | None = None
         self._directory: str | None = None
+        self._children: frozenset[int] = frozenset()
         self._environment: dict[bytes, bytes] = {}
         self._umask = 0
         self._basetemp: object = None
@@ -78,11 +79,11 @@ class InlineTest:
         directory = None
         try:
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
-            sandbox = gate.traveller.take(plan, directory=directory, layers=self._entrance.layers())
+            sandbox = gate.traveller.make(plan, directory=directory, layers=self._entrance.layers())
         except SandboxError as error:
             _remove(directory)
             return error
-        born = gate.children.note()
+        self._children = frozenset(processes.children(os.getpid()))
         self._environment = dict(cast(Any, os.environ)._data)
         os.umask(umask := os.umask(0o077))
         self._umask, self._directory = umask, directory
@@ -91,10 +92,7 @@ class InlineTest:
         self._rooms, gate.inside = Rooms(sandbox, gate.traveller.release), self
         internals.finalize_last(self._item, self.leave)
         try:
-            # Where it is known to be changed, nothing needs to be looked at first.
-            may_serve_again = not internals.makes_directory(self._item)
-            cwd = self._entrance.working_directory()
-            gate.traveller.enter(sandbox, cwd, born=born if may_serve_again else None)
+            gate.traveller.enter(sandbox, self._entrance.working_directory())
         except SandboxError as error:
             self._let_go()
             return error
@@ -109,7 +107,8 @@ class InlineTest:
         if gate.inside is not self:
             return
         wider = internals.wider_teardown_is_due(self._item, self._nextitem)
-        if new := gate.children.new():
+        new = [pid for pid in processes.children(os.getpid()) if pid not in self._children]
+        if new:
             # Its root is about to vanish.
             _forget_tracker(processes.end(new))
         gate.companions.end_visit(self._item)
@@ -180,8 +179,6 @@ class InlineTest:
 
         Raises :class:`SandboxError` if that is gone.
         """
-        from .engine.remains import Remains
-
         if self._rooms is None:
             raise SandboxError(
                 "look at what the test has written", cause="it failed when wider fixtures had ended"
@@ -205,13 +202,11 @@ class HomeHooks:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._reporters = internals.Reporters(gate.config)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     @internals.unseen
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
-        # Pytest's own ones write to what is open, and keep the rest to themselves.
-        if self._gate.inside is None or self._reporters.are_pytests_own():
+        if self._gate.inside is None:
             return (yield)
         with self._gate.traveller.at_home():
             return (yield)

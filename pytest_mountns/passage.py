@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 #: So many test processes may be on their way out while the next one runs.
 _LEAVING: Final = 8
+PHASES: Final[tuple[internals.Phase, ...]] = ("setup", "call", "teardown")
 
 _GARBLED: Final = "the test has written to the socket of the plugin, and its process was ended"
 
@@ -159,8 +160,6 @@ class Passage:
                         with contextlib.suppress(OSError):
                             # Too many are open: then somebody waits.
                             arrival.sandbox.leave_to_child()
-                        if arrival.directory is None and arrival.layers is None:
-                            gate.traveller.make_ahead(plan)
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()
@@ -200,9 +199,7 @@ class Passage:
         if not alone:
             # To go anywhere, this thread would have to part with the others' working directory.
             return Arrival(plan, cwd, directory)
-        sandbox = gate.traveller.take(plan, directory=directory, layers=layers)
-        # Whether something changes does not matter: it serves no other test.
-        sandbox.break_seal()
+        sandbox = gate.traveller.make(plan, directory=directory, layers=layers)
         return Arrival(plan, cwd, directory, gate.traveller.stage, layers, sandbox)
 
     def _listen(
@@ -260,7 +257,7 @@ class Passage:
                 self._gate.keeper.capture(self._item, None, self._all_remains)
             how = _GARBLED if garbled else describe(status_reader, status)
             out, err = internals.captured_so_far(config)
-            phase = internals.PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
+            phase = PHASES[min(self._gate.phase[0], relay.TEARDOWN)]
             self.ending.death = Death(
                 how, phase, out, err, time.time(), self._read_changes, changed
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
+from .doctor import report as diagnose
 from .engine.errors import errno_name
 from .engine.sandbox import Sandbox
 
@@ -82,9 +83,7 @@ class Unpacking:
 def doctor(config: pytest.Config) -> int:
     """Print what works here, what does not, why, and what mends it. 0 if tests can be isolated."""
     # Asked for before anything is configured: no session, no gate.
-    from .doctor import report
-
-    return report([str(config.rootpath)])
+    return diagnose([str(config.rootpath)])
 
 
 def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:

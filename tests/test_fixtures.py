@@ -137,8 +137,6 @@ def test_changes_and_reset(pytester: pytest.Pytester, record: Record) -> None:
             assert overlay_root.changes() == {str(HOME / "again"): "added"}
 
         def test_many_resets(overlay_root):
-            # With the first one it is none any more that could serve another test as it is.
-            overlay_root.reset()
             descriptors = len(os.listdir("/proc/self/fd"))
             for _ in range(20):
                 (HOME / "file").write_text("x")

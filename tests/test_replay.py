@@ -316,7 +316,7 @@ def test_a_machine_that_cannot_isolate(pytester: pytest.Pytester) -> None:
         from pytest_mountns.engine import planner
         from pytest_mountns.engine.capabilities import Findings
 
-        planner.probe = lambda places, pid: Findings((), None)
+        planner.probe = lambda places: Findings((), None)
         """
     )
     shown = command("replay", str(bundle))

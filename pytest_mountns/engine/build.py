@@ -401,14 +401,6 @@ def _show_device(builder: Builder, step: MakeDev, name: str, dev: int) -> None:
     os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=dev)
 
 
-def device_paths(step: MakeDev) -> list[str]:
-    """All that is made of it, and the directories that this is in."""
-    parts = [name.split("/") for name in step.more]
-    inner = dict.fromkeys("/".join(part[:end]) for part in parts for end in range(1, len(part)))
-    names = ["pts", "pts/ptmx", "shm", *step.devices, *step.more, *_LINKS, *inner]
-    return [step.target, *(f"{step.target}/{name}" for name in names)]
-
-
 def _make_dev(builder: Builder, step: MakeDev, *, own_root: bool) -> None:
     dev = step.target
     builder.mount("tmpfs", dev, [("mode", "0755")], sys.MOUNT_ATTR_NOSUID)

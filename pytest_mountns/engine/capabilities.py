@@ -9,7 +9,7 @@ from __future__ import annotations
 import _socket
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Final, final
 
@@ -31,7 +31,6 @@ from .spec import SandboxSpec
 from .trials import Answer, Log, Trial, try_in_child
 
 _NOBODY: Final = 65534
-_WHOLE: Final = "a whole root and pivot_root"
 #: What may be otherwise a moment later.
 PASSING: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
 
@@ -41,16 +40,13 @@ PASSING: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
 class Findings:
     """The trials, and what they add up to. ``capabilities`` is None if isolation is impossible.
 
-    ``unlayerable``: directories the kernel refused as a lower of an overlay. ``pid_tried``: whether
-    a PID namespace was tried; if not, :func:`probe_pid` does it. ``circumstances`` are known if any
-    trial has failed.
+    ``unlayerable``: directories the kernel refused as a lower of an overlay.
     """
 
     trials: tuple[Trial, ...]
     capabilities: Capabilities | None
     unlayerable: frozenset[str] = frozenset()
-    circumstances: Circumstances | None = None
-    pid_tried: bool = True
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def user_namespace(self) -> bool:
@@ -63,55 +59,24 @@ class Findings:
         return next((t for t in self.trials if t.needed and not t.works), None)
 
 
-def probe(places: Sequence[str], *, pid: bool = True) -> Findings:
+def probe(places: Sequence[str]) -> Findings:
     """Try everything, in processes of its own. ``places``: as for :func:`.host.survey`.
 
     Root that may not make mount namespaces is tried as an ordinary user, in a user namespace.
-    ``pid``: PID namespaces in any case; else only if they could not be tried later.
     """
+    here = look()
     user_namespace = os.geteuid() != 0
     uppers = DiskUppers()
     try:
-        findings = _probe_as(places, uppers, user_namespace=user_namespace, pid=pid)
+        findings = _probe_as(places, uppers, user_namespace=user_namespace)
         if findings.capabilities is None and not user_namespace:
-            as_user = _probe_as(places, uppers, user_namespace=True, pid=pid)
+            as_user = _probe_as(places, uppers, user_namespace=True)
             if as_user.capabilities is not None:
                 findings, user_namespace = as_user, True
     finally:
         uppers.close()
-    return _explained(findings, user_namespace)
-
-
-def probe_pid(findings: Findings, host: Host) -> Findings:
-    """With the trial of a PID namespace, if that was not made. ``host``: with what is known of
-    its ``unlayerable`` directories."""
-    capabilities = findings.capabilities
-    if capabilities is None or findings.pid_tried:
-        return findings
-    trial = _whole(host, capabilities, None, pid=True)
-    known = replace(
-        findings,
-        trials=(*findings.trials, trial),
-        capabilities=replace(capabilities, pid_namespace=trial.works),
-        pid_tried=True,
-    )
-    return _explained(known, capabilities.user_namespace)
-
-
-def _explained(findings: Findings, user_namespace: bool) -> Findings:
-    """With the reasons that failures have here."""
-    if all(trial.works for trial in findings.trials):
-        return findings
-
-    here = findings.circumstances or look()
-    judged = []
-    for trial in findings.trials:
-        advice = None
-        if not trial.works:
-            advice = diagnose(trial.name, trial.errno, here, user_namespace=user_namespace)
-        sure = advice and replace(trial, cause=advice[0], remedy=advice[1])
-        judged.append(sure or trial)
-    return replace(findings, trials=tuple(judged), circumstances=here)
+    trials = tuple(_judged(trial, here, user_namespace) for trial in findings.trials)
+    return replace(findings, trials=trials, circumstances=here)
 
 
 def probe_keys(findings: Findings) -> Findings:
@@ -121,8 +86,11 @@ def probe_keys(findings: Findings) -> Findings:
         return findings
     user_namespace = capabilities.user_namespace
     answer = try_in_child(lambda: _try_keys(user_namespace))
-    trials = (Trial(**trial) for trial in answer["trials"])
-    return _explained(replace(findings, trials=(*findings.trials, *trials)), user_namespace)
+    trials = (
+        _judged(Trial(**trial), findings.circumstances, user_namespace)
+        for trial in answer["trials"]
+    )
+    return replace(findings, trials=(*findings.trials, *trials))
 
 
 def _try_keys(user_namespace: bool) -> Answer:
@@ -155,9 +123,15 @@ def _try_keys(user_namespace: bool) -> Answer:
     return log.answer()
 
 
-def _probe_as(
-    places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool, pid: bool
-) -> Findings:
+def _judged(trial: Trial, here: Circumstances, user_namespace: bool) -> Trial:
+    """With the reason that it has here, where that is sure."""
+    if trial.works:
+        return trial
+    advice = diagnose(trial.name, trial.errno, here, user_namespace=user_namespace)
+    return trial if advice is None else replace(trial, cause=advice[0], remedy=advice[1])
+
+
+def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool) -> Findings:
     log = Log(user_namespace)
     found: list[Host] = []
     if not log.attempt(
@@ -191,24 +165,17 @@ def _probe_as(
             return Findings(tuple(trials), None)
     unlayerable = frozenset(steps["unlayerable"])
     host = replace(found[0], unlayerable=unlayerable)
-    if not steps.get("whole"):
-        whole = _whole(host, capabilities, directories[1], pid=False)
-        trials.append(whole)
-        if not whole.works:
-            return Findings(tuple(trials), None, unlayerable)
-    findings = Findings(tuple(trials), capabilities, unlayerable, pid_tried=False)
-    # Later it might have to be tried in a user namespace, or needs another directory.
-    if not pid and not user_namespace and capabilities.memory_upper:
-        return findings
-    trial = _whole(host, capabilities, directories[2], pid=True)
-    capabilities = replace(capabilities, pid_namespace=trial.works)
-    return Findings((*findings.trials, trial), capabilities, unlayerable)
-
-
-def _whole(host: Host, capabilities: Capabilities, directory: str | None, *, pid: bool) -> Trial:
-    answer = try_in_child(partial(_try_whole, host, capabilities, directory, pid=pid))
-    trial = Trial(**answer["trials"][0])
-    return replace(trial, needed=False) if pid else trial
+    whole, pid = (
+        Trial(
+            **try_in_child(partial(_try_whole, host, capabilities, directory, pid=pid))["trials"][0]
+        )
+        for pid, directory in ((False, directories[1]), (True, directories[2]))
+    )
+    trials += [whole, replace(pid, needed=False)]
+    if not whole.works:
+        return Findings(tuple(trials), None, unlayerable)
+    capabilities = replace(capabilities, pid_namespace=pid.works)
+    return Findings(tuple(trials), capabilities, unlayerable)
 
 
 def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answer:
@@ -251,14 +218,7 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answe
         return log.answer(capabilities=kinds)
     refused, detached = _try_overlays(log, host, matter, capabilities, None)
     kinds["detached_uppers"] = detached
-    whole = detached and all(trial.works for trial in log.trials if trial.needed)
-    if whole:
-        # Nothing was mounted so far that would be in the way.
-        os.chdir("/")
-        capabilities = Capabilities(user_namespace, **kinds)
-        wanted = plan(SandboxSpec(), replace(host, unlayerable=frozenset(refused)), capabilities)
-        log.attempt(_WHOLE, lambda: enter(wanted))
-    return log.answer(capabilities=kinds, unlayerable=refused, whole=whole)
+    return log.answer(capabilities=kinds, unlayerable=refused)
 
 
 def _try_on_disk(
@@ -342,7 +302,7 @@ def _try_whole(
         enter(plan(SandboxSpec(pid=pid), host, capabilities), directory)
 
     if not pid:
-        log.attempt(_WHOLE, make)
+        log.attempt("a whole root and pivot_root", make)
         return log.answer()
 
     def make_in_pid_namespace() -> None:

@@ -15,7 +15,7 @@ import os
 import posix
 import socket
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from socket import socket as Socket
 from typing import Final, TypeAlias, final
 
@@ -24,8 +24,6 @@ from .moving import explained, high
 
 #: A descriptor of a directory, and the path that it is open at.
 Opened: TypeAlias = "tuple[int, str]"
-#: Device and inode of what a descriptor stands for.
-Identity: TypeAlias = "tuple[int, int]"
 
 _MOST: Final = 250
 
@@ -35,40 +33,22 @@ def open_directories(besides: Collection[int]) -> list[Opened]:
 
     Raises :class:`SandboxError`.
     """
-    return look(besides)[1]
-
-
-def look(besides: Collection[int]) -> tuple[dict[int, Identity], list[Opened]]:
-    """What each open descriptor of this process stands for; :func:`open_directories`."""
-    found: dict[int, Identity] = {}
-    directories: list[Opened] = []
     with explained("look at the open directories of this process", False):
-        for name in posix.listdir("/proc/self/fd"):
-            fd = int(name)
-            try:
-                status = posix.fstat(fd)
-                found[fd] = status.st_dev, status.st_ino
-                if stat.S_ISDIR(status.st_mode) and fd not in besides:
-                    directories.append((fd, posix.readlink(f"/proc/self/fd/{name}")))
-            except OSError as error:
-                # The descriptor of the listing itself, closed by now. Any other may lead out.
-                if error.errno not in (errno.EBADF, errno.ENOENT):
-                    raise
-    return found, directories
+        return list(_open_directories(besides))
 
 
-def identities() -> dict[int, Identity]:
-    """What each open descriptor of this process stands for. Raises :class:`OSError`."""
-    found: dict[int, Identity] = {}
+def _open_directories(besides: Collection[int]) -> Iterator[Opened]:
     for name in posix.listdir("/proc/self/fd"):
         fd = int(name)
-        try:
-            status = posix.fstat(fd)
-        except OSError:
-            # That of the listing itself is closed by now.
+        if fd in besides:
             continue
-        found[fd] = status.st_dev, status.st_ino
-    return found
+        try:
+            if stat.S_ISDIR(posix.fstat(fd).st_mode):
+                yield fd, posix.readlink(f"/proc/self/fd/{name}")
+        except OSError as error:
+            # The descriptor of the listing itself, closed by now. Any other may lead out.
+            if error.errno not in (errno.EBADF, errno.ENOENT):
+                raise
 
 
 def reopen(directories: Sequence[Opened]) -> None:

@@ -27,9 +27,8 @@ from .errors import SandboxError, Unavailable, said
 
 T = TypeVar("T")
 
-# High, so that descriptors a test opens have the numbers they have without us; and with room below
-# 512, where the kernel makes a larger table, for which a process with threads waits.
-_FD_FLOOR: Final = 400
+# High, so that descriptors a test opens have the numbers they have without us.
+_FD_FLOOR: Final = 500
 _NAMESPACE: Final = "/proc/thread-self/ns/mnt"
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
 
-from .capabilities import PASSING, Findings, probe, probe_pid
+from .capabilities import PASSING, Findings, probe
 from .decide import plan
 from .errors import SandboxError, Unavailable, said
 from .host import survey
@@ -64,7 +64,7 @@ class Planner:
     def findings(self) -> Findings:
         """What this machine can do; probed when first asked for, and again if what stands in the
         way may pass."""
-        findings = self._findings or probe(self.places, pid=False)
+        findings = self._findings or probe(self.places)
         obstacle = findings.obstacle
         if obstacle is None or obstacle.errno not in PASSING:
             self._findings = findings
@@ -140,21 +140,19 @@ class Planner:
         capabilities = findings.capabilities
         if capabilities is None:
             raise _unavailable(findings.obstacle)
+        if spec.pid and not capabilities.pid_namespace:
+            trial = self.findings.trials[-1]
+            raise Unavailable(
+                "a PID namespace of its own is not possible here",
+                trial.kernel,
+                trial.cause,
+                trial.remedy,
+            )
         if (spec.size or spec.inodes) and not capabilities.memory_upper:
             reason = self._failed("extended attributes on tmpfs")
             raise Unavailable("limit an upper in memory: here uppers lie on disk", *reason)
         if self._host is None:
             self._host = self._survey(capabilities)
-        if spec.pid:
-            self._findings = findings = probe_pid(findings, self._host)
-            if findings.capabilities is not None and not findings.capabilities.pid_namespace:
-                trial = findings.trials[-1]
-                raise Unavailable(
-                    "a PID namespace of its own is not possible here",
-                    trial.kernel,
-                    trial.cause,
-                    trial.remedy,
-                )
         user = _user(spec.user, capabilities)
         _check_devices(spec.devices)
         if spec.root != "host":

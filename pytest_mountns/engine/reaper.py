@@ -4,8 +4,6 @@ The last to close a descriptor of a mount namespace unmounts all that is in it, 
 kernel's grace periods: a third of what a sandbox costs, and far more on a busy machine. Nobody has
 to wait for that. The descriptors go to another process, which closes them.
 
-It also has overlays forget what they know of the files below, which takes one such period.
-
 That process is no child of this one, whose tests may wait for all children. It ends when this one
 does, however that comes.
 """
@@ -17,24 +15,16 @@ import os
 import select
 import signal
 import socket
-import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from socket import socket as Socket
 from typing import Final, NoReturn, final
 
 from . import syscalls
 from .descriptors import pair
-from .errors import SandboxError
-from .moving import privileged
 from .processes import fork, reap
 
 # What can wait in the socket; a machine that is too slow to let go is waited for.
 _MOST: Final = 16
-# What to do, a number to answer with, whether it was done.
-_ORDER: Final = struct.Struct("<BIB")
-_CLOSE: Final = 0
-_FRESHEN: Final = 1
 
 
 @final
@@ -45,53 +35,21 @@ class Reaper:
         self._socket: Socket | None = None
         self._owner = os.getpid()
         self._failed = False
-        self._asked = 0
-        self._done: dict[int, bool] = {}
 
     def close(self, descriptors: Sequence[int]) -> None:
         """Close them, as far as this process can tell at once."""
-        self._send(_CLOSE, descriptors)
-        for fd in descriptors:
-            os.close(fd)
-
-    def freshen(self, contexts: Sequence[int]) -> int | None:
-        """Have overlays look anew at what is below: descriptors as fspick(2) gives them.
-
-        Returns a number to ask :meth:`has_freshened` for, or None if there is nobody to do it.
-        """
-        self._asked += 1
-        # Not of those that nobody has asked for any more.
-        self._done = {n: done for n, done in self._done.items() if n > self._asked - _MOST}
-        return self._asked if self._send(_FRESHEN, contexts, self._asked) else None
-
-    def has_freshened(self, asked: int) -> bool | None:
-        """Whether that was done; None for not yet."""
-        while self._socket is not None and asked not in self._done:
-            try:
-                answer = self._socket.recv(_ORDER.size, socket.MSG_DONTWAIT)
-                _, number, succeeded = _ORDER.unpack(answer)
-            except BlockingIOError:
-                return None
-            except (OSError, struct.error):
-                return False
-            self._done[number] = bool(succeeded)
-        return self._done.pop(asked, False)
-
-    def _send(self, what: int, descriptors: Sequence[int], number: int = 0) -> bool:
         if self._socket is None and not self._failed and os.getpid() == self._owner:
             self._start()
         # A fork of the owner shares the socket, but its descriptors are not the last ones.
-        if self._socket is None or os.getpid() != self._owner:
-            return False
-        rights = array.array("i", descriptors)
-        order = _ORDER.pack(what, number, 0)
-        try:
-            self._socket.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        except OSError:
-            # A test may have closed the socket.
-            self._socket, self._failed = None, True
-            return False
-        return True
+        if self._socket is not None and os.getpid() == self._owner:
+            rights = array.array("i", descriptors)
+            try:
+                self._socket.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            except OSError:
+                # A test may have closed the socket.
+                self._socket, self._failed = None, True
+        for fd in descriptors:
+            os.close(fd)
 
     def _start(self) -> None:
         ours, theirs = pair()
@@ -125,25 +83,6 @@ class Reaper:
         self._failed = True
 
 
-def _carry_out(channel: Socket, order: bytes, descriptors: Sequence[int]) -> None:
-    what, number, _ = _ORDER.unpack(order) if order else (_CLOSE, 0, 0)
-    succeeded = True
-    if what == _FRESHEN:
-        try:
-            # Of an ordinary user's process, its capabilities.
-            with privileged(True):
-                for context in descriptors:
-                    syscalls.fsconfig_reconfigure(context)
-        except (OSError, SandboxError):
-            succeeded = False
-    for fd in descriptors:
-        os.close(fd)
-    if what == _FRESHEN:
-        # Whoever has not fetched so many answers does not wait for this one.
-        with suppress(OSError):
-            channel.send(_ORDER.pack(what, number, succeeded), socket.MSG_DONTWAIT)
-
-
 def _become_reaper(channel: Socket, watched: int) -> NoReturn:
     try:
         if os.fork() == 0:
@@ -169,11 +108,11 @@ def _reap(channel: Socket, watched: int) -> None:
     while True:
         ready = {fd for fd, _ in poll.poll()}
         if channel.fileno() in ready:
-            order, messages, _, _ = channel.recvmsg(_ORDER.size, socket.CMSG_SPACE(4 * _MOST))
-            _carry_out(
-                channel, order, [fd for *_, data in messages for fd in array.array("i", data)]
-            )
-            if order:
+            data, messages, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(4 * _MOST))
+            for _, _, content in messages:
+                for fd in array.array("i", content):
+                    os.close(fd)
+            if data:
                 continue
         # The other end is closed, or its process is gone.
         return

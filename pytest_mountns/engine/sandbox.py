@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, final
 
@@ -41,7 +41,6 @@ from .moving import (
 )
 from .plan import Bind, Plan
 from .roots import Kept, make_ground
-from .seal import Seal, are_empty, can_be_sealed
 from .template import Template
 from .upper import Layered, read_changes
 
@@ -86,8 +85,7 @@ class Sandbox:
     one of a namespace with the host's mounts. ``template`` is what it was made from, ``base`` one
     without overlays, for what is made from it. ``created`` are the paths that were made only to be
     mounted on; ``overlays`` where each overlay is mounted, and its upper below ``scratch``.
-    ``borrowed``: scratches of templates that it has uppers in. ``seal``: as long as it has one,
-    nothing in it has changed.
+    ``borrowed``: scratches of templates that it has uppers in.
     """
 
     plan: Plan
@@ -102,7 +100,6 @@ class Sandbox:
     overlays: list[Layered] = field(default_factory=list)
     bound: list[Bind] = field(default_factory=list)
     borrowed: frozenset[int] = frozenset()
-    seal: Seal | None = None
 
     def join(
         self,
@@ -126,6 +123,10 @@ class Sandbox:
             with explained("open directories again in the sandbox", user_namespace):
                 reopen(directories)
                 change_directory(cwd)
+
+    def foreign_directories(self) -> list[Opened]:
+        """The open directories of this process that are not the sandbox's own."""
+        return open_directories(self.own_directories)
 
     @property
     def own_directories(self) -> set[int]:
@@ -152,27 +153,8 @@ class Sandbox:
         os.close(self.scratch)
         self.namespace, self.scratch = -1, own
 
-    def put_seal(self) -> None:
-        """In there: have it tell whether anything changes, if that can be told."""
-        if self.layers is not None or not can_be_sealed(self.plan):
-            return
-        with privileged(self.plan.drops_capabilities), suppress(OSError):
-            if are_empty(self.scratch, self.overlays):
-                self.seal = Seal(self.plan, self.scratch, self.overlays)
-
-    def is_unwritten(self) -> bool:
-        """Of one with a seal, which nobody is in: whether its uppers are still empty."""
-        return self.seal is not None and self.seal.is_unwritten() and not self.touched()
-
-    def break_seal(self) -> None:
-        """Something may have changed."""
-        if self.seal is not None:
-            self.seal.close()
-            self.seal = None
-
     def close(self) -> None:
         """Let go of it. The last to do so waits until everything in it is unmounted."""
-        self.break_seal()
         for fd in self.descriptors:
             if fd >= 0:
                 os.close(fd)
@@ -283,7 +265,6 @@ class Sandbox:
 
     def as_layers(self) -> Layers:
         """What was written here, and what lies below, as lowers of other sandboxes."""
-        self.break_seal()
         below = self.layers.uppers if self.layers else {}
         # One of a template's is absolute already.
         here = f"/proc/self/fd/{self.scratch}"
@@ -339,7 +320,6 @@ class Sandbox:
                 if root >= 0:
                     os.close(root)
         self.bound.append(step)
-        self.break_seal()
 
     def join_again(self, cwd: str, kin: Sequence[Sandbox]) -> None:
         """:meth:`join`, to go on in. What fails in there ends the process: see :func:`give_up`."""
@@ -365,7 +345,6 @@ class Sandbox:
         except BaseException:
             other.close()
             raise
-        # The seal of what it was is broken with that.
         self.close()
         self.namespace, self.scratch = other.namespace, other.scratch
         self.created, self.overlays = other.created, other.overlays

@@ -59,8 +59,6 @@ FSMOUNT_CLOEXEC: Final = 0x1
 FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
-FSCONFIG_CMD_RECONFIGURE: Final = 7
-FSPICK_CLOEXEC: Final = 0x1
 
 MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
@@ -92,7 +90,6 @@ _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
 _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
-_SYS_FSPICK: Final = 433
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
 
@@ -157,7 +154,6 @@ _move_mount: Final = _prototype(_int, _str, _int, _str, ctypes.c_uint)
 _fsopen: Final = _prototype(_str, ctypes.c_uint)
 _fsconfig: Final = _prototype(_int, ctypes.c_uint, _str, _str, _int)
 _fsmount: Final = _prototype(_int, ctypes.c_uint, ctypes.c_uint)
-_fspick: Final = _prototype(_int, _str, ctypes.c_uint)
 _mount_setattr: Final = _prototype(
     _int, _str, ctypes.c_uint, ctypes.POINTER(_MountAttr), ctypes.c_size_t
 )
@@ -272,20 +268,6 @@ def fsmount(fd: int, attributes: int) -> int:
     if result < 0:
         raise _fail("fsmount()")
     return result
-
-
-def fspick(path: str) -> int:
-    """fspick(2), since Linux 5.2, of the filesystem that is mounted at ``path``."""
-    result = int(_fspick(_SYS_FSPICK, AT_FDCWD, os.fsencode(path), FSPICK_CLOEXEC))
-    if result < 0:
-        raise _fail(f"fspick({path!r})")
-    return result
-
-
-def fsconfig_reconfigure(fd: int) -> None:
-    """fsconfig(2) ``FSCONFIG_CMD_RECONFIGURE``, of what was picked, with what was set since."""
-    if _fsconfig(_SYS_FSCONFIG, fd, FSCONFIG_CMD_RECONFIGURE, None, None, 0) < 0:
-        raise _fail("fsconfig(reconfigure)")
 
 
 def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import posix
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import final
 
-from .births import latest
-from .descriptors import Cloakroom, Identity, Opened, identities, look
+from .descriptors import Cloakroom, Opened
 from .enter import make
 from .errors import SandboxError, Unavailable
 from .moving import (
@@ -38,32 +37,17 @@ from .reaper import Reaper
 from .sandbox import Layers, Sandbox
 from .template import Templates
 
-# Two take turns; a third one is for when the machine is slow.
-_MOST_SPARES = 3
-
 
 @final
 @dataclass(slots=True)
 class _Visit:
     """``home`` is the working directory there; ``directories`` what was opened again on the way
-    in, with what each stands for inside. ``born`` and ``opened``: the latest process, and the open
-    descriptors, when this process was in, if that is of use."""
+    in, with what each stands for inside."""
 
     sandbox: Sandbox
     home: str
     room: Cloakroom
     directories: Sequence[tuple[int, os.stat_result]]
-    born: int | None = None
-    opened: Mapping[int, Identity] = field(default_factory=dict)
-
-
-@final
-@dataclass(slots=True)
-class _Spare:
-    """``freshening``: the number under which it is, after a test; None for an unused one."""
-
-    sandbox: Sandbox
-    freshening: int | None
 
 
 @final
@@ -82,8 +66,6 @@ class Traveller:
         self._visits: list[_Visit] = []
         self._reaper = Reaper()
         self._chrooted: bool | None = None
-        #: Sandboxes that were used, and in which nothing has changed.
-        self._spares: list[_Spare] = []
         self.in_user_namespace = False
 
     def settle_in_user_namespace(self) -> None:
@@ -125,7 +107,6 @@ class Traveller:
     def strike(self) -> None:
         """Let go of the stage, and of what was made on it: the host's mounts change, and they
         would keep old ones in use."""
-        self._drop_spares()
         self._templates.close()
         if self._stage >= 0 and self._stage != self._home:
             posix.close(self._stage)
@@ -157,52 +138,8 @@ class Traveller:
             base=base,
         )
 
-    def take(
-        self, plan: Plan, *, directory: str | None = None, layers: Layers | None = None
-    ) -> Sandbox:
-        """:meth:`make`, or what it would make and is there already.
-
-        That is one that was made ahead, or that was used, with nothing in it changed: see
-        :mod:`.seal`. Raises :class:`SandboxError`.
-        """
-        fitting = [spare for spare in self._spares if spare.sandbox.plan is plan]
-        for spare in fitting if directory is None and layers is None else ():
-            is_good = self._is_good(spare)
-            if is_good is None:
-                # Another one is made, to take turns with.
-                continue
-            self._spares.remove(spare)
-            if is_good:
-                return spare.sandbox
-            self._let_go(spare.sandbox)
-        return self.make(plan, directory=directory, layers=layers)
-
-    def make_ahead(self, plan: Plan) -> None:
-        """Have one ready for :meth:`take`, while this process has nothing else to do.
-
-        What cannot be made is not: whoever needs it hears of it.
-        """
-        if not any(spare.sandbox.plan is plan for spare in self._spares):
-            with suppress(SandboxError):
-                self._put_aside(_Spare(self.make(plan), None))
-
-    def _is_good(self, spare: _Spare) -> bool | None:
-        """None: not yet."""
-        if spare.freshening is None:
-            return not spare.sandbox.touched()
-        freshened = self._reaper.has_freshened(spare.freshening)
-        return freshened and spare.sandbox.is_unwritten()
-
-    def _put_aside(self, spare: _Spare) -> None:
-        self._drop_spares(_MOST_SPARES - 1)
-        self._spares.append(spare)
-
-    def enter(self, sandbox: Sandbox, cwd: str, *, born: int | None = None) -> None:
-        """Go in, from home. Raises :class:`SandboxError`; then this process is at home.
-
-        ``born``: what :func:`.births.latest` said before, if nobody else is to enter this sandbox:
-        it may serve again.
-        """
+    def enter(self, sandbox: Sandbox, cwd: str) -> None:
+        """Go in, from home. Raises :class:`SandboxError`; then this process is at home."""
         if self._chrooted is None:
             # In a chroot nobody gets into a user namespace, user_namespaces(7).
             self._chrooted = not self.in_user_namespace and in_chroot()
@@ -214,10 +151,7 @@ class Traveller:
             )
         room = self._free_room()
         with signals_held():
-            # What is written in these is seen before they are taken.
-            sealed = (spare.sandbox for spare in self._spares if spare.sandbox.seal is not None)
-            own = sandbox.own_directories.union(one.scratch for one in sealed)
-            opened, directories = look(own)
+            directories = sandbox.foreign_directories()
             with explained("keep the way home", sandbox.plan.user_namespace):
                 here = posix.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
@@ -232,26 +166,6 @@ class Traveller:
                 self._return(self._visits.pop(), directories)
                 raise
             visit.directories = [(fd, posix.fstat(fd)) for fd, _ in directories]
-            if born is not None:
-                inside = {fd: (status.st_dev, status.st_ino) for fd, status in visit.directories}
-                visit.born, visit.opened = born, {**opened, **inside}
-                if sandbox.seal is None:
-                    sandbox.put_seal()
-
-    @staticmethod
-    def _check_seal(visit: _Visit) -> None:
-        """In the sandbox, when all that belongs to the test has ended."""
-        seal = visit.sandbox.seal
-        if seal is None:
-            return
-        is_whole = False
-        # Whatever goes wrong here, this process has to get home.
-        with suppress(Exception):
-            if seal.is_whole():
-                new = identities().items() - visit.opened.items()
-                is_whole = all(fd in seal.descriptors for fd, _ in new)
-        if not is_whole:
-            visit.sandbox.break_seal()
 
     def leave(self) -> str:
         """Return home. The working directory in the sandbox, as it was last.
@@ -261,12 +175,8 @@ class Traveller:
         with signals_held():
             cwd = working_directory()
             visit = self._visits.pop()
-            self._check_seal(visit)
             kept = [(fd, "") for fd, inside in visit.directories if _stands_for(fd, inside)]
             self._return(visit, kept)
-            # What was started may be in there yet, whoever started it.
-            if visit.sandbox.seal is not None and visit.born != latest():
-                visit.sandbox.break_seal()
             return cwd
 
     def _return(self, visit: _Visit, directories: Sequence[Opened]) -> None:
@@ -317,25 +227,9 @@ class Traveller:
                     give_up(error)
 
     def release(self, sandboxes: Sequence[Sandbox]) -> None:
-        """Let go of sandboxes that nobody is in, without waiting for that.
-
-        One in which nothing has changed is kept for the next test.
-        """
+        """Let go of sandboxes that nobody is in, without waiting for that."""
         for sandbox in sandboxes:
-            seal = sandbox.seal
-            freshening = self._reaper.freshen(seal.contexts) if seal is not None else None
-            if freshening is None:
-                self._let_go(sandbox)
-            else:
-                self._put_aside(_Spare(sandbox, freshening))
-
-    def _drop_spares(self, but: int = 0) -> None:
-        while len(self._spares) > but:
-            self._let_go(self._spares.pop(0).sandbox)
-
-    def _let_go(self, sandbox: Sandbox) -> None:
-        sandbox.break_seal()
-        self._reaper.close(sandbox.descriptors)
+            self._reaper.close(sandbox.descriptors)
 
     def _free_room(self) -> Cloakroom:
         # Visits nest where a visitor goes home for a moment, and from there elsewhere.

@@ -6,7 +6,6 @@ Each function says which internal it rests on. Works from pytest 8.0 to 9.x.
 from .failures import noted_failures
 from .frames import drop_unseen, unseen
 from .reports import (
-    PHASES,
     Phase,
     expects_failure,
     failed_report,
@@ -27,7 +26,6 @@ from .reports import (
 )
 from .running import (
     Delegated,
-    Reporters,
     WiderScope,
     Within,
     basetemp,
@@ -37,7 +35,6 @@ from .running import (
     finalize_last,
     forget_setup,
     keep_reporters_quiet,
-    makes_directory,
     place_finalizers,
     run_in_protocol,
     set_basetemp,
@@ -75,10 +72,8 @@ from .settings import (
 )
 
 __all__ = [
-    "PHASES",
     "Delegated",
     "Phase",
-    "Reporters",
     "Watchdog",
     "WiderScope",
     "Within",
@@ -106,7 +101,6 @@ __all__ = [
     "keep_reporters_quiet",
     "live_log_state",
     "make_cache_directory",
-    "makes_directory",
     "mark_as_shown",
     "merge_teardown",
     "moved_cursor",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Sequence
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import pytest
 from _pytest.junitxml import xml_key
@@ -13,7 +13,6 @@ from _pytest.runner import check_interactive_exception
 from _pytest.skipping import evaluate_xfail_marks
 
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
-PHASES: Final[tuple[Phase, ...]] = ("setup", "call", "teardown")
 
 _has_node_ids = importlib.util.find_spec("_pytest.nodeid") is not None
 

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from types import ModuleType
 from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
 
 import pluggy
@@ -29,7 +28,6 @@ WiderScope: TypeAlias = Literal["class", "module", "package", "session"]
 #: Gives the place to set up a fixture in, by its scope and the node that its instance belongs to.
 Within: TypeAlias = Callable[["WiderScope", pytest.Collector], AbstractContextManager[object]]
 
-_OWN_DIRECTORY: Final = frozenset({"tmp_path", "tmpdir"})
 _TEMPORARY: Final = frozenset({"tmp_path", "tmp_path_factory", "tmpdir", "tmpdir_factory"})
 
 
@@ -68,19 +66,10 @@ def fill_wider_fixtures(item: pytest.Item, within: Within) -> None:
 
 
 def sets_up_wider_fixtures(item: pytest.Item) -> bool:
-    """Whether :func:`fill_wider_fixtures` will run a fixture, and not only look up its value.
-
-    Rests on ``FixtureDef.cached_result``: the value, and the parameter that it was made for.
-    """
-    if not getattr(item, "_request", None):
-        return False
-    callspec = getattr(item, "callspec", None)
-    parameters = callspec.params if callspec is not None else {}
-    for name, _, definition in _wider_fixtures(item):
-        known = definition.cached_result
-        if known is None or (name in parameters and known[1] is not parameters[name]):
-            return True
-    return False
+    """Whether :func:`fill_wider_fixtures` will run a fixture, and not only look up its value."""
+    return bool(getattr(item, "_request", None)) and any(
+        definition.cached_result is None for _, _, definition in _wider_fixtures(item)
+    )
 
 
 def _wider_fixtures(item: pytest.Item) -> Iterator[tuple[str, WiderScope, Any]]:
@@ -117,37 +106,6 @@ def wider_scope(
     if request.scope == "function" or isinstance(request.node, pytest.Item):
         return None
     return request._pyfuncitem, request.scope, request.node
-
-
-class Reporters:
-    """Whoever hears of reports while a test runs. Rests on pluggy's ``HookImpl``."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        hook = config.hook
-        self._callers = (hook.pytest_runtest_logreport, hook.pytest_report_teststatus)
-        self._known: list[list[pluggy.HookImpl]] = []
-        self._own = False
-
-    def are_pytests_own(self) -> bool:
-        """Whether all of them are pytest's, or of this plugin."""
-        found = [caller.get_hookimpls() for caller in self._callers]
-        if found != self._known:
-            self._known = found
-            self._own = all(_is_own(one) for listeners in found for one in listeners)
-        return self._own
-
-
-def _is_own(listener: pluggy.HookImpl) -> bool:
-    plugin = listener.plugin
-    # Of a subclass, what it inherits may call what it overrides.
-    home = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
-    places = (home, listener.function.__module__)
-    return all(place.partition(".")[0] in ("_pytest", "pytest_mountns") for place in places)
-
-
-def makes_directory(item: pytest.Item) -> bool:
-    """Whether a fixture makes a directory for ``item``, in its sandbox."""
-    return not _OWN_DIRECTORY.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def choose_basetemp(item: pytest.Item) -> None:

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -30,10 +29,12 @@ def ways() -> list[Way]:
     """Those that can be tried by whoever runs this."""
     plain = [Way("fork"), Way("pid", "pid=True"), Way("disk", "upper='disk'")]
     inline = Way("inline", "process='inline'")
-    every = [*plain, inline, replace(inline, name="idle", idle=True)]
-    if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        return every
-    return every + [replace(way, name=f"user-{way.name}", command=_USER) for way in every]
+    if os.geteuid() != 0:
+        return [*plain, inline]
+    if shutil.which("setpriv") is None:
+        return [*plain, inline]
+    as_user = [Way(f"user-{way.name}", way.marks, _USER) for way in (*plain, inline)]
+    return [*plain, inline, *as_user]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -27,9 +27,6 @@ PATIENCE: Final = 60.0
 GOOD: Final = ("works", "named", "died", "aborted", "not reached")
 #: Of the stack that faulthandler shows; what is said before may be captured.
 _NO_RETURN: Final = " in give_up"
-#: Descriptors of sandboxes that are ready for a test, and how many of a kind may be there.
-_OF_SPARES: Final = ("/", "mnt:[N]", "/proc/N/task/N/mountinfo", "anon_inode:[fscontext]")
-_MOST_SPARES: Final = 12
 _LEFT_AT_HOME: Final = ".mountns-faults-left"
 
 Case = tuple[str, str]
@@ -37,16 +34,12 @@ Case = tuple[str, str]
 
 @dataclass(frozen=True)
 class Way:
-    """One way to make a sandbox. ``command`` goes before the interpreter's.
-
-    ``idle``: the test that meets the fault changes nothing.
-    """
+    """One way to make a sandbox. ``command`` goes before the interpreter's."""
 
     name: str
     marks: str = ""
     command: Sequence[str] = ()
     options: Sequence[str] = ()
-    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +67,7 @@ class Runner:
         (self._project / "volume").mkdir(parents=True)
         (self._project / "mounted").mkdir()
         (self._project / "pytest.ini").write_text("[pytest]\n")
-        text = suite.TEXT + suite.IDLE * way.idle
-        (self._project / "test_it.py").write_text(text.replace("{marks}", way.marks))
+        (self._project / "test_it.py").write_text(suite.TEXT.replace("{marks}", way.marks))
         (place / "tmp").mkdir()
         self._files = sorted(path.name for path in self._project.iterdir())
 
@@ -113,13 +105,6 @@ class Runner:
             for number in range(len(cases))
             for name in ("test_target", "test_after")
         ]
-        if self._way.idle:
-            # One of these leaves its sandbox to the target.
-            order[1:] = [
-                one
-                for target, after in zip(order[1::2], order[2::2], strict=True)
-                for one in (*_before(target), target, after)
-            ]
         # With the last one the module ends, and what is kept for its tests is let go of.
         order.append("test_it.py::test_last")
         arguments = self._place / "arguments"
@@ -184,7 +169,7 @@ class Runner:
         for count, start in enumerate(begun):
             last = count == len(begun) - 1
             part = events[start : None if last else begun[count + 1]]
-            over = [e for e in part if e[0] == "over" and not e[1].startswith("test_before")]
+            over = [event for event in part if event[0] == "over"]
             if len(over) < 2:
                 output = self._output()
                 ended = "hang" if status is None else "the session ended"
@@ -234,18 +219,9 @@ class Runner:
         return (self._place / "output").read_text(errors="replace")[-20_000:]
 
 
-def _before(target: str) -> list[str]:
-    name = target.replace("test_target", "test_before")
-    return [name.replace("]", f"-{turn}]") for turn in range(2)]
-
-
 def _counted(state: list[Any]) -> list[Counter[str]]:
     descriptors, mounts, files = state
-    counted = Counter(descriptors)
-    for name in _OF_SPARES:
-        # As many as there happen to be; but not more and more.
-        counted[name] = max(counted[name] - _MOST_SPARES, 0)
-    return [counted, Counter({"mounts": mounts}), Counter(files)]
+    return [Counter(descriptors), Counter({"mounts": mounts}), Counter(files)]
 
 
 def _most(usual: list[Counter[str]], now: list[Any]) -> list[Counter[str]]:

@@ -7,7 +7,6 @@ from typing import Final
 TEXT: Final = '''
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -61,19 +60,3 @@ def test_after(number):
 def test_last():
     write_everywhere()
 '''
-
-#: In place of `test_target`: one that changes nothing, and those before it, so that it has a
-#: sandbox that served another one.
-IDLE: Final = """
-@pytest.mark.parametrize("number", range(CASES))
-def test_target(number):
-    assert os.readlink("/proc/self/ns/mnt") != OUTSIDE, "NOT ISOLATED"
-    assert not (HERE / "left").exists(), "NOT FRESH"
-
-
-@pytest.mark.parametrize("turn", range(2))
-@pytest.mark.parametrize("number", range(CASES))
-def test_before(number, turn):
-    time.sleep(0.02)
-    test_target(number)
-"""

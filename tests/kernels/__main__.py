@@ -39,7 +39,6 @@ TESTS: Final = (
     "tests/test_markers.py",
     "tests/test_outcomes.py",
     "tests/test_scopes.py",
-    "tests/test_seal.py",
 )
 _SECONDS: Final = 7200.0
 #: A machine keeps little more than one core busy: its two are for a test and what it starts.
