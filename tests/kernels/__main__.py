@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What they share is fetched and built before they share it.
         kernels = [store.kernel(release) for release in releases]
         if releases:
-            store.root(), store.busybox(), workshop.wheel()
+            store.root()
+            store.busybox()
+            workshop.wheel()
 
         def boot(release: Release, kernel: Path) -> list[Row]:
             began = time.monotonic()
@@ -92,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return say(f"Debian {release.number}", results, began)
 
         with ThreadPoolExecutor(options.at_once) as pool:
-            for rows_of_one in pool.map(boot, releases, kernels):
-                found += rows_of_one
+            for booted in pool.map(boot, releases, kernels):
+                found += booted
         if HERE in wanted:
             began = time.monotonic()
             results = run_here(workshop, work / "runs" / HERE, tests)
