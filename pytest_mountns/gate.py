@@ -36,6 +36,7 @@ from .engine import disk, processes
 from .engine.capabilities import Findings
 from .engine.errors import SandboxError, Unavailable
 from .engine.limits import Limits
+from .engine.pinned import HotPages
 from .engine.planner import Planner
 from .engine.spec import SandboxSpec
 from .engine.visit import Traveller
@@ -49,7 +50,6 @@ from .timers import TimeoutSettings, Timers
 from .waking import Finisher, is_wanted
 
 if TYPE_CHECKING:
-    from .engine.pinned import HotPages
     from .engine.plan import Plan
     from .engine.sandbox import Layers
     from .engine.sources import Sources
@@ -126,8 +126,6 @@ class Gate:
     def hot_pages(self) -> HotPages:
         """What of this process's memory is copied for test processes in advance."""
         if self._hot_pages is None:
-            from .engine.pinned import HotPages
-
             self._hot_pages = HotPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
         return self._hot_pages
 

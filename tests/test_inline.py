@@ -329,3 +329,83 @@ def test_an_ordinary_user_with_threads_is_forked_and_told(
     recorded = record("--mountns")
     passes(recorded)
     assert "forked" in recorded["out"]
+
+
+INTERRUPTING = """
+import sys
+from pytest_mountns.engine.visit import Traveller
+
+
+class Alarm(Exception):
+    '''What a handler raises of a signal that another thread has taken.'''
+
+
+class Interrupting:
+    def __init__(self, lines):
+        self.lines = lines
+        self.depth = 0
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code in (Traveller.enter.__code__, Traveller.leave.__code__):
+            self.depth += {"call": 1, "return": -1}.get(event, 0)
+        if self.depth and event == "line":
+            self.lines -= 1
+            if self.lines == 0:
+                sys.settrace(None)
+                raise Alarm
+        return self
+
+
+def state():
+    namespace = os.readlink("/proc/thread-self/ns/mnt")
+    return namespace, os.getcwd(), os.stat("/").st_dev, os.path.exists(f"{PLACE}/mark")
+
+
+FOUND = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    FOUND.append(state())
+    # The first one has set up what is at home.
+    if FOUND[1:] and FOUND[-1] != FOUND[1]:
+        pytest.exit(f"{FOUND[1]} at first, {FOUND[-1]} before {item.name}", 9)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_PHASE(item):
+    sys.settrace(Interrupting(item.callspec.params["lines"]))
+    try:
+        return (yield)
+    finally:
+        sys.settrace(None)
+"""
+
+
+@pytest.mark.parametrize("phase", ["setup", "teardown"])
+def test_a_handler_that_raises_on_the_way(
+    pytester: pytest.Pytester, phase: str, home: Path
+) -> None:
+    """Whichever line it meets: at home afterwards, as before, and the next test is inside."""
+    pytester.makeconftest(COMMON + INTERRUPTING.replace("PHASE", phase))
+    pytester.makepyfile(
+        """
+        import os, pytest
+        from conftest import PLACE, inside
+
+        @pytest.mark.parametrize("lines", [0, 0, *range(1, 500)])
+        def test_it(lines):
+            assert inside()
+            open(f"{PLACE}/mark", "x").close()
+        """
+    )
+    result = pytester.runpytest_subprocess(
+        "--mountns", "--mountns-process=inline", "-q", "-rN", "--tb=line", "-pno:rerunfailures"
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    outcomes = result.parseoutcomes()
+    # All lines were met, and some were not left.
+    assert outcomes["errors"] > 30
+    assert outcomes["passed"] > (500 - outcomes["errors"] if phase == "setup" else 500)
+    assert "failed" not in outcomes
+    assert result.stdout.str().count("Alarm") == outcomes["errors"]

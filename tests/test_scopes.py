@@ -119,6 +119,43 @@ def test_a_directory_descriptor_of_a_wider_fixture_leads_inside(
     assert record("--mountns")["status"] == 0
 
 
+def test_a_wider_fixture_finds_no_child_of_ours(pytester: pytest.Pytester, record: Record) -> None:
+    """Not the test process before it either, which may still be on its way out: a fixture may wait
+    for any child. With the next parameter it is set up again in the middle of its scope."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        def has_children():
+            try:
+                os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            return True
+
+        @pytest.fixture(scope="module")
+        def plain():
+            assert not has_children()
+
+        @pytest.fixture(scope="module", params=[1, 2, 3])
+        def parametrized(request):
+            assert not has_children()
+            yield
+            assert not has_children()
+
+        def test_first():
+            pass
+
+        def test_plain(plain):
+            pass
+
+        def test_parametrized(parametrized):
+            pass
+        """
+    )
+    assert record("--mountns")["status"] == 0
+
+
 def test_a_mount_made_by_a_wider_fixture_is_seen(pytester: pytest.Pytester) -> None:
     """The mount table is read again when it changes; the fixture mounts in a namespace of its own
     that the whole pytest process was started in."""

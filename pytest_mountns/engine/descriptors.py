@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket
 import array
+import contextlib
 import errno
 import fcntl
 import os
@@ -94,14 +95,24 @@ class Cloakroom:
                 cause=f"there are {len(descriptors)}; at most {_MOST} can be kept",
                 remedy='process="fork"',
             )
+        # Of a visit that was interrupted when it began.
+        self.clear()
         rights = array.array("i", descriptors)
         self._sender.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
     def collect(self) -> list[int]:
-        """New descriptors of what was left, in the same order. Raises :class:`OSError`."""
-        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        """New descriptors of what was left, in the same order; it stays there, too.
+
+        Raises :class:`OSError`.
+        """
+        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK
         _, messages, _, _ = self._receiver.recvmsg(1, socket.CMSG_SPACE(4 * _MOST), flags)
         return [fd for _, _, data in messages for fd in array.array("i", data)]
+
+    def clear(self) -> None:
+        """Drop what was left, if anything was."""
+        with contextlib.suppress(BlockingIOError):
+            self._receiver.recv(1, socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         """Drop what is in there, too."""

@@ -56,11 +56,6 @@ def go(namespace: int) -> None:
     sys.setns(namespace, sys.CLONE_NEWNS)
 
 
-def go_back(namespace: int) -> None:
-    """:func:`go`, tried twice, as :meth:`WayBack.take` does. Raises :class:`OSError`."""
-    _twice(lambda: go(namespace))
-
-
 def _twice(call: Callable[[], T]) -> T:
     try:
         return call()
@@ -201,7 +196,7 @@ class WayBack:
         posix.fchdir(self._cwd)
 
 
-def give_up(error: Exception) -> None:
+def give_up(error: BaseException) -> None:
     """End this process: it is in the wrong tree, and whatever runs next would write there."""
     posix.write(2, f"mountns: cannot return from a sandbox: {error}; aborting\n".encode())
     posix.abort()

@@ -10,7 +10,7 @@ import os
 import posix
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from .descriptors import Cloakroom, Opened
@@ -24,7 +24,7 @@ from .moving import (
     enter_user_namespace,
     explained,
     give_up,
-    go_back,
+    go,
     in_chroot,
     make_stage,
     privileged,
@@ -42,12 +42,13 @@ from .template import Templates
 @dataclass(slots=True)
 class _Visit:
     """``home`` is the working directory there; ``directories`` what was opened again on the way
-    in, with what each stands for inside."""
+    in, with what each stands for inside; ``left`` what was collected from the room."""
 
     sandbox: Sandbox
     home: str
     room: Cloakroom
-    directories: Sequence[tuple[int, os.stat_result]]
+    directories: Sequence[tuple[int, os.stat_result]] = ()
+    left: list[int] = field(default_factory=list)
 
 
 @final
@@ -158,42 +159,66 @@ class Traveller:
                     room.leave([here, *(fd for fd, _ in directories)])
                 finally:
                     posix.close(here)
-            visit = _Visit(sandbox, working_directory(), room, ())
+            visit = _Visit(sandbox, working_directory(), room)
             self._visits.append(visit)
             try:
                 sandbox.join(cwd, directories)
+                visit.directories = [(fd, posix.fstat(fd)) for fd, _ in directories]
             except BaseException:
-                self._return(self._visits.pop(), directories)
+                self._return(visit, directories)
                 raise
-            visit.directories = [(fd, posix.fstat(fd)) for fd, _ in directories]
 
     def leave(self) -> str:
         """Return home. The working directory in the sandbox, as it was last.
 
-        What fails in here ends the process: it must not go on in the wrong root.
+        What fails in here ends the process: it must not go on in the wrong root. Handlers of
+        signals that other threads take run in here all the same. What they raise is raised when
+        this process is at home, or while it has not begun to return; then :attr:`is_away` says so.
         """
         with signals_held():
+            visit = self._visits[-1]
             cwd = working_directory()
-            visit = self._visits.pop()
             kept = [(fd, "") for fd, inside in visit.directories if _stands_for(fd, inside)]
             self._return(visit, kept)
             return cwd
 
     def _return(self, visit: _Visit, directories: Sequence[Opened]) -> None:
-        try:
-            with privileged(self.in_user_namespace):
-                go_back(self._home)
-                here, *originals = visit.room.collect()
-                posix.fchdir(here)
-                posix.close(here)
-                wanted = {fd for fd, _ in directories}
-                known = [fd for fd, _ in visit.directories] or [fd for fd, _ in directories]
-                for fd, original in zip(known, originals, strict=True):
-                    if fd in wanted:
-                        posix.dup2(original, fd, inheritable=posix.get_inheritable(fd))
-                    posix.close(original)
-        except (OSError, ValueError, SandboxError) as error:
-            give_up(error)
+        failed = False
+        raised: BaseException | None = None
+        done = False
+        while not done:
+            try:
+                if self._visits and self._visits[-1] is visit:
+                    self._go_home(visit, directories)
+                while visit.left:
+                    posix.close(visit.left.pop())
+                visit.room.clear()
+                done = True
+            except BaseException as error:  # noqa: BLE001 - raised below, at home
+                if not _is_failure(error):
+                    raised = error
+                elif failed:
+                    give_up(error)
+                else:
+                    failed = True
+        if raised is not None:
+            raised.__context__ = None
+            raise raised
+
+    def _go_home(self, visit: _Visit, directories: Sequence[Opened]) -> None:
+        # May be interrupted at any point, and begun again.
+        with privileged(self.in_user_namespace):
+            go(self._home)
+            if not visit.left:
+                visit.left = visit.room.collect()
+            here, *originals = visit.left
+            posix.fchdir(here)
+            wanted = {fd for fd, _ in directories}
+            known = [fd for fd, _ in visit.directories] or [fd for fd, _ in directories]
+            for fd, original in zip(known, originals, strict=True):
+                if fd in wanted:
+                    posix.dup2(original, fd, inheritable=posix.get_inheritable(fd))
+        self._visits.pop()
 
     @contextmanager
     def at_home(self) -> Iterator[None]:
@@ -245,6 +270,14 @@ class Traveller:
         for room in self._rooms:
             room.close()
         posix.close(self._home)
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether the kernel, or what it gave, is the cause. What a handler of a signal raises has no
+    errno, TimeoutError neither."""
+    if isinstance(error, OSError):
+        return error.errno is not None
+    return isinstance(error, SandboxError | ValueError)
 
 
 def _stands_for(fd: int, inside: os.stat_result) -> bool:

@@ -66,10 +66,19 @@ def fill_wider_fixtures(item: pytest.Item, within: Within) -> None:
 
 
 def sets_up_wider_fixtures(item: pytest.Item) -> bool:
-    """Whether :func:`fill_wider_fixtures` will run a fixture, and not only look up its value."""
-    return bool(getattr(item, "_request", None)) and any(
-        definition.cached_result is None for _, _, definition in _wider_fixtures(item)
-    )
+    """Whether :func:`fill_wider_fixtures` will run a fixture, and not only look up its value.
+
+    Rests on ``FixtureDef.cached_result``: the value, and the parameter that it was made for.
+    """
+    if not getattr(item, "_request", None):
+        return False
+    callspec = getattr(item, "callspec", None)
+    parameters = callspec.params if callspec is not None else {}
+    for name, _, definition in _wider_fixtures(item):
+        known = definition.cached_result
+        if known is None or (name in parameters and known[1] is not parameters[name]):
+            return True
+    return False
 
 
 def _wider_fixtures(item: pytest.Item) -> Iterator[tuple[str, WiderScope, Any]]:
