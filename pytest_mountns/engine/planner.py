@@ -65,8 +65,7 @@ class Planner:
         """What this machine can do; probed when first asked for, and again if what stands in the
         way may pass."""
         findings = self._findings or probe(self.places)
-        obstacle = findings.obstacle
-        if obstacle is None or obstacle.errno not in PASSING:
+        if PASSING.isdisjoint(trial.errno for trial in findings.trials):
             self._findings = findings
         return findings
 

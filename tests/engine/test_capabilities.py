@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_mountns.engine import lowers, syscalls
+from pytest_mountns.engine import lowers, planner, syscalls
 from pytest_mountns.engine.advice import Doing, explain
 from pytest_mountns.engine.capabilities import Findings, probe
 from pytest_mountns.engine.errors import SandboxError, Unavailable
@@ -148,6 +148,19 @@ def test_the_planner_says_what_the_probe_found() -> None:
         in_world(host, "user")
     assert "ENOSPC" in info.value.kernel
     assert info.value.remedy
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_the_planner_asks_again_after_a_moment_without(
+    monkeypatch: pytest.MonkeyPatch, needed: bool
+) -> None:
+    """What the machine had too little of when it was tried may be there for the next test."""
+    missing = Trial("sandbox with a PID namespace", False, needed=needed, errno="EAGAIN")
+    there = Trial(missing.name, True, needed=needed)
+    answers = [Findings((trial,), None) for trial in (missing, there, missing)]
+    monkeypatch.setattr(planner, "probe", lambda places: answers.pop(0))
+    asked = Planner([])
+    assert [asked.findings.trials[0].works for _ in range(3)] == [False, True, True]
 
 
 @pytest.mark.no_mountns(reason="nests as deep as it goes")
