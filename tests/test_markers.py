@@ -194,6 +194,6 @@ def test_header(pytester: pytest.Pytester) -> None:
 def test_bad_marks_reach_an_xdist_user(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     pytester.makepyfile("import pytest\n@pytest.mark.mountns(sise=1)\ndef test_marked(): pass")
-    result = pytester.runpytest_subprocess("-n1")
+    result = pytester.runpytest_subprocess("-pxdist", "-n1")
     assert result.ret != 0
     assert "'sise' is not known" in result.stderr.str() + result.stdout.str()
