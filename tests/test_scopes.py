@@ -119,12 +119,17 @@ def test_a_directory_descriptor_of_a_wider_fixture_leads_inside(
     assert record("--mountns")["status"] == 0
 
 
-def test_a_wider_fixture_finds_no_child_of_ours(pytester: pytest.Pytester, record: Record) -> None:
+@pytest.mark.parametrize("upper", ["memory", "disk"])
+def test_a_wider_fixture_finds_no_child_of_ours(
+    pytester: pytest.Pytester, record: Record, upper: str
+) -> None:
     """Not the test process before it either, which may still be on its way out: a fixture may wait
     for any child. With the next parameter it is set up again in the middle of its scope."""
     pytester.makepyfile(
-        """
+        f"""
         import os, pytest
+
+        pytestmark = pytest.mark.mountns(upper={upper!r})
 
         def has_children():
             try:
@@ -153,7 +158,7 @@ def test_a_wider_fixture_finds_no_child_of_ours(pytester: pytest.Pytester, recor
             pass
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record()["status"] == 0
 
 
 def test_a_mount_made_by_a_wider_fixture_is_seen(pytester: pytest.Pytester) -> None:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import select
 import shutil
 import signal
+import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
-from typing import NoReturn, final
+from collections.abc import Callable, Iterator, Sequence
+from socket import socket as Socket
+from typing import Final, NoReturn, final
 
 from . import syscalls
 from .advice import explain
+from .descriptors import pair
 from .errors import Unavailable, said
 from .mountinfo import owning, read, visible
+from .moving import high
 from .processes import fork, reap
+
+_MOST_SAID: Final = 16
 
 
 @final
@@ -30,7 +37,7 @@ class DiskUppers:
 
     def __init__(self) -> None:
         self._base: str | None = None
-        self._guard = 0
+        self._guard: Guard | None = None
 
     def new(self) -> str:
         """A new empty directory. Raises :class:`Unavailable` if none can be made."""
@@ -38,7 +45,7 @@ class DiskUppers:
             base = os.path.join(_place(), f"mountns-uppers-{secrets.token_hex(8)}")
             with _explained(f"guard the directory {base} for uppers on disk"):
                 # The guard first: there is no moment in which the directory is unguarded.
-                self._guard = _start_guard(base)
+                self._guard = Guard(base)
             self._base = base
             try:
                 with _explained(f"make the directory {base} for uppers on disk"):
@@ -53,11 +60,10 @@ class DiskUppers:
         """Remove everything, end the guard."""
         if self._base is not None:
             remove(self._base)
-            # Gone already, if somebody has killed it.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._guard, signal.SIGKILL)
-            reap(self._guard)
             self._base = None
+        if self._guard is not None:
+            self._guard.end()
+            self._guard = None
 
 
 @contextlib.contextmanager
@@ -125,33 +131,105 @@ def _open_up(path: str) -> None:
         os.close(fd)
 
 
-def _start_guard(base: str) -> int:
+@final
+class Guard:
+    """A process that removes ``base`` when this one has ended, and until then does nothing.
+
+    No child of this one, whose tests and fixtures may wait for all children; where a process cannot
+    be known but as a child, before Linux 5.3, it is one. Raises :class:`OSError`.
+
+    ``descriptor``: of the process, pidfd_open(2).
+    """
+
+    def __init__(self, base: str) -> None:
+        try:
+            watched = os.pidfd_open(os.getpid())
+        except OSError:
+            self._pid = _start_as_child(base)
+            self.descriptor = -1
+            return
+        try:
+            self._pid, self.descriptor = -1, _start_as_grandchild(base, watched)
+        finally:
+            os.close(watched)
+
+    def end(self) -> None:
+        """Without removing anything. It may have been killed before."""
+        if self.descriptor >= 0:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
+                select.select([self.descriptor], [], [])
+            with contextlib.suppress(OSError):
+                os.close(self.descriptor)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        reap(self._pid)
+
+
+def _start_as_child(base: str) -> int:
     parent = os.getpid()
     guard = fork()
     if guard == 0:
-        _stand_guard(parent, base)
-    # Not of pytest's process group: whoever kills that would kill the guard too.
-    os.setpgid(guard, guard)
+
+        def wait() -> None:
+            while os.getppid() == parent:
+                time.sleep(0.5)
+
+        _stand_guard(base, wait, ())
+    _out_of_group(guard)
     return guard
 
 
-def _stand_guard(parent: int, base: str) -> NoReturn:
+def _start_as_grandchild(base: str, watched: int) -> int:
+    ours, theirs = pair()
+    with ours, theirs:
+        child = fork()
+        if child == 0:
+            _start_and_report(base, watched, theirs)
+        theirs.close()
+        try:
+            failure, received, _, _ = socket.recv_fds(ours, _MOST_SAID, 1)
+        finally:
+            reap(child)
+    if not received:
+        number = int(failure or errno.ECHILD)
+        raise OSError(number, os.strerror(number))
+    return high(received[0])
+
+
+def _start_and_report(base: str, watched: int, channel: Socket) -> NoReturn:
+    try:
+        syscalls.block_all_signals()
+        guard = os.fork()
+        if guard == 0:
+            _stand_guard(base, lambda: select.select([watched], [], []), (watched,))
+        _out_of_group(guard)
+        socket.send_fds(channel, [b"0"], [os.pidfd_open(guard)])
+    except OSError as error:
+        channel.send(str(error.errno).encode())
+    finally:
+        syscalls.exit_now(0)
+
+
+def _out_of_group(guard: int) -> None:
+    # Not of pytest's process group: whoever kills that would kill the guard too.
+    os.setpgid(guard, guard)
+
+
+def _stand_guard(base: str, wait: Callable[[], object], kept: Sequence[int]) -> NoReturn:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         null = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):
             os.dup2(null, fd)
-        os.closerange(3, 4096)
+        before = 3
+        for fd in (*kept, 4096):
+            os.closerange(before, fd)
+            before = fd + 1
         os.chdir("/")
-        try:
-            poll = select.poll()
-            poll.register(os.pidfd_open(parent), select.POLLIN)
-            if os.getppid() == parent:
-                poll.poll()
-        except OSError:
-            while os.getppid() == parent:
-                time.sleep(0.5)
+        wait()
         remove(base)
     finally:
         syscalls.exit_now(0)

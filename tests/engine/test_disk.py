@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import signal
+import socket
 import stat
 import tempfile
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine import disk
+from pytest_mountns.engine import disk, processes
 from pytest_mountns.engine.errors import SandboxError, Unavailable
 from pytest_mountns.engine.sandbox import Sandbox
 from pytest_mountns.engine.spec import SandboxSpec
@@ -37,6 +38,11 @@ def gone(path: Path | str) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def guard_of(uppers: disk.DiskUppers) -> int:
+    assert uppers._guard is not None
+    return uppers._guard.descriptor
 
 
 def has_ended(process: int) -> bool:
@@ -94,7 +100,7 @@ def test_uppers_are_removed_at_the_end(place: Path) -> None:
         assert stat.S_IMODE(os.stat(os.path.dirname(first)).st_mode) == 0o700
         os.makedirs(f"{first}/0.work/work")
         os.chmod(f"{first}/0.work/work", 0)
-        guard = os.pidfd_open(uppers._guard)
+        guard = os.dup(guard_of(uppers))
     finally:
         uppers.close()
     assert list(place.iterdir()) == []
@@ -119,7 +125,7 @@ def _kill_group(pid: int) -> None:
 def test_uppers_are_removed_when_the_session_is_killed(
     place: Path, kill: Callable[[int], None]
 ) -> None:
-    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair()
     session = os.fork()
     if session == 0:
         try:
@@ -128,18 +134,18 @@ def test_uppers_are_removed_when_the_session_is_killed(
             directory = uppers.new()
             os.makedirs(f"{directory}/0.work/work/deep")
             os.chmod(f"{directory}/0.work/work", 0)
-            os.write(writer, f"{uppers._guard}".encode())
+            socket.send_fds(theirs, [b"."], [guard_of(uppers)])
             signal.pause()
         finally:
             os._exit(0)
-    os.close(writer)
+    theirs.close()
     try:
-        guard = os.pidfd_open(int(os.read(reader, 100)))
+        guard = socket.recv_fds(ours, 1, 1)[1][0]
         assert [path.name[:15] for path in place.iterdir()] == ["mountns-uppers-"]
     finally:
         kill(session)
         os.waitpid(session, 0)
-        os.close(reader)
+        ours.close()
     assert has_ended(guard)
     os.close(guard)
     assert list(place.iterdir()) == []
@@ -218,9 +224,35 @@ def test_an_upper_that_cannot_be_made_is_named(
 def test_uppers_are_closed_whoever_has_ended_the_guard(place: Path) -> None:
     uppers = disk.DiskUppers()
     uppers.new()
-    os.kill(uppers._guard, signal.SIGKILL)
-    os.waitpid(uppers._guard, 0)
+    signal.pidfd_send_signal(guard_of(uppers), signal.SIGKILL)
+    assert has_ended(guard_of(uppers))
     uppers.close()
+    assert list(place.iterdir()) == []
+
+
+def test_the_guard_is_no_child(place: Path) -> None:
+    """Whoever waits for all children does not wait for it."""
+    uppers = disk.DiskUppers()
+    before = set(processes.children(os.getpid()))
+    uppers.new()
+    try:
+        assert set(processes.children(os.getpid())) == before
+    finally:
+        uppers.close()
+
+
+def test_without_pidfds_the_guard_is_a_child(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    uppers = disk.DiskUppers()
+    before = set(processes.children(os.getpid()))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pidfd_open", fails)
+        uppers.new()
+    assert len(set(processes.children(os.getpid())) - before) == 1
+    uppers.close()
+    assert set(processes.children(os.getpid())) == before
     assert list(place.iterdir()) == []
 
 
