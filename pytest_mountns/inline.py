@@ -202,11 +202,13 @@ class HomeHooks:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
+        self._reporters = internals.Reporters(gate.config)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     @internals.unseen
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
-        if self._gate.inside is None:
+        # Pytest's own ones write to what is open, and keep the rest to themselves.
+        if self._gate.inside is None or self._reporters.are_pytests_own():
             return (yield)
         with self._gate.traveller.at_home():
             return (yield)

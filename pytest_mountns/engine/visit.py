@@ -173,8 +173,18 @@ class Traveller:
 
         What fails in here ends the process: it must not go on in the wrong root. Handlers of
         signals that other threads take run in here all the same. What they raise is raised when
-        this process is at home, or while it has not begun to return; then :attr:`is_away` says so.
+        this process is at home.
         """
+        depth = len(self._visits)
+        try:
+            return self._leave()
+        except BaseException:
+            if len(self._visits) == depth:
+                # It had not begun to return.
+                self._leave()
+            raise
+
+    def _leave(self) -> str:
         with signals_held():
             visit = self._visits[-1]
             cwd = working_directory()

@@ -26,6 +26,7 @@ from .reports import (
 )
 from .running import (
     Delegated,
+    Reporters,
     WiderScope,
     Within,
     basetemp,
@@ -74,6 +75,7 @@ from .settings import (
 __all__ = [
     "Delegated",
     "Phase",
+    "Reporters",
     "Watchdog",
     "WiderScope",
     "Within",

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
 
 import pluggy
@@ -115,6 +116,32 @@ def wider_scope(
     if request.scope == "function" or isinstance(request.node, pytest.Item):
         return None
     return request._pyfuncitem, request.scope, request.node
+
+
+class Reporters:
+    """Whoever hears of reports while a test runs. Rests on pluggy's ``HookImpl``."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        hook = config.hook
+        self._callers = (hook.pytest_runtest_logreport, hook.pytest_report_teststatus)
+        self._known: list[list[pluggy.HookImpl]] = []
+        self._own = False
+
+    def are_pytests_own(self) -> bool:
+        """Whether all of them are pytest's, or of this plugin."""
+        found = [caller.get_hookimpls() for caller in self._callers]
+        if found != self._known:
+            self._known = found
+            self._own = all(_is_own(one) for listeners in found for one in listeners)
+        return self._own
+
+
+def _is_own(listener: pluggy.HookImpl) -> bool:
+    plugin = listener.plugin
+    # Of a subclass, what it inherits may call what it overrides.
+    home = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
+    places = (home, listener.function.__module__)
+    return all(place.partition(".")[0] in ("_pytest", "pytest_mountns") for place in places)
 
 
 def choose_basetemp(item: pytest.Item) -> None:
