@@ -3,7 +3,8 @@
 Everything is native, there is no relay: the test runs in the process, and on the stack, that it
 would run on without the plugin. Only files are isolated. What is done at home, in between:
 
-* reports are heard there, since reporters write files that are not the test's;
+* reports are heard there, since reporters write files that are not the test's; pytest's own do not
+  while tests run;
 * fixtures wider than a function that the test asks for while it runs are set up there.
 """
 
