@@ -21,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "sandboxes: needs a machine that can isolate tests")
     config.addinivalue_line("markers", "layered: needs a kernel that takes uppers as lowers")
     config.addinivalue_line("markers", "binding: needs a kernel that binds into a sandbox")
+    config.addinivalue_line("markers", "limiting: needs a kernel that takes uppers in memory")
     config.addinivalue_line("markers", "as_root: needs root that can isolate tests")
 
 
@@ -28,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip by what was found out by trying, and say what failed."""
     wanted = {mark.name for mark in item.iter_markers()} & {
-        *("sandboxes", "as_root", "layered", "binding"),
+        *("sandboxes", "as_root", "layered", "binding", "limiting"),
     }
     if not wanted:
         return
@@ -45,5 +46,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("an upper cannot be a lower here")
     if "binding" in wanted and not findings.capabilities.new_api:
         pytest.skip("bind_volume does not work here")
+    if "limiting" in wanted and not findings.capabilities.memory_upper:
+        pytest.skip("size and inodes are refused here")
     if "as_root" in wanted and findings.capabilities.user_namespace:
         pytest.skip("an ordinary user's sandboxes are made otherwise")

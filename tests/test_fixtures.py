@@ -250,7 +250,8 @@ def test_asked_for_too_late(pytester: pytest.Pytester, record: Record, fixture: 
     assert "Name the fixture" in failed[6]
 
 
-def test_full_disk_and_read_only(pytester: pytest.Pytester, record: Record) -> None:
+@pytest.mark.limiting
+def test_full_disk(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile(
         """
         import errno, pytest
@@ -270,6 +271,18 @@ def test_full_disk_and_read_only(pytester: pytest.Pytester, record: Record) -> N
                 for number in range(300):
                     (HOME / str(number)).touch()
             assert caught.value.errno == errno.ENOSPC
+        """
+    )
+    assert passes(record())
+
+
+def test_read_only(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import errno, pytest
+        from pathlib import Path
+
+        HOME = Path.home()
 
         @pytest.mark.mountns(read_only=True, tmpfs=[f"{HOME}/scratch:size=1m"])
         def test_read_only():

@@ -9,23 +9,17 @@ import secrets
 import select
 import shutil
 import signal
-import socket
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from socket import socket as Socket
-from typing import Final, NoReturn, final
+from typing import NoReturn, final
 
 from . import syscalls
 from .advice import explain
-from .descriptors import pair
 from .errors import Unavailable, said
 from .mountinfo import owning, read, visible
-from .moving import high
 from .processes import fork, reap
-
-_MOST_SAID: Final = 16
 
 
 @final
@@ -137,34 +131,47 @@ class Guard:
 
     No child of this one, whose tests and fixtures may wait for all children; where a process cannot
     be known but as a child, before Linux 5.3, it is one. Raises :class:`OSError`.
-
-    ``descriptor``: of the process, pidfd_open(2).
     """
 
     def __init__(self, base: str) -> None:
+        self.child = True
         try:
             watched = os.pidfd_open(os.getpid())
         except OSError:
-            self._pid = _start_as_child(base)
-            self.descriptor = -1
+            self.pid = _start_as_child(base)
             return
         try:
-            self._pid, self.descriptor = -1, _start_as_grandchild(base, watched)
+            self.child, self.pid = False, _start_as_grandchild(base, watched)
         finally:
             os.close(watched)
+        # No descriptor of it: test processes would inherit that.
+        self._born = _born(self.pid)
 
     def end(self) -> None:
         """Without removing anything. It may have been killed before."""
-        if self.descriptor >= 0:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
-                select.select([self.descriptor], [], [])
-            with contextlib.suppress(OSError):
-                os.close(self.descriptor)
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
-        reap(self._pid)
+        with contextlib.suppress(OSError):
+            if self.child:
+                os.kill(self.pid, signal.SIGKILL)
+            else:
+                self._kill()
+        if self.child:
+            reap(self.pid)
+
+    def _kill(self) -> None:
+        process = os.pidfd_open(self.pid)
+        try:
+            # Its number may have become another process's.
+            if _born(self.pid) == self._born:
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                select.select([process], [], [])
+        finally:
+            os.close(process)
+
+
+def _born(pid: int) -> str:
+    """When ``pid`` was started, proc_pid_stat(5)."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[19]
 
 
 def _start_as_child(base: str) -> int:
@@ -182,32 +189,33 @@ def _start_as_child(base: str) -> int:
 
 
 def _start_as_grandchild(base: str, watched: int) -> int:
-    ours, theirs = pair()
-    with ours, theirs:
+    reader, writer = os.pipe()
+    try:
         child = fork()
         if child == 0:
-            _start_and_report(base, watched, theirs)
-        theirs.close()
-        try:
-            failure, received, _, _ = socket.recv_fds(ours, _MOST_SAID, 1)
-        finally:
-            reap(child)
-    if not received:
-        number = int(failure or errno.ECHILD)
-        raise OSError(number, os.strerror(number))
-    return high(received[0])
+            _start_and_report(base, watched, writer)
+    finally:
+        os.close(writer)
+    with open(reader) as file:
+        said = file.read()
+    reap(child)
+    if not said.isdecimal():
+        number = int(said or -errno.ECHILD)
+        raise OSError(-number, os.strerror(-number))
+    return int(said)
 
 
-def _start_and_report(base: str, watched: int, channel: Socket) -> NoReturn:
+def _start_and_report(base: str, watched: int, writer: int) -> NoReturn:
     try:
         syscalls.block_all_signals()
-        guard = os.fork()
-        if guard == 0:
-            _stand_guard(base, lambda: select.select([watched], [], []), (watched,))
-        _out_of_group(guard)
-        socket.send_fds(channel, [b"0"], [os.pidfd_open(guard)])
-    except OSError as error:
-        channel.send(str(error.errno).encode())
+        try:
+            guard = os.fork()
+            if guard == 0:
+                _stand_guard(base, lambda: select.select([watched], [], []), (watched,))
+            _out_of_group(guard)
+        except OSError as error:
+            guard = -(error.errno or errno.EAGAIN)
+        os.write(writer, str(guard).encode())
     finally:
         syscalls.exit_now(0)
 

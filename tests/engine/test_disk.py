@@ -41,8 +41,9 @@ def gone(path: Path | str) -> bool:
 
 
 def guard_of(uppers: disk.DiskUppers) -> int:
+    """A descriptor of the process."""
     assert uppers._guard is not None
-    return uppers._guard.descriptor
+    return os.pidfd_open(uppers._guard.pid)
 
 
 def has_ended(process: int) -> bool:
@@ -100,7 +101,7 @@ def test_uppers_are_removed_at_the_end(place: Path) -> None:
         assert stat.S_IMODE(os.stat(os.path.dirname(first)).st_mode) == 0o700
         os.makedirs(f"{first}/0.work/work")
         os.chmod(f"{first}/0.work/work", 0)
-        guard = os.dup(guard_of(uppers))
+        guard = guard_of(uppers)
     finally:
         uppers.close()
     assert list(place.iterdir()) == []
@@ -224,8 +225,10 @@ def test_an_upper_that_cannot_be_made_is_named(
 def test_uppers_are_closed_whoever_has_ended_the_guard(place: Path) -> None:
     uppers = disk.DiskUppers()
     uppers.new()
-    signal.pidfd_send_signal(guard_of(uppers), signal.SIGKILL)
-    assert has_ended(guard_of(uppers))
+    guard = guard_of(uppers)
+    signal.pidfd_send_signal(guard, signal.SIGKILL)
+    assert has_ended(guard)
+    os.close(guard)
     uppers.close()
     assert list(place.iterdir()) == []
 
