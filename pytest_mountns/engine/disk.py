@@ -163,9 +163,16 @@ class Guard:
             # Its number may have become another process's.
             if _born(self.pid) == self._born:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
-                select.select([process], [], [])
+                _await(process)
         finally:
             os.close(process)
+
+
+def _await(process: int) -> None:
+    # Not select(2), which knows no descriptors above 1023.
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    poll.poll()
 
 
 def _born(pid: int) -> str:
@@ -211,7 +218,7 @@ def _start_and_report(base: str, watched: int, writer: int) -> NoReturn:
         try:
             guard = os.fork()
             if guard == 0:
-                _stand_guard(base, lambda: select.select([watched], [], []), (watched,))
+                _stand_guard(base, lambda: _await(watched), (watched,))
             _out_of_group(guard)
         except OSError as error:
             guard = -(error.errno or errno.EAGAIN)
