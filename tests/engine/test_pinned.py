@@ -91,10 +91,14 @@ from pytest_mountns.engine import syscalls
 from pytest_mountns.engine.pinned import HotPages
 
 PAGES = 600
-memory = mmap.mmap(-1, PAGES * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-# A huge page, where they are given unasked, is pinned by nobody.
-memory.madvise(mmap.MADV_NOHUGEPAGE)
-memory[::4096] = b"p" * PAGES
+def private(pages):
+    found = mmap.mmap(-1, pages * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # A huge page, where they are given unasked, is pinned by nobody.
+    found.madvise(mmap.MADV_NOHUGEPAGE)
+    found[::4096] = b"p" * pages
+    return found
+
+memory = private(PAGES)
 
 def pinned():
     return int(re.search(r"VmPin:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 4
@@ -222,8 +226,7 @@ def test_it_learns_again(script: Script) -> None:
 for _ in range(63):
     child(hot)
 assert pinned() >= PAGES
-memory = mmap.mmap(-1, PAGES * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-memory[::4096] = b"p" * PAGES
+memory = private(PAGES)
 assert child(hot)[1] >= PAGES
 for _ in range(4):
     child(hot)
