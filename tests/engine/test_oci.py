@@ -80,6 +80,7 @@ def on_machine(
     mode: Mode, lower: Callable[[], object], work: Callable[[], object], then: Callable[[], T]
 ) -> T:
     """On a machine of its own: make the lower tree, work on an overlay of it, look."""
+    worlds.skip_unless(mode)
     worlds.skip_unless_in_memory(mode)
 
     def world() -> T:
