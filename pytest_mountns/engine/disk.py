@@ -19,7 +19,7 @@ from . import syscalls
 from .advice import explain
 from .errors import Unavailable, said
 from .mountinfo import owning, read, visible
-from .processes import fork, reap
+from .processes import born, fork, reap, withdraw
 
 
 @final
@@ -145,7 +145,7 @@ class Guard:
         finally:
             os.close(watched)
         # No descriptor of it: test processes would inherit that.
-        self._born = _born(self.pid)
+        self._born = born(self.pid)
 
     def end(self) -> None:
         """Without removing anything. It may have been killed before."""
@@ -161,7 +161,7 @@ class Guard:
         process = os.pidfd_open(self.pid)
         try:
             # Its number may have become another process's.
-            if _born(self.pid) == self._born:
+            if born(self.pid) == self._born:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
                 _await(process)
         finally:
@@ -173,12 +173,6 @@ def _await(process: int) -> None:
     poll = select.poll()
     poll.register(process, select.POLLIN)
     poll.poll()
-
-
-def _born(pid: int) -> str:
-    """When ``pid`` was started, proc_pid_stat(5)."""
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[19]
 
 
 def _start_as_child(base: str) -> int:
@@ -234,16 +228,7 @@ def _out_of_group(guard: int) -> None:
 
 def _stand_guard(base: str, wait: Callable[[], object], kept: Sequence[int]) -> NoReturn:
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in range(3):
-            os.dup2(null, fd)
-        before = 3
-        for fd in (*kept, 4096):
-            os.closerange(before, fd)
-            before = fd + 1
-        os.chdir("/")
+        withdraw(kept)
         wait()
         remove(base)
     finally:

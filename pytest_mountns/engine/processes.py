@@ -85,16 +85,41 @@ def reap(child: int) -> int:
         return 0
 
 
+def withdraw(kept: Collection[int]) -> None:
+    """For a process that stays behind in the background: deaf to the terminal, with ``kept`` its
+    only descriptors beside a standard input, output and error that are nobody's, and in ``/``."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    before = 3
+    for fd in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(before, fd)
+        before = fd + 1
+    os.chdir("/")
+
+
 def state(pid: int) -> bytes:
     """One letter, proc_pid_stat(5); ``X`` if there is no such process."""
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.read(fd, _PAGE).rpartition(b")")[2].split()[0]
-        finally:
-            os.close(fd)
+        return _status(pid)[0]
     except OSError:
         return b"X"
+
+
+def born(pid: int) -> bytes:
+    """When it was started, proc_pid_stat(5). Raises :class:`OSError` if there is none."""
+    return _status(pid)[19]
+
+
+def _status(pid: int) -> list[bytes]:
+    # What follows the name, which may contain anything.
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _PAGE).rpartition(b")")[2].split()
+    finally:
+        os.close(fd)
 
 
 def wake(pid: int) -> None:

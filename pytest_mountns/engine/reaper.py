@@ -13,7 +13,6 @@ from __future__ import annotations
 import array
 import os
 import select
-import signal
 import socket
 from collections.abc import Sequence
 from socket import socket as Socket
@@ -21,7 +20,7 @@ from typing import Final, NoReturn, final
 
 from . import syscalls
 from .descriptors import pair
-from .processes import fork, reap
+from .processes import fork, reap, withdraw
 
 # What can wait in the socket; a machine that is too slow to let go is waited for.
 _MOST: Final = 16
@@ -92,16 +91,7 @@ def _become_reaper(channel: Socket, watched: int) -> NoReturn:
 
 
 def _reap(channel: Socket, watched: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
-        signal.signal(number, signal.SIG_IGN)
-    keep = sorted((channel.fileno(), watched))
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
-    os.closerange(3, keep[0])
-    os.closerange(keep[0] + 1, keep[1])
-    os.closerange(keep[1] + 1, os.sysconf("SC_OPEN_MAX"))
-    os.chdir("/")
+    withdraw((channel.fileno(), watched))
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(watched, select.POLLIN)

@@ -195,15 +195,14 @@ class Traveller:
     def _return(self, visit: _Visit, directories: Sequence[Opened]) -> None:
         failed = False
         raised: BaseException | None = None
-        done = False
-        while not done:
+        while True:
             try:
                 if self._visits and self._visits[-1] is visit:
                     self._go_home(visit, directories)
                 while visit.left:
                     posix.close(visit.left.pop())
                 visit.room.clear()
-                done = True
+                break
             except BaseException as error:  # noqa: BLE001 - raised below, at home
                 if not _is_failure(error):
                     raised = error
