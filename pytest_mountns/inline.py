@@ -209,7 +209,7 @@ class HomeHooks:
     @internals.unseen
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
         # Pytest's own ones write to what is open, and keep the rest to themselves.
-        if self._gate.inside is None or self._reporters.are_pytests_own():
+        if self._gate.inside is None or self._reporters.are_builtin():
             return (yield)
         with self._gate.traveller.at_home():
             return (yield)

@@ -127,7 +127,7 @@ class Reporters:
         self._known: list[list[pluggy.HookImpl]] = []
         self._own = False
 
-    def are_pytests_own(self) -> bool:
+    def are_builtin(self) -> bool:
         """Whether all of them are pytest's, or of this plugin."""
         found = [caller.get_hookimpls() for caller in self._callers]
         if found != self._known:
