@@ -8,7 +8,7 @@ import os
 import pytest
 
 import pytest_mountns
-from pytest_mountns.engine.capabilities import Findings, probe
+from pytest_mountns.engine.probe.features import Findings, probe
 
 pytest_plugins = ["pytester"]
 

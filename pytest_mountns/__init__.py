@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine.changes import Change, Changes
-    from .engine.entries import Entry
-    from .engine.errors import SandboxError
-    from .engine.spec import SandboxSpec, Tmpfs, Volume
+    from .engine.changes.changes import Change, Changes
+    from .engine.changes.entries import Entry
+    from .engine.linux.errors import SandboxError
+    from .engine.plan.spec import SandboxSpec, Tmpfs, Volume
     from .fixtures import BindVolume, IsolatedNet, IsolatedProc, OverlayRoot
 
 __all__ = [
@@ -33,10 +33,10 @@ if not TYPE_CHECKING:
         # Loaded when asked for: every pytest run where this is installed imports the package.
         places = {
             "fixtures": ("BindVolume", "IsolatedNet", "IsolatedProc", "OverlayRoot"),
-            "engine.changes": ("Change", "Changes"),
-            "engine.entries": ("Entry",),
-            "engine.errors": ("SandboxError",),
-            "engine.spec": ("SandboxSpec", "Tmpfs", "Volume"),
+            "engine.changes.changes": ("Change", "Changes"),
+            "engine.changes.entries": ("Entry",),
+            "engine.linux.errors": ("SandboxError",),
+            "engine.plan.spec": ("SandboxSpec", "Tmpfs", "Volume"),
         }
         for place, names in places.items():
             if name in names:

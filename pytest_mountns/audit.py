@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import pytest
 
-from .engine.changes import Change, Changes
-from .engine.diffs import printable
-from .engine.rendering import Limits, describe, diffs
+from .engine.changes.changes import Change, Changes
+from .engine.changes.diffs import printable
+from .engine.changes.render import Limits, describe, diffs
 
 if TYPE_CHECKING:
     from .changes_report import Sorted

@@ -11,7 +11,7 @@ from typing import IO, Final, final
 
 from filelock import FileLock, Timeout
 
-from .engine.errors import SandboxError, said
+from .engine.linux.errors import SandboxError, said
 from .repro import DOCUMENT, Repro, load
 
 #: Bundles in a directory, and bytes in all of them.

@@ -19,9 +19,9 @@ import pytest
 
 from . import config as settings
 from . import internals
-from .engine.changes import Change, Changes, compile_globs
-from .engine.errors import SandboxError
-from .engine.rendering import COLOURS, Limits, describe, diffs, styled, text_of
+from .engine.changes.changes import Change, Changes, compile_globs
+from .engine.changes.render import COLOURS, Limits, describe, diffs, styled, text_of
+from .engine.linux.errors import SandboxError
 from .waking import SECTION
 
 if TYPE_CHECKING:

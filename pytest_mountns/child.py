@@ -21,13 +21,13 @@ import pytest
 from . import afterfork, internals
 from .changes_report import USER_TEMPORARY, changes_key
 from .companions import Companions
-from .engine import processes, syscalls
-from .engine.arrival import Arrival
-from .engine.errors import SandboxError, Unavailable, said
-from .engine.plan import Plan, User
-from .engine.remains import outline
-from .engine.rooms import Rooms, close
-from .engine.sandbox import Sandbox
+from .engine.linux import processes, syscalls
+from .engine.linux.errors import SandboxError, Unavailable, said
+from .engine.plan.model import Plan, User
+from .engine.sandbox.forked import Arrival
+from .engine.sandbox.sandbox import Sandbox
+from .engine.sandbox.stack import Rooms, close
+from .engine.sandbox.written import outline
 from .relay import LEAVING, Sender
 from .timers import Timers
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from . import doctor
 from .commands import diff, export, profiles, replay, run, shell
-from .engine.cache import Cache
-from .engine.errors import SandboxError
+from .engine.layers.cache import Cache
+from .engine.linux.errors import SandboxError
 
 if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]

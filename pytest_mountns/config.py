@@ -10,8 +10,8 @@ from typing import Any, Final, Literal, NoReturn, cast
 import pytest
 
 from . import keys, profiles
-from .engine.limits import Limits
-from .engine.spec import SandboxSpec, SpecError, Volume
+from .engine.layers.limits import Limits
+from .engine.plan.spec import SandboxSpec, SpecError, Volume
 
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc", "isolated_net"})
 

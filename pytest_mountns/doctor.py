@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from .engine.capabilities import Findings, probe_keys
-from .engine.planner import Planner
-from .engine.trials import Trial
+from .engine.planning.planner import Planner
+from .engine.probe.features import Findings, probe_keys
+from .engine.probe.trials import Trial
 
 #: Of :func:`facts`. Goes up when a name in it changes its meaning or goes away.
 FACTS_VERSION: Final = 1

@@ -13,8 +13,8 @@ import pytest
 
 from . import internals, relay
 from .changes_report import Sorted, changes_key
-from .engine.changes import Changes
-from .engine.init import read_status
+from .engine.changes.changes import Changes
+from .engine.linux.pid_namespace import read_status
 
 if TYPE_CHECKING:
     import warnings

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NoReturn, final
 import pytest
 
 from . import internals
-from .engine.errors import SandboxError, Unavailable
-from .engine.plan import Plan
-from .engine.sandbox import Layers
-from .engine.spec import SandboxSpec
+from .engine.linux.errors import SandboxError, Unavailable
+from .engine.plan.model import Plan
+from .engine.plan.spec import SandboxSpec
+from .engine.sandbox.sandbox import Layers
 
 if TYPE_CHECKING:
     from .gate import Gate

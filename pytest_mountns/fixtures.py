@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, NoReturn, final
 
 import pytest
 
-from .engine.spec import SandboxSpec, Volume
+from .engine.plan.spec import SandboxSpec, Volume
 from .waking import gate_key
 
 if TYPE_CHECKING:
     from .child import TestProcess
-    from .engine.changes import Changes
-    from .engine.oci import WrittenLayer
-    from .engine.plan import Plan
-    from .engine.sandbox import Usage
+    from .engine.changes.changes import Changes
+    from .engine.layers.layer_writer import WrittenLayer
+    from .engine.plan.model import Plan
+    from .engine.sandbox.sandbox import Usage
     from .inline import InlineTest
 
 
@@ -101,7 +101,7 @@ class OverlayRoot:
         digests, size, and notes of what no archive can hold. Raises :class:`LayerError`,
         :class:`SandboxError`, and :class:`OSError` if it cannot be written.
         """
-        from .engine.tarwrite import compression_of_name
+        from .engine.layers.tar_writer import compression_of_name
 
         place = os.path.realpath(path)
         partial = f"{place}.partial"
@@ -161,7 +161,7 @@ class IsolatedProc:
         Returns how many there were. Raises :class:`TimeoutError` after ``timeout`` seconds.
         """
         # Not for every session.
-        from .engine import processes
+        from .engine.linux import processes
 
         killed: set[int] = set()
         deadline = time.monotonic() + timeout

@@ -32,14 +32,15 @@ from . import internals, terminal
 from .changes_report import changes_key
 from .child import TestProcess
 from .companions import Companions
-from .engine import disk, processes
-from .engine.capabilities import Findings
-from .engine.errors import SandboxError, Unavailable
-from .engine.limits import Limits
-from .engine.pinned import HotPages
-from .engine.planner import Planner
-from .engine.spec import SandboxSpec
-from .engine.visit import Traveller
+from .engine.layers.limits import Limits
+from .engine.linux import processes
+from .engine.linux.errors import SandboxError, Unavailable
+from .engine.linux.fork_pages import HotPages
+from .engine.plan.spec import SandboxSpec
+from .engine.planning.planner import Planner
+from .engine.probe.features import Findings
+from .engine.sandbox import disk_uppers
+from .engine.sandbox.manager import Traveller
 from .inline import HomeHooks, InlineTest
 from .passage import PHASES, Passage
 from .scopes import Scopes
@@ -50,9 +51,9 @@ from .timers import TimeoutSettings, Timers
 from .waking import Finisher, is_wanted
 
 if TYPE_CHECKING:
-    from .engine.plan import Plan
-    from .engine.sandbox import Layers
-    from .engine.sources import Sources
+    from .engine.layers.session import Sources
+    from .engine.plan.model import Plan
+    from .engine.sandbox.sandbox import Layers
     from .keeping import Keeper
 
 spec_key: Final = pytest.StashKey[SandboxSpec]()
@@ -74,7 +75,7 @@ class Gate:
             self.strike,
             lambda: self._sources(limits),
         )
-        self.uppers = disk.DiskUppers()
+        self.uppers = disk_uppers.DiskUppers()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
         self._hot_pages: HotPages | None = None
@@ -173,7 +174,7 @@ class Gate:
             self.planner.forget_mounts()
 
     def _sources(self, limits: Limits) -> Sources:
-        from .engine.sources import Sources
+        from .engine.layers.session import Sources
 
         return Sources(limits, self._unpacking)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from .engine.changes import Changes
-    from .engine.spec import SandboxSpec
+    from .engine.changes.changes import Changes
+    from .engine.plan.spec import SandboxSpec
 
 
 @pytest.hookspec(firstresult=True)

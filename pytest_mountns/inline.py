@@ -20,12 +20,13 @@ import pytest
 
 from . import internals
 from .changes_report import changes_key
-from .engine import disk, processes
-from .engine.changes import Changes
-from .engine.errors import SandboxError
-from .engine.plan import Plan
-from .engine.remains import Remains
-from .engine.rooms import Rooms
+from .engine.changes.changes import Changes
+from .engine.linux import processes
+from .engine.linux.errors import SandboxError
+from .engine.plan.model import Plan
+from .engine.sandbox import disk_uppers
+from .engine.sandbox.stack import Rooms
+from .engine.sandbox.written import Remains
 from .entrance import Entrance
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class HomeHooks:
 
 def _remove(directory: str | None) -> None:
     if directory is not None:
-        disk.remove(directory)
+        disk_uppers.remove(directory)
 
 
 def _forget_tracker(killed: set[int]) -> None:

@@ -12,7 +12,7 @@ import signal
 import threading
 from typing import Any, final
 
-from .engine import syscalls
+from .engine.linux import syscalls
 
 
 @final

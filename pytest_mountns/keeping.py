@@ -27,10 +27,10 @@ from .saving import Saved, save
 from .seeds import Seeds, begin
 
 if TYPE_CHECKING:
-    from .engine.changes import Changes
-    from .engine.plan import Plan
-    from .engine.remains import Remains
-    from .engine.spec import SandboxSpec
+    from .engine.changes.changes import Changes
+    from .engine.plan.model import Plan
+    from .engine.plan.spec import SandboxSpec
+    from .engine.sandbox.written import Remains
 
 _ATTRIBUTE: Final = "mountns_kept"
 _SHOWN: Final = 3

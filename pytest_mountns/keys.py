@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from .engine.spec import SpecError, Tmpfs, Volume, parse_size
+from .engine.plan.spec import SpecError, Tmpfs, Volume, parse_size
 
 Reader: TypeAlias = Callable[[object, Path], object]
 
@@ -86,7 +86,7 @@ def _writes(value: object, base: Path) -> tuple[str, ...] | None:
         return None
     globs = tuple(_text(part) for part in _list(value))
     # Not for every session.
-    from .engine.changes import compile_globs
+    from .engine.changes.changes import compile_globs
 
     compile_globs(globs)
     return globs

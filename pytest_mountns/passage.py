@@ -19,15 +19,15 @@ from . import internals, logging_locks, relay
 from .changes_report import Sorted, changes_key
 from .child import Inheritance, TestProcess
 from .ending import Death, Ending, describe
-from .engine import processes
-from .engine.advice import explain
-from .engine.arrival import Arrival
-from .engine.changes import Changes
-from .engine.errors import SandboxError, Unavailable, said
-from .engine.jobs import take_terminal_back
-from .engine.plan import Plan
-from .engine.remains import Outline, Remains, outline
-from .engine.syscalls import put_stdout
+from .engine.changes.changes import Changes
+from .engine.linux import processes
+from .engine.linux.errno_advice import explain
+from .engine.linux.errors import SandboxError, Unavailable, said
+from .engine.linux.job_control import take_terminal_back
+from .engine.linux.syscalls import put_stdout
+from .engine.plan.model import Plan
+from .engine.sandbox.forked import Arrival
+from .engine.sandbox.written import Outline, Remains, outline
 from .entrance import Entrance
 from .interrupts import Interrupts
 from .receiver import Receiver

@@ -59,7 +59,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_assertrepr_compare(
     config: pytest.Config, op: str, left: object, right: object
 ) -> list[str] | None:
-    if op != "==" or "pytest_mountns.engine.changes" not in sys.modules:
+    if op != "==" or "pytest_mountns.engine.changes.changes" not in sys.modules:
         return None
     from .changes_report import explain_comparison
 

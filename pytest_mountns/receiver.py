@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, final
 
-from .engine import processes
+from .engine.linux import processes
 from .interrupts import Interrupts
 from .relay import CALL, CHUNK, LEAVING, as_frame, whole_frames
 

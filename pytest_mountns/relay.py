@@ -34,7 +34,7 @@ from typing import Any, Final, final
 import pytest
 
 from . import internals
-from .engine.moving import high
+from .engine.linux.namespaces import high
 
 _HEADER: Final = struct.Struct("!4sI")
 _MAGIC: Final = b"\xf7mns"

@@ -15,13 +15,13 @@ from typing import Any, Final, cast, final
 import pytest
 
 from . import keys
-from .engine.errors import SandboxError
-from .engine.plan import Plan
-from .engine.planner import Planner
-from .engine.sandbox import Layers
-from .engine.saved import floor_spec, lay
-from .engine.spec import SandboxSpec
-from .engine.visit import Traveller
+from .engine.linux.errors import SandboxError
+from .engine.plan.model import Plan
+from .engine.plan.spec import SandboxSpec
+from .engine.planning.planner import Planner
+from .engine.sandbox.manager import Traveller
+from .engine.sandbox.sandbox import Layers
+from .engine.sandbox.saved import floor_spec, lay
 from .repro import Bundle, load, spec_from
 from .seeds import Seeds, begin
 from .waking import gate_key, wake

@@ -26,9 +26,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
-from .engine.errors import SandboxError, said
-from .engine.saved import Source
-from .engine.spec import SandboxSpec, Tmpfs, Volume
+from .engine.linux.errors import SandboxError, said
+from .engine.plan.spec import SandboxSpec, Tmpfs, Volume
+from .engine.sandbox.saved import Source
 
 #: Of ``repro.json``. It grows when a reader of the format before could not go on.
 FORMAT: Final = 1

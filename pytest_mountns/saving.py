@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Final, final
 
 from . import repro
-from .engine.errors import SandboxError
-from .engine.rendering import Limits, text_of
+from .engine.changes.render import Limits, text_of
+from .engine.linux.errors import SandboxError
 
 if TYPE_CHECKING:
-    from .engine.changes import Changes
-    from .engine.remains import Remains
+    from .engine.changes.changes import Changes
+    from .engine.sandbox.written import Remains
 
 #: Bytes of content in one layer.
 LARGEST_LAYER: Final = 512 << 20
@@ -74,7 +74,7 @@ def save(
 
 
 def _write_layers(saved: Saved, remains: Sequence[Remains], directory: str) -> None:
-    from .engine.tarwrite import MEDIA_TYPES, best_compression
+    from .engine.layers.tar_writer import MEDIA_TYPES, best_compression
 
     compression = best_compression()
     suffix = {"zstd": ".zst", "gzip": ".gz", "": ""}[compression]

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final, final
 import pytest
 
 from . import internals
-from .engine import disk
-from .engine.errors import SandboxError, Unavailable
-from .engine.sandbox import Layers, Sandbox
-from .engine.spec import SandboxSpec
+from .engine.linux.errors import SandboxError, Unavailable
+from .engine.plan.spec import SandboxSpec
+from .engine.sandbox import disk_uppers
+from .engine.sandbox.sandbox import Layers, Sandbox
 
 if TYPE_CHECKING:
     from .gate import Gate
@@ -159,7 +159,7 @@ class Scopes:
         self._gate.traveller.release(sandboxes)
         for sandbox in sandboxes:
             if sandbox.directory is not None:
-                disk.remove(sandbox.directory)
+                disk_uppers.remove(sandbox.directory)
 
 
 def _scope_of(node: pytest.Item | pytest.Collector) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, final
 import pytest
 
 from .doctor import report as diagnose
-from .engine.errors import errno_name
-from .engine.sandbox import Sandbox
+from .engine.linux.errors import errno_name
+from .engine.sandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from .gate import Gate

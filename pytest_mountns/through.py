@@ -16,7 +16,7 @@ from typing import final
 import pytest
 
 from . import internals
-from .engine.spec import SandboxSpec, SpecError, Volume
+from .engine.plan.spec import SandboxSpec, SpecError, Volume
 
 
 @final

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pytest_mountns.doctor import examine, lines
-from pytest_mountns.engine.capabilities import Findings
+from pytest_mountns.engine.probe.features import Findings
 
 from .conformance.fetch import CHECKOUT
 from .environments import ENVIRONMENTS, Environment

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.circumstances import CAP_SYS_ADMIN
-from pytest_mountns.engine.moving import drop_user_capabilities, enter_user_namespace
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
+from pytest_mountns.engine.probe.environment import CAP_SYS_ADMIN
 
 from .engine.worlds import BASE, Mode, bind, in_sandbox, in_world, mkdir, mount_tmpfs, write
 from .seccomp import CLONE_NEW, Refusal, install, refuse

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from pytest_mountns.engine.limits import Limits
-from pytest_mountns.engine.streams import CHUNK, Section, Stream, decompressed
+from pytest_mountns.engine.layers.limits import Limits
+from pytest_mountns.engine.layers.streams import CHUNK, Section, Stream, decompressed
 
 
 def program() -> str:

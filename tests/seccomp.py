@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from pytest_mountns.engine.syscalls import (
+from pytest_mountns.engine.linux.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,

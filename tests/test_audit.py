@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_mountns.audit import page, places
-from pytest_mountns.engine.changes import Change, Changes
+from pytest_mountns.engine.changes.changes import Change, Changes
 
 from .browser import Page, browse, find_browser
 

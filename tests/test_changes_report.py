@@ -273,7 +273,7 @@ def test_odd(overlay_root):
     def test_nothing_is_read_for_tests_that_pass(self, pytester: pytest.Pytester) -> None:
         pytester.makeconftest(
             """
-            from pytest_mountns.engine import remains
+            from pytest_mountns.engine.sandbox import written as remains
 
             def fail(self):
                 raise AssertionError("was read")
@@ -379,7 +379,7 @@ def test_fails_otherwise():
 
     def test_a_renamed_directory_needs_both_places(self) -> None:
         from pytest_mountns.changes_report import outside
-        from pytest_mountns.engine.changes import Change, Changes
+        from pytest_mountns.engine.changes.changes import Change, Changes
 
         change = Change("/a/new", "renamed", "/b/old")
         assert outside(Changes([change]), ["/a"]) == [change]

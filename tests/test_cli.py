@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine.cache import Cache
-from pytest_mountns.engine.layers import Stack, resolve
+from pytest_mountns.engine.layers.cache import Cache
+from pytest_mountns.engine.layers.resolve import Stack, resolve
 
 from .engine.archives import archive, member, sha256
 from .kept import command

@@ -15,8 +15,8 @@ from typing import Final
 
 import pytest
 
-from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.mountinfo import read, visible
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.mountinfo import read, visible
 
 from .engine.worlds import (
     BASE,

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pytest_mountns import doctor
-from pytest_mountns.engine.capabilities import Findings, probe
-from pytest_mountns.engine.circumstances import Circumstances, look
-from pytest_mountns.engine.diagnosis import diagnose
-from pytest_mountns.engine.trials import Trial
+from pytest_mountns.engine.probe.diagnosis import diagnose
+from pytest_mountns.engine.probe.environment import Circumstances, look
+from pytest_mountns.engine.probe.features import Findings, probe
+from pytest_mountns.engine.probe.trials import Trial
 
 from .engine.worlds import BASE, descriptors, host_unchanged, in_world, skip_unless
 from .environments import ENVIRONMENTS

@@ -333,7 +333,7 @@ def test_an_ordinary_user_with_threads_is_forked_and_told(
 
 INTERRUPTING = """
 import sys
-from pytest_mountns.engine.visit import Traveller
+from pytest_mountns.engine.sandbox.manager import Traveller
 
 
 class Alarm(Exception):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pytest_mountns.engine import syscalls
+from pytest_mountns.engine.linux import syscalls
 
 pytestmark = pytest.mark.sandboxes
 

@@ -313,8 +313,8 @@ def test_a_machine_that_cannot_isolate(pytester: pytest.Pytester) -> None:
     bundle = keep(pytester)
     pytester.makeconftest(
         """
-        from pytest_mountns.engine import planner
-        from pytest_mountns.engine.capabilities import Findings
+        from pytest_mountns.engine.planning import planner
+        from pytest_mountns.engine.probe.features import Findings
 
         planner.probe = lambda places: Findings((), None)
         """

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import IO, Final
 
-from ..engine.diffs import printable
-from ..engine.rendering import COLOURS, styled
+from ..engine.changes.diffs import printable
+from ..engine.changes.render import COLOURS, styled
 from ..repro import CHANGES, CHANGES_JSON, load
 
 _CODES: Final = {

@@ -8,13 +8,13 @@ import secrets
 import tempfile
 from contextlib import ExitStack
 
-from ..engine.errors import SandboxError, malformed, said
-from ..engine.images import Blob
-from ..engine.limits import Limits
-from ..engine.oci import WrittenLayer
-from ..engine.ociarchive import LayerFile, write_archive
-from ..engine.streams import CHUNK, Stream, decompressed
-from ..engine.tarwrite import MEDIA_TYPES, gzipped
+from ..engine.layers.archive_writer import LayerFile, write_archive
+from ..engine.layers.images import Blob
+from ..engine.layers.layer_writer import WrittenLayer
+from ..engine.layers.limits import Limits
+from ..engine.layers.streams import CHUNK, Stream, decompressed
+from ..engine.layers.tar_writer import MEDIA_TYPES, gzipped
+from ..engine.linux.errors import SandboxError, malformed, said
 from ..repro import Bundle, LayerOf, load
 
 

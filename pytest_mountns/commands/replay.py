@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 
 from .. import repro
-from ..engine.diffs import printable
-from ..engine.errors import SandboxError, said
+from ..engine.changes.diffs import printable
+from ..engine.linux.errors import SandboxError, said
 from .sandboxed import say
 
 

@@ -11,11 +11,11 @@ from typing import Any, Final, cast
 
 from .. import keys, repro
 from ..bundles import Content, write
-from ..engine.command import Ended
-from ..engine.errors import SandboxError, said
-from ..engine.plan import Plan
-from ..engine.rendering import text_of
-from ..engine.spec import SandboxSpec, SpecError
+from ..engine.changes.render import text_of
+from ..engine.linux.errors import SandboxError, said
+from ..engine.plan.model import Plan
+from ..engine.plan.spec import SandboxSpec, SpecError
+from ..engine.sandbox.command import Ended
 from ..saving import save
 from .diff import coloured
 from .sandboxed import Stage, say

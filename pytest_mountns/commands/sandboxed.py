@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import final
 
-from ..engine.command import Ended, run_command
-from ..engine.disk import DiskUppers
-from ..engine.planner import Planner
-from ..engine.sandbox import Layers
-from ..engine.saved import floor_spec, lay
-from ..engine.spec import SandboxSpec
-from ..engine.visit import Traveller
+from ..engine.plan.spec import SandboxSpec
+from ..engine.planning.planner import Planner
+from ..engine.sandbox.command import Ended, run_command
+from ..engine.sandbox.disk_uppers import DiskUppers
+from ..engine.sandbox.manager import Traveller
+from ..engine.sandbox.sandbox import Layers
+from ..engine.sandbox.saved import floor_spec, lay
 from ..repro import Bundle
 
 

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import os
 
-from ..engine.diffs import printable
-from ..engine.spec import SandboxSpec
+from ..engine.changes.diffs import printable
+from ..engine.plan.spec import SandboxSpec
 from ..repro import copied, load, spec_from
 from .sandboxed import Stage, say
 

@@ -9,21 +9,23 @@ from typing import Any
 
 import pytest
 
-from pytest_mountns.engine import lowers, planner, syscalls
-from pytest_mountns.engine.advice import Doing, explain
-from pytest_mountns.engine.capabilities import Findings, probe
-from pytest_mountns.engine.errors import SandboxError, Unavailable
-from pytest_mountns.engine.host import survey
-from pytest_mountns.engine.lowers import refused_lowers
-from pytest_mountns.engine.moving import (
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.errno_advice import Doing, explain
+from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
+from pytest_mountns.engine.linux.namespaces import (
     drop_user_capabilities,
     enter_mount_namespace,
     enter_user_namespace,
 )
-from pytest_mountns.engine.planner import Planner
-from pytest_mountns.engine.sandbox import Sandbox
-from pytest_mountns.engine.spec import SandboxSpec, SpecError, Volume
-from pytest_mountns.engine.trials import Trial
+from pytest_mountns.engine.plan.spec import SandboxSpec, SpecError, Volume
+from pytest_mountns.engine.planning import planner
+from pytest_mountns.engine.planning.planner import Planner
+from pytest_mountns.engine.probe import lowerdirs
+from pytest_mountns.engine.probe.features import Findings, probe
+from pytest_mountns.engine.probe.host import survey
+from pytest_mountns.engine.probe.lowerdirs import refused_lowers
+from pytest_mountns.engine.probe.trials import Trial
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
 
 from ..seccomp import install, refuse
 from .worlds import (
@@ -396,7 +398,7 @@ def test_what_passes_is_a_failure_and_no_refusal(
 
 def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) -> None:
     """So often an overlay of ``lower`` fails."""
-    original = lowers.trial_overlay
+    original = lowerdirs.trial_overlay
     left = [times]
 
     def overlay(path: str, *arguments: Any) -> int:
@@ -405,4 +407,4 @@ def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) 
             raise OSError(number, os.strerror(number))
         return original(path, *arguments)
 
-    monkeypatch.setattr(lowers, "trial_overlay", overlay)
+    monkeypatch.setattr(lowerdirs, "trial_overlay", overlay)

@@ -27,9 +27,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_mountns.engine import upper as upper_module
-from pytest_mountns.engine.changes import Change, Changes
-from pytest_mountns.engine.upper import Layered, read_changes
+from pytest_mountns.engine.changes import compare as upper_module
+from pytest_mountns.engine.changes.changes import Change, Changes
+from pytest_mountns.engine.changes.compare import Layered, read_changes
 
 T = TypeVar("T")
 

@@ -15,17 +15,17 @@ from typing import TypeVar, cast
 
 import pytest
 
-from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.changes import Change, Changes
-from pytest_mountns.engine.diffs import LARGEST, printable, unified
-from pytest_mountns.engine.enter import enter
-from pytest_mountns.engine.entries import Entry
-from pytest_mountns.engine.errors import SandboxError
-from pytest_mountns.engine.moving import enter_user_namespace
-from pytest_mountns.engine.remains import Outline, Remains, outline
-from pytest_mountns.engine.rendering import Limits, describe, diffs, styled, tree
-from pytest_mountns.engine.sandbox import Sandbox
-from pytest_mountns.engine.spec import SandboxSpec
+from pytest_mountns.engine.changes.changes import Change, Changes
+from pytest_mountns.engine.changes.diffs import LARGEST, printable, unified
+from pytest_mountns.engine.changes.entries import Entry
+from pytest_mountns.engine.changes.render import Limits, describe, diffs, styled, tree
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.errors import SandboxError
+from pytest_mountns.engine.linux.namespaces import enter_user_namespace
+from pytest_mountns.engine.plan.spec import SandboxSpec
+from pytest_mountns.engine.sandbox.create import enter
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
+from pytest_mountns.engine.sandbox.written import Outline, Remains, outline
 
 from .worlds import (
     Mode,

@@ -20,8 +20,8 @@ from typing import Final, TypeAlias
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_mountns.engine.changes import Changes
-from pytest_mountns.engine.sandbox import Sandbox
+from pytest_mountns.engine.changes.changes import Changes
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
 
 from .worlds import BASE, Mode, in_sandbox, in_world
 

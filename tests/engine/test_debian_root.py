@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.cache import Cache
-from pytest_mountns.engine.layers import resolve
-from pytest_mountns.engine.runtime import survey_runtime, visible_in_foreign
+from pytest_mountns.engine.layers.cache import Cache
+from pytest_mountns.engine.layers.resolve import resolve
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.planning.python_runtime import survey_runtime, visible_in_foreign
 
 from ..debian import MARKS, bootstrap
 from . import worlds

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine import disk, processes
-from pytest_mountns.engine.errors import SandboxError, Unavailable
-from pytest_mountns.engine.sandbox import Sandbox
-from pytest_mountns.engine.spec import SandboxSpec
+from pytest_mountns.engine.linux import processes
+from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
+from pytest_mountns.engine.plan.spec import SandboxSpec
+from pytest_mountns.engine.sandbox import disk_uppers
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
 
 from .worlds import BASE, Mode, content, host_unchanged, in_sandbox, in_world, write
 
@@ -40,7 +41,7 @@ def gone(path: Path | str) -> bool:
     return True
 
 
-def guard_of(uppers: disk.DiskUppers) -> int:
+def guard_of(uppers: disk_uppers.DiskUppers) -> int:
     """A descriptor of the process."""
     assert uppers._guard is not None
     return os.pidfd_open(uppers._guard.pid)
@@ -78,7 +79,7 @@ def test_an_upper_on_disk_takes_the_writes(mode: Mode, api: str) -> None:
         left = [f"{path}/work" for path, names, _ in os.walk("uppers") if "work" in names]
         assert left
         assert {stat.S_IMODE(os.stat(path).st_mode) for path in left} == {0}
-        disk.remove(f"{BASE}/uppers")
+        disk_uppers.remove(f"{BASE}/uppers")
         assert sorted(os.listdir(".")) == ["file", "removed"]
 
     in_world(host, mode)
@@ -93,7 +94,7 @@ def test_without_a_directory_it_says_so(mode: Mode) -> None:
 
 
 def test_uppers_are_removed_at_the_end(place: Path) -> None:
-    uppers = disk.DiskUppers()
+    uppers = disk_uppers.DiskUppers()
     try:
         first, second = uppers.new(), uppers.new()
         assert first != second
@@ -110,7 +111,7 @@ def test_uppers_are_removed_at_the_end(place: Path) -> None:
 
 
 def test_nothing_is_made_before_it_is_needed(place: Path) -> None:
-    disk.DiskUppers().close()
+    disk_uppers.DiskUppers().close()
     assert list(place.iterdir()) == []
 
 
@@ -131,7 +132,7 @@ def test_uppers_are_removed_when_the_session_is_killed(
     if session == 0:
         try:
             os.setpgid(0, 0)
-            uppers = disk.DiskUppers()
+            uppers = disk_uppers.DiskUppers()
             directory = uppers.new()
             os.makedirs(f"{directory}/0.work/work/deep")
             os.chmod(f"{directory}/0.work/work", 0)
@@ -162,7 +163,7 @@ def test_removing_opens_what_is_closed_and_follows_no_link(mode: Mode) -> None:
         for path in ("u/closed/deep", "u/closed"):
             os.chmod(path, 0)
         before = os.stat("outside").st_mode
-        disk.remove(f"{BASE}/u")
+        disk_uppers.remove(f"{BASE}/u")
         assert os.listdir(".") == ["outside"]
         assert os.stat("outside").st_mode == before
         assert content("outside/file") == "x"
@@ -171,13 +172,13 @@ def test_removing_opens_what_is_closed_and_follows_no_link(mode: Mode) -> None:
 
 
 def test_removing_what_is_not_there_is_fine(tmp_path: Path) -> None:
-    disk.remove(str(tmp_path / "missing"))
+    disk_uppers.remove(str(tmp_path / "missing"))
 
 
 def test_without_any_place_on_disk_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(SandboxError, match="no directory for an upper on disk") as info:
-        disk.DiskUppers().new()
+        disk_uppers.DiskUppers().new()
     assert "TMPDIR" in info.value.remedy
 
 
@@ -194,7 +195,7 @@ def test_the_hosts_tree_is_not_written_to(mode: Mode, api: str) -> None:
                 api=api,
                 directory=f"{BASE}/uppers",
             )
-            disk.remove(f"{BASE}/uppers")
+            disk_uppers.remove(f"{BASE}/uppers")
             os.mkdir("/srv/uppers")
 
     in_world(host, mode)
@@ -208,8 +209,8 @@ def test_an_upper_that_cannot_be_made_is_named(
     def fails(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    where: dict[str, object] = {"mkdir": os, "mkdtemp": tempfile, "fork": disk}
-    uppers = disk.DiskUppers()
+    where: dict[str, object] = {"mkdir": os, "mkdtemp": tempfile, "fork": disk_uppers}
+    uppers = disk_uppers.DiskUppers()
     with monkeypatch.context() as patched:
         patched.setattr(where[call], call, fails)
         with pytest.raises(Unavailable) as info:
@@ -223,7 +224,7 @@ def test_an_upper_that_cannot_be_made_is_named(
 
 
 def test_uppers_are_closed_whoever_has_ended_the_guard(place: Path) -> None:
-    uppers = disk.DiskUppers()
+    uppers = disk_uppers.DiskUppers()
     uppers.new()
     guard = guard_of(uppers)
     signal.pidfd_send_signal(guard, signal.SIGKILL)
@@ -235,7 +236,7 @@ def test_uppers_are_closed_whoever_has_ended_the_guard(place: Path) -> None:
 
 def test_the_guard_is_no_child(place: Path) -> None:
     """Whoever waits for all children does not wait for it."""
-    uppers = disk.DiskUppers()
+    uppers = disk_uppers.DiskUppers()
     before = set(processes.children(os.getpid()))
     uppers.new()
     try:
@@ -248,7 +249,7 @@ def test_without_pidfds_the_guard_is_a_child(place: Path, monkeypatch: pytest.Mo
     def fails(_: int) -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    uppers = disk.DiskUppers()
+    uppers = disk_uppers.DiskUppers()
     before = set(processes.children(os.getpid()))
     with monkeypatch.context() as patched:
         patched.setattr(os, "pidfd_open", fails)
@@ -267,6 +268,6 @@ def test_removing_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(time, "sleep", lambda _: None)
     for name in ("rmdir", "unlink", "open", "scandir"):
         monkeypatch.setattr(os, name, fails)
-    disk.remove(str(tmp_path / "upper"))
+    disk_uppers.remove(str(tmp_path / "upper"))
     monkeypatch.undo()
     assert (tmp_path / "upper").exists()

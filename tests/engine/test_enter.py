@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine import host as engine_host
-from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.errors import SandboxError, Unavailable
-from pytest_mountns.engine.mountinfo import read, visible
-from pytest_mountns.engine.planner import Planner
-from pytest_mountns.engine.sandbox import Sandbox
-from pytest_mountns.engine.spec import SandboxSpec, Tmpfs, Volume
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
+from pytest_mountns.engine.linux.mountinfo import read, visible
+from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
+from pytest_mountns.engine.planning.planner import Planner
+from pytest_mountns.engine.probe import host as engine_host
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
 
 from .worlds import (
     BASE,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine.disk import DiskUppers
-from pytest_mountns.engine.enter import enter
-from pytest_mountns.engine.moving import enter_user_namespace
-from pytest_mountns.engine.planner import Planner
-from pytest_mountns.engine.spec import SandboxSpec
+from pytest_mountns.engine.linux.namespaces import enter_user_namespace
+from pytest_mountns.engine.plan.spec import SandboxSpec
+from pytest_mountns.engine.planning.planner import Planner
+from pytest_mountns.engine.sandbox.create import enter
+from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 
 from .worlds import skip_unless
 

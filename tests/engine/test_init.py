@@ -16,11 +16,11 @@ from typing import NoReturn
 
 import pytest
 
-from pytest_mountns.engine.disk import DiskUppers
-from pytest_mountns.engine.enter import enter
-from pytest_mountns.engine.init import die_with_parent, enter_pid_namespace
-from pytest_mountns.engine.moving import enter_user_namespace
-from pytest_mountns.engine.spec import SandboxSpec
+from pytest_mountns.engine.linux.namespaces import enter_user_namespace
+from pytest_mountns.engine.linux.pid_namespace import die_with_parent, enter_pid_namespace
+from pytest_mountns.engine.plan.spec import SandboxSpec
+from pytest_mountns.engine.sandbox.create import enter
+from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 
 from .worlds import Mode, capabilities_of, in_world, plan_here
 

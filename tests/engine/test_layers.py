@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine import cache as cache_module
-from pytest_mountns.engine.cache import Cache, default_directory
-from pytest_mountns.engine.errors import LayerError
-from pytest_mountns.engine.images import architecture
-from pytest_mountns.engine.layers import Stack, resolve
-from pytest_mountns.engine.limits import Limits
-from pytest_mountns.engine.unpack import Form, Unpacked
+from pytest_mountns.engine.layers import cache as cache_module
+from pytest_mountns.engine.layers.cache import Cache, default_directory
+from pytest_mountns.engine.layers.images import architecture
+from pytest_mountns.engine.layers.limits import Limits
+from pytest_mountns.engine.layers.resolve import Stack, resolve
+from pytest_mountns.engine.layers.unpack import Form, Unpacked
+from pytest_mountns.engine.linux.errors import LayerError
 
 from .archives import Layout, archive, directory, docker_save, hardlink, member, packed, sha256
 from .places import place_for_whiteouts
@@ -518,8 +518,8 @@ def test_incomplete_layers_are_none(
 
 KILLED = """
 import os, signal, sys
-from pytest_mountns.engine.cache import Cache
-from pytest_mountns.engine.layers import resolve
+from pytest_mountns.engine.layers.cache import Cache
+from pytest_mountns.engine.layers.resolve import resolve
 
 def report(what, done, total):
     if what.startswith("unpack") and done > 2_000_000:
@@ -548,8 +548,8 @@ def test_killed_while_unpacking(tmp_path: Path, use: Callable[..., Stack], cache
 
 COUNTING = """
 import sys, time
-from pytest_mountns.engine.cache import Cache
-from pytest_mountns.engine.unpack import Unpacked
+from pytest_mountns.engine.layers.cache import Cache
+from pytest_mountns.engine.layers.unpack import Unpacked
 
 def fill(fd):
     with open(sys.argv[2], "a") as file:

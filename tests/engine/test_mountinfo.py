@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_mountns.engine.mountinfo import is_below, parse, read, visible
+from pytest_mountns.engine.linux.mountinfo import is_below, parse, read, visible
 
 
 def line(number: int, parent: int, mountpoint: str, more: str = "- ext4 /dev/vda rw") -> bytes:

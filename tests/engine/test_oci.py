@@ -27,16 +27,17 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
-from pytest_mountns.engine import syscalls, tarwrite
-from pytest_mountns.engine.cache import Cache
-from pytest_mountns.engine.errors import LayerError
+from pytest_mountns.engine.changes.compare import Layered
 from pytest_mountns.engine.idmap import NOBODY, Ids
-from pytest_mountns.engine.layers import resolve
-from pytest_mountns.engine.moving import enter_user_namespace
-from pytest_mountns.engine.oci import WrittenLayer, write_layer
-from pytest_mountns.engine.ociarchive import LayerFile, write_archive
-from pytest_mountns.engine.unpack import Form
-from pytest_mountns.engine.upper import Layered
+from pytest_mountns.engine.layers import tar_writer
+from pytest_mountns.engine.layers.archive_writer import LayerFile, write_archive
+from pytest_mountns.engine.layers.cache import Cache
+from pytest_mountns.engine.layers.layer_writer import WrittenLayer, write_layer
+from pytest_mountns.engine.layers.resolve import resolve
+from pytest_mountns.engine.layers.unpack import Form
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.errors import LayerError
+from pytest_mountns.engine.linux.namespaces import enter_user_namespace
 
 from . import worlds
 from .worlds import BASE, Mode, in_world
@@ -506,8 +507,8 @@ def test_ids() -> None:
 
 
 @pytest.mark.parametrize("compression", ["", "gzip", "zstd"])
-def test_compressions(mode: Mode, compression: tarwrite.Compression) -> None:
-    if compression == "zstd" and tarwrite.best_compression() != "zstd":
+def test_compressions(mode: Mode, compression: tar_writer.Compression) -> None:
+    if compression == "zstd" and tar_writer.best_compression() != "zstd":
         pytest.skip("nothing here compresses with zstd")
 
     def look() -> None:
@@ -636,7 +637,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def whole_image(mode: Mode, place: str, compression: tarwrite.Compression = "gzip") -> None:
+def whole_image(mode: Mode, place: str, compression: tar_writer.Compression = "gzip") -> None:
     """An archive of two layers: the lower tree, and what was made of it."""
     lower_fd = os.open(BASE, os.O_RDONLY | os.O_DIRECTORY)
     with (

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import pytest
 
-from pytest_mountns.engine.pinned import Mapping, budget, choose, read_mappings
+from pytest_mountns.engine.linux.fork_pages import Mapping, budget, choose, read_mappings
 
 Script: TypeAlias = Callable[[str], None]
 
@@ -88,7 +88,7 @@ Private_Hugetlb:       0 kB
 PRELUDE = """
 import ctypes, mmap, os, re, resource, signal, struct, sys
 from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.pinned import HotPages
+from pytest_mountns.engine.linux.fork_pages import HotPages
 
 PAGES = 600
 def private(pages):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_mountns.engine import syscalls as sys
-from pytest_mountns.engine.decide import plan
-from pytest_mountns.engine.mountinfo import Mount
-from pytest_mountns.engine.plan import (
+from pytest_mountns.engine.linux import syscalls as sys
+from pytest_mountns.engine.linux.mountinfo import Mount
+from pytest_mountns.engine.plan.decide import plan
+from pytest_mountns.engine.plan.model import (
     Assemble,
     Bind,
     Capabilities,
@@ -21,7 +21,7 @@ from pytest_mountns.engine.plan import (
     Seed,
     Step,
 )
-from pytest_mountns.engine.spec import SandboxSpec, Tmpfs, Volume
+from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
 
 ROOT = Capabilities(user_namespace=False)
 USER = Capabilities(user_namespace=True, mknod=False)

@@ -15,9 +15,9 @@ from typing import Final
 
 import pytest
 
-from pytest_mountns.engine.elf import locate, read_cache, read_linked
-from pytest_mountns.engine.moving import enter_user_namespace
-from pytest_mountns.engine.runtime import (
+from pytest_mountns.engine.linux.elf import locate, read_cache, read_linked
+from pytest_mountns.engine.linux.namespaces import enter_user_namespace
+from pytest_mountns.engine.planning.python_runtime import (
     Runtime,
     Shown,
     Visible,

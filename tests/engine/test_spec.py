@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_mountns.engine.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
+from pytest_mountns.engine.plan.spec import SandboxSpec, SpecError, Tmpfs, Volume, parse_size
 
 
 @pytest.mark.parametrize(

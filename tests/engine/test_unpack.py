@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine import streams
-from pytest_mountns.engine.beneath import remove_tree
-from pytest_mountns.engine.errors import LayerError
-from pytest_mountns.engine.limits import Limits
-from pytest_mountns.engine.spec import SpecError
-from pytest_mountns.engine.streams import Section, Stream, decompressed
-from pytest_mountns.engine.unpack import Form, Unpacked, unpack
+from pytest_mountns.engine.layers import streams
+from pytest_mountns.engine.layers.limits import Limits
+from pytest_mountns.engine.layers.streams import Section, Stream, decompressed
+from pytest_mountns.engine.layers.unpack import Form, Unpacked, unpack
+from pytest_mountns.engine.linux.beneath import remove_tree
+from pytest_mountns.engine.linux.errors import LayerError
+from pytest_mountns.engine.plan.spec import SpecError
 
 from .archives import (
     END,

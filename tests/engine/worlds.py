@@ -21,19 +21,19 @@ from typing import Final, Literal, NoReturn, TypeAlias, TypeVar
 
 import pytest
 
-from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.capabilities import probe
-from pytest_mountns.engine.decide import plan
-from pytest_mountns.engine.disk import DiskUppers
-from pytest_mountns.engine.enter import enter
-from pytest_mountns.engine.errors import SandboxError
-from pytest_mountns.engine.host import survey
-from pytest_mountns.engine.init import die_with_parent
-from pytest_mountns.engine.moving import drop_user_capabilities, enter_user_namespace
-from pytest_mountns.engine.plan import Capabilities, Plan
-from pytest_mountns.engine.rooms import Rooms, close
-from pytest_mountns.engine.sandbox import Sandbox
-from pytest_mountns.engine.spec import SandboxSpec
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.errors import SandboxError
+from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
+from pytest_mountns.engine.linux.pid_namespace import die_with_parent
+from pytest_mountns.engine.plan.decide import plan
+from pytest_mountns.engine.plan.model import Capabilities, Plan
+from pytest_mountns.engine.plan.spec import SandboxSpec
+from pytest_mountns.engine.probe.features import probe
+from pytest_mountns.engine.probe.host import survey
+from pytest_mountns.engine.sandbox.create import enter
+from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
+from pytest_mountns.engine.sandbox.stack import Rooms, close
 
 Mode: TypeAlias = Literal["root", "user"]
 T = TypeVar("T")

@@ -30,8 +30,8 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_mountns.engine import syscalls
-from pytest_mountns.engine.errors import SyscallError
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.errors import SyscallError
 
 CASES: Final = "MOUNTNS_FAULTS_CASES"
 RECORD: Final = "MOUNTNS_FAULTS_RECORD"

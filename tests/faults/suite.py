@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine.errors import SandboxError
+from pytest_mountns.engine.linux.errors import SandboxError
 
 OUTSIDE = os.readlink("/proc/self/ns/mnt")
 HERE = Path(__file__).parent

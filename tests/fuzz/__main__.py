@@ -21,11 +21,11 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from pytest_mountns.engine.cache import Cache
-from pytest_mountns.engine.errors import LayerError
-from pytest_mountns.engine.layers import resolve
-from pytest_mountns.engine.limits import Limits
-from pytest_mountns.engine.unpack import Form
+from pytest_mountns.engine.layers.cache import Cache
+from pytest_mountns.engine.layers.limits import Limits
+from pytest_mountns.engine.layers.resolve import resolve
+from pytest_mountns.engine.layers.unpack import Form
+from pytest_mountns.engine.linux.errors import LayerError
 
 from . import corpus
 from .corpus import Image, Pack, packs, saved, some_archive

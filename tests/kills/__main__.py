@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pytest_mountns.engine import syscalls
+from pytest_mountns.engine.linux import syscalls
 
 from .run import WAYS, Range, Tally, Way
 

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 import pytest
 
-from pytest_mountns.engine import processes, syscalls
+from pytest_mountns.engine.linux import processes, syscalls
 
 from . import suite
 

@@ -1,0 +1,214 @@
+"""Changes as text: a tree of what changed, and diffs, within limits. Pure but for the diffs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, cast, final, get_args
+
+from ..linux.errors import SandboxError
+from .changes import Change, Kind
+from .diffs import printable
+from .entries import Entry
+
+#: What a line is, for whoever gives it a colour.
+Style: TypeAlias = Literal["", "place", "removed", "inserted"] | Kind
+
+#: As pytest's terminal writer names them.
+COLOURS: Final[Mapping[Style, str]] = {
+    "place": "bold",
+    "added": "green",
+    "modified": "yellow",
+    "metadata": "cyan",
+    "replaced": "purple",
+    "deleted": "red",
+    "renamed": "blue",
+    "removed": "red",
+    "inserted": "green",
+}
+
+_KIND_WIDTH: Final = 10
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is shown. ``paths``: in the tree; ``siblings``: in one added directory; ``files``:
+    with a diff; ``lines``: of one diff; ``size``: bytes of a side beyond which there is none."""
+
+    paths: int = 60
+    siblings: int = 12
+    files: int = 8
+    lines: int = 40
+    size: int = 64 << 10
+
+
+def describe(change: Change) -> str:
+    """What can be said of a change beside its kind: sizes, modes, owners."""
+    before, after = change.before, change.after
+    if change.kind == "renamed":
+        return f"from {printable(change.source or '')}"
+    if before is None or after is None:
+        entry = after or before
+        return "" if entry is None else _thing(entry)
+    said = []
+    if before.type != after.type:
+        said.append(f"{_thing(before)} -> {_thing(after)}")
+    elif change.kind == "replaced":
+        said.append(f"{after.type}, made anew")
+    elif change.kind == "modified":
+        if after.type == "file":
+            same = before.size == after.size
+            said.append(f"{after.size} bytes" if same else f"{before.size} -> {after.size} bytes")
+        else:
+            said.append(after.type)
+    if before.type == after.type and before.mode != after.mode:
+        said.append(f"mode {before.mode:04o} -> {after.mode:04o}")
+    if (before.uid, before.gid) != (after.uid, after.gid):
+        said.append(f"owner {before.uid}:{before.gid} -> {after.uid}:{after.gid}")
+    if change.kind == "metadata" and not said:
+        same = before.mtime_ns == after.mtime_ns or after.type == "directory"
+        said.append("extended attributes" if same else "mtime")
+    return ", ".join(said)
+
+
+def _thing(entry: Entry) -> str:
+    return f"{entry.size} bytes" if entry.type == "file" else entry.type
+
+
+def tree(changes: Sequence[Change], limits: Limits = Limits()) -> Iterator[str]:
+    """A line a change: the kind, then the path as part of a tree, then what else there is to say.
+
+    Directories that changed nothing themselves have a line too where something below them did.
+    """
+    shown, omitted = _chosen(sorted(changes, key=lambda change: change.path.split("/")), limits)
+    stack: list[str] = []
+    for change, more in shown:
+        path = change.path
+        while stack and not path.startswith(f"{stack[-1].rstrip('/')}/"):
+            stack.pop()
+        parent = path.rpartition("/")[0] or "/"
+        if path != "/" and (not stack or stack[-1] != parent):
+            yield f"{'':{_KIND_WIDTH}}{'  ' * len(stack)}{_name(parent, stack)}/"
+            stack.append(parent)
+        is_directory = change.type == "directory"
+        name = f"{_name(path, stack)}{'/' if is_directory else ''}"
+        said = "" if is_directory and change.kind in ("added", "deleted") else describe(change)
+        if change.kind == "deleted" and not is_directory:
+            said = ""
+        text = f"{change.kind:{_KIND_WIDTH}}{'  ' * len(stack)}{name}"
+        yield f"{text}  ({said})" if said else text
+        if is_directory:
+            stack.append(path)
+        for directory, number in more.items():
+            yield f"{'':{_KIND_WIDTH}}... and {number} more in {printable(directory)}"
+    if omitted:
+        yield f"... and {omitted} more changes"
+
+
+def _name(path: str, stack: Sequence[str]) -> str:
+    """A path as it reads below the last of the stack; without a slash at its end."""
+    if not stack:
+        return printable(path.rstrip("/"))
+    return printable(path[len(stack[-1].rstrip("/")) + 1 :])
+
+
+def _chosen(
+    changes: Sequence[Change], limits: Limits
+) -> tuple[list[tuple[Change, dict[str, int]]], int]:
+    """Those within the limits, and how many more.
+
+    Each with the directories, if any, that have more than is shown up to it, and how many.
+    """
+    chosen: list[tuple[Change, dict[str, int]]] = []
+    shown: Counter[str] = Counter()
+    added: set[str] = set()
+    # A directory that is left out, and the one above it whose limit is the reason.
+    hidden: dict[str, str] = {}
+    # Where the number of what is left out of a directory stands.
+    notes: dict[str, dict[str, int]] = {}
+    for index, change in enumerate(changes):
+        parent = change.path.rpartition("/")[0] or "/"
+        top = hidden.get(parent)
+        if top is None and parent in added and shown[parent] >= limits.siblings:
+            top = parent
+        if top is not None:
+            if change.type == "directory":
+                hidden[change.path] = top
+            note = notes.setdefault(top, chosen[-1][1])
+            note[top] = note.get(top, 0) + 1
+            continue
+        if len(chosen) >= limits.paths:
+            return chosen, len(changes) - index
+        if change.kind == "added" and change.type == "directory":
+            added.add(change.path)
+        shown[parent] += 1
+        chosen.append((change, {}))
+    return chosen, 0
+
+
+def diffs(changes: Sequence[Change], limits: Limits = Limits()) -> Iterator[str]:
+    """The diffs of small text files, each after an empty line; those that were there before first.
+
+    What is binary, or cannot be read, is passed over.
+    """
+    shown = 0
+    skipped = 0
+    for change in sorted(changes, key=lambda change: change.kind == "added"):
+        if not _may_have_diff(change, limits):
+            continue
+        if shown >= limits.files:
+            skipped += 1
+            continue
+        try:
+            text = change.diff()
+        except SandboxError:
+            continue
+        lines = text.splitlines()
+        if len(lines) < 2:
+            continue
+        shown += 1
+        yield ""
+        yield from lines[: limits.lines]
+        if len(lines) > limits.lines:
+            yield f"... and {len(lines) - limits.lines} more lines"
+    if skipped:
+        yield ""
+        yield f"... and {skipped} more files, whose diffs are not shown"
+
+
+def _may_have_diff(change: Change, limits: Limits) -> bool:
+    if change.kind in ("metadata", "renamed", "deleted"):
+        return False
+    entry = change.after
+    if entry is None or entry.type != "file" or (not entry.size and change.kind == "added"):
+        return False
+    return all(side is None or side.size <= limits.size for side in (change.before, change.after))
+
+
+def text_of(changes: Sequence[Change], limits: Limits = Limits(), note: str = "") -> list[str]:
+    """The lines of :func:`tree`, then ``note``, if there is one, then those of :func:`diffs`."""
+    return [*tree(changes, limits), *[note] * bool(note), *diffs(changes, limits)]
+
+
+def styled(text: str) -> Iterator[tuple[Style, str]]:
+    """The lines of a text that :func:`tree` and then :func:`diffs` have made, and what each is."""
+    in_diffs = header = False
+    for line in text.splitlines():
+        style: Style = ""
+        if not line:
+            in_diffs = header = True
+        elif in_diffs:
+            if line.startswith("@@"):
+                header, style = False, "place"
+            elif not header:
+                style = _DIFF_STYLES.get(line[0], "")
+        elif (word := line[:_KIND_WIDTH].strip()) in get_args(Kind):
+            style = cast(Kind, word)
+        elif line.endswith("/"):
+            style = "place"
+        yield style, line
+
+
+_DIFF_STYLES: Final[dict[str, Style]] = {"-": "removed", "+": "inserted"}

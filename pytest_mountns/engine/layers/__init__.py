@@ -1,0 +1,1 @@
+"""Layers from directories, archives and images: unpacked, cached, and written."""

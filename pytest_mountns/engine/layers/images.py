@@ -1,0 +1,382 @@
+"""What a file or directory that somebody calls a root or a layer holds.
+
+By its content, never by its name: an OCI image layout, as a directory or in a tar archive; what
+``docker save`` writes; else a tar archive of one layer. Formats: the OCI image specification
+("Image Layout", "Image Manifest", "Image Index", "Image Configuration"), and Docker's image
+specification v1.2, "Combined Image JSON + Filesystem Changeset Format".
+
+Digests are verified wherever there is one. A digest is also a file name, so its form is checked
+before anything is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias, final
+
+from ..linux.beneath import split
+from ..linux.errors import LayerError, malformed
+from .streams import CHUNK, Section
+from .tar_reader import FILE, LINK, SYMLINK, Reader
+
+#: A tar archive with more members than this is no archive of blobs.
+_MOST_BLOBS: Final = 20_000
+_LARGEST_JSON: Final = 4 << 20
+_DEEPEST_INDEX: Final = 4
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_DIFF_ID: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_INDEXES: Final = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+_REF_NAMES: Final = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
+_ARCHITECTURES: Final = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv6l": "arm",
+    "armv7l": "arm",
+    "i386": "386",
+    "i686": "386",
+    "loongarch64": "loong64",
+}
+_Json: TypeAlias = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A part of an open file. ``digest``: what it has to have, "" if nobody says."""
+
+    fd: int
+    start: int
+    size: int
+    digest: str = ""
+
+    def section(self, progress: Any = None) -> Section:
+        """To be read from its beginning; with :meth:`verify` at its end."""
+        return Section(self.fd, self.start, self.size, self.digest.partition(":")[0], progress)
+
+    def verify(self, section: Section) -> None:
+        """Raises :class:`LayerError` if the content is not what the digest says."""
+        if self.digest and section.digest() != self.digest.partition(":")[2]:
+            raise malformed(
+                f"the content of blob {self.digest} does not have that digest", "fetch it anew"
+            )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Layers, the lowest first, each with its diff id; and the variables of its configuration."""
+
+    layers: tuple[tuple[Blob, str], ...]
+    environment: tuple[str, ...] = ()
+
+
+class Box(Protocol):
+    """A place where blobs lie under names."""
+
+    def find(self, name: str) -> Blob | None:
+        """The file of that name. Raises :class:`LayerError` if it is no regular file."""
+        ...
+
+
+@final
+class DirectoryBox:
+    """A directory with an image layout in it. Keeps descriptors until :meth:`close`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._open: list[int] = []
+
+    def find(self, name: str) -> Blob | None:
+        try:
+            # A FIFO would keep an open() waiting.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(os.path.join(self._path, name), flags)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        self._open.append(fd)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise malformed(f"{name} in the image layout is no regular file")
+        return Blob(fd, 0, status.st_size)
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.pop())
+
+
+@final
+class ArchiveBox:
+    """The members of an uncompressed tar archive, where they lie in it."""
+
+    def __init__(self, fd: int, members: Mapping[str, tuple[int, int] | str]) -> None:
+        self._fd = fd
+        self._members = members
+
+    def find(self, name: str) -> Blob | None:
+        # Docker writes a layer that is there twice as a link, and older ones a chain of them.
+        for _ in range(8):
+            there = self._members.get(name)
+            if there is None:
+                return None
+            if not isinstance(there, str):
+                return Blob(self._fd, *there)
+            name = there
+        raise malformed(f"{name!r} in the image archive is a link that leads nowhere")
+
+
+def read_archive(fd: int, size: int) -> ArchiveBox | None:
+    """An archive's members, without reading their content.
+
+    None if it has so many that it holds no blobs. Raises :class:`LayerError` if it is damaged.
+    """
+    reader = Reader(_Skimmed(fd, size))
+    members: dict[str, tuple[int, int] | str] = {}
+    while (member := reader.next()) is not None:
+        parts = split(member.name)
+        name = os.fsdecode(b"/".join(parts))
+        if len(members) >= _MOST_BLOBS:
+            return None
+        if member.kind == FILE:
+            members[name] = (member.position, member.size)
+        elif member.kind in (LINK, SYMLINK):
+            base = os.path.dirname(name) if member.kind == SYMLINK else ""
+            members[name] = os.path.normpath(os.path.join(base, os.fsdecode(member.link)))
+    return ArchiveBox(fd, members)
+
+
+@final
+class _Skimmed:
+    """A :class:`.streams.Stream` that jumps over what is skipped."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._size = size
+        self.position = 0
+
+    def some(self, size: int) -> bytes:
+        data = os.pread(self._fd, min(size, CHUNK), self.position)
+        self.position += len(data)
+        return data
+
+    def exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = self.some(size - len(data))
+            if not piece:
+                raise malformed("the archive is truncated", "fetch or make it anew")
+            data += piece
+        return data
+
+    def skip(self, size: int) -> None:
+        self.position += size
+        if self.position > self._size:
+            raise malformed("the archive is truncated", "fetch or make it anew")
+
+
+def image_in_layout(box: Box, ref: str | None = None) -> Image | None:
+    """The image in an OCI layout; None if it is none.
+
+    ``ref``: its name, where there are several. Raises :class:`LayerError`.
+    """
+    if not box.find("oci-layout") or not box.find("index.json"):
+        return None
+    version = _json(box, "oci-layout").get("imageLayoutVersion")
+    if version != "1.0.0":
+        raise malformed(f"an image layout of version {str(version)[:40]!r}, not 1.0.0")
+    return _oci_image(box, ref)
+
+
+def image_in_archive(box: ArchiveBox, ref: str | None = None) -> Image | None:
+    """The image in an OCI archive or in what ``docker save`` writes; None if it is neither.
+
+    As :func:`image_in_layout`. Newer versions of Docker write both at once.
+    """
+    image = image_in_layout(box, ref)
+    if image is None and box.find("manifest.json"):
+        return _docker_image(box, ref)
+    return image
+
+
+def _oci_image(box: Box, ref: str | None) -> Image:
+    found = {d["digest"]: d for d in _manifests(box, _json(box, "index.json"), ref, 0)}
+    if not found:
+        which = f"called {ref!r}" if ref else f"for linux/{architecture()}"
+        raise LayerError(
+            "read an image",
+            cause=f"there is no image {which} in it; it has {_names(box)}",
+            remedy="name one that is there",
+        )
+    if len(found) > 1:
+        raise LayerError(
+            "read an image",
+            cause=f"there are several images in it: {_names(box)}",
+            remedy="name one of them",
+        )
+    manifest = _json(box, _blob_name(descriptor := next(iter(found.values()))), descriptor)
+    config_at = _typed(manifest, "config", dict)
+    config = _json(box, _blob_name(config_at), config_at)
+    return _image(config, [_blob(box, layer) for layer in _typed(manifest, "layers", list)])
+
+
+def _manifests(box: Box, index: _Json, ref: str | None, depth: int) -> Iterator[_Json]:
+    """Descriptors of the manifests that could be meant."""
+    for descriptor in _typed(index, "manifests", list):
+        _blob_name(descriptor)
+        if ref is not None and ref not in _refs(descriptor):
+            continue
+        runs_on = descriptor.get("platform")
+        if isinstance(runs_on, dict) and (
+            runs_on.get("os") != "linux" or runs_on.get("architecture") != architecture()
+        ):
+            continue
+        if descriptor.get("mediaType") not in _INDEXES:
+            yield descriptor
+        elif depth < _DEEPEST_INDEX:
+            inner = _json(box, _blob_name(descriptor), descriptor)
+            yield from _manifests(box, inner, None, depth + 1)
+        else:
+            raise malformed("the indexes of the image are nested too deep")
+
+
+def _names(box: Box) -> str:
+    names = []
+    for descriptor in _typed(_json(box, "index.json"), "manifests", list)[:20]:
+        runs_on = descriptor.get("platform")
+        where = ""
+        if isinstance(runs_on, dict):
+            where = f" for {runs_on.get('os')}/{runs_on.get('architecture')}"
+        names.append((min(_refs(descriptor), default="one without a name")) + where)
+    return ", ".join(names) or "none"
+
+
+def _refs(descriptor: _Json) -> set[str]:
+    notes = descriptor.get("annotations")
+    if not isinstance(notes, dict):
+        return set()
+    return {name for key in _REF_NAMES if isinstance(name := notes.get(key), str)}
+
+
+def _docker_image(box: Box, ref: str | None) -> Image | None:
+    images = _json_value(box, "manifest.json", None)
+    if not isinstance(images, list) or not images:
+        return None
+    if not all(isinstance(i, dict) and {"Config", "Layers"} <= i.keys() for i in images):
+        return None
+    tags = [_tags(i) for i in images]
+    if ref is not None:
+        images = [i for i, own in zip(images, tags, strict=True) if ref in own]
+    if len(images) != 1:
+        names = ", ".join(tag for own in tags for tag in own) or "no name"
+        raise LayerError(
+            "read an image",
+            cause=f"there is not one image {'of that name ' if ref else ''}in it but"
+            f" {len(images)}; it has {names}",
+            remedy="name one that is there",
+        )
+    config_name = _typed(images[0], "Config", str)
+    # Docker names a configuration by its digest.
+    match = re.fullmatch(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?", config_name)
+    config = _json(box, config_name, {"digest": f"sha256:{match[1]}"} if match else None)
+    blobs = []
+    for name in _typed(images[0], "Layers", list):
+        blob = box.find(name) if isinstance(name, str) else None
+        if blob is None:
+            raise malformed(f"the layer {name!r} is missing in the image archive")
+        blobs.append(blob)
+    return _image(config, blobs)
+
+
+def _tags(image: _Json) -> list[str]:
+    tags = image.get("RepoTags")
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+
+
+def _image(config: _Json, blobs: list[Blob]) -> Image:
+    root = _typed(config, "rootfs", dict)
+    diff_ids = _typed(root, "diff_ids", list)
+    if len(diff_ids) != len(blobs):
+        raise malformed(f"the image has {len(blobs)} layers, and digests for {len(diff_ids)}")
+    for diff_id in diff_ids:
+        if not isinstance(diff_id, str) or not _DIFF_ID.fullmatch(diff_id):
+            raise malformed(f"a layer's diff id is none: {str(diff_id)[:100]!r}")
+    if not blobs:
+        raise malformed("the image has no layers", "choose another image")
+    settings = config.get("config")
+    variables = settings.get("Env") if isinstance(settings, dict) else None
+    environment = variables if isinstance(variables, list) else []
+    return Image(
+        tuple(zip(blobs, diff_ids, strict=True)),
+        tuple(text for text in environment if isinstance(text, str)),
+    )
+
+
+def _blob_name(descriptor: object) -> str:
+    digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise malformed(f"a descriptor of the image has no digest: {str(descriptor)[:200]}")
+    return f"blobs/{digest.replace(':', '/')}"
+
+
+def _blob(box: Box, descriptor: _Json) -> Blob:
+    name = _blob_name(descriptor)
+    media = str(descriptor.get("mediaType"))
+    if media.endswith("+encrypted"):
+        raise LayerError("read an image", cause="it is encrypted", remedy="decrypt it (skopeo)")
+    found = box.find(name)
+    if found is None:
+        raise malformed(f"{name} is missing in the image", "copy the image anew, with all layers")
+    size = descriptor.get("size")
+    if size is not None and size != found.size:
+        raise malformed(f"{name} has {found.size} bytes and should have {str(size)[:40]}")
+    return Blob(found.fd, found.start, found.size, descriptor["digest"])
+
+
+def _json(box: Box, name: str, descriptor: _Json | None = None) -> _Json:
+    value = _json_value(box, name, descriptor)
+    if not isinstance(value, dict):
+        raise malformed(f"{name} in the image is no JSON object")
+    return value
+
+
+def _json_value(box: Box, name: str, descriptor: _Json | None) -> object:
+    blob = box.find(name)
+    if blob is None:
+        raise malformed(f"{name} is missing in the image")
+    if blob.size > _LARGEST_JSON:
+        raise malformed(f"{name} in the image is too big: {blob.size} bytes")
+    section = blob.section()
+    data = b""
+    while piece := section.read(CHUNK):
+        data += piece
+    if descriptor is not None:
+        algorithm, _, digest = str(descriptor["digest"]).partition(":")
+        if hashlib.new(algorithm, data).hexdigest() != digest:
+            raise malformed(f"{name} in the image does not have its digest", "fetch it anew")
+    try:
+        value: object = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise malformed(f"{name} in the image is no JSON: {str(error)[:200]}") from error
+    return value
+
+
+def _typed(value: object, key: str, kind: type) -> Any:
+    found = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(found, kind):
+        raise malformed(f"a document of the image has no {key!r}, or not of the right type")
+    return found
+
+
+def architecture() -> str:
+    """This machine's, as images name it: that of Go's ``GOARCH``."""
+    machine = platform.machine()
+    return _ARCHITECTURES.get(machine, machine)

@@ -1,0 +1,76 @@
+"""The roots and layers that a session uses: each resolved once, and kept until it ends."""
+
+from __future__ import annotations
+
+import os
+from typing import final
+
+from ..linux.errors import LayerError, SandboxError, Unavailable
+from .limits import Limits
+from .resolve import Report, Stack, resolve
+from .unpack import Form
+
+
+@final
+class Sources:
+    """What sources of layers have come to. ``report`` is told while one is unpacked."""
+
+    def __init__(self, limits: Limits | None = None, report: Report | None = None) -> None:
+        self._limits = limits
+        self._report = report
+        self._known: dict[str, Stack | SandboxError] = {}
+
+    def directories(self, source: str, *, user_namespace: bool) -> tuple[str, ...]:
+        """The directories of a source, topmost first.
+
+        ``source``: a path; of an image in a file or layout with several, ``PATH:NAME``. Raises
+        :class:`SandboxError`, the same one each time.
+        """
+        known = self._known.get(source)
+        if known is None:
+            try:
+                known = self._resolve(source, "user" if user_namespace else "trusted")
+            except SandboxError as error:
+                known = error
+            self._known[source] = known
+        if isinstance(known, SandboxError):
+            raise known
+        return known.directories[::-1]
+
+    def _resolve(self, source: str, form: Form) -> Stack:
+        path, ref = _split(source)
+        if os.path.isdir(path) and os.path.samefile(path, "/"):
+            raise LayerError(
+                f"use {path} as a layer",
+                cause="it is the host's own root",
+                remedy='write root="host"',
+            )
+        stack = resolve(path, form, ref=ref, limits=self._limits, report=self._report)
+        if form == "user" and stack.directories == (os.path.abspath(path),):
+            owner = os.stat(path).st_uid
+            if owner != os.geteuid():
+                stack.close()
+                raise Unavailable(
+                    f"use {path} as a layer",
+                    cause=f"it belongs to user {owner}, whom this user's namespace does not map:"
+                    " nothing in it could be changed",
+                    remedy="run as root, or use an archive of it, whose files will be this user's:"
+                    f" tar -C {path} -cf layer.tar .",
+                )
+        return stack
+
+    def close(self) -> None:
+        """Let the cache remove them."""
+        for known in self._known.values():
+            if isinstance(known, Stack):
+                known.close()
+        self._known.clear()
+
+
+def _split(source: str) -> tuple[str, str | None]:
+    """Path, and name of an image in it: which of the colons is between them, the disk tells."""
+    if not os.path.lexists(source):
+        for place in (number for number, letter in enumerate(source) if letter == ":"):
+            if os.path.lexists(source[:place]):
+                return source[:place], source[place + 1 :]
+    return source, None

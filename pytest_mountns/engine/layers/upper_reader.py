@@ -1,0 +1,132 @@
+"""Reading an upper whole: what its owner closed to himself, content, attributes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final, final
+
+from ..idmap import Ids
+from ..linux.beneath import open_deep
+from ..linux.errors import LayerError
+from .streams import CHUNK
+
+# O_NONBLOCK: what was a file when it was listed may be a FIFO when it is opened.
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_HANDLE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_KEPT: Final = ("security.capability", "system.posix_acl_access", "system.posix_acl_default")
+_OVERLAY: Final = ("trusted.overlay.", "user.overlay.")
+
+
+@final
+class Opener:
+    """Opens directories and files of an upper, those with mode 000 too, until :meth:`close`.
+
+    A test may have closed a directory to its owner, who reads the upper. As root nothing is closed.
+    """
+
+    def __init__(self, upper_fd: int) -> None:
+        self._upper_fd = upper_fd
+        self._opened_up: list[tuple[int, int]] = []
+
+    def close(self) -> None:
+        """Give directories their modes back, the innermost first."""
+        while self._opened_up:
+            fd, mode = self._opened_up.pop()
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+            os.close(fd)
+
+    def directory(self, path: bytes) -> tuple[int, os.stat_result]:
+        """A directory of the upper, to be closed by the caller, and its state as it was."""
+        try:
+            fd = open_deep(path, self._upper_fd)
+            status = os.fstat(fd)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o500 == 0o500:
+                return fd, status
+            os.close(fd)
+        except PermissionError:
+            pass
+        head, _, name = path.rpartition(b"/")
+        parent = open_deep(head, self._upper_fd)
+        try:
+            handle = os.open(name or b".", _HANDLE, dir_fd=parent)
+        finally:
+            os.close(parent)
+        status = os.fstat(handle)
+        mode = stat.S_IMODE(status.st_mode)
+        self._opened_up.append((handle, mode))
+        # An O_PATH descriptor is not for fchmod(2).
+        os.chmod(f"/proc/self/fd/{handle}", mode | 0o500)
+        return open_deep(path, self._upper_fd), status
+
+    @staticmethod
+    def file(name: bytes, dir_fd: int, *, in_upper: bool) -> tuple[int, os.stat_result]:
+        """A regular file, to be closed by the caller, and its state as it was.
+
+        Raises :class:`PermissionError` for one below that may not be read.
+        """
+        for flags in (os.O_NOATIME, 0):
+            try:
+                # Reading without a trace is for the owner.
+                fd = os.open(name, _READ | flags, dir_fd=dir_fd)
+            except PermissionError:
+                if flags == 0 and not in_upper:
+                    raise
+            else:
+                return fd, os.fstat(fd)
+        handle = os.open(name, _HANDLE, dir_fd=dir_fd)
+        try:
+            status = os.fstat(handle)
+            mode = stat.S_IMODE(status.st_mode)
+            os.chmod(f"/proc/self/fd/{handle}", mode | 0o400)
+            try:
+                return os.open(name, _READ | os.O_NOATIME, dir_fd=dir_fd), status
+            finally:
+                os.chmod(f"/proc/self/fd/{handle}", mode)
+        finally:
+            os.close(handle)
+
+
+def content(fd: int, size: int, shown: str) -> Iterator[bytes]:
+    """So many bytes of a file, in pieces. Raises :class:`LayerError` if there are fewer."""
+    left = size
+    while left:
+        data = os.read(fd, min(left, CHUNK))
+        if not data:
+            raise LayerError(
+                "write a layer",
+                cause=f"{shown} became shorter while it was read",
+                remedy="stop what writes to it before the layer is written",
+            )
+        left -= len(data)
+        yield data
+
+
+def overlay_xattrs(fd: int, prefix: str) -> dict[str, bytes]:
+    """What overlayfs noted, without the prefix."""
+    return {
+        name[len(prefix) :]: os.getxattr(fd, name)
+        for name in os.listxattr(fd)
+        if name.startswith(prefix)
+    }
+
+
+def kept_xattrs(fd: int, ids: Ids | None) -> dict[bytes, bytes]:
+    """The attributes that belong into a layer: the user's, capabilities, access control lists."""
+    found = {}
+    for name in os.listxattr(fd):
+        if name.startswith(_OVERLAY) or not (name.startswith("user.") or name in _KEPT):
+            continue
+        try:
+            value = os.getxattr(fd, name)
+        except OSError as error:
+            # Removed meanwhile, or not for this user.
+            if error.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM):
+                raise
+            continue
+        if ids is not None and name.startswith("system.posix_acl"):
+            value = ids.acl(value)
+        found[os.fsencode(name)] = value
+    return found

@@ -1,0 +1,108 @@
+"""Lets go of namespaces in a process of its own.
+
+The last to close a descriptor of a mount namespace unmounts all that is in it, and waits for the
+kernel's grace periods: a third of what a sandbox costs, and far more on a busy machine. Nobody has
+to wait for that. The descriptors go to another process, which closes them.
+
+That process is no child of this one, whose tests may wait for all children. It ends when this one
+does, however that comes.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+from collections.abc import Sequence
+from socket import socket as Socket
+from typing import Final, NoReturn, final
+
+from . import syscalls
+from .open_directories import pair
+from .processes import fork, reap, withdraw
+
+# What can wait in the socket; a machine that is too slow to let go is waited for.
+_MOST: Final = 16
+
+
+@final
+class Reaper:
+    """Closes descriptors elsewhere; here, if there can be no such process."""
+
+    def __init__(self) -> None:
+        self._socket: Socket | None = None
+        self._owner = os.getpid()
+        self._failed = False
+
+    def close(self, descriptors: Sequence[int]) -> None:
+        """Close them, as far as this process can tell at once."""
+        if self._socket is None and not self._failed and os.getpid() == self._owner:
+            self._start()
+        # A fork of the owner shares the socket, but its descriptors are not the last ones.
+        if self._socket is not None and os.getpid() == self._owner:
+            rights = array.array("i", descriptors)
+            try:
+                self._socket.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            except OSError:
+                # A test may have closed the socket.
+                self._socket, self._failed = None, True
+        for fd in descriptors:
+            os.close(fd)
+
+    def _start(self) -> None:
+        ours, theirs = pair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+        try:
+            watched = os.pidfd_open(self._owner)
+        except OSError:
+            # Before Linux 5.3.
+            ours.close()
+            theirs.close()
+            self._failed = True
+            return
+        try:
+            child = fork()
+            if child == 0:
+                _become_reaper(theirs, watched)
+            reap(child)
+            self._socket = ours
+        except OSError:
+            ours.close()
+            self._failed = True
+        finally:
+            os.close(watched)
+            theirs.close()
+
+    def stop(self) -> None:
+        """No more; the process ends when it has closed what it has."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        self._failed = True
+
+
+def _become_reaper(channel: Socket, watched: int) -> NoReturn:
+    try:
+        if os.fork() == 0:
+            _reap(channel, watched)
+    finally:
+        syscalls.exit_now(0)
+
+
+def _reap(channel: Socket, watched: int) -> None:
+    withdraw((channel.fileno(), watched))
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    poll.register(watched, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if channel.fileno() in ready:
+            data, messages, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(4 * _MOST))
+            for _, _, content in messages:
+                for fd in array.array("i", content):
+                    os.close(fd)
+            if data:
+                continue
+        # The other end is closed, or its process is gone.
+        return

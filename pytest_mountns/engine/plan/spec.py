@@ -1,0 +1,208 @@
+"""What sandbox is wanted: :class:`SandboxSpec` and its parts. Data, validated, no decisions."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass, replace
+from typing import Final, Literal, final
+
+from ..linux.errors import SandboxError
+
+_SIZE: Final = re.compile(r"(\d+)([kmgKMG]?)")
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_HOSTNAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
+_OWN_TREES: Final = ("/proc", "/sys", "/dev")
+
+
+class SpecError(SandboxError):
+    """A spec that makes no sense, whatever the machine."""
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of ``"64m"`` (k, m, g: powers of 1024) or of a plain number.
+
+    Raises :class:`SpecError` for anything else, zero included.
+    """
+    match = _SIZE.fullmatch(str(text))
+    size = int(match[1]) * _UNITS[match[2].lower()] if match else 0
+    if size <= 0:
+        raise SpecError(
+            f"{text!r} is no size", remedy='write bytes or a suffix, as 4096, "512k", "64m", "1g"'
+        )
+    return size
+
+
+def _inside(path: str, what: str) -> str:
+    """``path`` in normal form, if it names a place inside a sandbox's root."""
+    if not posixpath.isabs(path) or "\0" in path:
+        raise SpecError(
+            f"{what} {path!r} is not an absolute path",
+            remedy="write the path as the test sees it, from / on",
+        )
+    if ".." in path.split("/"):
+        raise SpecError(
+            f"{what} {path!r} leads outside by '..'", remedy="write the path without '..'"
+        )
+    normal = "/" + posixpath.normpath(path).lstrip("/")
+    if normal == "/":
+        raise SpecError(
+            f"{what} {path!r} would hide the sandbox's whole root",
+            remedy="name a directory or file below /",
+        )
+    for tree in _OWN_TREES:
+        if normal == tree or (normal.startswith(tree + "/") and tree != "/dev"):
+            raise SpecError(
+                f"{what} {path!r} lies outside what a test may cover: the sandbox makes {tree}",
+                remedy="choose a place that is not /proc, /sys or /dev itself",
+            )
+    return normal
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A host directory or file shown at ``target``; what is written there persists.
+
+    ``source`` and ``target`` are absolute. Raises :class:`SpecError` if they are not.
+    """
+
+    source: str
+    target: str
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not posixpath.isabs(self.source):
+            raise SpecError(
+                f"volume source {self.source!r} is not an absolute path",
+                remedy="write the whole path of the directory or file on the host",
+            )
+        object.__setattr__(self, "target", _inside(self.target, "volume target"))
+
+    @classmethod
+    def parse(cls, text: str, base: str = "/") -> Volume:
+        """Read ``SRC:DST[:ro|rw]`` or ``SRC[:ro|rw]`` (same place); ``\\:`` is a colon in a path.
+
+        A relative source is taken from ``base``, an absolute directory; ``~`` is the home
+        directory.
+        """
+        fields = [part.replace("\\:", ":") for part in re.split(r"(?<!\\):", text)]
+        mode = fields.pop() if len(fields) > 1 and fields[-1] in ("ro", "rw") else "rw"
+        if not 1 <= len(fields) <= 2 or not all(fields):
+            raise SpecError(
+                f"{text!r} is no volume", remedy='write "SRC:DST" or "SRC:DST:ro", as with Docker'
+            )
+        source = posixpath.normpath(posixpath.join(base, posixpath.expanduser(fields[0])))
+        return cls(source, fields[1] if len(fields) == 2 else source, mode == "ro")
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.target}" + (":ro" if self.read_only else "")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """An empty tmpfs at ``target``. ``size`` in bytes (None: the kernel's half of memory)."""
+
+    target: str
+    size: int | None = None
+    mode: int = 0o1777
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", _inside(self.target, "tmpfs"))
+
+    @classmethod
+    def parse(cls, text: str) -> Tmpfs:
+        """Read ``PATH[:size=64m,mode=1777]``."""
+        target, _, options = text.partition(":")
+        size: int | None = None
+        mode = 0o1777
+        for option in filter(None, options.split(",")):
+            key, _, value = option.partition("=")
+            if key == "size":
+                size = parse_size(value)
+            elif key == "mode" and re.fullmatch("[0-7]{3,4}", value):
+                mode = int(value, 8)
+            else:
+                raise SpecError(
+                    f"{option!r} is no option of a tmpfs", remedy="valid: size=64m, mode=1777"
+                )
+        return cls(target, size, mode)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """The sandbox that marker, options and fixtures of one test add up to.
+
+    ``root`` is ``"host"``, ``"minimal"``, or the absolute path of a directory, archive or image;
+    ``layers`` are those of what is stacked on it, the last one on top.
+    ``size`` (bytes) and ``inodes`` limit the upper; ``upper`` is where it lies; ``read_only``
+    makes the root refuse writes (EROFS); ``pid`` gives PID and IPC namespaces of its own,
+    ``network="none"`` one for the network with nothing but loopback, ``hostname`` a name of the
+    machine. ``user``: "keep", "root", or a name or uid that root's test process becomes.
+    ``devices`` are nodes below ``/dev`` to show besides the usual ones. ``scope`` is
+    the widest scope of fixtures whose writes are captured, as a layer below. ``writes`` are the
+    globs of what the test may change, None for everything: no sandbox is made otherwise for it.
+    """
+
+    process: Literal["fork", "inline"] = "fork"
+    root: str = "host"
+    layers: tuple[str, ...] = ()
+    scope: Literal["function", "class", "module", "package", "session"] = "function"
+    volumes: tuple[Volume, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    size: int | None = None
+    inodes: int | None = None
+    upper: Literal["memory", "disk"] = "memory"
+    read_only: bool = False
+    pid: bool = False
+    network: Literal["host", "none"] = "host"
+    hostname: str | None = None
+    user: str | int = "keep"
+    devices: tuple[str, ...] = ()
+    writes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        targets: dict[str, str] = {}
+        parts: tuple[Volume | Tmpfs, ...] = (*self.volumes, *self.tmpfs)
+        for part in parts:
+            if part.target in targets:
+                raise SpecError(
+                    f"two mounts want {part.target}: {targets[part.target]} and {part}",
+                    remedy="give each its own target",
+                )
+            targets[part.target] = str(part)
+        if self.hostname is not None and not _HOSTNAME.fullmatch(self.hostname):
+            raise SpecError(
+                f"{self.hostname!r} is no host name",
+                remedy="write at most 64 letters, digits, '-' and '.', hostname(7)",
+            )
+        for device in self.devices:
+            if posixpath.normpath(device) != device or not device.startswith("/dev/"):
+                raise SpecError(
+                    f"device {device!r} is not a path below /dev",
+                    remedy='write it as on the host, as "/dev/fuse"',
+                )
+        if self.user != "keep" and self.scope != "function":
+            raise SpecError(
+                f"user={self.user!r} cannot be combined with scope={self.scope!r}:"
+                " wider fixtures run as the user of pytest",
+                remedy='leave out scope, or user (user="keep")',
+            )
+        if self.upper == "disk" and (self.size or self.inodes):
+            raise SpecError(
+                "size and inodes cannot limit an upper on disk",
+                remedy='leave out upper="disk", or the limits',
+            )
+
+    @property
+    def needs_process(self) -> bool:
+        """Whether it can only be had by a process of the test's own, whatever ``process`` says."""
+        return (
+            self.pid or self.network != "host" or self.hostname is not None or self.user != "keep"
+        )
+
+    def of_wider_scope(self) -> SandboxSpec:
+        """What holds for wider fixtures, too, which the pytest process sets up."""
+        return replace(self, pid=False, network="host", hostname=None, user="keep", read_only=False)

@@ -1,0 +1,1 @@
+"""What this machine can do, found by trying it; and, where something fails, why."""

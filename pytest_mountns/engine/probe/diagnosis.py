@@ -1,0 +1,175 @@
+"""The same refusal has many reasons. Which it is here, by what is known of the place. Pure.
+
+:mod:`.errno_advice` knows what an errno of a step can mean anywhere. Where :mod:`.environment`
+leaves only one of these meanings, cause and remedy are said for that one.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+from .environment import Circumstances
+
+#: Cause and remedy.
+Advice: TypeAlias = tuple[str, str]
+
+_REFUSALS: Final = ("EPERM", "EACCES")
+_DOCKER: Final = (
+    "docker run --privileged, or --cap-add SYS_ADMIN --security-opt seccomp=unconfined"
+    " --security-opt apparmor=unconfined"
+)
+_PODMAN: Final = (
+    "podman run --privileged, or --cap-add SYS_ADMIN --security-opt seccomp=unconfined"
+    " --security-opt unmask=ALL"
+)
+#: Steps that only a newer Linux can do, and what an older one says.
+_SINCE: Final = {
+    "new mount API": ((5, 12), "ENOSYS"),
+    "uppers on a detached mount": ((6, 15), "EINVAL"),
+    "extended attributes on tmpfs": ((6, 6), "ENOTSUP"),
+}
+
+
+def diagnose(step: str, errno: str, here: Circumstances, *, user_namespace: bool) -> Advice | None:
+    """Why ``step`` (a trial's name) failed with ``errno`` (its name) here, if it is sure.
+
+    ``user_namespace``: it was tried in one, or was to make one.
+    """
+    judge = _as_user if user_namespace else _as_root
+    overlay = (_no_overlay, _old_overlay, _nested)
+    for rule in (_too_old, _hidden_call, *overlay, _used_up, _covered_proc, judge):
+        advice = rule(step, errno, here)
+        if advice is not None:
+            return advice
+    return None
+
+
+def _too_old(step: str, errno: str, here: Circumstances) -> Advice | None:
+    since, answer = _SINCE.get(step, ((0, 0), ""))
+    if errno != answer or not (0, 0) < here.version < since:
+        return None
+    wanted = f"{since[0]}.{since[1]}"
+    return (f"Linux {here.kernel} is older than {wanted}", f"Linux {wanted} or later")
+
+
+def _hidden_call(step: str, errno: str, here: Circumstances) -> Advice | None:
+    if errno != "ENOSYS" or not here.seccomp:
+        return None
+    return (
+        "a seccomp filter hides the call",
+        f"{_engine(here, 'seccomp=unconfined')}, or a newer container engine",
+    )
+
+
+def _no_overlay(step: str, errno: str, here: Circumstances) -> Advice | None:
+    if errno != "ENODEV" or here.overlay:
+        return None
+    where = " on the machine that runs the container" if here.container else ""
+    return (
+        "the kernel has no OverlayFS loaded, and nobody but root may load it",
+        f"sudo modprobe overlay{where}; for good: echo overlay | sudo tee"
+        " /etc/modules-load.d/overlay.conf",
+    )
+
+
+def _old_overlay(step: str, errno: str, here: Circumstances) -> Advice | None:
+    if step != "overlay" or errno != "EPERM" or not (0, 0) < here.version < (5, 11):
+        return None
+    return (
+        f"Linux {here.kernel} lets nobody but root mount an overlay",
+        "Linux 5.11 or later, or run the tests as root",
+    )
+
+
+def _nested(step: str, errno: str, here: Circumstances) -> Advice | None:
+    whole = ("a whole root and pivot_root", "a PID namespace with its own /proc")
+    if step not in whole or errno != "EINVAL" or here.root != "overlay":
+        return None
+    return (
+        "/ is an overlay on an overlay already, and OverlayFS nests two deep at most",
+        "run the tests one level further out: not in a sandbox in a container, for example",
+    )
+
+
+def _used_up(step: str, errno: str, here: Circumstances) -> Advice | None:
+    if errno != "ENOSPC":
+        return None
+    for kind in ("user", "mnt", "pid"):
+        name = f"user.max_{kind}_namespaces"
+        if here.sysctls.get(name) == 0 and _kind(step) in ("", kind):
+            return (f"{name} is 0", f"sudo sysctl -w {name}=15000")
+    return None
+
+
+def _kind(step: str) -> str:
+    """Of which kind the namespaces are that a step makes, in sysctl's words; empty for several."""
+    known = {"user namespace": "user", "mount namespace": "mnt"}
+    return known.get(step, "pid" if "PID" in step else "")
+
+
+def _covered_proc(step: str, errno: str, here: Circumstances) -> Advice | None:
+    if "/proc" not in step or errno != "EPERM" or not here.container:
+        return None
+    option = "unmask=ALL" if here.container == "podman" else "systempaths=unconfined"
+    return (
+        "parts of the visible /proc are covered by the container engine, and the kernel then gives"
+        " a user namespace no fresh one",
+        f"{_engine(here, option)}; without it, leave out pid=True",
+    )
+
+
+def _as_user(step: str, errno: str, here: Circumstances) -> Advice | None:
+    if errno not in _REFUSALS or step not in ("user namespace", "mount namespace", "tmpfs"):
+        return None
+    if here.sysctls.get("kernel.apparmor_restrict_unprivileged_userns") == 1 and not here.sys_admin:
+        return (
+            "AppArmor lets unprivileged users make user namespaces and then do nothing in them"
+            " (kernel.apparmor_restrict_unprivileged_userns is 1, as in Ubuntu 23.10 and later)",
+            "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile"
+            " with the rule `userns,` for this Python, or run under sudo",
+        )
+    if here.sysctls.get("kernel.unprivileged_userns_clone") == 0:
+        return (
+            "kernel.unprivileged_userns_clone is 0",
+            "sudo sysctl -w kernel.unprivileged_userns_clone=1",
+        )
+    return _by_profile(errno, here)
+
+
+def _as_root(step: str, errno: str, here: Circumstances) -> Advice | None:
+    if errno not in _REFUSALS:
+        return None
+    if not here.sys_admin:
+        return ("this root lacks CAP_SYS_ADMIN", _unconfined(here))
+    sure = _by_profile(errno, here)
+    if sure is None and step == "mount namespace":
+        # It has what the kernel asks for.
+        return (
+            "a seccomp filter or a security module (AppArmor, SELinux) forbids it, as container"
+            " engines set them up",
+            _unconfined(here),
+        )
+    return sure
+
+
+def _by_profile(errno: str, here: Circumstances) -> Advice | None:
+    confined = here.apparmor not in ("", "unconfined")
+    # AppArmor's word for "no" is EACCES, but for pivot_root; a seccomp profile's is EPERM.
+    if confined and (errno == "EACCES" or not here.seccomp):
+        return (f"the AppArmor profile {here.apparmor} forbids it", _unconfined(here))
+    if here.seccomp and errno == "EPERM" and not confined:
+        return ("a seccomp filter forbids it", _unconfined(here))
+    return None
+
+
+def _unconfined(here: Circumstances) -> str:
+    if here.container == "podman":
+        return _PODMAN
+    if here.container or here.seccomp:
+        return _DOCKER
+    return f"run with CAP_SYS_ADMIN; in a container: {_DOCKER}"
+
+
+def _engine(here: Circumstances, option: str) -> str:
+    engine = here.container if here.container in ("docker", "podman") else "docker"
+    return f"{engine} run --security-opt {option}"

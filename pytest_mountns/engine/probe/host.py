@@ -1,0 +1,231 @@
+"""What the machine shows: mounts, kinds of mountpoints, where the user can write."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import stat
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ..linux import syscalls
+from ..linux.errors import Unavailable
+from ..linux.mountinfo import Mount, is_below, read, visible
+from ..linux.processes import fork
+from ..plan.model import PROTECTED_PROC, Host
+
+_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+_SCAN_DEPTH: Final = 2
+_SYSTEM: Final = ("/proc", "/sys", "/dev")
+# Whose server, or process, may be gone: to look at them can then take forever.
+_REMOTE: Final = frozenset(
+    [
+        "9p",
+        "afs",
+        "ceph",
+        "cifs",
+        "coda",
+        "glusterfs",
+        "gfs2",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "smb3",
+        "smbfs",
+    ]
+)
+_PATIENCE: Final = 2.0
+
+
+def survey(
+    *, user_namespace: bool, places: Sequence[str], unlayerable: frozenset[str] = frozenset()
+) -> Host:
+    """Read the mount table, and for a user namespace where its user can write.
+
+    ``places``: directories that matter to this run (home, project, temporary directory);
+    the others are found by looking two levels deep. Raises :class:`OSError` without ``/proc``,
+    :class:`Unavailable` in a chroot.
+    """
+    table = visible(read())
+    dead = _dead(table)
+    mounts = tuple(mount for mount in table if mount.mountpoint not in dead)
+    if not mounts or mounts[0].mountpoint != "/":
+        raise Unavailable(
+            "find the mount of /",
+            "/proc/self/mountinfo has none",
+            "the process is in a chroot whose / is no mountpoint",
+            "run outside of it, or make / a mount before entering it: mount --bind DIR DIR",
+        )
+    files, specials = set(), set()
+    for mount in mounts:
+        if mount.fstype == "autofs":
+            # To look at it can mount what it stands for. Always a directory.
+            continue
+        try:
+            mode = os.lstat(mount.mountpoint).st_mode
+        except OSError:
+            continue
+        if stat.S_ISREG(mode):
+            files.add(mount.mountpoint)
+        elif not stat.S_ISDIR(mode):
+            specials.add(mount.mountpoint)
+    points = [mount.mountpoint for mount in table]
+    untouchable = {mount.mountpoint for mount in table if mount.fstype == "autofs"} | dead
+    writable, mixed = _writable(places, points, untouchable) if user_namespace else (set(), set())
+    return Host(
+        mounts=mounts,
+        files=frozenset(files),
+        specials=frozenset(specials),
+        writable=tuple(sorted(writable)),
+        mixed=tuple(sorted(mixed)),
+        dead=tuple(sorted(dead)),
+        unlayerable=unlayerable,
+        protected=tuple(path for path in PROTECTED_PROC if os.path.exists(path)),
+        devices=tuple(name for name in _DEVICES if os.path.exists(f"/dev/{name}")),
+        has_proc=os.path.isdir("/proc/self"),
+        has_sys="/sys" in points,
+    )
+
+
+def _writable(
+    places: Iterable[str], mountpoints: Sequence[str], untouchable: set[str]
+) -> tuple[set[str], set[str]]:
+    """The highest directories the user can write: those without mounts below, and those with.
+
+    Of the latter only what is mounted inside is looked into: the other entries are found when a
+    sandbox is made.
+    """
+    candidates = {os.path.realpath(place) for place in places}
+    writable: set[str] = set()
+    mixed: set[str] = set()
+    pending = [("/", 0)]
+    while pending:
+        path, depth = pending.pop()
+        if path in _SYSTEM or path in untouchable or os.path.islink(path):
+            continue
+        mounted_below = any(is_below(point, path) for point in mountpoints)
+        if os.access(path, os.W_OK | os.X_OK):
+            if not mounted_below:
+                writable.add(path)
+                continue
+            if path != "/":
+                mixed.add(path)
+        leads = mounted_below or any(c == path or is_below(c, path) for c in candidates)
+        if depth >= _SCAN_DEPTH and not leads:
+            continue
+        for child in _subdirectories(path):
+            # In an assembled directory a plain child that can be written is an overlay already.
+            below = any(point == child or is_below(point, child) for point in mountpoints)
+            if path not in mixed or below or not os.access(child, os.W_OK | os.X_OK):
+                pending.append((child, depth + 1))
+    for place in candidates:
+        writable.update(_cut_off(place, writable))
+    return writable, mixed
+
+
+def _cut_off(place: str, tops: Iterable[str]) -> list[str]:
+    """Writable directories on the way to ``place`` that the overlay above them cannot serve.
+
+    To write there it would copy up what lies between, and a directory of another owner or group
+    than the user's own stops it with EOVERFLOW: as /tmp/of-root/of-the-user. Such a directory gets
+    an overlay of its own, whose top is never copied up.
+    """
+    top = next((top for top in tops if is_below(place, top)), None)
+    if top is None:
+        return []
+    found = []
+    cut = False
+    path = top
+    for name in place[len(top) :].strip("/").split("/"):
+        path = os.path.join(path, name)
+        try:
+            status = os.lstat(path)
+        except OSError:
+            break
+        cut = cut or (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid())
+        if cut and os.access(path, os.W_OK | os.X_OK):
+            found.append(path)
+            cut = False
+    return found
+
+
+def _subdirectories(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [
+                os.path.join(path, entry.name)
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+            ]
+    except OSError:
+        return []
+
+
+def _dead(mounts: Iterable[Mount]) -> set[str]:
+    """Remote mounts that do not answer, each asked by a process of its own; and what is on them."""
+    mounts = list(mounts)
+    remote = [
+        mount.mountpoint
+        for mount in mounts
+        if mount.mountpoint != "/"
+        and (mount.fstype in _REMOTE or mount.fstype.partition(".")[0] in ("fuse", "fuseblk"))
+    ]
+    asked = {path: fork() or _ask(path) for path in remote}
+    deadline = time.monotonic() + _PATIENCE
+    silent = [path for path, child in asked.items() if not _answers(child, deadline)]
+    return {
+        mount.mountpoint
+        for mount in mounts
+        if any(mount.mountpoint == path or is_below(mount.mountpoint, path) for path in silent)
+    }
+
+
+def _ask(path: str) -> int:
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        os.statvfs(path)
+        os.stat(path)
+    except OSError:
+        # An answer too: a refusal, as from another user's FUSE mount, or a lost connection.
+        pass
+    finally:
+        syscalls.exit_now(0)
+
+
+def _answers(child: int, deadline: float) -> bool:
+    try:
+        watch = os.pidfd_open(child)
+    except OSError:
+        watch = -1
+    try:
+        if watch >= 0:
+            poll = select.poll()
+            poll.register(watch, select.POLLIN)
+            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        while not _has_ended(child):
+            if time.monotonic() < deadline and watch < 0:
+                time.sleep(0.01)
+                continue
+            os.kill(child, signal.SIGKILL)
+            # Not waited for without end: it may not even hear that.
+            for _ in range(100):
+                if _has_ended(child):
+                    break
+                time.sleep(0.01)
+            return False
+        return True
+    finally:
+        if watch >= 0:
+            os.close(watch)
+
+
+def _has_ended(child: int) -> bool:
+    try:
+        return os.waitpid(child, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        # SIGCHLD is ignored: nobody has to wait for it, or can.
+        return True

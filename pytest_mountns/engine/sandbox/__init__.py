@@ -1,0 +1,1 @@
+"""Sandboxes: made, entered, reset, read, and saved."""
