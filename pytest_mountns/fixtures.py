@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, NoReturn, final
 import pytest
 
 from .engine.plan.spec import SandboxSpec, Volume
-from .waking import gate_key
+from .session.selection import gate_key
 
 if TYPE_CHECKING:
-    from .child import TestProcess
     from .engine.changes.changes import Changes
     from .engine.layers.layer_writer import WrittenLayer
     from .engine.plan.model import Plan
     from .engine.sandbox.sandbox import Usage
-    from .inline import InlineTest
+    from .runners.child import TestProcess
+    from .runners.inline import InlineTest
 
 
 @final

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import config as settings
 from . import hookspecs
+from .config import options as settings
 from .fixtures import bind_volume, isolated_net, isolated_proc, overlay_root
-from .tally import Tally, tally_key
-from .waking import SECTION, Finisher, gate_key, is_asked_for, is_wanted, wake
+from .reports.summary import Tally, tally_key
+from .session.selection import SECTION, Finisher, gate_key, is_asked_for, is_wanted, wake
 
 if TYPE_CHECKING:
-    from .child import TestProcess
-    from .gate import Gate
-    from .timers import TimeoutSettings
+    from .forking.timers import TimeoutSettings
+    from .runners.child import TestProcess
+    from .session.session import Gate
 
 __all__ = ["bind_volume", "isolated_net", "isolated_proc", "overlay_root"]
 
@@ -50,7 +50,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     if config.getoption("mountns_doctor"):
-        from . import terminal
+        from .reports import terminal
 
         return terminal.doctor(config)
     return None
@@ -61,7 +61,7 @@ def pytest_assertrepr_compare(
 ) -> list[str] | None:
     if op != "==" or "pytest_mountns.engine.changes.changes" not in sys.modules:
         return None
-    from .changes_report import explain_comparison
+    from .reports.changes import explain_comparison
 
     return explain_comparison(left, right, config.get_verbosity(pytest.Config.VERBOSITY_ASSERTIONS))
 
@@ -97,7 +97,7 @@ class Hooks:
         gate = self._gate
         if gate is None or gate.everything is None:
             return None
-        from . import terminal
+        from .reports import terminal
 
         return terminal.header(gate)
 

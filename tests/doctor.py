@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pytest_mountns.doctor import examine, lines
 from pytest_mountns.engine.probe.features import Findings
+from pytest_mountns.reports.doctor import examine, lines
 
 from .conformance.fetch import CHECKOUT
 from .environments import ENVIRONMENTS, Environment

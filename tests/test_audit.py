@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pytest_mountns.audit import page, places
 from pytest_mountns.engine.changes.changes import Change, Changes
+from pytest_mountns.reports.audit import page, places
 
 from .browser import Page, browse, find_browser
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from pytest_mountns.cli import main
-from pytest_mountns.repro import environment, interpreter, load
+from pytest_mountns.cli.main import main
+from pytest_mountns.repro.bundle import environment, interpreter, load
 
 from .kept import command
 

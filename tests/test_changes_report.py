@@ -378,8 +378,8 @@ def test_fails_otherwise():
         result.stderr.fnmatch_lines([f"*::test: @pytest.mark.mountns: writes=*{message}*"])
 
     def test_a_renamed_directory_needs_both_places(self) -> None:
-        from pytest_mountns.changes_report import outside
         from pytest_mountns.engine.changes.changes import Change, Changes
+        from pytest_mountns.reports.changes import outside
 
         change = Change("/a/new", "renamed", "/b/old")
         assert outside(Changes([change]), ["/a"]) == [change]

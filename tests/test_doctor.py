@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns import doctor
 from pytest_mountns.engine.probe.diagnosis import diagnose
 from pytest_mountns.engine.probe.environment import Circumstances, look
 from pytest_mountns.engine.probe.features import Findings, probe
 from pytest_mountns.engine.probe.trials import Trial
+from pytest_mountns.reports import doctor
 
 from .engine.worlds import BASE, descriptors, host_unchanged, in_world, skip_unless
 from .environments import ENVIRONMENTS
@@ -101,7 +101,7 @@ def test_what_has_another_way_says_which(name: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ("-m", "pytest_mountns.doctor"),
+        ("-m", "pytest_mountns.reports.doctor"),
         ("-m", "pytest", "--mountns-doctor", "-p", "no:cacheprovider"),
     ],
 )

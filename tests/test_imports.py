@@ -9,20 +9,23 @@ import pytest
 ASLEEP = {
     "pytest_mountns",
     "pytest_mountns.config",
+    "pytest_mountns.config.marker_keys",
+    "pytest_mountns.config.options",
+    "pytest_mountns.config.profiles",
     "pytest_mountns.engine",
-    "pytest_mountns.engine.linux",
     "pytest_mountns.engine.layers",
-    "pytest_mountns.engine.plan",
-    "pytest_mountns.engine.linux.errors",
     "pytest_mountns.engine.layers.limits",
+    "pytest_mountns.engine.linux",
+    "pytest_mountns.engine.linux.errors",
+    "pytest_mountns.engine.plan",
     "pytest_mountns.engine.plan.spec",
     "pytest_mountns.fixtures",
     "pytest_mountns.hookspecs",
-    "pytest_mountns.keys",
     "pytest_mountns.plugin",
-    "pytest_mountns.profiles",
-    "pytest_mountns.tally",
-    "pytest_mountns.waking",
+    "pytest_mountns.reports",
+    "pytest_mountns.reports.summary",
+    "pytest_mountns.session",
+    "pytest_mountns.session.selection",
 }
 
 CONFTEST = """
@@ -69,5 +72,11 @@ def test_a_session_that_isolates(pytester: pytest.Pytester) -> None:
     """What keeps, audits, unpacks or shows is not loaded for it."""
     pytester.makepyfile("def test(overlay_root): pass")
     found = _modules(pytester, "-p", "pytest_mountns.plugin")
-    for name in ("audit", "bundles", "cli", "keeping", "engine.cache", "engine.oci"):
+    for name in (
+        "cli",
+        "engine.layers.cache",
+        "engine.layers.layer_writer",
+        "reports.audit",
+        "repro",
+    ):
         assert f"pytest_mountns.{name}" not in found

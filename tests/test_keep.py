@@ -364,7 +364,7 @@ def test_it(number): assert 0
 def test_no_more_than_so_many(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_old=MANY.replace("range(4)", "range(2)"))
     pytester.makepyfile(test_new=MANY)
-    pytester.makeconftest("import pytest_mountns.bundles as b\nb.MOST = 3")
+    pytester.makeconftest("import pytest_mountns.repro.store as b\nb.MOST = 3")
     run(pytester, "--mountns-keep=failed", "test_old.py").assert_outcomes(failed=2)
     result = run(pytester, "--mountns-keep=failed", "test_new.py")
     # The outcome is that of the tests.
@@ -383,7 +383,7 @@ def test_a_layer_that_is_too_big(pytester: pytest.Pytester, process: str) -> Non
             assert 0
         """
     )
-    pytester.makeconftest("import pytest_mountns.saving as s\ns.LARGEST_LAYER = 1000")
+    pytester.makeconftest("import pytest_mountns.repro.capture as s\ns.LARGEST_LAYER = 1000")
     run(pytester, "--mountns-keep=failed", f"--mountns-process={process}").assert_outcomes(failed=1)
     (bundle,) = bundles(pytester.path / ".mountns")
     assert document(bundle)["layers"] == []
@@ -419,7 +419,7 @@ def test_pytest_killed_while_it_writes(suite: Path, pytester: pytest.Pytester) -
     pytester.makeconftest(
         """
         import os, signal
-        import pytest_mountns.bundles as bundles
+        import pytest_mountns.repro.store as bundles
 
         if os.environ.get("DIE"):
             bundles.shutil.copyfileobj = lambda *a: os.kill(os.getpid(), signal.SIGKILL)

@@ -25,7 +25,7 @@ SOURCES = ("pytest_mountns", "tests", "examples", "benchmarks", "docs")
 FILES = ("conftest.py", "pyproject.toml", "LICENSE", ".gitignore")
 
 #: Of the wheel, besides the modules.
-DATA = {"pytest_mountns/audit_page.html", "pytest_mountns/py.typed"}
+DATA = {"pytest_mountns/reports/audit_page.html", "pytest_mountns/py.typed"}
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
 

@@ -163,7 +163,7 @@ def test_marks_with_a_wrong_profile(pytester: pytest.Pytester, mark: str, messag
 
 
 def listed(*arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "import sys; from pytest_mountns.cli import main; sys.exit(main())"
+    program = "import sys; from pytest_mountns.cli.main import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", program, "profiles", *arguments],
         capture_output=True,

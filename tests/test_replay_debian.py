@@ -38,7 +38,7 @@ mount -t proc proc "$1/proc"
 mount -t tmpfs tmp "$1/tmp"
 mount -t devtmpfs dev "$1/dev"
 root=$1; shift
-code="import sys; from pytest_mountns.cli import main; sys.exit(main())"
+code="import sys; from pytest_mountns.cli.main import main; sys.exit(main())"
 exec chroot "$root" python3 -c "$code" "$@"
 """
 

@@ -737,7 +737,7 @@ def test_the_cache_can_be_pruned_afterwards(
 
         @pytest.mark.no_mountns
         def test_in_use():
-            program = "from pytest_mountns.cli import main; main()"
+            program = "from pytest_mountns.cli.main import main; main()"
             command = [sys.executable, "-c", program, "cache", "ls"]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             assert done.stdout.count("in use") == 2
@@ -745,7 +745,7 @@ def test_the_cache_can_be_pruned_afterwards(
     )
     recorded = record()
     assert recorded["status"] == 0, recorded["out"]
-    program = "from pytest_mountns.cli import main; main()"
+    program = "from pytest_mountns.cli.main import main; main()"
     command = [sys.executable, "-c", program, "cache", "ls", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [layer["in_use"] for layer in json.loads(done.stdout)["layers"]] == [False, False]

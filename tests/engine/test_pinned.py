@@ -87,7 +87,7 @@ Private_Hugetlb:       0 kB
 # A process of its own: what it locks, and what it may not, is for all its life.
 PRELUDE = """
 import ctypes, mmap, os, re, resource, signal, struct, sys
-from pytest_mountns.engine import syscalls
+from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.fork_pages import HotPages
 
 PAGES = 600

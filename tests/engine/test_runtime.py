@@ -226,7 +226,15 @@ def user_namespace(mode: Mode) -> None:
         worlds.private_mounts()
 
 
-_LATE: Final = ("ssl", "sqlite3", "ctypes", "lzma", "zoneinfo", "xml.sax", "pytest_mountns.gate")
+_LATE: Final = (
+    "ssl",
+    "sqlite3",
+    "ctypes",
+    "lzma",
+    "zoneinfo",
+    "xml.sax",
+    "pytest_mountns.session.session",
+)
 
 
 def imported_here() -> list[str]:

@@ -164,7 +164,7 @@ def _run_as(
     }
     options = ["-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
     for arguments, suffix in (
-        (["-m", "pytest_mountns.doctor", "--json"], ".json"),
+        (["-m", "pytest_mountns.reports.doctor", "--json"], ".json"),
         (["-m", "pytest", *options, *tests], ".txt"),
     ):
         with open(f"{output}{suffix}", "wb") as file:

@@ -24,7 +24,7 @@ def main(tests: list[str]) -> None:
     prepare()
     RESULTS.mkdir()
     compile_plugin()
-    run("root", Path("/checkout"), ["-m", "pytest_mountns.doctor"], "no-overlay.txt")
+    run("root", Path("/checkout"), ["-m", "pytest_mountns.reports.doctor"], "no-overlay.txt")
     if os.path.exists("/overlay.ko"):
         subprocess.run(["insmod", "/overlay.ko"], check=True)
     for who in ("root", USER):
@@ -34,7 +34,7 @@ def main(tests: list[str]) -> None:
         if who != "root":
             subprocess.run(["chown", "-R", f"{who}:", checkout], check=True)
         name = "root" if who == "root" else "user"
-        run(who, checkout, ["-m", "pytest_mountns.doctor", "--json"], f"{name}.json")
+        run(who, checkout, ["-m", "pytest_mountns.reports.doctor", "--json"], f"{name}.json")
         junit = checkout / f"{name}.xml"
         command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
         run(who, checkout, [*command, *tests], f"{name}.txt")

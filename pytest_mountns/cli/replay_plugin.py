@@ -1,0 +1,171 @@
+"""A pytest plugin: run one test again, as a bundle says. Loaded by ``pytest-mountns replay``.
+
+pytest gets the arguments of then, and here they are changed where they would choose other tests,
+run them elsewhere, or write over what was written then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from contextlib import ExitStack
+from typing import Any, Final, cast, final
+
+import pytest
+
+from ..config import marker_keys
+from ..engine.linux.errors import SandboxError
+from ..engine.plan.model import Plan
+from ..engine.plan.spec import SandboxSpec
+from ..engine.planning.planner import Planner
+from ..engine.sandbox.manager import Traveller
+from ..engine.sandbox.sandbox import Layers
+from ..engine.sandbox.saved import floor_spec, lay
+from ..repro.bundle import Bundle, load, spec_from
+from ..repro.seeds import Seeds, begin
+from ..session.selection import gate_key, wake
+
+#: Options of pytest and of other plugins, and what they are for one test in this process.
+_OPTIONS: Final[dict[str, object]] = {
+    # Which tests.
+    "keyword": "",
+    "markexpr": "",
+    "deselect": None,
+    "lf": False,
+    "failedfirst": False,
+    "newfirst": False,
+    "stepwise": False,
+    "stepwise_skip": False,
+    "collectonly": False,
+    # Where: pytest-xdist.
+    "numprocesses": None,
+    "dist": "no",
+    "tx": [],
+    "px": [],
+    "looponfail": False,
+    # What is written: JUnit XML, pytest-html, our own.
+    "xmlpath": None,
+    "htmlpath": None,
+    "mountns_keep": "none",
+    # A replay that is skipped would look like one that has passed.
+    "mountns_unavailable": "error",
+    "mountns_audit": False,
+    "mountns_audit_json": None,
+    "mountns_audit_html": None,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mountns")
+    group.addoption("--mountns-replay", metavar="BUNDLE", help="run its test again")
+    group.addoption("--mountns-root", metavar="ROOT", help="in this root")
+    group.addoption("--mountns-from-end", action="store_true", help="on what it has written")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    path = config.getoption("mountns_replay")
+    if not path:
+        raise pytest.UsageError("--mountns-replay: name a bundle")
+    try:
+        bundle = load(path)
+        spec = spec_from(bundle.repro.spec)
+        if root := config.getoption("mountns_root"):
+            known = cast(str, marker_keys.read("root", root, config.rootpath))
+            spec = dataclasses.replace(spec, root=known)
+        seeds = _seeds(bundle)
+    except (SandboxError, ValueError) as error:
+        raise pytest.UsageError(str(error)) from None
+    for name, value in _OPTIONS.items():
+        if hasattr(config.option, name):
+            setattr(config.option, name, value)
+    if seeds.randomly is not None:
+        config.option.randomly_seed = seeds.randomly
+    place, *names = bundle.repro.name.split("::", 1)
+    config.args = ["::".join([str(config.rootpath / place), *names])]
+    replay = Replay(config, bundle.repro.name, spec, seeds)
+    if config.getoption("mountns_from_end"):
+        replay.begin_on(bundle)
+    config.pluginmanager.register(replay, "mountns-replay")
+
+
+@final
+class Replay:
+    """The hooks of one session."""
+
+    def __init__(self, config: pytest.Config, nodeid: str, spec: SandboxSpec, seeds: Seeds) -> None:
+        self._config = config
+        self._nodeid = nodeid
+        self._spec = spec
+        self._seeds = seeds
+        self._bundle: Bundle | None = None
+        self._layers: Layers | None = None
+        self._planner = Planner([str(config.rootpath), sys.prefix])
+        self._traveller: Traveller | None = None
+
+    def begin_on(self, bundle: Bundle) -> None:
+        """The test is to begin on what it has written then.
+
+        Before other plugins are configured: some start a thread, and then an ordinary user's
+        process gets into no user namespace any more. Raises :class:`pytest.UsageError`.
+        """
+        self._bundle = bundle
+        if self._planner.findings.user_namespace:
+            self._traveller = Traveller(self._planner.places)
+            try:
+                self._traveller.settle_in_user_namespace()
+            except SandboxError as error:
+                raise pytest.UsageError(str(error)) from None
+
+    # Last: the plugin has to be there.
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        gate = wake(config)
+        gate.at_the_door.append(self._begin)
+        if self._bundle is not None:
+            gate.floor = self._lay
+            if self._traveller is not None:
+                gate.travel_with(self._traveller, self._planner.findings)
+
+    def _lay(self, spec: SandboxSpec) -> Layers:
+        """What was written then, under the test. Raises :class:`SandboxError`."""
+        assert self._bundle is not None
+        if self._layers is None:
+            gate = self._config.stash[gate_key]
+            if spec.user == "root" and self._traveller is not None:
+                raise SandboxError(
+                    "begin on what a test has written",
+                    cause='with user="root" an ordinary user\'s test has a user namespace that was'
+                    " not saved",
+                    remedy="replay it without --from-end, or run it as root",
+                )
+            plan = gate.planner.plan(floor_spec(spec))
+            with ExitStack() as stack:
+                self._layers = lay(gate.traveller, plan, self._bundle.sources(stack))
+        return self._layers
+
+    def _begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
+        begin(item, self._seeds)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_mountns_spec(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec | None:
+        return self._spec if item.nodeid == self._nodeid else None
+
+
+def _seeds(bundle: Bundle) -> Seeds:
+    """Raises :class:`SandboxError`."""
+    seeds: dict[str, Any] = bundle.repro.seeds
+    try:
+        version, numbers, gauss = seeds["random"]
+        given = Seeds(
+            (version, tuple(numbers), gauss), seeds.get("hypothesis"), seeds.get("randomly")
+        )
+        random.Random().setstate(given.random)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise SandboxError(
+            f"read the bundle {bundle.path}",
+            cause=f"its seeds are none: {error}",
+            remedy="keep it anew; do not edit it by hand",
+        ) from error
+    return given

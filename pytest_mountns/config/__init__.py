@@ -1,0 +1,1 @@
+"""Options, ini values, marker keys and profiles."""

@@ -1,0 +1,187 @@
+"""The keys of the marker, which are those of a profile: what may stand there, and what it means.
+
+Each reader takes a value as it was written and the directory that relative paths begin at. It
+raises :class:`SpecError`, :class:`TypeError` or :class:`ValueError`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from ..engine.plan.spec import SpecError, Tmpfs, Volume, parse_size
+
+Reader: TypeAlias = Callable[[object, Path], object]
+
+#: What a reader raises.
+WRONG: Final = (SpecError, TypeError, ValueError)
+
+
+def _process(value: object, base: Path) -> object:
+    return _one_of(value, "fork", "inline")
+
+
+def _scope(value: object, base: Path) -> object:
+    return _one_of(value, "function", "class", "module", "package", "session")
+
+
+def _medium(value: object, base: Path) -> object:
+    return _one_of(value, "memory", "disk")
+
+
+def _one_of(value: object, *valid: str) -> object:
+    if value not in valid:
+        raise ValueError(f"choose from: {', '.join(map(repr, valid))}")
+    return value
+
+
+def _volumes(value: object, base: Path) -> tuple[Volume, ...]:
+    return tuple(
+        part if isinstance(part, Volume) else Volume.parse(_text(part), str(base))
+        for part in _list(value)
+    )
+
+
+def _root(value: object, base: Path) -> str:
+    if value in ("host", "minimal"):
+        return str(value)
+    return _path(value, base)
+
+
+def _layers(value: object, base: Path) -> tuple[str, ...]:
+    return tuple(_path(part, base) for part in _list(value))
+
+
+def _path(value: object, base: Path) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"a path is wanted, not {type(value).__name__}")
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{path!r} is no path")
+    return os.path.normpath(base / os.path.expanduser(path))
+
+
+def _tmpfs(value: object, base: Path) -> tuple[Tmpfs, ...]:
+    return tuple(
+        part if isinstance(part, Tmpfs) else Tmpfs.parse(_text(part)) for part in _list(value)
+    )
+
+
+def _list(value: object) -> Iterable[object]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"a list is wanted, not {type(value).__name__}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a string is wanted, not {type(value).__name__}")
+    return value
+
+
+def _writes(value: object, base: Path) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    globs = tuple(_text(part) for part in _list(value))
+    # Not for every session.
+    from ..engine.changes.changes import compile_globs
+
+    compile_globs(globs)
+    return globs
+
+
+def _size(value: object, base: Path) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f'bytes or "64m" are wanted, not {type(value).__name__}')
+    return parse_size(value)
+
+
+def _count(value: object, base: Path) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise TypeError("a whole number above 0 is wanted")
+    return value
+
+
+def _network(value: object, base: Path) -> object:
+    return _one_of(value, "host", "none")
+
+
+def _hostname(value: object, base: Path) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _user(value: object, base: Path) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise TypeError(f'"keep", "root", a name or a uid is wanted, not {type(value).__name__}')
+    if isinstance(value, int) and not 0 <= value < 1 << 32:
+        raise ValueError("a uid is a number from 0 to 4294967295")
+    if value == "":
+        raise ValueError('"keep", "root", a name or a uid is wanted')
+    return "root" if value == 0 else value
+
+
+def _devices(value: object, base: Path) -> tuple[str, ...]:
+    return tuple(_text(part) for part in _list(value))
+
+
+def _flag(value: object, base: Path) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"True or False is wanted, not {type(value).__name__}")
+    return value
+
+
+READERS: Final[Mapping[str, Reader]] = {
+    "process": _process,
+    "scope": _scope,
+    "root": _root,
+    "layers": _layers,
+    "volumes": _volumes,
+    "tmpfs": _tmpfs,
+    "size": _size,
+    "inodes": _count,
+    "upper": _medium,
+    "read_only": _flag,
+    "pid": _flag,
+    "network": _network,
+    "hostname": _hostname,
+    "user": _user,
+    "devices": _devices,
+    "writes": _writes,
+}
+
+
+def read(name: str, value: object, base: Path) -> object:
+    """The value of a key, as a :class:`SandboxSpec` wants it.
+
+    Raises :class:`ValueError` with a message that says the key, and what is valid.
+    """
+    reader = READERS.get(name)
+    if reader is None:
+        raise ValueError(f"{name!r} is not known; valid keys: {', '.join(READERS)}")
+    try:
+        return reader(value, base)
+    except WRONG as error:
+        raise ValueError(f"{name}={value!r}: {str(error).removeprefix('mountns: ')}") from None
+
+
+def override(volumes: tuple[Volume, ...], nearer: tuple[Volume, ...]) -> tuple[Volume, ...]:
+    """Both, but for one place the nearer one."""
+    targets = {volume.target for volume in nearer}
+    return (*(volume for volume in volumes if volume.target not in targets), *nearer)
+
+
+def merge(keys: Mapping[str, object], nearer: Mapping[str, object]) -> dict[str, object]:
+    """The nearer ones win, but volumes are added together."""
+    merged = {**keys, **nearer}
+    if "volumes" in keys and "volumes" in nearer:
+        merged["volumes"] = override(_as_volumes(keys["volumes"]), _as_volumes(nearer["volumes"]))
+    return merged
+
+
+def _as_volumes(value: object) -> tuple[Volume, ...]:
+    assert isinstance(value, tuple)
+    return value

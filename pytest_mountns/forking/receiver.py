@@ -1,0 +1,187 @@
+"""The parent's end of the relay: what a test process says, and whether it is still there."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any, Final, final
+
+from ..engine.linux import processes
+from .channel import CALL, CHUNK, LEAVING, as_frame, whole_frames
+from .interrupts import Interrupts
+
+# A number: with members of an enumeration each test would make a new one.
+_AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_SI_KERNEL: Final = 0x80
+#: Seconds before a SIGINT is passed on.
+_GRACE: Final = 0.2
+#: Milliseconds.
+_LOOK_UP: Final = 50
+
+
+@final
+class Receiver:
+    """The parent's end: frames until the child leaves or is gone.
+
+    ``phase`` is the byte that says how far the child got. ``apart``: the test process is in a
+    process group of its own, so that a Ctrl-C does not reach it by itself. ``descriptor`` is the
+    last one the child has sent, -1 before. ``interrupted``: there was a SIGINT that the child
+    cannot have answered.
+    """
+
+    def __init__(
+        self, channel: socket.socket, child: int, phase: mmap.mmap, *, apart: bool
+    ) -> None:
+        self._socket = channel
+        self._child = child
+        self._test = child
+        self._buffer = bytearray()
+        self._phase = phase
+        self.apart = apart
+        self._pass_on_at: float | None = None
+        self.descriptor = -1
+        self.interrupted = False
+
+    def frames(self, interrupts: Interrupts) -> Iterator[tuple[Any, ...]]:
+        """Every whole frame, "leave" the last. Without it, the child is dead when this ends.
+
+        A Ctrl-C reaches the child as well and is for it to answer; a SIGINT sent to this process
+        alone is passed on. Raises :class:`Garbled`.
+        """
+        with _pidfd(self._child) as pidfd:
+            poll = select.poll()
+            for fd in (self._socket.fileno(), interrupts.descriptor, pidfd):
+                if fd >= 0:
+                    poll.register(fd, select.POLLIN)
+            gone = False
+            while not gone:
+                # Not for ever: a SIGINT that another thread has taken interrupts no system call
+                # of this one, and before Linux 5.3 there are no pidfds.
+                ready = {fd for fd, _ in poll.poll(_LOOK_UP)}
+                gone = self._is_gone() if pidfd < 0 else pidfd in ready
+                self._take_interrupt(interrupts)
+                self._pass_on()
+                if gone or self._socket.fileno() in ready:
+                    ended = self._receive(everything=gone)
+                    for frame in whole_frames(self._buffer):
+                        if frame[0] == "leave":
+                            self._settle(interrupts)
+                            yield frame
+                            return
+                        yield frame
+                    if ended and not gone:
+                        # Closed by the test; its process may live on.
+                        poll.unregister(self._socket.fileno())
+            self._settle(interrupts)
+
+    def _take_interrupt(self, interrupts: Interrupts) -> None:
+        if interrupts.noted:
+            interrupts.noted = False
+            self._pass_on_soon()
+            processes.wake(self._test)
+        if interrupts.descriptor < 0:
+            return
+        try:
+            info = os.read(interrupts.descriptor, 128)
+        except OSError:
+            # Mostly: there is nothing to read.
+            return
+        processes.wake(self._test)
+        (code,) = struct.unpack_from("i", info, 8)
+        if code != _SI_KERNEL or self.apart:
+            self._pass_on_soon()
+        elif self._phase[0] > CALL:
+            # From the terminal, to both; the child may be past answering.
+            self.interrupted = True
+
+    def _pass_on_soon(self) -> None:
+        # Not at once: sent to the whole process group, the child has it already, and a second
+        # one would interrupt the teardown that answers the first.
+        if self._pass_on_at is None:
+            self._pass_on_at = time.monotonic() + (0 if self.apart else _GRACE)
+
+    def _pass_on(self) -> None:
+        if self._pass_on_at is None or time.monotonic() < self._pass_on_at:
+            return
+        if self.apart and self._test == self._child:
+            # On its way in, and not heard of yet: what is there ignores it.
+            return
+        self._pass_on_at = None
+        if self._phase[0] < LEAVING:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._test, signal.SIGINT)
+
+    def _settle(self, interrupts: Interrupts) -> None:
+        """The child has left: what it could not answer is for this process to answer."""
+        self._take_interrupt(interrupts)
+        if self._pass_on_at is not None:
+            self.interrupted = True
+
+    def _is_gone(self) -> bool:
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        try:
+            return os.waitid(os.P_PID, self._child, flags) is not None
+        except ChildProcessError:
+            # SIGCHLD is ignored: it has gone without leaving a trace.
+            return True
+
+    def _receive(self, *, everything: bool) -> bool:
+        """Read what is there; True at the end of the stream."""
+        while True:
+            try:
+                data, rights, _, _ = self._socket.recvmsg(CHUNK, 128, _AT_ONCE)
+            except BlockingIOError:
+                return False
+            except ConnectionResetError:
+                return True
+            for _level, kind, content in rights:
+                numbers = array.array("i", content[: len(content) // 4 * 4])
+                if kind == socket.SCM_CREDENTIALS:
+                    # The sender's pid as this PID namespace knows it.
+                    self._test = numbers[0]
+                    continue
+                for fd in numbers:
+                    self._let_go()
+                    self.descriptor = fd
+            if not data:
+                return True
+            self._buffer += data
+            if not everything:
+                return False
+
+    def answer(self, *content: object) -> None:
+        """To a child that waits in :meth:`Sender.settle`."""
+        # It may have died meanwhile.
+        with contextlib.suppress(OSError):
+            self._socket.sendall(as_frame(content))
+
+    def close(self) -> None:
+        """Let go of the socket and of the descriptor the child has sent."""
+        self._socket.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        yield -1
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)

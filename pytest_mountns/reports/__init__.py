@@ -1,0 +1,1 @@
+"""What the terminal, reports and files say about what tests have changed."""

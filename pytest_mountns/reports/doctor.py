@@ -1,0 +1,106 @@
+"""``pytest-mountns doctor`` and ``pytest --mountns-doctor``: what works here, what not, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from ..engine.planning.planner import Planner
+from ..engine.probe.features import Findings, probe_keys
+from ..engine.probe.trials import Trial
+
+#: Of :func:`facts`. Goes up when a name in it changes its meaning or goes away.
+FACTS_VERSION: Final = 1
+
+
+def examine(places: Sequence[str] = ()) -> Findings:
+    """Try everything, in processes of its own that leave nothing behind.
+
+    ``places``: directories a run needs to write to, beside the home, temporary and working ones.
+    """
+    planner = Planner([*places, sys.prefix])
+    try:
+        return probe_keys(planner.findings)
+    finally:
+        planner.close()
+
+
+def facts(findings: Findings) -> dict[str, Any]:
+    """What was found, as data for JSON.
+
+    ``version`` (int), ``possible`` (bool: tests can be isolated), ``here`` (what is known of the
+    place: kernel, uid, container, sysctls, ...), ``trials`` (what was tried, in order: ``name``,
+    ``works``, ``needed``, and if it failed ``errno``, ``kernel``, ``cause``, ``remedy``,
+    ``without``), ``capabilities`` (how sandboxes are made; null if they are not), ``read_only``
+    (directories that are shown read-only because OverlayFS refuses them).
+    """
+    capabilities = findings.capabilities
+    return {
+        "version": FACTS_VERSION,
+        "possible": capabilities is not None,
+        "here": findings.circumstances.as_data(),
+        "trials": [asdict(trial) for trial in findings.trials],
+        "capabilities": None if capabilities is None else asdict(capabilities),
+        "read_only": sorted(findings.unlayerable),
+    }
+
+
+def lines(findings: Findings) -> Iterator[str]:
+    """The same for people."""
+    yield findings.circumstances.describe()
+    for trial in findings.trials:
+        yield from _lines_of(trial)
+    for path in sorted(findings.unlayerable):
+        yield f"no     overlay of {path}"
+        yield "         without it: it is shown read-only"
+    capabilities = findings.capabilities
+    if capabilities is None:
+        yield "tests cannot be isolated here"
+        return
+    how = "in a user namespace" if capabilities.user_namespace else "as root"
+    yield f"tests can be isolated here, {how}"
+
+
+def _lines_of(trial: Trial) -> Iterator[str]:
+    mark = "ok    " if trial.works else "FAILED" if trial.needed else "no    "
+    yield f"{mark} {trial.name}"
+    if not trial.works:
+        for label, text in (
+            ("the kernel said", trial.kernel),
+            ("likely cause", trial.cause),
+            ("remedy", trial.remedy),
+            ("without it", trial.without),
+        ):
+            if text:
+                yield f"         {label}: {text}"
+
+
+def report(places: Sequence[str] = (), *, as_json: bool = False) -> int:
+    """Examine and print. Returns the exit status: 0 if tests can be isolated here, 1 if not."""
+    findings = examine(places)
+    if as_json:
+        print(json.dumps(facts(findings), indent=2))
+    else:
+        print("\n".join(lines(findings)))
+    return 0 if findings.capabilities is not None else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status, as :func:`report` does; 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(
+        prog="pytest-mountns doctor",
+        description="Try to make a sandbox, step by step: what works here, what does not, why, "
+        "and what mends it. Exit status 0: tests can be isolated here. 1: they cannot.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    options = parser.parse_args(argv)
+    return report([os.getcwd()], as_json=options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Bundles of tests: captured, stored, and run again."""

@@ -1,0 +1,1 @@
+"""The way of one test: in a forked process, or inline."""

@@ -1,0 +1,99 @@
+"""Ways through a sandbox that every suite needs: directories of the run, not of the test.
+
+pytest's cache and the examples that Hypothesis has found are there for the next run, so they are
+volumes unless somebody says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import final
+
+import pytest
+
+from .. import pytest_internals
+from ..engine.plan.spec import SandboxSpec, SpecError, Volume
+
+
+@final
+class WaysThrough:
+    """Adds the volumes of the run to specs; makes their directories when first needed."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._cache: Path | None = None
+        self._asked = False
+        self._made: list[Path] = []
+        self._specs: dict[tuple[SandboxSpec, bool], SandboxSpec] = {}
+
+    def add(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
+        """``spec`` with the volumes of the run; what it has at their places itself stays."""
+        if not self._asked:
+            self._asked = True
+            self._cache = pytest_internals.cache_directory(self._config)
+        draws = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) is True
+        key = (spec, draws)
+        known = self._specs.get(key)
+        if known is None or not all(os.path.exists(v.source) for v in known.volumes):
+            known = self._specs[key] = self._with_volumes(spec, draws)
+        return known
+
+    def _with_volumes(self, spec: SandboxSpec, draws: bool) -> SandboxSpec:
+        directories = [self._cache] if self._cache else []
+        if draws and (examples := _hypothesis_directory()):
+            directories.append(examples)
+        taken = {volume.target for volume in spec.volumes} | {part.target for part in spec.tmpfs}
+        added = []
+        for directory in directories:
+            if str(directory) in taken or not self._is_there(directory):
+                continue
+            # A cache in /dev or /proc is none that a sandbox could show.
+            with contextlib.suppress(SpecError):
+                added.append(Volume(str(directory), str(directory)))
+        return dataclasses.replace(spec, volumes=(*added, *spec.volumes)) if added else spec
+
+    def _is_there(self, directory: Path) -> bool:
+        if directory.is_dir():
+            return True
+        try:
+            if directory == self._cache:
+                pytest_internals.make_cache_directory(self._config)
+            else:
+                _make_hypothesis_directory(directory)
+                self._made.append(directory)
+        except OSError:
+            # Where it cannot be made, a plain run does without, too.
+            return False
+        return directory.is_dir()
+
+    def close(self) -> None:
+        """Remove what was made for nothing: Hypothesis makes its directory when it has to."""
+        if hasattr(self._config, "workerinput"):
+            # Another worker may just be using it.
+            return
+        for directory in self._made:
+            with contextlib.suppress(OSError):
+                if os.listdir(directory) == [".gitignore"]:
+                    (directory / ".gitignore").unlink()
+                directory.rmdir()
+
+
+def _hypothesis_directory() -> Path | None:
+    configuration = sys.modules.get("hypothesis.configuration")
+    if configuration is None:
+        return None
+    found = configuration.storage_directory(intent_to_write=False)
+    return Path(os.path.abspath(getattr(found, "path", found)))
+
+
+def _make_hypothesis_directory(directory: Path) -> None:
+    storage = sys.modules["hypothesis.configuration"].storage_directory(intent_to_write=False)
+    # Newer versions put a .gitignore into it, only if they make it themselves.
+    make = getattr(storage, "create_if_missing", None)
+    if make is not None:
+        make()
+    directory.mkdir(parents=True, exist_ok=True)
