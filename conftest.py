@@ -37,16 +37,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if findings_key not in stash:
         stash[findings_key] = probe([os.getcwd()])
     findings = stash[findings_key]
-    if findings.capabilities is None:
+    if findings.features is None:
         obstacle = findings.obstacle
         pytest.skip(f"no sandboxes here: {obstacle.name if obstacle else 'unknown'} failed")
     if "layered" in wanted and not (
-        findings.capabilities.new_api and findings.capabilities.detached_uppers
+        findings.features.new_api and findings.features.detached_uppers
     ):
         pytest.skip("an upper cannot be a lower here")
-    if "binding" in wanted and not findings.capabilities.new_api:
+    if "binding" in wanted and not findings.features.new_api:
         pytest.skip("bind_volume does not work here")
-    if "limiting" in wanted and not findings.capabilities.memory_upper:
+    if "limiting" in wanted and not findings.features.memory_upper:
         pytest.skip("size and inodes are refused here")
-    if "as_root" in wanted and findings.capabilities.user_namespace:
+    if "as_root" in wanted and findings.features.user_namespace:
         pytest.skip("an ordinary user's sandboxes are made otherwise")

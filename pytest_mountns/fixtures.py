@@ -49,7 +49,7 @@ class OverlayRoot:
         ``globs``: only paths that match one; ``*`` stays within a directory, ``**`` does not, and
         a path without wildcards takes in everything below it. Raises :class:`SandboxError`.
         """
-        return self._inside.rooms.sandbox.changes().matching(*globs)
+        return self._inside.stack.sandbox.changes().matching(*globs)
 
     def reset(self) -> None:
         """Drop everything written so far; the root is as it was when the test began.
@@ -86,12 +86,12 @@ class OverlayRoot:
         """
         layers = (*self._spec.layers, os.path.abspath(tree))
         spec = dataclasses.replace(self._spec, layers=layers)
-        self._inside.stand_on(lambda: self._find_plan(spec))
+        self._inside.restack(lambda: self._find_plan(spec))
         self._spec = spec
 
     def usage(self) -> Usage:
         """What the upper takes up to now, in bytes and inodes. Raises :class:`SandboxError`."""
-        return self._inside.rooms.sandbox.usage()
+        return self._inside.stack.sandbox.usage()
 
     def export(self, path: str | os.PathLike[str]) -> WrittenLayer:
         """Write what the test has changed so far to ``path``, as the layer of an OCI image.
@@ -107,7 +107,7 @@ class OverlayRoot:
         partial = f"{place}.partial"
         try:
             with open(partial, "x+b") as file:
-                written = self._inside.rooms.sandbox.write_layer(
+                written = self._inside.stack.sandbox.write_layer(
                     file, compression=compression_of_name(place), ignore=(partial,)
                 )
             os.replace(partial, place)
@@ -215,7 +215,7 @@ def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
     gate = request.config.stash[gate_key]
 
     def find_plan(spec: SandboxSpec) -> Plan:
-        return gate.planner.plan(gate.ways_through.add(request.node, spec))
+        return gate.planner.plan(gate.run_volumes.add(request.node, spec))
 
     return OverlayRoot(inside, gate.spec(request.node), find_plan)
 
@@ -229,7 +229,7 @@ def bind_volume(request: pytest.FixtureRequest) -> BindVolume:
 @pytest.fixture
 def isolated_net(request: pytest.FixtureRequest) -> IsolatedNet:
     """Isolates the test and its network: its own namespace, with loopback up."""
-    if not _inside(request).rooms.sandbox.plan.network_namespace:
+    if not _inside(request).stack.sandbox.plan.network_namespace:
         _too_late(request, 'network="none"')
     return IsolatedNet()
 
@@ -237,6 +237,6 @@ def isolated_net(request: pytest.FixtureRequest) -> IsolatedNet:
 @pytest.fixture
 def isolated_proc(request: pytest.FixtureRequest) -> IsolatedProc:
     """Isolates the test and its processes: its own PID namespace and /proc."""
-    if not _inside(request).rooms.sandbox.plan.pid_namespace:
+    if not _inside(request).stack.sandbox.plan.pid_namespace:
         _too_late(request, "pid=True")
     return IsolatedProc()

@@ -12,7 +12,7 @@ import pytest
 from . import hookspecs
 from .config import options as settings
 from .fixtures import bind_volume, isolated_net, isolated_proc, overlay_root
-from .reports.summary import Tally, tally_key
+from .reports.summary import Summary, summary_key
 from .session.selection import SECTION, Finisher, gate_key, is_asked_for, is_wanted, wake
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in settings.MARKERS:
         config.addinivalue_line("markers", marker)
-    config.stash[tally_key] = Tally()
+    config.stash[summary_key] = Summary()
     config.pluginmanager.register(Hooks(config), "mountns-hooks")
     config.pluginmanager.register(Finisher(), "mountns-finisher")
     if is_asked_for(config):
@@ -74,7 +74,7 @@ class Hooks:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._tally = config.stash[tally_key]
+        self._summary = config.stash[summary_key]
 
     @property
     def _gate(self) -> Gate | None:
@@ -122,7 +122,7 @@ class Hooks:
         if gate is not None:
             return (yield from gate.protocol(item, nextitem))
         if (gate := self._gate) is not None:
-            gate.rest()
+            gate.before_host_changes()
         return (yield)
 
     # Innermost: whoever saves what was gathered in the session does it after its own yield.
@@ -135,20 +135,20 @@ class Hooks:
         finally:
             gate = self._gate
             if gate is not None:
-                gate.companions.finish()
+                gate.plugin_states.finish()
 
     def pytest_sessionfinish(self) -> None:
-        self._tally.send(self._config)
+        self._summary.send(self._config)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        self._tally.receive(getattr(node, "workeroutput", {}))
+        self._summary.receive(getattr(node, "workeroutput", {}))
 
     # Last of all that is written, but for the line that counts outcomes.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, object, object]:
         result = yield
-        self._tally.show(terminalreporter)
+        self._summary.show(terminalreporter)
         return result
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_mountns.engine.probe.diagnosis import diagnose
-from pytest_mountns.engine.probe.environment import Circumstances, look
+from pytest_mountns.engine.probe.environment import Environment, look
 from pytest_mountns.engine.probe.features import Findings, probe
 from pytest_mountns.engine.probe.trials import Trial
 from pytest_mountns.reports import doctor
@@ -70,7 +70,7 @@ def found_in(name: str) -> Findings:
 def test_what_is_impossible_is_explained(name: str) -> None:
     step, number, cause, remedy = IMPOSSIBLE[name]
     findings = found_in(name)
-    assert findings.capabilities is None
+    assert findings.features is None
     trial = findings.obstacle
     assert trial is not None
     assert (trial.name, trial.errno) == (step, number)
@@ -85,7 +85,7 @@ def test_what_is_impossible_is_explained(name: str) -> None:
 def test_what_has_another_way_says_which(name: str) -> None:
     step, number, cause, without = DEGRADED[name]
     findings = found_in(name)
-    assert findings.capabilities is not None
+    assert findings.features is not None
     trial = next(trial for trial in findings.trials if trial.name == step)
     assert not trial.works
     assert not trial.needed
@@ -147,10 +147,10 @@ def test_a_wrong_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 # The reason, where what is known of the place leaves only one.
 
-PLAIN = Circumstances(kernel="6.8.0-45-generic", sys_admin=False)
+PLAIN = Environment(kernel="6.8.0-45-generic", sys_admin=False)
 UBUNTU = replace(PLAIN, sysctls={"kernel.apparmor_restrict_unprivileged_userns": 1})
 DEBIAN = replace(PLAIN, sysctls={"kernel.unprivileged_userns_clone": 0})
-ROOT = Circumstances(kernel="6.8.0-45-generic")
+ROOT = Environment(kernel="6.8.0-45-generic")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ ROOT = Circumstances(kernel="6.8.0-45-generic")
     ],
 )  # fmt: skip
 def test_the_reason_here(
-    step: str, number: str, here: Circumstances, user: bool, cause: str, remedy: str
+    step: str, number: str, here: Environment, user: bool, cause: str, remedy: str
 ) -> None:
     advice = diagnose(step, number, here, user_namespace=user)
     assert advice is not None
@@ -224,7 +224,7 @@ def test_the_reason_here(
     ],
 )
 def test_where_it_is_not_sure_nothing_is_claimed(
-    step: str, number: str, here: Circumstances, user: bool
+    step: str, number: str, here: Environment, user: bool
 ) -> None:
     assert diagnose(step, number, here, user_namespace=user) is None
 
@@ -234,7 +234,7 @@ def test_where_it_is_not_sure_nothing_is_claimed(
     [("6.1.0-18-amd64", (6, 1)), ("6.18.44", (6, 18)), ("5.10", (5, 10)), ("odd", (0, 0))],
 )
 def test_versions_are_read(kernel: str, version: tuple[int, int]) -> None:
-    assert Circumstances(kernel=kernel).version == version
+    assert Environment(kernel=kernel).version == version
 
 
 def test_circumstances_of_an_ordinary_user_and_of_a_user_namespace() -> None:
@@ -245,10 +245,10 @@ def test_circumstances_of_an_ordinary_user_and_of_a_user_namespace() -> None:
     assert here.threads == 1
     assert here.as_data()["sysctls"] == here.sysctls
     confined = BY_NAME["no-xattrs"].run(look)
-    assert isinstance(confined, Circumstances)
+    assert isinstance(confined, Environment)
     assert confined.seccomp
     nested = BY_NAME["no-user-namespaces"].run(look)
-    assert isinstance(nested, Circumstances)
+    assert isinstance(nested, Environment)
     assert nested.nested
     assert nested.sysctls["user.max_user_namespaces"] == 0
 

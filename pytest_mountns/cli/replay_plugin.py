@@ -19,9 +19,9 @@ from ..engine.linux.errors import SandboxError
 from ..engine.plan.model import Plan
 from ..engine.plan.spec import SandboxSpec
 from ..engine.planning.planner import Planner
-from ..engine.sandbox.manager import Traveller
+from ..engine.sandbox.manager import SandboxManager
 from ..engine.sandbox.sandbox import Layers
-from ..engine.sandbox.saved import floor_spec, lay
+from ..engine.sandbox.saved import base_layers_spec, lay
 from ..repro.bundle import Bundle, load, spec_from
 from ..repro.seeds import Seeds, begin
 from ..session.selection import gate_key, wake
@@ -102,7 +102,7 @@ class Replay:
         self._bundle: Bundle | None = None
         self._layers: Layers | None = None
         self._planner = Planner([str(config.rootpath), sys.prefix])
-        self._traveller: Traveller | None = None
+        self._manager: SandboxManager | None = None
 
     def begin_on(self, bundle: Bundle) -> None:
         """The test is to begin on what it has written then.
@@ -112,9 +112,9 @@ class Replay:
         """
         self._bundle = bundle
         if self._planner.findings.user_namespace:
-            self._traveller = Traveller(self._planner.places)
+            self._manager = SandboxManager(self._planner.places)
             try:
-                self._traveller.settle_in_user_namespace()
+                self._manager.move_to_user_namespace()
             except SandboxError as error:
                 raise pytest.UsageError(str(error)) from None
 
@@ -124,25 +124,25 @@ class Replay:
         gate = wake(config)
         gate.at_the_door.append(self._begin)
         if self._bundle is not None:
-            gate.floor = self._lay
-            if self._traveller is not None:
-                gate.travel_with(self._traveller, self._planner.findings)
+            gate.base_layers = self._lay
+            if self._manager is not None:
+                gate.adopt_manager(self._manager, self._planner.findings)
 
     def _lay(self, spec: SandboxSpec) -> Layers:
         """What was written then, under the test. Raises :class:`SandboxError`."""
         assert self._bundle is not None
         if self._layers is None:
             gate = self._config.stash[gate_key]
-            if spec.user == "root" and self._traveller is not None:
+            if spec.user == "root" and self._manager is not None:
                 raise SandboxError(
                     "begin on what a test has written",
                     cause='with user="root" an ordinary user\'s test has a user namespace that was'
                     " not saved",
                     remedy="replay it without --from-end, or run it as root",
                 )
-            plan = gate.planner.plan(floor_spec(spec))
+            plan = gate.planner.plan(base_layers_spec(spec))
             with ExitStack() as stack:
-                self._layers = lay(gate.traveller, plan, self._bundle.sources(stack))
+                self._layers = lay(gate.manager, plan, self._bundle.sources(stack))
         return self._layers
 
     def _begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:

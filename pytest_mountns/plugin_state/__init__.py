@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import pytest
 
-from .base import Companion, Failure
+from .base import Failure, PluginState
 from .benchmark import find_benchmark
 from .flaky import find_flaky
 from .junit import find_junit
@@ -24,9 +24,9 @@ from .rerunfailures import find_rerunfailures
 from .stopping import find_session
 from .syrupy import find_syrupy
 
-__all__ = ["Companion", "Companions"]
+__all__ = ["PluginState", "PluginStates"]
 
-_Find: TypeAlias = Callable[[pytest.Config], "Companion | None"]
+_Find: TypeAlias = Callable[[pytest.Config], "PluginState | None"]
 
 _FINDERS: tuple[_Find, ...] = (
     find_coverage,
@@ -39,14 +39,14 @@ _FINDERS: tuple[_Find, ...] = (
 )
 
 
-class Companions:
+class PluginStates:
     """The companions of one session."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._found: dict[str, Companion] | None = None
+        self._found: dict[str, PluginState] | None = None
 
-    def _all(self) -> dict[str, Companion]:
+    def _all(self) -> dict[str, PluginState]:
         # At the first isolated test: every plugin is loaded and has begun its session.
         if self._found is None:
             found = (find(self._config) for find in _FINDERS)
@@ -59,23 +59,23 @@ class Companions:
 
     def begin(self, item: pytest.Item) -> None:
         """In the test process, before the test."""
-        for companion in self._all().values():
-            companion.begin(item)
+        for plugin_state in self._all().values():
+            plugin_state.begin(item)
 
     def before_reset(self) -> None:
         """In the test process, before its root is dropped for a fresh one."""
-        for companion in self._all().values():
-            companion.before_reset()
+        for plugin_state in self._all().values():
+            plugin_state.before_reset()
 
     def pack(self, item: pytest.Item) -> Iterator[tuple[str, bytes | None]]:
         """In the test process, at its end: name and state of each that has some.
 
         None for what cannot be pickled.
         """
-        for name, companion in self._all().items():
+        for name, plugin_state in self._all().items():
             try:
-                state = companion.collect(item)
-                packed = None if state is None else pack(state, companion.shared(item))
+                state = plugin_state.collect(item)
+                packed = None if state is None else pack(state, plugin_state.shared(item))
             except Exception:  # noqa: BLE001 - objects of other plugins may raise anything
                 yield name, None
                 continue
@@ -84,49 +84,49 @@ class Companions:
 
     def merge(self, item: pytest.Item, name: str, packed: bytes | None) -> None:
         """In the parent: what :meth:`pack` gave."""
-        companion = self._all()[name]
+        plugin_state = self._all()[name]
         with _told(name, item):
             if packed is None:
-                companion.lost()
+                plugin_state.lost()
                 raise Failure("its objects cannot be pickled")
-            companion.merge(item, unpack(packed, companion.shared(item)))
+            plugin_state.merge(item, unpack(packed, plugin_state.shared(item)))
 
-    def before_visit(self, item: pytest.Item) -> None:
+    def before_enter(self, item: pytest.Item) -> None:
         """At home, before this process enters a sandbox for ``item``."""
-        for companion in self._all().values():
-            companion.before_visit(item)
+        for plugin_state in self._all().values():
+            plugin_state.before_enter(item)
 
-    def begin_visit(self, item: pytest.Item) -> None:
+    def after_enter(self, item: pytest.Item) -> None:
         """In the sandbox, before the test."""
-        for companion in self._all().values():
-            companion.begin_visit(item)
+        for plugin_state in self._all().values():
+            plugin_state.after_enter(item)
 
-    def end_visit(self, item: pytest.Item) -> None:
+    def before_leave(self, item: pytest.Item) -> None:
         """In the sandbox, after the test."""
-        for name, companion in self._all().items():
+        for name, plugin_state in self._all().items():
             with _told(name, item):
-                companion.end_visit(item)
+                plugin_state.before_leave(item)
 
-    def after_visit(self, item: pytest.Item) -> None:
+    def after_leave(self, item: pytest.Item) -> None:
         """At home again."""
-        for name, companion in self._all().items():
+        for name, plugin_state in self._all().items():
             with _told(name, item):
-                companion.after_visit(item)
+                plugin_state.after_leave(item)
 
     def repeated(self, item: pytest.Item) -> None:
         """In the parent: a report has said that the attempt will be repeated."""
-        for companion in self._all().values():
-            companion.repeated(item)
+        for plugin_state in self._all().values():
+            plugin_state.repeated(item)
 
     def lost(self) -> None:
         """In the parent: a test process has died and sent nothing."""
-        for companion in self._all().values():
-            companion.lost()
+        for plugin_state in self._all().values():
+            plugin_state.lost()
 
     def finish(self) -> None:
         """In the parent, when the last test has run."""
-        for companion in (self._found or {}).values():
-            companion.finish()
+        for plugin_state in (self._found or {}).values():
+            plugin_state.finish()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ class Failure(Exception):
     """State that did not get through."""
 
 
-class Companion:
+class PluginState:
     """Knows what one plugin keeps in memory. Made in the parent; each fork has its copy."""
 
     name = ""
@@ -33,16 +33,16 @@ class Companion:
     def merge(self, item: pytest.Item, state: object) -> None:
         """In the parent: add what :meth:`collect` gave."""
 
-    def before_visit(self, item: pytest.Item) -> None:
+    def before_enter(self, item: pytest.Item) -> None:
         """At home, before this process enters a sandbox for the item."""
 
-    def begin_visit(self, item: pytest.Item) -> None:
+    def after_enter(self, item: pytest.Item) -> None:
         """In the sandbox, before the test."""
 
-    def end_visit(self, item: pytest.Item) -> None:
+    def before_leave(self, item: pytest.Item) -> None:
         """In the sandbox, after the test: its files are about to go."""
 
-    def after_visit(self, item: pytest.Item) -> None:
+    def after_leave(self, item: pytest.Item) -> None:
         """At home again."""
 
     def repeated(self, item: pytest.Item) -> None:

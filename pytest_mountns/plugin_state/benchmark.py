@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from .base import Companion
+from .base import PluginState
 
 
 class _Fixture:
@@ -17,7 +17,7 @@ class _Fixture:
         self.has_error = has_error
 
 
-class Benchmark(Companion):
+class Benchmark(PluginState):
     name = "pytest-benchmark"
 
     def __init__(self, session: Any) -> None:
@@ -39,6 +39,6 @@ class Benchmark(Companion):
         self._results.extend(cast("list[Any]", state))
 
 
-def find_benchmark(config: pytest.Config) -> Companion | None:
+def find_benchmark(config: pytest.Config) -> PluginState | None:
     session = getattr(config, "_benchmarksession", None)
     return None if session is None else Benchmark(session)

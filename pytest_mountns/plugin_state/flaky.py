@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from .base import Companion
+from .base import PluginState
 
 
-class Flaky(Companion):
+class Flaky(PluginState):
     name = "flaky"
 
     def __init__(self, stream: Any) -> None:
@@ -26,7 +26,7 @@ class Flaky(Companion):
         self._stream.write(state)
 
 
-def find_flaky(config: pytest.Config) -> Companion | None:
+def find_flaky(config: pytest.Config) -> PluginState | None:
     module = config.pluginmanager.get_plugin("flaky")
     stream = getattr(getattr(module, "PLUGIN", None), "stream", None)
     return None if stream is None else Flaky(stream)

@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 
 from .. import pytest_internals
-from .base import Companion
+from .base import PluginState
 
 
-class JUnit(Companion):
+class JUnit(PluginState):
     name = "junitxml"
 
     def __init__(self, xml: Any) -> None:
@@ -35,6 +35,6 @@ class JUnit(Companion):
             pytest_internals.junit_reporter(self._xml, item).attrs.update(attributes)
 
 
-def find_junit(config: pytest.Config) -> Companion | None:
+def find_junit(config: pytest.Config) -> PluginState | None:
     xml = pytest_internals.junit_log(config)
     return None if xml is None else JUnit(xml)

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, cast
 
 import pytest
 
-from .base import Companion
+from .base import PluginState
 
 #: Context -> file -> lines or arcs.
 _Measured: TypeAlias = dict["str | None", dict[str, set[Any]]]
@@ -60,7 +60,7 @@ def _add(measured: _Measured, context: str | None, traced: _Traced) -> None:
         files.setdefault(name, set()).update(numbers)
 
 
-class Measurement(Companion):
+class Measurement(PluginState):
     name = "coverage"
 
     def __init__(self, collector: Any) -> None:
@@ -91,7 +91,7 @@ class Measurement(Companion):
         self._known = set(self._listing())
         self._files = {}
 
-    def before_visit(self, item: pytest.Item) -> None:
+    def before_enter(self, item: pytest.Item) -> None:
         if self._visits is None:
             # For the rest of the session. The database of coverage.py is opened where it is first
             # written to, which is not to be a sandbox; and not every test is to wait for it.
@@ -100,10 +100,10 @@ class Measurement(Companion):
         self._known = set(self._listing())
         self._files = {}
 
-    def end_visit(self, item: pytest.Item) -> None:
+    def before_leave(self, item: pytest.Item) -> None:
         self.before_reset()
 
-    def after_visit(self, item: pytest.Item) -> None:
+    def after_leave(self, item: pytest.Item) -> None:
         for name, content in self._files.items():
             self._write(name, content)
 
@@ -168,7 +168,7 @@ def _current() -> Any:
     return coverage.Coverage.current() if coverage else None
 
 
-def find_coverage(config: pytest.Config) -> Companion | None:
+def find_coverage(config: pytest.Config) -> PluginState | None:
     current = _current()
     if current is None:
         return None

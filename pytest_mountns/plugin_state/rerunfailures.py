@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from .base import Companion
+from .base import PluginState
 
 
-class RerunFailures(Companion):
+class RerunFailures(PluginState):
     name = "pytest-rerunfailures"
 
     def __init__(self, withdraw: Callable[..., Any]) -> None:
@@ -21,7 +21,7 @@ class RerunFailures(Companion):
         self._withdraw(item.config, item.session, item.nodeid)
 
 
-def find_rerunfailures(config: pytest.Config) -> Companion | None:
+def find_rerunfailures(config: pytest.Config) -> PluginState | None:
     # Newer releases take them out of what the terminal has counted; in this process, that is.
     module = sys.modules.get("pytest_rerunfailures")
     withdraw = getattr(module, "_remove_failed_subtest_reports_from_stats", None)

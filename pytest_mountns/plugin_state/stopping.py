@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from .. import pytest_internals
-from .base import Companion
+from .base import PluginState
 
 
-class Stopping(Companion):
+class Stopping(PluginState):
     name = "the session"
 
     def __init__(self) -> None:
@@ -29,5 +29,5 @@ class Stopping(Companion):
         pytest_internals.set_stopping(item.session, *state)
 
 
-def find_session(config: pytest.Config) -> Companion | None:
+def find_session(config: pytest.Config) -> PluginState | None:
     return Stopping()

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import pytest
 
-from .base import Companion
+from .base import PluginState
 
 
-class Syrupy(Companion):
+class Syrupy(PluginState):
     name = "syrupy"
 
     def __init__(self, session: Any, config: pytest.Config) -> None:
@@ -32,10 +32,10 @@ class Syrupy(Companion):
         # Kinds of snapshots that are written at once would be written into the sandbox.
         self._session._flush_snapshot_write_queue_key = lambda key: None
 
-    def before_visit(self, item: pytest.Item) -> None:
+    def before_enter(self, item: pytest.Item) -> None:
         self._session._flush_snapshot_write_queue_key = lambda key: None
 
-    def after_visit(self, item: pytest.Item) -> None:
+    def after_leave(self, item: pytest.Item) -> None:
         del self._session._flush_snapshot_write_queue_key
 
     def collect(self, item: pytest.Item) -> object:
@@ -88,6 +88,6 @@ def _light(assertion: Any) -> Any:
     return light
 
 
-def find_syrupy(config: pytest.Config) -> Companion | None:
+def find_syrupy(config: pytest.Config) -> PluginState | None:
     session = getattr(config, "_syrupy", None)
     return None if session is None else Syrupy(session, config)

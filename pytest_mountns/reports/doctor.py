@@ -39,30 +39,30 @@ def facts(findings: Findings) -> dict[str, Any]:
     ``without``), ``capabilities`` (how sandboxes are made; null if they are not), ``read_only``
     (directories that are shown read-only because OverlayFS refuses them).
     """
-    capabilities = findings.capabilities
+    features = findings.features
     return {
         "version": FACTS_VERSION,
-        "possible": capabilities is not None,
-        "here": findings.circumstances.as_data(),
+        "possible": features is not None,
+        "here": findings.environment.as_data(),
         "trials": [asdict(trial) for trial in findings.trials],
-        "capabilities": None if capabilities is None else asdict(capabilities),
+        "capabilities": None if features is None else asdict(features),
         "read_only": sorted(findings.unlayerable),
     }
 
 
 def lines(findings: Findings) -> Iterator[str]:
     """The same for people."""
-    yield findings.circumstances.describe()
+    yield findings.environment.describe()
     for trial in findings.trials:
         yield from _lines_of(trial)
     for path in sorted(findings.unlayerable):
         yield f"no     overlay of {path}"
         yield "         without it: it is shown read-only"
-    capabilities = findings.capabilities
-    if capabilities is None:
+    features = findings.features
+    if features is None:
         yield "tests cannot be isolated here"
         return
-    how = "in a user namespace" if capabilities.user_namespace else "as root"
+    how = "in a user namespace" if features.user_namespace else "as root"
     yield f"tests can be isolated here, {how}"
 
 
@@ -87,7 +87,7 @@ def report(places: Sequence[str] = (), *, as_json: bool = False) -> int:
         print(json.dumps(facts(findings), indent=2))
     else:
         print("\n".join(lines(findings)))
-    return 0 if findings.capabilities is not None else 1
+    return 0 if findings.features is not None else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

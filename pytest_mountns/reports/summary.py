@@ -9,12 +9,12 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-tally_key: Final = pytest.StashKey["Tally"]()
+summary_key: Final = pytest.StashKey["Summary"]()
 _OUTPUT: Final = "mountns"
 
 
 @final
-class Tally:
+class Summary:
     """Of one session, with pytest-xdist of all workers together."""
 
     def __init__(self) -> None:

@@ -27,13 +27,13 @@ def header(gate: Gate) -> str | None:
     if not gate.everything:
         return "mountns: off, tests that ask for a sandbox are skipped"
     findings = gate.planner.findings
-    if findings.capabilities is None:
+    if findings.features is None:
         obstacle = findings.obstacle
         name = obstacle.name if obstacle else "everything"
         return f"mountns: not possible here ({name} failed), see pytest --mountns-doctor"
-    how = "in a user namespace" if findings.capabilities.user_namespace else "as root"
+    how = "in a user namespace" if findings.features.user_namespace else "as root"
     process = str(gate.keys["process"])
-    if process == "inline" and findings.capabilities.user_namespace and _has_threads(gate.config):
+    if process == "inline" and findings.features.user_namespace and _has_threads(gate.config):
         process = "forked, as this user's inline sandboxes need a process without other threads"
     return f"mountns: every test in a sandbox of its own ({process}, {how})"
 

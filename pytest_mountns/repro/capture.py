@@ -14,7 +14,7 @@ from . import bundle
 
 if TYPE_CHECKING:
     from ..engine.changes.changes import Changes
-    from ..engine.sandbox.written import Remains
+    from ..engine.sandbox.written import Written
 
 #: Bytes of content in one layer.
 LARGEST_LAYER: Final = 512 << 20
@@ -45,7 +45,7 @@ def _all(changes: Changes) -> tuple[Changes, str]:
 
 
 def save(
-    remains: Sequence[Remains],
+    remains: Sequence[Written],
     directory: str,
     choose: Callable[[Changes], tuple[Changes, str]] = _all,
 ) -> Saved:
@@ -73,7 +73,7 @@ def save(
     return saved
 
 
-def _write_layers(saved: Saved, remains: Sequence[Remains], directory: str) -> None:
+def _write_layers(saved: Saved, remains: Sequence[Written], directory: str) -> None:
     from ..engine.layers.tar_writer import MEDIA_TYPES, best_compression
 
     compression = best_compression()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..engine.changes.changes import Changes
     from ..engine.plan.model import Plan
     from ..engine.plan.spec import SandboxSpec
-    from ..engine.sandbox.written import Remains
+    from ..engine.sandbox.written import Written
 
 _ATTRIBUTE: Final = "mountns_kept"
 _SHOWN: Final = 3
@@ -86,7 +86,7 @@ class Keeper:
         self,
         item: pytest.Item,
         report: pytest.TestReport | None,
-        read: Callable[[], Sequence[Remains]],
+        read: Callable[[], Sequence[Written]],
     ) -> None:
         """Save what a test has written, if its report is one to keep it for.
 
@@ -105,7 +105,7 @@ class Keeper:
             # Of a failure in the teardown after one in the call, the first state counts.
             test.saved = self._save(read)
 
-    def _save(self, read: Callable[[], Sequence[Remains]]) -> Saved:
+    def _save(self, read: Callable[[], Sequence[Written]]) -> Saved:
         try:
             return save(read(), self._bundles.directory, self._choose)
         except Exception as error:  # noqa: BLE001 - without a fork: of what the test has replaced

@@ -22,14 +22,14 @@ from .. import pytest_internals
 from ..engine.linux import processes, syscalls
 from ..engine.linux.errors import SandboxError, Unavailable, said
 from ..engine.plan.model import Plan, User
-from ..engine.sandbox.forked import Arrival
+from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.sandbox import Sandbox
-from ..engine.sandbox.stack import Rooms, close
+from ..engine.sandbox.stack import SandboxStack, close
 from ..engine.sandbox.written import outline
 from ..forking import after_fork
 from ..forking.channel import LEAVING, Sender
 from ..forking.timers import Timers
-from ..plugin_state import Companions
+from ..plugin_state import PluginStates
 from ..reports.changes import USER_TEMPORARY, changes_key
 
 if TYPE_CHECKING:
@@ -60,27 +60,27 @@ class TestProcess:
     def __init__(
         self,
         item: pytest.Item,
-        arrival: Arrival,
+        forked_entry: ForkedEntry,
         inheritance: Inheritance,
         phase: mmap.mmap,
-        companions: Companions,
+        plugin_states: PluginStates,
         keeper: Keeper | None,
     ) -> None:
         self._item = item
         self._phase = phase
-        self._companions = companions
+        self._plugin_states = plugin_states
         self._keeper = keeper
-        self._arrival = arrival
+        self._forked_entry = forked_entry
         self._inheritance = inheritance
         self.sender = Sender(inheritance.channel, item.config)
         self._live_log = pytest_internals.live_log_state(item.config)
-        self._rooms: Rooms | None = None
+        self._stack: SandboxStack | None = None
 
     @property
-    def rooms(self) -> Rooms:
+    def stack(self) -> SandboxStack:
         """The sandbox it is in, and those to go back to."""
-        assert self._rooms is not None
-        return self._rooms
+        assert self._stack is not None
+        return self._stack
 
     def begin(self, keep: object, timers: Timers) -> None:
         """Become the test process: enter the sandbox, or end with the reason why not.
@@ -97,15 +97,15 @@ class TestProcess:
         pytest_internals.before_output_is_released(self._item.config, self._settle)
         after_fork.mend()
         try:
-            self._rooms = Rooms(self._enter(), close)
-            if self._arrival.sandbox is None:
+            self._stack = SandboxStack(self._enter(), close)
+            if self._forked_entry.sandbox is None:
                 self._say_entered()
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
             self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
         # In the process that stays: with a PID namespace the one above was not the last fork.
-        self._companions.begin(self._item)
+        self._plugin_states.begin(self._item)
         self._item.config.stash[changes_key].watch(self._item)
         timers.hand_over()
 
@@ -118,16 +118,16 @@ class TestProcess:
 
     def _enter(self) -> Sandbox:
         parent, status = self._inheritance.parent, self._inheritance.status
-        user = self._arrival.plan.user
+        user = self._forked_entry.plan.user
         try:
-            sandbox = self._arrival.enter(parent, status)
+            sandbox = self._forked_entry.enter(parent, status)
         finally:
             # With a PID namespace it is another one.
             self.sender.adopt()
         os.close(status)
         if user is not None:
             self._make_temporary_directory(user)
-        self._arrival.give_up_rights(parent)
+        self._forked_entry.give_up_rights(parent)
         if user is not None:
             for name, value in user.variables().items():
                 if value is None:
@@ -149,22 +149,22 @@ class TestProcess:
 
     def reset(self) -> None:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
-        self._companions.before_reset()
-        self.rooms.reset()
+        self._plugin_states.before_reset()
+        self.stack.reset()
         self._say_entered()
 
-    def stand_on(self, find: Callable[[], Plan]) -> None:
+    def restack(self, find: Callable[[], Plan]) -> None:
         """Go on with what ``find``, called among the host's mounts, plans.
 
         Raises :class:`SandboxError`.
         """
-        plan = self.rooms.stand_on(find)
+        plan = self.stack.restack(find)
         self._tell("planned", plan)
         self._say_entered()
 
     def _say_entered(self) -> None:
         """Raises :class:`SandboxError`."""
-        sandbox = self.rooms.sandbox
+        sandbox = self.stack.sandbox
         self._tell("entered", outline(sandbox), descriptor=sandbox.scratch)
 
     def _tell(self, name: str, content: object, descriptor: int | None = None) -> None:
@@ -176,7 +176,7 @@ class TestProcess:
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         """:meth:`Sandbox.bind`. Raises :class:`SandboxError`."""
-        sandbox = self.rooms.sandbox
+        sandbox = self.stack.sandbox
         sandbox.bind(source, target, read_only=read_only)
         # The target may have been made for it, which is no change of the test's.
         self._tell("outline", outline(sandbox))
@@ -184,11 +184,11 @@ class TestProcess:
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
         """Drop, afterwards, what was written meanwhile. Raises :class:`SandboxError`."""
-        with self.rooms.checkpoint():
+        with self.stack.checkpoint():
             try:
                 yield
             finally:
-                self._companions.before_reset()
+                self._plugin_states.before_reset()
 
     def report(self, report: pytest.TestReport) -> None:
         """``pytest_runtest_logreport`` in this process."""
@@ -261,7 +261,7 @@ class TestProcess:
             # Its root is about to vanish.
             if processes.has_children():
                 processes.kill_all(processes.children(os.getpid()))
-            for name, state in self._companions.pack(self._item):
+            for name, state in self._plugin_states.pack(self._item):
                 self.sender.send("state", name, state)
             if self._inheritance.written_pages is not None:
                 self.sender.send("pages", self._inheritance.written_pages())

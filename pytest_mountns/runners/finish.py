@@ -47,7 +47,7 @@ class InternalErrorInTestProcess(Exception):
 
 
 @final
-class Ending:
+class Finish:
     """The end of one test's way, as the parent reports it.
 
     ``death``, ``internal_error``, ``changes_failed``: what went wrong, if it did.
@@ -69,7 +69,7 @@ class Ending:
         """Report that now."""
         getattr(self._item.ihook, hook)(**arguments)
         if getattr(arguments.get("report"), "outcome", None) == "rerun":
-            self._gate.companions.repeated(self._item)
+            self._gate.plugin_states.repeated(self._item)
 
     def hold(self, hook: str, **arguments: Any) -> None:
         """Report that later, when it is known what belongs before it, or into it."""
@@ -103,7 +103,7 @@ class Ending:
             return
         if wider:
             if pytest_internals.wider_teardown_runs_code(self._item, self._nextitem):
-                self._gate.rest()
+                self._gate.before_host_changes()
             # To be handed over after the reports: so in the protocol in which those are made.
             self._recorded = pytest_internals.take_recorded_warnings()
             return

@@ -23,15 +23,15 @@ from ..engine.linux.errors import SandboxError, Unavailable, said
 from ..engine.linux.job_control import take_terminal_back
 from ..engine.linux.syscalls import put_stdout
 from ..engine.plan.model import Plan
-from ..engine.sandbox.forked import Arrival
-from ..engine.sandbox.written import Outline, Remains, outline
+from ..engine.sandbox.forked import ForkedEntry
+from ..engine.sandbox.written import Outline, Written, outline
 from ..forking import channel, logging_locks
 from ..forking.interrupts import Interrupts
 from ..forking.receiver import Receiver
 from ..reports.changes import Sorted, changes_key
 from .child import Inheritance, TestProcess
-from .finish import Death, Ending, describe
-from .prepare import Entrance
+from .finish import Death, Finish, describe
+from .prepare import Preparation
 
 if TYPE_CHECKING:
     from ..forking.timers import Timers
@@ -45,7 +45,7 @@ _GARBLED: Final = "the test has written to the socket of the plugin, and its pro
 
 
 @final
-class Passage:
+class ForkedTest:
     """One test's way through the gate, as the parent sees it."""
 
     def __init__(
@@ -53,10 +53,10 @@ class Passage:
     ) -> None:
         self._gate = gate
         self._item = item
-        self.ending = Ending(gate, item, nextitem)
+        self.ending = Finish(gate, item, nextitem)
         self._timers = timers
         self._original_setup = item.setup
-        self._entrance = Entrance(gate, item)
+        self._preparation = Preparation(gate, item)
         self.delegated = False
         self._last_report: pytest.TestReport | None = None
         self._refusal: SandboxError | None = None
@@ -65,7 +65,7 @@ class Passage:
         #: If it is another than in the beginning.
         self._plan: Plan | None = None
         #: What the sandbox has written, while that can be read.
-        self._remains: Callable[[], Remains] | None = None
+        self._written: Callable[[], Written] | None = None
 
     @pytest_internals.unseen
     def setup(self) -> None:
@@ -77,7 +77,7 @@ class Passage:
             process.reset()
             return self._original_setup()
         try:
-            problem = self._delegate(self._entrance.prepare())
+            problem = self._delegate(self._preparation.prepare())
         except pytest_internals.Delegated:
             raise
         except BaseException:
@@ -85,7 +85,7 @@ class Passage:
             raise
         if problem is not None:
             pytest_internals.forget_setup(self._item)
-            self._entrance.refuse(problem)
+            self._preparation.refuse(problem)
         # Only the test process comes here.
         return self._original_setup()
 
@@ -98,13 +98,13 @@ class Passage:
         gate, item = self._gate, self._item
         gate.settle()
         gate.phase[0] = channel.SETUP
-        gate.companions.look_up()
+        gate.plugin_states.look_up()
         self._timers.stop()
         with pytest_internals.capture_suspended(item.config):
             # Or whoever flushes next writes it once more.
             pytest_internals.flush_output(item.config)
         try:
-            arrival = self._arrival(plan)
+            forked_entry = self._forked_entry(plan)
         except SandboxError as error:
             self._timers.resume()
             return error
@@ -118,12 +118,12 @@ class Passage:
                 raise
         except OSError as error:
             self._timers.resume()
-            arrival.close()
+            forked_entry.close()
             what = "open a channel to a test process"
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         forget_failures = pytest_internals.noted_failures(item.config)
         inheritance = Inheritance(
-            os.getpid(), theirs, status_writer, random.getstate(), gate.hot_pages.before_fork()
+            os.getpid(), theirs, status_writer, random.getstate(), gate.fork_pages.before_fork()
         )
         try:
             with Interrupts() as interrupts:
@@ -141,10 +141,10 @@ class Passage:
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
-                    gate.hot_pages.in_child()
+                    gate.fork_pages.in_child()
                     gate.scopes.closed = True
                     gate.process = gate.inside = TestProcess(
-                        item, arrival, inheritance, gate.phase, gate.companions, gate.keeper
+                        item, forked_entry, inheritance, gate.phase, gate.plugin_states, gate.keeper
                     )
                     gate.process.begin(gate.hooks, self._timers)
                     # Only now: a Ctrl-C during the way in ends the test, not the way.
@@ -155,12 +155,12 @@ class Passage:
                 gate.reap(spare=_LEAVING)
                 receiver = Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
                 try:
-                    self._remains = partial(self._find_remains, arrival, receiver)
-                    if arrival.sandbox is not None:
-                        self._outline = outline(arrival.sandbox)
+                    self._written = partial(self._find_written, forked_entry, receiver)
+                    if forked_entry.sandbox is not None:
+                        self._outline = outline(forked_entry.sandbox)
                         with contextlib.suppress(OSError):
                             # Too many are open: then somebody waits.
-                            arrival.sandbox.leave_to_child()
+                            forked_entry.sandbox.leave_to_child()
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()
@@ -171,17 +171,17 @@ class Passage:
                 os.close(status_reader)
                 os.close(status_writer)
                 self._timers.resume()
-                arrival.close()
+                forked_entry.close()
         if self._refusal is not None:
             self.delegated = False
             return self._refusal
         if self._last_report is not None:
             # The test process had them, too, and has reported them.
             forget_failures()
-        gate.tally.isolated(item.nodeid)
+        gate.summary.isolated(item.nodeid)
         raise pytest_internals.Delegated("the test has run in a process of its own")
 
-    def _arrival(self, plan: Plan) -> Arrival:
+    def _forked_entry(self, plan: Plan) -> ForkedEntry:
         """The sandbox for the test process, made here where that is possible.
 
         Here what makes it is warm; in a new process each page that it touches costs a fault.
@@ -189,19 +189,19 @@ class Passage:
         """
         gate = self._gate
         directory = gate.uppers.new() if plan.upper.medium == "disk" else None
-        layers, cwd = self._entrance.layers(), self._entrance.working_directory()
-        outside = plan.user_namespace and (plan.fake_root or not gate.traveller.in_user_namespace)
+        layers, cwd = self._preparation.layers(), self._preparation.working_directory()
+        outside = plan.user_namespace and (plan.fake_root or not gate.manager.in_user_namespace)
         if outside:
-            return Arrival(plan, cwd, directory, enter_user_namespace=True)
+            return ForkedEntry(plan, cwd, directory, enter_user_namespace=True)
         alone = threading.active_count() == 1 or layers is not None
         if plan.pid_namespace and alone:
             # Its /proc can only be mounted from within.
-            return Arrival(plan, cwd, directory, gate.traveller.stage, layers)
+            return ForkedEntry(plan, cwd, directory, gate.manager.stage, layers)
         if not alone:
             # To go anywhere, this thread would have to part with the others' working directory.
-            return Arrival(plan, cwd, directory)
-        sandbox = gate.traveller.make(plan, directory=directory, layers=layers)
-        return Arrival(plan, cwd, directory, gate.traveller.stage, layers, sandbox)
+            return ForkedEntry(plan, cwd, directory)
+        sandbox = gate.manager.make(plan, directory=directory, layers=layers)
+        return ForkedEntry(plan, cwd, directory, gate.manager.stage, layers, sandbox)
 
     def _listen(
         self,
@@ -255,41 +255,41 @@ class Passage:
         changed = self._look_at_changes(died=died)
         if died:
             if self._gate.keeper is not None:
-                self._gate.keeper.capture(self._item, None, self._all_remains)
+                self._gate.keeper.capture(self._item, None, self._all_written)
             how = _GARBLED if garbled else describe(status_reader, status)
             out, err = pytest_internals.captured_so_far(config)
             phase = PHASES[min(self._gate.phase[0], channel.TEARDOWN)]
             self.ending.death = Death(
                 how, phase, out, err, time.time(), self._read_changes, changed
             )
-            self._gate.companions.lost()
+            self._gate.plugin_states.lost()
         elif last_words is not None:
             self.ending.answer(*last_words, interrupted=receiver.interrupted)
         elif receiver.interrupted:
             raise KeyboardInterrupt
         self.ending.conclude(refused=self._refusal is not None)
 
-    def _find_remains(self, arrival: Arrival, receiver: Receiver) -> Remains:
-        made = arrival.sandbox
+    def _find_written(self, forked_entry: ForkedEntry, receiver: Receiver) -> Written:
+        made = forked_entry.sandbox
         # Of a fresh root the test process has sent another.
         scratch = made.scratch if made and receiver.descriptor < 0 else receiver.descriptor
         if scratch < 0 or self._outline is None:
             raise SandboxError("read what the sandbox has written", cause="it was never entered")
         more = made.touched() if made is not None else []
-        view = arrival.layers.view if arrival.layers is not None else -1
+        view = forked_entry.layers.view if forked_entry.layers is not None else -1
         # It may have gone on to another root with the uppers that it had.
         there = {mountpoint for mountpoint, _ in self._outline[0]}
         more = [one for one in more if one.mountpoint not in there]
-        return Remains.of(self._plan or arrival.plan, scratch, self._outline, more, view)
+        return Written.of(self._plan or forked_entry.plan, scratch, self._outline, more, view)
 
-    def _all_remains(self) -> list[Remains]:
-        assert self._remains is not None
+    def _all_written(self) -> list[Written]:
+        assert self._written is not None
         scopes = self._gate.scopes.sandboxes(self._item)
-        return [*map(Remains.of_sandbox, scopes), self._remains()]
+        return [*map(Written.of_sandbox, scopes), self._written()]
 
     def _read_changes(self) -> AbstractContextManager[Changes]:
-        assert self._remains is not None
-        return self._remains().changes()
+        assert self._written is not None
+        return self._written().changes()
 
     def _look_at_changes(self, *, died: bool) -> tuple[Sorted, str] | None:
         """For whoever wants to know what the test has changed, when it has ended."""
@@ -309,7 +309,7 @@ class Passage:
             self.ending.go_on()
             self._changes.complete(self._item, report, self._read_changes)
             if self._gate.keeper is not None:
-                self._gate.keeper.capture(self._item, report, self._all_remains)
+                self._gate.keeper.capture(self._item, report, self._all_written)
             # What wider scopes say when they end belongs into this one.
             tell = self.ending.hold if report.when == "teardown" else self.ending.log
             tell("pytest_runtest_logreport", report=report)
@@ -343,9 +343,9 @@ class Passage:
             # A fresh root: what was said of the attempt before is complete.
             self.ending.log_held()
         elif name == "state":
-            self._gate.companions.merge(self._item, *content)
+            self._gate.plugin_states.merge(self._item, *content)
         elif name == "pages":
-            self._gate.hot_pages.learn(*content)
+            self._gate.fork_pages.learn(*content)
         elif name == "refused":
             unavailable, *texts = content
             self._refusal = (Unavailable if unavailable else SandboxError)(*texts)

@@ -24,10 +24,10 @@ from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError
 from ..engine.plan.model import Plan
 from ..engine.sandbox import disk_uppers
-from ..engine.sandbox.stack import Rooms
-from ..engine.sandbox.written import Remains
+from ..engine.sandbox.stack import SandboxStack
+from ..engine.sandbox.written import Written
 from ..reports.changes import changes_key
-from .prepare import Entrance
+from .prepare import Preparation
 
 if TYPE_CHECKING:
     from ..session.session import Gate
@@ -45,8 +45,8 @@ class InlineTest:
         self._item = item
         self._nextitem = nextitem
         self._original_setup = item.setup
-        self._entrance = Entrance(gate, item)
-        self._rooms: Rooms | None = None
+        self._preparation = Preparation(gate, item)
+        self._stack: SandboxStack | None = None
         self._directory: str | None = None
         self._children: frozenset[int] = frozenset()
         self._environment: dict[bytes, bytes] = {}
@@ -54,34 +54,36 @@ class InlineTest:
         self._basetemp: object = None
 
     @property
-    def rooms(self) -> Rooms:
+    def stack(self) -> SandboxStack:
         """The sandbox it is in, and those to go back to."""
-        assert self._rooms is not None
-        return self._rooms
+        assert self._stack is not None
+        return self._stack
 
     @pytest_internals.unseen
     def setup(self) -> None:
         """In place of the item's setup."""
         __tracebackhide__ = True
         try:
-            problem = self._enter(self._entrance.prepare())
+            problem = self._enter(self._preparation.prepare())
         except BaseException:
-            if self._rooms is None:
+            if self._stack is None:
                 pytest_internals.forget_setup(self._item)
             raise
         if problem is not None:
             pytest_internals.forget_setup(self._item)
-            self._entrance.refuse(problem)
+            self._preparation.refuse(problem)
         return self._original_setup()
 
     def _enter(self, plan: Plan) -> SandboxError | None:
         """Go in. Returns why not, if not."""
         gate = self._gate
-        gate.companions.before_visit(self._item)
+        gate.plugin_states.before_enter(self._item)
         directory = None
         try:
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
-            sandbox = gate.traveller.make(plan, directory=directory, layers=self._entrance.layers())
+            sandbox = gate.manager.make(
+                plan, directory=directory, layers=self._preparation.layers()
+            )
         except SandboxError as error:
             _remove(directory)
             return error
@@ -91,15 +93,15 @@ class InlineTest:
         self._umask, self._directory = umask, directory
         self._basetemp = pytest_internals.basetemp(self._item.config)
         # A handler of a signal may raise when this process is in and not yet back from there.
-        self._rooms, gate.inside = Rooms(sandbox, gate.traveller.release), self
+        self._stack, gate.inside = SandboxStack(sandbox, gate.manager.release), self
         pytest_internals.finalize_last(self._item, self.leave)
         try:
-            gate.traveller.enter(sandbox, self._entrance.working_directory())
+            gate.manager.enter(sandbox, self._preparation.working_directory())
         except SandboxError as error:
             self._let_go()
             return error
-        gate.tally.isolated(self._item.nodeid)
-        gate.companions.begin_visit(self._item)
+        gate.summary.isolated(self._item.nodeid)
+        gate.plugin_states.after_enter(self._item)
         self._item.config.stash[changes_key].watch(self._item)
         return None
 
@@ -113,20 +115,20 @@ class InlineTest:
         if new:
             # Its root is about to vanish.
             _forget_tracker(processes.end(new))
-        gate.companions.end_visit(self._item)
+        gate.plugin_states.before_leave(self._item)
         problem: BaseException | None = None
-        if gate.traveller.is_away:
+        if gate.manager.is_inside:
             problem = self._look_at_changes()
-            gate.traveller.leave()
+            gate.manager.leave()
         gate.inside = None
-        if gate.keeper is None or (wider and self.rooms.sandbox.layers is not None):
+        if gate.keeper is None or (wider and self.stack.sandbox.layers is not None):
             self._let_go()
         os.umask(self._umask)
         pytest_internals.set_basetemp(self._item.config, self._basetemp)
         _restore(self._environment)
-        gate.companions.after_visit(self._item)
+        gate.plugin_states.after_leave(self._item)
         if pytest_internals.wider_teardown_runs_code(self._item, self._nextitem):
-            gate.strike()
+            gate.drop_caches()
         if problem is not None:
             # Of a hook, or of what was written while fixtures ended: an error of the teardown.
             raise problem
@@ -143,63 +145,63 @@ class InlineTest:
 
     def _let_go(self) -> None:
         self._gate.inside = None
-        rooms, self._rooms = self._rooms, None
-        if rooms is not None:
-            rooms.close()
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
         directory, self._directory = self._directory, None
         _remove(directory)
 
     def reset(self) -> None:
         """A fresh root for what follows. Raises :class:`SandboxError`."""
-        self._gate.companions.before_reset()
-        self.rooms.reset()
+        self._gate.plugin_states.before_reset()
+        self.stack.reset()
 
-    def stand_on(self, find: Callable[[], Plan]) -> None:
+    def restack(self, find: Callable[[], Plan]) -> None:
         """Go on with what ``find``, called among the host's mounts, plans.
 
         Raises :class:`SandboxError`.
         """
-        self.rooms.stand_on(find)
+        self.stack.restack(find)
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         """:meth:`Sandbox.bind`. Raises :class:`SandboxError`."""
-        self.rooms.sandbox.bind(source, target, read_only=read_only)
+        self.stack.sandbox.bind(source, target, read_only=read_only)
 
     @contextlib.contextmanager
     def read_changes(self) -> Iterator[Changes]:
         """For the pytest process: what the test has changed, looked at from home."""
-        changes = self.rooms.sandbox.changes()
-        with self._gate.traveller.at_home():
+        changes = self.stack.sandbox.changes()
+        with self._gate.manager.on_host():
             yield changes
 
     def end(self) -> None:
         """Its last report is there: let go of what was left for that."""
         self._let_go()
 
-    def remains(self) -> list[Remains]:
+    def remains(self) -> list[Written]:
         """For the pytest process, at home: what can be saved, the test's own last.
 
         Raises :class:`SandboxError` if that is gone.
         """
-        if self._rooms is None:
+        if self._stack is None:
             raise SandboxError(
                 "look at what the test has written", cause="it failed when wider fixtures had ended"
             )
         scopes = self._gate.scopes.sandboxes(self._item)
-        return [Remains.of_sandbox(one) for one in (*scopes, self.rooms.sandbox)]
+        return [Written.of_sandbox(one) for one in (*scopes, self.stack.sandbox)]
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
         """Drop, afterwards, what was written meanwhile. Raises :class:`SandboxError`."""
-        with self.rooms.checkpoint():
+        with self.stack.checkpoint():
             try:
                 yield
             finally:
-                self._gate.companions.before_reset()
+                self._gate.plugin_states.before_reset()
 
 
 @final
-class HomeHooks:
+class HostHooks:
     """What is done at home in the middle of a visit. Registered with the first one."""
 
     def __init__(self, gate: Gate) -> None:
@@ -212,7 +214,7 @@ class HomeHooks:
         # Pytest's own ones write to what is open, and keep the rest to themselves.
         if self._gate.inside is None or self._reporters.are_builtin():
             return (yield)
-        with self._gate.traveller.at_home():
+        with self._gate.manager.on_host():
             return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -223,7 +225,7 @@ class HomeHooks:
         if self._gate.inside is None or (wider := pytest_internals.wider_scope(request)) is None:
             return (yield)
         item, scope, node = wider
-        with self._gate.traveller.at_home(), self._gate.scopes.within(item)(scope, node):
+        with self._gate.manager.on_host(), self._gate.scopes.within(item)(scope, node):
             return (yield)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Entrance:
+class Preparation:
     """One item's way to its sandbox, in the pytest process."""
 
     def __init__(self, gate: Gate, item: pytest.Item) -> None:
@@ -40,7 +40,7 @@ class Entrance:
         if basetemp is not None:
             self._gate.planner.keep(str(basetemp))
         if pytest_internals.sets_up_wider_fixtures(self._item):
-            self._gate.rest()
+            self._gate.before_host_changes()
         pytest_internals.fill_wider_fixtures(self._item, self._gate.scopes.within(self._item))
         plan = self.plan()
         self._tell(plan)
@@ -52,7 +52,7 @@ class Entrance:
 
     def spec(self) -> SandboxSpec:
         """With the ways through. Raises :class:`pytest.UsageError`."""
-        return self._gate.ways_through.add(self._item, self._gate.spec(self._item))
+        return self._gate.run_volumes.add(self._item, self._gate.spec(self._item))
 
     def plan(self) -> Plan:
         """Skips or fails the item if there can be none."""
@@ -77,8 +77,8 @@ class Entrance:
 
         Raises :class:`SandboxError`.
         """
-        if self._gate.floor is not None:
-            return self._gate.floor(self.spec())
+        if self._gate.base_layers is not None:
+            return self._gate.base_layers(self.spec())
         return self._gate.scopes.layers(self._item)
 
     def working_directory(self) -> str:
@@ -89,6 +89,6 @@ class Entrance:
         """Skip where the machine cannot and that is allowed; fail otherwise. Never run bare."""
         # This frame stays visible: where all are hidden, pytest says so below the message.
         if isinstance(error, Unavailable) and self._gate.policy == "skip":
-            self._gate.tally.skipped(self._item.nodeid)
+            self._gate.summary.skipped(self._item.nodeid)
             pytest_internals.skip_item(str(error))
         pytest.fail(str(error), pytrace=False)

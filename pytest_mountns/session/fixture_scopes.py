@@ -39,7 +39,7 @@ class _Place:
 
 
 @final
-class Scopes:
+class FixtureScopes:
     """The sandboxes of the nodes that are set up just now."""
 
     def __init__(self, gate: Gate) -> None:
@@ -52,7 +52,7 @@ class Scopes:
 
     def check(self, spec: SandboxSpec) -> None:
         """Raises :class:`Unavailable` if wider fixtures are to be captured and cannot be."""
-        if spec.scope != "function" and not self._gate.can_visit:
+        if spec.scope != "function" and not self._gate.can_enter_and_return:
             raise Unavailable(
                 f"capture what fixtures of {spec.scope} scope write",
                 cause="for that, an ordinary user's pytest process has to enter a user namespace"
@@ -112,11 +112,11 @@ class Scopes:
         gate = self._gate
         problem: SandboxError
         try:
-            spec = gate.ways_through.add(item, gate.spec(item))
+            spec = gate.run_volumes.add(item, gate.spec(item))
             plan = gate.planner.plan(spec.of_wider_scope())
             directory = gate.uppers.new() if plan.upper.medium == "disk" else None
             layers = under if place is None else place.sandbox.moved_onto(under)
-            sandbox = gate.traveller.make(plan, directory=directory, layers=layers, shared=False)
+            sandbox = gate.manager.make(plan, directory=directory, layers=layers, shared=False)
         except SandboxError as error:
             problem = error
         else:
@@ -135,12 +135,12 @@ class Scopes:
     @contextmanager
     def _inside(self, sandbox: Sandbox) -> Iterator[None]:
         home = os.getcwd()
-        traveller = self._gate.traveller
-        traveller.enter(sandbox, self.working_directory or home)
+        manager = self._gate.manager
+        manager.enter(sandbox, self.working_directory or home)
         try:
             yield
         finally:
-            self._follow(home, traveller.leave())
+            self._follow(home, manager.leave())
 
     def _follow(self, home: str, inside: str) -> None:
         """Go where a wider fixture has gone, or remember it if that is not there at home."""
@@ -156,7 +156,7 @@ class Scopes:
         if place is None or self.closed:
             return
         sandboxes = (*place.older, place.sandbox)
-        self._gate.traveller.release(sandboxes)
+        self._gate.manager.release(sandboxes)
         for sandbox in sandboxes:
             if sandbox.directory is not None:
                 disk_uppers.remove(sandbox.directory)

@@ -20,7 +20,7 @@ from ..engine.plan.spec import SandboxSpec, SpecError, Volume
 
 
 @final
-class WaysThrough:
+class RunVolumes:
     """Adds the volumes of the run to specs; makes their directories when first needed."""
 
     def __init__(self, config: pytest.Config) -> None:

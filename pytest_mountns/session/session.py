@@ -32,23 +32,23 @@ from ..config import options as settings
 from ..engine.layers.limits import Limits
 from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError, Unavailable
-from ..engine.linux.fork_pages import HotPages
+from ..engine.linux.fork_pages import ForkPages
 from ..engine.plan.spec import SandboxSpec
 from ..engine.planning.planner import Planner
 from ..engine.probe.features import Findings
 from ..engine.sandbox import disk_uppers
-from ..engine.sandbox.manager import Traveller
+from ..engine.sandbox.manager import SandboxManager
 from ..forking.timers import TimeoutSettings, Timers
-from ..plugin_state import Companions
+from ..plugin_state import PluginStates
 from ..reports import terminal
 from ..reports.changes import changes_key
-from ..reports.summary import tally_key
+from ..reports.summary import summary_key
 from ..reports.terminal import Unpacking
 from ..runners.child import TestProcess
-from ..runners.forked import PHASES, Passage
-from ..runners.inline import HomeHooks, InlineTest
-from .fixture_scopes import Scopes
-from .run_volumes import WaysThrough
+from ..runners.forked import PHASES, ForkedTest
+from ..runners.inline import HostHooks, InlineTest
+from .fixture_scopes import FixtureScopes
+from .run_volumes import RunVolumes
 from .selection import Finisher, is_wanted
 
 if TYPE_CHECKING:
@@ -73,24 +73,24 @@ class Gate:
         self._unpacking = Unpacking(config)
         self.planner = Planner(
             [str(config.rootpath), sys.prefix],
-            self.strike,
+            self.drop_caches,
             lambda: self._sources(limits),
         )
         self.uppers = disk_uppers.DiskUppers()
         # A byte that both processes see: how far a test got that can no longer say so.
         self.phase = mmap.mmap(-1, 1)
-        self._hot_pages: HotPages | None = None
+        self._hot_pages: ForkPages | None = None
         #: This process, if it is a test process.
         self.process: TestProcess | None = None
         #: The test that is in a sandbox in this process, whichever it is.
         self.inside: TestProcess | InlineTest | None = None
-        self.scopes = Scopes(self)
-        self._traveller: Traveller | None = None
+        self.scopes = FixtureScopes(self)
+        self._manager: SandboxManager | None = None
         #: Why an ordinary user's pytest process cannot go in and out itself.
-        self.stays_at_home: Unavailable | None = None
-        self.companions = Companions(config)
-        self.tally = config.stash[tally_key]
-        self.ways_through = WaysThrough(config)
+        self.why_not_inline: Unavailable | None = None
+        self.plugin_states = PluginStates(config)
+        self.summary = config.stash[summary_key]
+        self.run_volumes = RunVolumes(config)
         #: Where a Ctrl-C has met a test, to be shown at the end.
         self.interrupt: object = None
         self._timers: Timers | None = None
@@ -102,9 +102,9 @@ class Gate:
         #: Test processes that have said all they had to say.
         self.leaving: list[int] = []
         #: The test that was the last to go into a sandbox in this process.
-        self._visitor: InlineTest | None = None
+        self._last_inline: InlineTest | None = None
         #: Layers that tests of a spec begin on, if these are not those of their fixtures.
-        self.floor: Callable[[SandboxSpec], Layers] | None = None
+        self.base_layers: Callable[[SandboxSpec], Layers] | None = None
         #: Saves what tests have written, if that is asked for.
         self.keeper: Keeper | None = None
         #: Called for each test before its wider fixtures are set up, and again before it enters
@@ -112,29 +112,29 @@ class Gate:
         self.at_the_door: list[Callable[[pytest.Item, SandboxSpec, Plan], None]] = []
 
     @property
-    def traveller(self) -> Traveller:
+    def manager(self) -> SandboxManager:
         """Makes sandboxes, and takes this process into them."""
-        if self._traveller is None:
-            self._traveller = Traveller(self.planner.places)
-        return self._traveller
+        if self._manager is None:
+            self._manager = SandboxManager(self.planner.places)
+        return self._manager
 
-    def travel_with(self, traveller: Traveller, findings: Findings) -> None:
+    def adopt_manager(self, manager: SandboxManager, findings: Findings) -> None:
         """Take over one that has settled already, and what was found out before it did so."""
-        self._traveller = traveller
+        self._manager = manager
         self.planner.findings = findings
         self.planner.forget_mounts()
 
     @property
-    def hot_pages(self) -> HotPages:
+    def fork_pages(self) -> ForkPages:
         """What of this process's memory is copied for test processes in advance."""
         if self._hot_pages is None:
-            self._hot_pages = HotPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+            self._hot_pages = ForkPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
         return self._hot_pages
 
-    def strike(self) -> None:
+    def drop_caches(self) -> None:
         """The host's mounts have changed or may do so, and nobody is in a sandbox."""
-        if self._traveller is not None:
-            self._traveller.strike()
+        if self._manager is not None:
+            self._manager.drop_caches()
 
     def reap(self, *, spare: int = 0) -> None:
         """Wait for the test processes that are on their way out, but for ``spare`` of them.
@@ -145,18 +145,18 @@ class Gate:
         while len(self.leaving) > spare:
             processes.reap(self.leaving.pop(0))
 
-    def rest(self) -> None:
+    def before_host_changes(self) -> None:
         """Before something runs in this process that may mount, unmount, or wait for children."""
         self.reap()
-        self.strike()
+        self.drop_caches()
 
     @property
-    def can_visit(self) -> bool:
+    def can_enter_and_return(self) -> bool:
         """Whether this process can enter a sandbox and return."""
-        capabilities = self.planner.findings.capabilities
-        if capabilities is None:
+        features = self.planner.findings.features
+        if features is None:
             return False
-        return not capabilities.user_namespace or self.traveller.in_user_namespace
+        return not features.user_namespace or self.manager.in_user_namespace
 
     def begin(self, items: Sequence[pytest.Item]) -> None:
         """After collection: an ordinary user's process moves, if some test asks it to go in."""
@@ -165,12 +165,12 @@ class Gate:
         self._unpack(items)
         if not any(self._visits(item) for item in items):
             return
-        if not self.planner.findings.user_namespace or self.traveller.in_user_namespace:
+        if not self.planner.findings.user_namespace or self.manager.in_user_namespace:
             return
         try:
-            self.traveller.settle_in_user_namespace()
+            self.manager.move_to_user_namespace()
         except Unavailable as error:
-            self.stays_at_home = error
+            self.why_not_inline = error
         else:
             self.planner.forget_mounts()
 
@@ -201,12 +201,12 @@ class Gate:
         except pytest.UsageError:
             # Said by the test itself.
             return False
-        return spec.process == "inline" or spec.scope != "function" or self.floor is not None
+        return spec.process == "inline" or spec.scope != "function" or self.base_layers is not None
 
     def _is_inline(self, item: pytest.Item) -> bool:
         try:
             spec = self.spec(item)
-            return spec.process == "inline" and not spec.needs_process and self.can_visit
+            return spec.process == "inline" and not spec.needs_process and self.can_enter_and_return
         except (pytest.UsageError, SandboxError):
             return False
 
@@ -228,7 +228,7 @@ class Gate:
         if self._is_inline(item):
             return (yield from self._protocol_inline(item, nextitem))
         timers = self._timers = Timers(item)
-        passage = Passage(self, item, nextitem, timers)
+        passage = ForkedTest(self, item, nextitem, timers)
         item.setup = passage.setup  # type: ignore[method-assign]
         result: object = True
         try:
@@ -255,9 +255,9 @@ class Gate:
     def _protocol_inline(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        if self._visitor is None:
-            self.config.pluginmanager.register(HomeHooks(self), "mountns-home")
-        test = self._visitor = InlineTest(self, item, nextitem)
+        if self._last_inline is None:
+            self.config.pluginmanager.register(HostHooks(self), "mountns-home")
+        test = self._last_inline = InlineTest(self, item, nextitem)
         item.setup = test.setup  # type: ignore[method-assign]
         try:
             return (yield)
@@ -277,13 +277,13 @@ class Gate:
         if isinstance(inside, InlineTest):
             self.config.stash[changes_key].complete(item, report, inside.read_changes)
             if self.keeper is not None:
-                with self.traveller.at_home():
+                with self.manager.on_host():
                     self.keeper.capture(item, report, inside.remains)
-        elif self.process is None and self._visitor is not None and report.when == "teardown":
+        elif self.process is None and self._last_inline is not None and report.when == "teardown":
             self.config.stash[changes_key].carry(item, report)
             if self.keeper is not None:
-                self.keeper.capture(item, report, self._visitor.remains)
-            self._visitor.end()
+                self.keeper.capture(item, report, self._last_inline.remains)
+            self._last_inline.end()
 
     def make_report(
         self, item: pytest.Item, call: pytest.CallInfo[None]
@@ -293,7 +293,7 @@ class Gate:
             pytest_internals.drop_unseen(call.excinfo.value)
         report = yield
         if call.excinfo is not None and self.inside is not None:
-            terminal.explain_failure(report, call.excinfo.value, self.inside.rooms.sandbox)
+            terminal.explain_failure(report, call.excinfo.value, self.inside.stack.sandbox)
         self._complete_inline(item, report)
         return report
 
@@ -327,11 +327,11 @@ class Gate:
         """At the end of the session."""
         if self.keeper is not None:
             self.keeper.close()
-        self.ways_through.close()
+        self.run_volumes.close()
         self.planner.close()
         self.reap()
-        if self._traveller is not None:
-            self._traveller.close()
+        if self._manager is not None:
+            self._manager.close()
         self.uppers.close()
         if self._hot_pages is not None:
             self._hot_pages.close()

@@ -66,7 +66,7 @@ def forbid_user_namespaces() -> None:
 
 
 def obstacle(findings: Findings) -> Trial:
-    assert findings.capabilities is None
+    assert findings.features is None
     assert findings.obstacle is not None
     return findings.obstacle
 
@@ -85,8 +85,8 @@ def test_here_everything_that_is_needed_works(mode: Mode) -> None:
 
     findings = in_world(host, mode)
     assert findings.obstacle is None
-    assert findings.capabilities is not None
-    assert findings.capabilities.user_namespace == (mode == "user")
+    assert findings.features is not None
+    assert findings.features.user_namespace == (mode == "user")
     assert {"mount namespace", "overlay", "a whole root and pivot_root"} <= {
         trial.name for trial in findings.trials if trial.works
     }
@@ -102,8 +102,8 @@ def test_root_without_sys_admin_is_served_as_an_ordinary_user() -> None:
         return probe([BASE])
 
     findings = in_world(host, "root")
-    assert findings.capabilities is not None
-    assert findings.capabilities.user_namespace
+    assert findings.features is not None
+    assert findings.features.user_namespace
 
 
 @pytest.mark.no_mountns(reason="writes to /proc/sys")
@@ -178,7 +178,7 @@ def test_the_third_level_of_sandboxes_says_why(mode: Mode) -> None:
 
         return in_sandbox(test, mode=mode)
 
-    assert in_world(lambda: nested(1), mode).capabilities is not None
+    assert in_world(lambda: nested(1), mode).features is not None
     trial = obstacle(in_world(lambda: nested(2), mode))
     assert "EINVAL" in trial.kernel
     assert "two deep" in trial.cause

@@ -25,7 +25,7 @@ from pytest_mountns.engine.linux.namespaces import enter_user_namespace
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
-from pytest_mountns.engine.sandbox.written import Outline, Remains, outline
+from pytest_mountns.engine.sandbox.written import Outline, Written, outline
 
 from .worlds import (
     Mode,
@@ -196,7 +196,7 @@ def remains_of(mode: Mode, act: Callable[[], object], look: Callable[[Changes], 
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL
         outlined: Outline = pickle.loads(data)
-        with Remains.of(plan, fds[0], outlined).changes() as changes:
+        with Written.of(plan, fds[0], outlined).changes() as changes:
             found = look(changes)
         with pytest.raises(SandboxError, match="ended"):
             changes["/srv/f"].diff()

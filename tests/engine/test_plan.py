@@ -10,7 +10,7 @@ from pytest_mountns.engine.plan.decide import plan
 from pytest_mountns.engine.plan.model import (
     Assemble,
     Bind,
-    Capabilities,
+    Features,
     FreshProc,
     Host,
     MakeDev,
@@ -23,8 +23,8 @@ from pytest_mountns.engine.plan.model import (
 )
 from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
 
-ROOT = Capabilities(user_namespace=False)
-USER = Capabilities(user_namespace=True, mknod=False)
+ROOT = Features(user_namespace=False)
+USER = Features(user_namespace=True, mknod=False)
 
 
 def mount(
@@ -262,8 +262,8 @@ def test_read_only_leaves_what_covers_an_overlay_writable() -> None:
 def test_the_upper_lies_in_memory_where_it_can(
     spec: SandboxSpec, memory: bool, medium: str
 ) -> None:
-    capabilities = Capabilities(user_namespace=True, memory_upper=memory)
-    assert plan(spec, Host((mount("/"),)), capabilities).upper.medium == medium
+    features = Features(user_namespace=True, memory_upper=memory)
+    assert plan(spec, Host((mount("/"),)), features).upper.medium == medium
 
 
 def test_options_of_overlays_depend_on_the_user() -> None:

@@ -26,14 +26,14 @@ from pytest_mountns.engine.linux.errors import SandboxError
 from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
 from pytest_mountns.engine.linux.pid_namespace import die_with_parent
 from pytest_mountns.engine.plan.decide import plan
-from pytest_mountns.engine.plan.model import Capabilities, Plan
+from pytest_mountns.engine.plan.model import Features, Plan
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.probe.features import probe
 from pytest_mountns.engine.probe.host import survey
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
-from pytest_mountns.engine.sandbox.stack import Rooms, close
+from pytest_mountns.engine.sandbox.stack import SandboxStack, close
 
 Mode: TypeAlias = Literal["root", "user"]
 T = TypeVar("T")
@@ -185,17 +185,17 @@ def plan_here(
     ``api``: "new" (uppers on a detached mount), "attached" (the new mount API of Linux before
     6.15), "classic" (mount(2)), or the "best" that this machine has.
     """
-    capabilities = capabilities_of(mode)
-    if api in ("new", "attached") and not capabilities.new_api:
+    features = capabilities_of(mode)
+    if api in ("new", "attached") and not features.new_api:
         pytest.skip("this kernel has no new mount API")
-    if api == "new" and not capabilities.detached_uppers:
+    if api == "new" and not features.detached_uppers:
         pytest.skip("this kernel takes no uppers on a detached mount")
     if api != "best":
-        capabilities = dataclasses.replace(
-            capabilities, new_api=api != "classic", detached_uppers=api == "new"
+        features = dataclasses.replace(
+            features, new_api=api != "classic", detached_uppers=api == "new"
         )
     host = survey(user_namespace=mode == "user", places=[BASE, *places])
-    return plan(spec, host, capabilities)
+    return plan(spec, host, features)
 
 
 def in_sandbox(
@@ -233,35 +233,35 @@ def in_sandbox(
 
 def reset(sandbox: Sandbox) -> None:
     """Start the sandbox afresh; this thread is in it."""
-    Rooms(sandbox, close).reset()
+    SandboxStack(sandbox, close).reset()
 
 
 @functools.cache
-def _findings(mode: Mode) -> tuple[str, Capabilities | None]:
-    def attempt() -> tuple[str, Capabilities | None]:
+def _findings(mode: Mode) -> tuple[str, Features | None]:
+    def attempt() -> tuple[str, Features | None]:
         if mode == "user":
             become_user()
         findings = probe([])
         trial = findings.obstacle
-        return (f"{trial.name}: {trial.kernel}" if trial else "", findings.capabilities)
+        return (f"{trial.name}: {trial.kernel}" if trial else "", findings.features)
 
     return in_child(attempt)
 
 
-def capabilities_of(mode: Mode) -> Capabilities:
-    capabilities = _findings(mode)[1]
-    assert capabilities is not None
-    return capabilities
+def capabilities_of(mode: Mode) -> Features:
+    features = _findings(mode)[1]
+    assert features is not None
+    return features
 
 
 def skip_unless(mode: Mode) -> None:
     """Skip the test where no sandbox of this kind can be made, by what was tried."""
     if mode == "root" and os.geteuid() != 0:
         pytest.skip("only root can make root's sandboxes")
-    why, capabilities = _findings(mode)
-    if capabilities is None:
+    why, features = _findings(mode)
+    if features is None:
         pytest.skip(f"no sandboxes here: {why}")
-    if capabilities.user_namespace != (mode == "user"):
+    if features.user_namespace != (mode == "user"):
         pytest.skip("root may not mount here")
 
 

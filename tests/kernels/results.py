@@ -67,18 +67,18 @@ def _facts(file: Path) -> dict[str, Any]:
 
 def how(facts: dict[str, Any]) -> str:
     """How sandboxes are made there, by the doctor's facts."""
-    capabilities = facts.get("capabilities")
-    if capabilities is None:
+    features = facts.get("capabilities")
+    if features is None:
         failed = [t for t in facts.get("trials", ()) if t["needed"] and not t["works"]]
         if not failed:
             return "?"
         return f"none: {failed[0]['name']} failed with {failed[0]['errno']}: {failed[0]['cause']}"
-    if not capabilities["new_api"]:
+    if not features["new_api"]:
         api = "`mount(2)`"
-    elif capabilities["detached_uppers"]:
+    elif features["detached_uppers"]:
         api = "new mount API, detached uppers"
     else:
         api = "new mount API, attached uppers"
-    place = "in memory" if capabilities["memory_upper"] else "on disk"
-    pid = "" if capabilities["pid_namespace"] else ", no `pid=True`"
+    place = "in memory" if features["memory_upper"] else "on disk"
+    pid = "" if features["pid_namespace"] else ", no `pid=True`"
     return f"{api} {place}{pid}"

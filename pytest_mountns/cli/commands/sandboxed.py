@@ -12,9 +12,9 @@ from ...engine.plan.spec import SandboxSpec
 from ...engine.planning.planner import Planner
 from ...engine.sandbox.command import Ended, run_command
 from ...engine.sandbox.disk_uppers import DiskUppers
-from ...engine.sandbox.manager import Traveller
+from ...engine.sandbox.manager import SandboxManager
 from ...engine.sandbox.sandbox import Layers
-from ...engine.sandbox.saved import floor_spec, lay
+from ...engine.sandbox.saved import base_layers_spec, lay
 from ...repro.bundle import Bundle
 
 
@@ -27,12 +27,12 @@ class Stage:
 
     def _lay(self, spec: SandboxSpec, saved: Bundle, stack: ExitStack) -> tuple[int, Layers]:
         """A stage, and what was saved as layers of sandboxes that are made on that."""
-        traveller = Traveller(self.planner.places)
+        manager = SandboxManager(self.planner.places)
         if self.planner.findings.user_namespace:
-            traveller.settle_in_user_namespace()
+            manager.move_to_user_namespace()
             self.planner.forget_mounts()
-        floor = self.planner.plan(floor_spec(spec))
-        return traveller.stage, lay(traveller, floor, saved.sources(stack))
+        base_layers = self.planner.plan(base_layers_spec(spec))
+        return manager.stage, lay(manager, base_layers, saved.sources(stack))
 
     @contextmanager
     def run(

@@ -27,7 +27,7 @@ _MOST: Final = 16
 
 
 @final
-class Reaper:
+class BackgroundCloser:
     """Closes descriptors elsewhere; here, if there can be no such process."""
 
     def __init__(self) -> None:

@@ -136,7 +136,7 @@ def written_pages() -> bytes:
 
 
 @final
-class HotPages:
+class ForkPages:
     """The pages of this process that its children write to.
 
     ``processes``: how many like this one there are, of the same user.

@@ -73,7 +73,7 @@ def pair() -> tuple[Socket, Socket]:
 
 
 @final
-class Cloakroom:
+class ParkedDescriptors:
     """Holds descriptors of a process out of its own reach, unix(7) ``SCM_RIGHTS``.
 
     What is in flight has no number and no entry in ``/proc/self/fd``. One load at a time.

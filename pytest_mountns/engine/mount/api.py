@@ -18,7 +18,7 @@ from typing import Final, Protocol, final
 
 from ..linux import syscalls as sys
 from ..linux.mountinfo import is_below, read, visible
-from ..plan.model import Capabilities, Overlay
+from ..plan.model import Features, Overlay
 
 NOSUID_NODEV: Final = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
 _CLASSIC_FLAGS: Final = {
@@ -432,9 +432,9 @@ class Classic:
             sys.mount(None, place, None, flags)
 
 
-def builder_for(capabilities: Capabilities) -> NewApi | Classic:
+def builder_for(features: Features) -> NewApi | Classic:
     """The way to mount that this machine has."""
-    return NewApi(attach=not capabilities.detached_uppers) if capabilities.new_api else Classic()
+    return NewApi(attach=not features.detached_uppers) if features.new_api else Classic()
 
 
 def set_read_only(tree: int) -> None:

@@ -185,7 +185,7 @@ class Building:
             os.mkdir(upper)
             self._furnish(step, upper, above or ())
             copy_attributes(model, upper, own=not self._plan.user_namespace)
-        options: list[tuple[str, str | None]] = list(self._plan.capabilities.overlay_options)
+        options: list[tuple[str, str | None]] = list(self._plan.features.overlay_options)
         if medium == "none":
             step = replace(step, lowers=(upper, *step.lowers))
         else:
@@ -251,7 +251,7 @@ class Building:
                     ("workdir", f"{name}.work"),
                     *(
                         (key, "off" if key == "xino" else value)
-                        for key, value in self._plan.capabilities.overlay_options
+                        for key, value in self._plan.features.overlay_options
                     ),
                 ]
                 copy_attributes(path, f"{name}.upper", own=not self._plan.user_namespace)

@@ -82,7 +82,7 @@ def make_root(
     return Root(namespace, scratch, building.created, overlays)
 
 
-def make_ground(plan: Plan, stage: int) -> int:
+def make_root_filesystem(plan: Plan, stage: int) -> int:
     """A descriptor of a mount namespace that shows what a :attr:`.plan.Plan.ground` says.
 
     As :func:`make_root`. Raises :class:`SandboxError`.
@@ -117,7 +117,7 @@ def _build(
         sys.unshare(sys.CLONE_NEWNS)
         opened.append(current_namespace())
     with explained("read the mount table", plan.user_namespace, "proc"):
-        builder = builder_for(plan.capabilities)
+        builder = builder_for(plan.features)
     try:
         with explained("make a root", plan.user_namespace):
             taken = high(os.dup(kept.scratch)) if kept else open_scratch(builder, plan, directory)

@@ -116,7 +116,7 @@ def standing(plan: Plan, *, besides: Collection[str] | None) -> tuple[_Standing,
 def can_stand(plan: Plan) -> bool:
     """Whether sandboxes of this plan can be made from a template."""
     # A /proc of its own can only be mounted from within its PID namespace.
-    return plan.capabilities.layered_uppers and not plan.pid_namespace
+    return plan.features.layered_uppers and not plan.pid_namespace
 
 
 def overlays_can_stand(plan: Plan) -> bool:

@@ -18,7 +18,7 @@ from .model import (
     PSEUDO,
     Assemble,
     Bind,
-    Capabilities,
+    Features,
     FreshProc,
     Host,
     MakeDev,
@@ -34,28 +34,26 @@ from .model import (
 from .spec import SandboxSpec
 
 
-def plan(
-    spec: SandboxSpec, host: Host, capabilities: Capabilities, user: User | None = None
-) -> Plan:
+def plan(spec: SandboxSpec, host: Host, features: Features, user: User | None = None) -> Plan:
     """The plan of a sandbox as ``spec`` wants it on this host. ``user``: who its ``user`` is."""
-    steps = [*host_root(host, capabilities), *system_trees(spec, host, capabilities)]
-    return complete(spec, steps, capabilities, user)
+    steps = [*host_root(host, features), *system_trees(spec, host, features)]
+    return complete(spec, steps, features, user)
 
 
-def host_root(host: Host, capabilities: Capabilities) -> list[Step]:
+def host_root(host: Host, features: Features) -> list[Step]:
     """The host's own root, and everything mounted below it."""
-    return _user_root(host) if capabilities.user_namespace else _own_root(host)
+    return _user_root(host) if features.user_namespace else _own_root(host)
 
 
 def complete(
     spec: SandboxSpec,
     steps: Sequence[Step],
-    capabilities: Capabilities,
+    features: Features,
     user: User | None = None,
-    ground: Sequence[Step] = (),
+    root_filesystem: Sequence[Step] = (),
 ) -> Plan:
     """A plan of these steps, and what ``spec`` wants besides. ``ground``: see :class:`Plan`."""
-    apart = capabilities.user_namespace
+    apart = features.user_namespace
     wanted: list[Bind | MountTmpfs] = [
         *(Bind(v.source, v.target, v.read_only, create=True) for v in spec.volumes),
         *(MountTmpfs(t.target, t.size, t.mode) for t in spec.tmpfs),
@@ -75,17 +73,19 @@ def complete(
         user_namespace=apart,
         pid_namespace=spec.pid,
         upper=Upper(
-            "disk" if spec.upper == "disk" or not capabilities.memory_upper else "memory",
+            "disk" if spec.upper == "disk" or not features.memory_upper else "memory",
             spec.size,
             spec.inodes,
         ),
         steps=(*steps, *wanted, *frozen),
-        capabilities=capabilities,
-        ground=Plan(apart, False, Upper("none"), tuple(ground), capabilities) if ground else None,
+        features=features,
+        root_filesystem=Plan(apart, False, Upper("none"), tuple(root_filesystem), features)
+        if root_filesystem
+        else None,
         network_namespace=spec.network == "none",
         hostname=spec.hostname,
         user=user,
-        fake_root=capabilities.user_namespace and spec.user == "root",
+        fake_root=features.user_namespace and spec.user == "root",
     )
 
 
@@ -163,14 +163,14 @@ def _user_root(host: Host) -> list[Step]:
     return steps
 
 
-def system_trees(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> list[Step]:
+def system_trees(spec: SandboxSpec, host: Host, features: Features) -> list[Step]:
     """``/proc``, ``/sys`` and ``/dev``."""
     steps: list[Step] = []
     if spec.pid:
         steps.append(FreshProc())
     elif host.has_proc:
         steps.append(Bind("/proc", "/proc"))
-    if not capabilities.user_namespace:
+    if not features.user_namespace:
         # A user can change nothing there anyway, and a lock less is a mount less.
         steps.extend(Protect(path) for path in host.protected)
         if host.has_sys:
@@ -179,7 +179,7 @@ def system_trees(spec: SandboxSpec, host: Host, capabilities: Capabilities) -> l
     steps.append(
         MakeDev(
             host.devices,
-            bind=capabilities.user_namespace or not capabilities.mknod,
+            bind=features.user_namespace or not features.mknod,
             mqueue=("own" if spec.pid else "host") if mqueue else "",
             more=tuple(path.removeprefix("/dev/") for path in spec.devices),
         )

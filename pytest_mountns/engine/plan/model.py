@@ -72,7 +72,7 @@ class Host:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Capabilities:
+class Features:
     """What this kernel lets this user do, found by trying (:mod:`.features`).
 
     ``user_namespace``: one is needed. ``new_api``: ``fsopen``, ``open_tree``, ``mount_setattr``
@@ -318,8 +318,8 @@ class Plan:
     pid_namespace: bool
     upper: Upper
     steps: tuple[Step, ...]
-    capabilities: Capabilities
-    ground: Plan | None = None
+    features: Features
+    root_filesystem: Plan | None = None
     network_namespace: bool = False
     hostname: str | None = None
     user: User | None = None

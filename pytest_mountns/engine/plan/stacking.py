@@ -22,7 +22,7 @@ from .model import (
     PSEUDO,
     Assemble,
     Bind,
-    Capabilities,
+    Features,
     Host,
     Overlay,
     Piece,
@@ -69,7 +69,7 @@ class Spread:
 def plan_foreign(
     spec: SandboxSpec,
     host: Host,
-    capabilities: Capabilities,
+    features: Features,
     user: User | None,
     foreign: Foreign,
 ) -> Plan:
@@ -81,28 +81,26 @@ def plan_foreign(
     root = Overlay("/", foreign.lowers, "0", attributes, foreign.model, foreign.pieces)
     kept: list[Step] = []
     for source, target in foreign.kept:
-        kept += _kept(source, target, host, capabilities, len(kept))
-    steps: list[Step] = [root, *system_trees(spec, host, capabilities)]
-    if capabilities.user_namespace and host.has_sys:
+        kept += _kept(source, target, host, features, len(kept))
+    steps: list[Step] = [root, *system_trees(spec, host, features)]
+    if features.user_namespace and host.has_sys:
         # In the host's own root it is there already.
         steps.append(Bind("/sys", "/sys", read_only=True))
     shown = [Bind(source, target, read_only=True) for source, target in foreign.shown]
     steps += sorted([*shown, *kept], key=lambda step: getattr(step, "target", ""))
-    return complete(spec, steps, capabilities, user, ground=[root, *kept])
+    return complete(spec, steps, features, user, root_filesystem=[root, *kept])
 
 
-def _kept(
-    source: str, target: str, host: Host, capabilities: Capabilities, number: int
-) -> list[Step]:
+def _kept(source: str, target: str, host: Host, features: Features, number: int) -> list[Step]:
     """A directory of the host and what is mounted below it, as in the host's own root."""
     owner = owning(host.mounts, source)
     attributes = mount_attributes(owner) if owner else 0
-    inner = [step for step in host_root(host, capabilities)[1:] if _is_in(step, source)]
+    inner = [step for step in host_root(host, features)[1:] if _is_in(step, source)]
     points = [mount.mountpoint for mount in host.mounts if is_below(mount.mountpoint, source)]
     if owner and (owner.read_only or owner.fstype in PSEUDO or source in host.unlayerable):
         return [Bind(source, target, read_only=True)]
     steps: list[Step] = []
-    if not capabilities.user_namespace or not points:
+    if not features.user_namespace or not points:
         steps.append(Overlay(target, (source,), f"k{number}", attributes))
         inner = [] if not points else inner
     else:
@@ -132,13 +130,13 @@ def _is_in(step: Step, directory: str) -> bool:
 def plan_layered(
     spec: SandboxSpec,
     host: Host,
-    capabilities: Capabilities,
+    features: Features,
     user: User | None,
     spread: Spread,
 ) -> Plan:
     """The plan of ``spec`` on the host's root, with layers on that."""
     rooted: list[Step] = []
-    for step in host_root(host, capabilities):
+    for step in host_root(host, features):
         match step:
             case Overlay(target, lowers):
                 parts = spread.parts.get(target, ())
@@ -156,8 +154,8 @@ def plan_layered(
         rooted.append(Overlay(path, lowers, f"x{number}", attributes))
     if spread.extra:
         rooted[1:] = sorted(rooted[1:], key=lambda step: getattr(step, "target", ""))
-    steps = [*rooted, *system_trees(spec, host, capabilities)]
-    return complete(spec, steps, capabilities, user, ground=_ground(rooted))
+    steps = [*rooted, *system_trees(spec, host, features)]
+    return complete(spec, steps, features, user, root_filesystem=_ground(rooted))
 
 
 def _model(target: str, lowers: Sequence[str]) -> str:

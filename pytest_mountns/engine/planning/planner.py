@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, final
 from ..linux.errors import SandboxError, Unavailable, said
 from ..linux.namespaces import high
 from ..plan.decide import plan
-from ..plan.model import Capabilities, Host, Plan, User
+from ..plan.model import Features, Host, Plan, User
 from ..plan.spec import SandboxSpec, SpecError, Volume
 from ..probe.features import PASSING, Findings, probe
 from ..probe.host import survey
@@ -24,7 +24,7 @@ from ..probe.trials import Trial
 
 if TYPE_CHECKING:
     from ..layers.session import Sources
-    from .rootfs import Bases
+    from .rootfs import RootFilesystems
 
 
 @final
@@ -45,7 +45,7 @@ class Planner:
         self._mounts_changed = mounts_changed
         self._make_sources = sources
         self._sources: Sources | None = None
-        self._bases: Bases | None = None
+        self._bases: RootFilesystems | None = None
         #: What has to be importable in every root.
         self._project = places[0] if places else os.getcwd()
         self._kept: list[str] = []
@@ -96,10 +96,10 @@ class Planner:
 
     def prepare(self, spec: SandboxSpec) -> None:
         """Unpack what ``spec`` needs, which may take its time. What fails is said by its plan."""
-        capabilities = self.findings.capabilities if _has_base(spec) else None
-        if capabilities is not None:
+        features = self.findings.features if _has_base(spec) else None
+        if features is not None:
             with contextlib.suppress(SandboxError):
-                self._based().prepare(spec, capabilities)
+                self._based().prepare(spec, features)
 
     def keep(self, directory: str) -> None:
         """Every root has this directory of the run, for tests to write to; what they write goes."""
@@ -107,13 +107,13 @@ class Planner:
             self._kept.append(directory)
             self._plans = {spec: plan for spec, plan in self._plans.items() if not _has_base(spec)}
 
-    def _based(self) -> Bases:
+    def _based(self) -> RootFilesystems:
         if self._bases is None:
             from ..layers.session import Sources
-            from .rootfs import Bases
+            from .rootfs import RootFilesystems
 
             self._sources = self._make_sources() if self._make_sources else Sources()
-            self._bases = Bases(self._sources)
+            self._bases = RootFilesystems(self._sources)
         return self._bases
 
     def forget_mounts(self) -> None:
@@ -136,10 +136,10 @@ class Planner:
 
     def _make(self, spec: SandboxSpec) -> Plan:
         findings = self.findings
-        capabilities = findings.capabilities
-        if capabilities is None:
+        features = findings.features
+        if features is None:
             raise _unavailable(findings.obstacle)
-        if spec.pid and not capabilities.pid_namespace:
+        if spec.pid and not features.pid_namespace:
             trial = self.findings.trials[-1]
             raise Unavailable(
                 "a PID namespace of its own is not possible here",
@@ -147,46 +147,46 @@ class Planner:
                 trial.cause,
                 trial.remedy,
             )
-        if (spec.size or spec.inodes) and not capabilities.memory_upper:
+        if (spec.size or spec.inodes) and not features.memory_upper:
             reason = self._failed("extended attributes on tmpfs")
             raise Unavailable("limit an upper in memory: here uppers lie on disk", *reason)
         if self._host is None:
-            self._host = self._survey(capabilities)
-        user = _user(spec.user, capabilities)
+            self._host = self._survey(features)
+        user = _user(spec.user, features)
         _check_devices(spec.devices)
         if spec.root != "host":
-            return self._plan_on_base(spec, self._host, capabilities, user)
+            return self._plan_on_base(spec, self._host, features, user)
         resolved = tuple(
             dataclasses.replace(volume, target=_resolve(volume)) for volume in spec.volumes
         )
         spec = dataclasses.replace(spec, volumes=resolved)
         if spec.layers:
-            return self._plan_on_base(spec, self._host, capabilities, user)
-        return plan(spec, self._host, capabilities, user)
+            return self._plan_on_base(spec, self._host, features, user)
+        return plan(spec, self._host, features, user)
 
     def _plan_on_base(
-        self, spec: SandboxSpec, host: Host, capabilities: Capabilities, user: User | None
+        self, spec: SandboxSpec, host: Host, features: Features, user: User | None
     ) -> Plan:
         return self._based().plan(
             spec,
             host,
-            capabilities,
+            features,
             user,
             project=self._project,
             kept=self._kept,
             settled=self._settled,
         )
 
-    def _survey(self, capabilities: Capabilities) -> Host:
+    def _survey(self, features: Features) -> Host:
         """Raises :class:`SandboxError`."""
-        host = survey(user_namespace=capabilities.user_namespace, places=self.places)
+        host = survey(user_namespace=features.user_namespace, places=self.places)
         if self._tried is None:
             # The probe has tried them just now.
             self._tried = set(lowers(host))
             self._unlayerable = self.findings.unlayerable
         new = [path for path in lowers(host) if path not in self._tried]
         if new:
-            self._unlayerable |= refused_lowers(new, capabilities)
+            self._unlayerable |= refused_lowers(new, features)
             self._tried.update(new)
         return dataclasses.replace(host, unlayerable=self._unlayerable)
 
@@ -226,14 +226,14 @@ def _has_base(spec: SandboxSpec) -> bool:
     return spec.root != "host" or bool(spec.layers)
 
 
-def _user(wanted: str | int, capabilities: Capabilities) -> User | None:
+def _user(wanted: str | int, features: Features) -> User | None:
     """Whom root's test process becomes; None if it stays who it is, or becomes a fake root.
 
     Raises :class:`SpecError`, :class:`Unavailable`.
     """
     if wanted in ("keep", "root", 0):
         return None
-    if capabilities.user_namespace:
+    if features.user_namespace:
         raise Unavailable(
             f"become user {wanted}",
             cause="only root can, and not in a user namespace",

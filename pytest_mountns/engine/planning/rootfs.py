@@ -16,7 +16,7 @@ from ..layers.session import Sources
 from ..linux.errors import LayerError, Unavailable
 from ..linux.mountinfo import is_below
 from ..plan.decide import host_root, is_system
-from ..plan.model import EMPTY, Assemble, Capabilities, Host, Overlay, Plan, Upper, User
+from ..plan.model import EMPTY, Assemble, Features, Host, Overlay, Plan, Upper, User
 from ..plan.spec import SandboxSpec, SpecError
 from ..plan.stacking import Foreign, Spread, plan_foreign, plan_layered
 from .python_runtime import Runtime, survey_runtime
@@ -26,24 +26,24 @@ _MOST_LOWERS: Final = 490
 
 
 @final
-class Bases:
+class RootFilesystems:
     """Plans for the specs of one session that have a root or layers. ``sources``: theirs."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._runtime: Runtime | None = None
 
-    def prepare(self, spec: SandboxSpec, capabilities: Capabilities) -> None:
+    def prepare(self, spec: SandboxSpec, features: Features) -> None:
         """Unpack what the spec needs. Raises :class:`SandboxError`, as :meth:`plan` does then."""
-        self._directories(spec.layers, capabilities)
+        self._directories(spec.layers, features)
         if spec.root not in ("host", "minimal"):
-            self._directories([spec.root], capabilities)
+            self._directories([spec.root], features)
 
     def plan(
         self,
         spec: SandboxSpec,
         host: Host,
-        capabilities: Capabilities,
+        features: Features,
         user: User | None,
         *,
         project: str,
@@ -56,23 +56,23 @@ class Bases:
         to. ``user``: who the spec's is. ``settled``: an ordinary user's process lives in a user
         namespace already. Raises :class:`SandboxError`.
         """
-        layers = self._directories(spec.layers, capabilities)
+        layers = self._directories(spec.layers, features)
         if spec.root == "host":
-            spread = _spread(layers, host, capabilities)
-            return plan_layered(spec, host, capabilities, user, spread)
+            spread = _spread(layers, host, features)
+            return plan_layered(spec, host, features, user, spread)
         minimal = spec.root == "minimal"
-        own = (EMPTY,) if minimal else self._directories([spec.root], capabilities)
+        own = (EMPTY,) if minimal else self._directories([spec.root], features)
         lowers = (*layers, *own)
         if len(lowers) > _MOST_LOWERS:
             raise SpecError(
                 f"root={spec.root!r} has {len(lowers)} layers",
                 remedy=f"flatten the image: OverlayFS takes no more than {_MOST_LOWERS}",
             )
-        ground = (Overlay("/", lowers, "0", model=own[0]),)
+        root_filesystem = (Overlay("/", lowers, "0", model=own[0]),)
         # In an empty root, to write to the project is a mistake to be found.
         writable = [*kept] if minimal else [project, *kept]
         furniture = furnish(
-            Plan(capabilities.user_namespace, False, Upper("none"), ground, capabilities),
+            Plan(features.user_namespace, False, Upper("none"), root_filesystem, features),
             self._survey(),
             projects=[project] if minimal else [],
             kept=[path for path in writable if not is_system(path)],
@@ -93,13 +93,13 @@ class Bases:
             tmpfs=tuple(replace(t, target=places[t.target]) for t in spec.tmpfs),
         )
         foreign = Foreign(lowers, own[0], furniture.pieces, furniture.shown, furniture.kept)
-        return plan_foreign(spec, host, capabilities, user, foreign)
+        return plan_foreign(spec, host, features, user, foreign)
 
-    def _directories(self, sources: Iterable[str], capabilities: Capabilities) -> tuple[str, ...]:
+    def _directories(self, sources: Iterable[str], features: Features) -> tuple[str, ...]:
         """Topmost first; of several sources, the last is on top."""
         found: tuple[str, ...] = ()
         for source in sources:
-            user = capabilities.user_namespace
+            user = features.user_namespace
             found = (*self._sources.directories(source, user_namespace=user), *found)
         return found
 
@@ -109,14 +109,14 @@ class Bases:
         return self._runtime
 
 
-def _spread(layers: Sequence[str], host: Host, capabilities: Capabilities) -> Spread:
+def _spread(layers: Sequence[str], host: Host, features: Features) -> Spread:
     """Where the layers go on the host's root."""
-    steps = host_root(host, capabilities)
+    steps = host_root(host, features)
     overlays = [step.target for step in steps if isinstance(step, Overlay | Assemble)]
     for mount in host.mounts[1:]:
         _check_mountpoint(mount.mountpoint, layers)
     covered = [path for path in host.files if any(os.path.lexists(d + path) for d in layers)]
-    extra = _beside(layers, host, steps) if capabilities.user_namespace else []
+    extra = _beside(layers, host, steps) if features.user_namespace else []
     places = [*overlays, *extra]
     parts = {place: tuple(_parts(layers, place)) for place in places}
     return Spread(parts, tuple(extra), covered)

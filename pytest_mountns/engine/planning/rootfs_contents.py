@@ -21,7 +21,7 @@ from ..linux.namespaces import (
     take_user_capabilities,
 )
 from ..linux.processes import in_child
-from ..mount.root import make_ground
+from ..mount.root import make_root_filesystem
 from ..plan.model import Piece, Plan
 from .python_runtime import (
     Runtime,
@@ -57,7 +57,7 @@ class Furniture:
 
 
 def furnish(
-    ground: Plan,
+    root_filesystem: Plan,
     runtime: Runtime,
     *,
     projects: Collection[str],
@@ -86,8 +86,8 @@ def furnish(
 
     def look() -> tuple[Furniture, list[int]]:
         host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        stage = _stage(ground.user_namespace, settled=settled)
-        go(make_ground(ground, stage))
+        stage = _stage(root_filesystem.user_namespace, settled=settled)
+        go(make_root_filesystem(root_filesystem, stage))
         visible = minimally or visible_in_foreign(runtime, projects, os.path.lexists)
         return _Room(host, visible).arrange(kept, targets), []
 

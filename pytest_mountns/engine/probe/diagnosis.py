@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, TypeAlias
 
-from .environment import Circumstances
+from .environment import Environment
 
 #: Cause and remedy.
 Advice: TypeAlias = tuple[str, str]
@@ -30,7 +30,7 @@ _SINCE: Final = {
 }
 
 
-def diagnose(step: str, errno: str, here: Circumstances, *, user_namespace: bool) -> Advice | None:
+def diagnose(step: str, errno: str, here: Environment, *, user_namespace: bool) -> Advice | None:
     """Why ``step`` (a trial's name) failed with ``errno`` (its name) here, if it is sure.
 
     ``user_namespace``: it was tried in one, or was to make one.
@@ -44,7 +44,7 @@ def diagnose(step: str, errno: str, here: Circumstances, *, user_namespace: bool
     return None
 
 
-def _too_old(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _too_old(step: str, errno: str, here: Environment) -> Advice | None:
     since, answer = _SINCE.get(step, ((0, 0), ""))
     if errno != answer or not (0, 0) < here.version < since:
         return None
@@ -52,7 +52,7 @@ def _too_old(step: str, errno: str, here: Circumstances) -> Advice | None:
     return (f"Linux {here.kernel} is older than {wanted}", f"Linux {wanted} or later")
 
 
-def _hidden_call(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _hidden_call(step: str, errno: str, here: Environment) -> Advice | None:
     if errno != "ENOSYS" or not here.seccomp:
         return None
     return (
@@ -61,7 +61,7 @@ def _hidden_call(step: str, errno: str, here: Circumstances) -> Advice | None:
     )
 
 
-def _no_overlay(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _no_overlay(step: str, errno: str, here: Environment) -> Advice | None:
     if errno != "ENODEV" or here.overlay:
         return None
     where = " on the machine that runs the container" if here.container else ""
@@ -72,7 +72,7 @@ def _no_overlay(step: str, errno: str, here: Circumstances) -> Advice | None:
     )
 
 
-def _old_overlay(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _old_overlay(step: str, errno: str, here: Environment) -> Advice | None:
     if step != "overlay" or errno != "EPERM" or not (0, 0) < here.version < (5, 11):
         return None
     return (
@@ -81,7 +81,7 @@ def _old_overlay(step: str, errno: str, here: Circumstances) -> Advice | None:
     )
 
 
-def _nested(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _nested(step: str, errno: str, here: Environment) -> Advice | None:
     whole = ("a whole root and pivot_root", "a PID namespace with its own /proc")
     if step not in whole or errno != "EINVAL" or here.root != "overlay":
         return None
@@ -91,7 +91,7 @@ def _nested(step: str, errno: str, here: Circumstances) -> Advice | None:
     )
 
 
-def _used_up(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _used_up(step: str, errno: str, here: Environment) -> Advice | None:
     if errno != "ENOSPC":
         return None
     for kind in ("user", "mnt", "pid"):
@@ -107,7 +107,7 @@ def _kind(step: str) -> str:
     return known.get(step, "pid" if "PID" in step else "")
 
 
-def _covered_proc(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _covered_proc(step: str, errno: str, here: Environment) -> Advice | None:
     if "/proc" not in step or errno != "EPERM" or not here.container:
         return None
     option = "unmask=ALL" if here.container == "podman" else "systempaths=unconfined"
@@ -118,7 +118,7 @@ def _covered_proc(step: str, errno: str, here: Circumstances) -> Advice | None:
     )
 
 
-def _as_user(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _as_user(step: str, errno: str, here: Environment) -> Advice | None:
     if errno not in _REFUSALS or step not in ("user namespace", "mount namespace", "tmpfs"):
         return None
     if here.sysctls.get("kernel.apparmor_restrict_unprivileged_userns") == 1 and not here.sys_admin:
@@ -136,7 +136,7 @@ def _as_user(step: str, errno: str, here: Circumstances) -> Advice | None:
     return _by_profile(errno, here)
 
 
-def _as_root(step: str, errno: str, here: Circumstances) -> Advice | None:
+def _as_root(step: str, errno: str, here: Environment) -> Advice | None:
     if errno not in _REFUSALS:
         return None
     if not here.sys_admin:
@@ -152,7 +152,7 @@ def _as_root(step: str, errno: str, here: Circumstances) -> Advice | None:
     return sure
 
 
-def _by_profile(errno: str, here: Circumstances) -> Advice | None:
+def _by_profile(errno: str, here: Environment) -> Advice | None:
     confined = here.apparmor not in ("", "unconfined")
     # AppArmor's word for "no" is EACCES, but for pivot_root; a seccomp profile's is EPERM.
     if confined and (errno == "EACCES" or not here.seccomp):
@@ -162,7 +162,7 @@ def _by_profile(errno: str, here: Circumstances) -> Advice | None:
     return None
 
 
-def _unconfined(here: Circumstances) -> str:
+def _unconfined(here: Environment) -> str:
     if here.container == "podman":
         return _PODMAN
     if here.container or here.seccomp:
@@ -170,6 +170,6 @@ def _unconfined(here: Circumstances) -> str:
     return f"run with CAP_SYS_ADMIN; in a container: {_DOCKER}"
 
 
-def _engine(here: Circumstances, option: str) -> str:
+def _engine(here: Environment, option: str) -> str:
     engine = here.container if here.container in ("docker", "podman") else "docker"
     return f"{engine} run --security-opt {option}"

@@ -30,7 +30,7 @@ SYSCTLS: Final = {
 
 @final
 @dataclass(frozen=True, slots=True)
-class Circumstances:
+class Environment:
     """Where a process runs.
 
     ``kernel``: its release, as "6.1.0-18-amd64". ``sys_admin``: the process has CAP_SYS_ADMIN.
@@ -79,14 +79,14 @@ class Circumstances:
         return ", ".join(parts)
 
 
-def look() -> Circumstances:
+def look() -> Environment:
     """Those of this process."""
     status = dict(
         line.split(":", 1) for line in _text("/proc/self/status").splitlines() if ":" in line
     )
     effective, _, _ = sys.capget()
     values = ((name, _text(path).strip()) for name, path in SYSCTLS.items())
-    return Circumstances(
+    return Environment(
         kernel=os.uname().release,
         uid=os.geteuid(),
         sys_admin=bool(effective >> CAP_SYS_ADMIN & 1),

@@ -19,13 +19,13 @@ from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.pid_namespace import NAMESPACES
 from ..mount.api import set_read_only
 from ..plan.decide import plan
-from ..plan.model import Capabilities, Host, User
+from ..plan.model import Features, Host, User
 from ..plan.spec import SandboxSpec
 from ..sandbox.create import enter
 from ..sandbox.credentials import become, have_loopback
 from ..sandbox.disk_uppers import DiskUppers
 from .diagnosis import diagnose
-from .environment import Circumstances, look
+from .environment import Environment, look
 from .host import survey
 from .lowerdirs import go_to_scratch, lowers, refused_among, trial_overlay, try_overlay
 from .trials import Answer, Log, Trial, try_in_child
@@ -44,14 +44,14 @@ class Findings:
     """
 
     trials: tuple[Trial, ...]
-    capabilities: Capabilities | None
+    features: Features | None
     unlayerable: frozenset[str] = frozenset()
-    circumstances: Circumstances = field(default_factory=Circumstances)
+    environment: Environment = field(default_factory=Environment)
 
     @property
     def user_namespace(self) -> bool:
         """Whether sandboxes, if there can be any, take one."""
-        return self.capabilities is not None and self.capabilities.user_namespace
+        return self.features is not None and self.features.user_namespace
 
     @property
     def obstacle(self) -> Trial | None:
@@ -69,26 +69,25 @@ def probe(places: Sequence[str]) -> Findings:
     uppers = DiskUppers()
     try:
         findings = _probe_as(places, uppers, user_namespace=user_namespace)
-        if findings.capabilities is None and not user_namespace:
+        if findings.features is None and not user_namespace:
             as_user = _probe_as(places, uppers, user_namespace=True)
-            if as_user.capabilities is not None:
+            if as_user.features is not None:
                 findings, user_namespace = as_user, True
     finally:
         uppers.close()
     trials = tuple(_judged(trial, here, user_namespace) for trial in findings.trials)
-    return replace(findings, trials=trials, circumstances=here)
+    return replace(findings, trials=trials, environment=here)
 
 
 def probe_keys(findings: Findings) -> Findings:
     """With trials of what only some tests ask for: network, host name, another user."""
-    capabilities = findings.capabilities
-    if capabilities is None:
+    features = findings.features
+    if features is None:
         return findings
-    user_namespace = capabilities.user_namespace
+    user_namespace = features.user_namespace
     answer = try_in_child(lambda: _try_keys(user_namespace))
     trials = (
-        _judged(Trial(**trial), findings.circumstances, user_namespace)
-        for trial in answer["trials"]
+        _judged(Trial(**trial), findings.environment, user_namespace) for trial in answer["trials"]
     )
     return replace(findings, trials=(*findings.trials, *trials))
 
@@ -123,7 +122,7 @@ def _try_keys(user_namespace: bool) -> Answer:
     return log.answer()
 
 
-def _judged(trial: Trial, here: Circumstances, user_namespace: bool) -> Trial:
+def _judged(trial: Trial, here: Environment, user_namespace: bool) -> Trial:
     """With the reason that it has here, where that is sure."""
     if trial.works:
         return trial
@@ -145,37 +144,33 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     trials = [*log.trials, *(Trial(**trial) for trial in steps["trials"])]
     if any(trial.needed and not trial.works for trial in trials):
         return Findings(tuple(trials), None)
-    capabilities = Capabilities(user_namespace, **steps["capabilities"])
+    features = Features(user_namespace, **steps["capabilities"])
     directories: list[str | None] = [None] * 3
-    if not capabilities.memory_upper:
+    if not features.memory_upper:
         log, on_disk = Log(user_namespace), list[str | None]()
         if log.attempt(
             "a directory for uppers on disk",
             lambda: on_disk.extend(uppers.new() for _ in directories),
         ):
             directories = on_disk
-            steps = try_in_child(
-                lambda: _try_on_disk(found[0], matter, capabilities, directories[0])
-            )
+            steps = try_in_child(lambda: _try_on_disk(found[0], matter, features, directories[0]))
             log.trials.extend(Trial(**trial) for trial in steps["trials"])
             detached = bool(steps.get("detached_uppers"))
-            capabilities = replace(capabilities, detached_uppers=detached)
+            features = replace(features, detached_uppers=detached)
         trials += log.trials
         if any(trial.needed and not trial.works for trial in trials):
             return Findings(tuple(trials), None)
     unlayerable = frozenset(steps["unlayerable"])
     host = replace(found[0], unlayerable=unlayerable)
     whole, pid = (
-        Trial(
-            **try_in_child(partial(_try_whole, host, capabilities, directory, pid=pid))["trials"][0]
-        )
+        Trial(**try_in_child(partial(_try_whole, host, features, directory, pid=pid))["trials"][0])
         for pid, directory in ((False, directories[1]), (True, directories[2]))
     )
     trials += [whole, replace(pid, needed=False)]
     if not whole.works:
         return Findings(tuple(trials), None, unlayerable)
-    capabilities = replace(capabilities, pid_namespace=pid.works)
-    return Findings(tuple(trials), capabilities, unlayerable)
+    features = replace(features, pid_namespace=pid.works)
+    return Findings(tuple(trials), features, unlayerable)
 
 
 def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answer:
@@ -195,12 +190,12 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answe
         remedy="Linux 5.12 or later",
         without="mount(2) is used; bind_volume does not work",
     )
-    capabilities = Capabilities(user_namespace, new_api=new_api)
-    if not log.attempt("tmpfs", lambda: go_to_scratch(capabilities)):
+    features = Features(user_namespace, new_api=new_api)
+    if not log.attempt("tmpfs", lambda: go_to_scratch(features)):
         return log.answer()
     memory = log.attempt(
         "extended attributes on tmpfs",
-        lambda: os.setxattr(".", f"{capabilities.xattr_prefix}mountns", b"1"),
+        lambda: os.setxattr(".", f"{features.xattr_prefix}mountns", b"1"),
         needed=False,
         remedy="Linux 6.6 or later",
         without="uppers are put on disk",
@@ -209,33 +204,33 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answe
         "mknod of devices",
         lambda: os.mknod("null", 0o20666, os.makedev(1, 3)),
         needed=False,
-        remedy="none needed" if capabilities.user_namespace else "",
+        remedy="none needed" if features.user_namespace else "",
         doing="mknod",
         without="the host's device nodes are bound",
     )
     kinds = {"new_api": new_api, "memory_upper": memory, "mknod": mknod}
     if not memory:
-        return log.answer(capabilities=kinds)
-    refused, detached = _try_overlays(log, host, matter, capabilities, None)
+        return log.answer(features=kinds)
+    refused, detached = _try_overlays(log, host, matter, features, None)
     kinds["detached_uppers"] = detached
-    return log.answer(capabilities=kinds, unlayerable=refused)
+    return log.answer(features=kinds, unlayerable=refused)
 
 
 def _try_on_disk(
-    host: Host, matter: Sequence[str], capabilities: Capabilities, directory: str | None
+    host: Host, matter: Sequence[str], features: Features, directory: str | None
 ) -> Answer:
     """What is left to try where a tmpfs is no upper."""
-    log = Log(capabilities.user_namespace)
+    log = Log(features.user_namespace)
 
     def go() -> None:
-        if capabilities.user_namespace:
+        if features.user_namespace:
             enter_user_namespace()
-        enter_mount_namespace(capabilities.user_namespace)
-        go_to_scratch(capabilities, directory)
+        enter_mount_namespace(features.user_namespace)
+        go_to_scratch(features, directory)
 
     if not log.attempt("uppers on disk", go):
         return log.answer()
-    refused, detached = _try_overlays(log, host, matter, capabilities, directory)
+    refused, detached = _try_overlays(log, host, matter, features, directory)
     return log.answer(detached_uppers=detached, unlayerable=refused)
 
 
@@ -243,36 +238,36 @@ def _try_overlays(
     log: Log,
     host: Host,
     matter: Sequence[str],
-    capabilities: Capabilities,
+    features: Features,
     directory: str | None,
 ) -> tuple[list[str], bool]:
     """Which directories are refused as a lower; whether uppers may lie on a detached mount."""
-    builder = go_to_scratch(capabilities, directory)
-    detached = Log(capabilities.user_namespace)
-    if not capabilities.new_api or not detached.attempt(
+    builder = go_to_scratch(features, directory)
+    detached = Log(features.user_namespace)
+    if not features.new_api or not detached.attempt(
         "uppers on a detached mount",
-        lambda: try_overlay(builder, capabilities),
+        lambda: try_overlay(builder, features),
         needed=False,
         remedy="Linux 6.15 or later",
         doing="overlay",
         without="they are mounted over the old root until that is left",
     ):
-        capabilities = replace(capabilities, detached_uppers=False)
-        builder = go_to_scratch(capabilities, directory)
-    if not log.attempt("overlay", lambda: try_overlay(builder, capabilities), doing="overlay"):
+        features = replace(features, detached_uppers=False)
+        builder = go_to_scratch(features, directory)
+    if not log.attempt("overlay", lambda: try_overlay(builder, features), doing="overlay"):
         return [], False
     # If neither way has worked, the reason is another.
     log.trials[-1:-1] = detached.trials
-    refused = refused_among(log, builder, lowers(host), capabilities)
+    refused = refused_among(log, builder, lowers(host), features)
     # A sandbox in which none of the places that matter can be written to is none.
     needed = [path for path in lowers(host) if any(p == path or is_below(p, path) for p in matter)]
-    if capabilities.user_namespace and needed and not set(needed) - set(refused):
+    if features.user_namespace and needed and not set(needed) - set(refused):
         log.attempt(
             f"overlay of {needed[0]}",
-            lambda: os.close(trial_overlay(needed[0], builder, capabilities)),
+            lambda: os.close(trial_overlay(needed[0], builder, features)),
             doing="overlay",
         )
-    return refused, capabilities.detached_uppers
+    return refused, features.detached_uppers
 
 
 def _use_new_api() -> None:
@@ -290,26 +285,24 @@ def _use_new_api() -> None:
         os.close(tree)
 
 
-def _try_whole(
-    host: Host, capabilities: Capabilities, directory: str | None, *, pid: bool
-) -> Answer:
+def _try_whole(host: Host, features: Features, directory: str | None, *, pid: bool) -> Answer:
     """A sandbox as a test will have it, pivot_root included."""
-    log = Log(capabilities.user_namespace)
+    log = Log(features.user_namespace)
 
     def make() -> None:
-        if capabilities.user_namespace:
+        if features.user_namespace:
             enter_user_namespace()
-        enter(plan(SandboxSpec(pid=pid), host, capabilities), directory)
+        enter(plan(SandboxSpec(pid=pid), host, features), directory)
 
     if not pid:
         log.attempt("a whole root and pivot_root", make)
         return log.answer()
 
     def make_in_pid_namespace() -> None:
-        if capabilities.user_namespace:
+        if features.user_namespace:
             enter_user_namespace()
         sys.unshare(NAMESPACES)
-        answer = try_in_child(lambda: _try_proc(host, capabilities, directory))
+        answer = try_in_child(lambda: _try_proc(host, features, directory))
         log.trials.extend(Trial(**trial) for trial in answer["trials"])
 
     log.attempt("PID namespace", make_in_pid_namespace, needed=False)
@@ -321,8 +314,8 @@ def _try_whole(
     return {"trials": [asdict(replace(last, needed=False, without=without))]}
 
 
-def _try_proc(host: Host, capabilities: Capabilities, directory: str | None) -> Answer:
-    log = Log(capabilities.user_namespace)
-    wanted = plan(SandboxSpec(pid=True), host, capabilities)
+def _try_proc(host: Host, features: Features, directory: str | None) -> Answer:
+    log = Log(features.user_namespace)
+    wanted = plan(SandboxSpec(pid=True), host, features)
     log.attempt("fresh /proc", lambda: enter(wanted, directory), needed=False)
     return log.answer()

@@ -10,7 +10,7 @@ from typing import Final
 from ..linux.errors import SandboxError
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..mount.api import Builder, builder_for
-from ..plan.model import PSEUDO, Capabilities, Host
+from ..plan.model import PSEUDO, Features, Host
 from ..sandbox.disk_uppers import DiskUppers
 from .trials import Answer, Log, Trial, try_in_child
 
@@ -35,7 +35,7 @@ def lowers(host: Host) -> list[str]:
     ]
 
 
-def refused_lowers(paths: Sequence[str], capabilities: Capabilities) -> frozenset[str]:
+def refused_lowers(paths: Sequence[str], features: Features) -> frozenset[str]:
     """Which of these directories cannot be the lower of an overlay, by trying.
 
     Raises :class:`SandboxError` if that cannot be found out now: what another time may be
@@ -43,17 +43,17 @@ def refused_lowers(paths: Sequence[str], capabilities: Capabilities) -> frozense
     """
 
     def attempt(directory: str | None) -> Answer:
-        if capabilities.user_namespace:
+        if features.user_namespace:
             enter_user_namespace()
-        enter_mount_namespace(capabilities.user_namespace)
-        builder = go_to_scratch(capabilities, directory)
-        log = Log(capabilities.user_namespace)
-        refused = refused_among(log, builder, paths, capabilities)
+        enter_mount_namespace(features.user_namespace)
+        builder = go_to_scratch(features, directory)
+        log = Log(features.user_namespace)
+        refused = refused_among(log, builder, paths, features)
         return log.answer() if log.trials else {"refused": refused, "trials": []}
 
     uppers = DiskUppers()
     try:
-        directory = None if capabilities.memory_upper else uppers.new()
+        directory = None if features.memory_upper else uppers.new()
         answer = try_in_child(lambda: attempt(directory))
     finally:
         uppers.close()
@@ -64,13 +64,13 @@ def refused_lowers(paths: Sequence[str], capabilities: Capabilities) -> frozense
 
 
 def refused_among(
-    log: Log, builder: Builder, paths: Sequence[str], capabilities: Capabilities
+    log: Log, builder: Builder, paths: Sequence[str], features: Features
 ) -> list[str]:
     """Those of ``paths``. If it cannot be told of one, there is a failed trial in ``log``."""
     refused = []
     for path in paths:
         try:
-            if not _is_lower(builder, path, capabilities):
+            if not _is_lower(builder, path, features):
                 refused.append(path)
         except OSError as error:
             log.failed(f"overlay of {path}", error, doing="overlay")
@@ -78,9 +78,9 @@ def refused_among(
     return refused
 
 
-def go_to_scratch(capabilities: Capabilities, directory: str | None = None) -> Builder:
+def go_to_scratch(features: Features, directory: str | None = None) -> Builder:
     """Go to where the uppers of trials lie: in memory, or in ``directory`` on disk."""
-    builder = builder_for(capabilities)
+    builder = builder_for(features)
     if directory is None:
         os.fchdir(builder.scratch([("mode", "0755")]))
     else:
@@ -88,10 +88,10 @@ def go_to_scratch(capabilities: Capabilities, directory: str | None = None) -> B
     return builder
 
 
-def try_overlay(builder: Builder, capabilities: Capabilities) -> None:
+def try_overlay(builder: Builder, features: Features) -> None:
     """Mount one and remake a merged directory in it: what fails without the right options."""
     os.makedirs("lower/directory", exist_ok=True)
-    mount = trial_overlay("lower", builder, capabilities)
+    mount = trial_overlay("lower", builder, features)
     try:
         os.rmdir("directory", dir_fd=mount)
         os.mkdir("directory", dir_fd=mount)
@@ -99,12 +99,12 @@ def try_overlay(builder: Builder, capabilities: Capabilities) -> None:
         os.close(mount)
 
 
-def _is_lower(builder: Builder, path: str, capabilities: Capabilities) -> bool:
+def _is_lower(builder: Builder, path: str, features: Features) -> bool:
     """Raises :class:`OSError` if the reason is none of the directory's own."""
     # Twice: what it is asked for once it may be denied for another reason.
     for attempt in range(2):
         try:
-            os.close(trial_overlay(path, builder, capabilities))
+            os.close(trial_overlay(path, builder, features))
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
@@ -115,7 +115,7 @@ def _is_lower(builder: Builder, path: str, capabilities: Capabilities) -> bool:
     return True
 
 
-def trial_overlay(lower: str, builder: Builder, capabilities: Capabilities) -> int:
+def trial_overlay(lower: str, builder: Builder, features: Features) -> int:
     """A throwaway overlay of one lower; returns a descriptor of its root."""
     name = f"trial{len(os.listdir('.'))}"
     for part in ("upper", "work", "merged"):
@@ -123,6 +123,6 @@ def trial_overlay(lower: str, builder: Builder, capabilities: Capabilities) -> i
     options = [
         ("upperdir", f"{name}.upper"),
         ("workdir", f"{name}.work"),
-        *capabilities.overlay_options,
+        *features.overlay_options,
     ]
     return builder.overlay_descriptor(lower, f"{name}.merged", options)

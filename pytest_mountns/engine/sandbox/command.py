@@ -25,9 +25,9 @@ from ..linux.errors import SandboxError, errno_name, said
 from ..linux.job_control import take_terminal_back
 from ..linux.pid_namespace import read_status
 from ..plan.model import Plan
-from .forked import Arrival
+from .forked import ForkedEntry
 from .sandbox import Layers
-from .written import Outline, Remains, outline
+from .written import Outline, Written, outline
 
 #: Exit statuses of a command that could not be started, as shells have them.
 NOT_EXECUTABLE: Final = 126
@@ -49,7 +49,7 @@ class Ended:
     it has written; its ``scratch`` is the caller's to close."""
 
     status: int
-    remains: Remains
+    remains: Written
 
 
 def run_command(
@@ -86,8 +86,8 @@ def run_command(
         ours.close()
         os.close(reader)
         enters = plan.user_namespace and stage < 0
-        arrival = Arrival(plan, cwd, directory, stage, layers, enter_user_namespace=enters)
-        _Child(arrival, parent, theirs, writer).become(command, environment, mask)
+        forked_entry = ForkedEntry(plan, cwd, directory, stage, layers, enter_user_namespace=enters)
+        _Child(forked_entry, parent, theirs, writer).become(command, environment, mask)
     theirs.close()
     os.close(writer)
     try:
@@ -109,7 +109,7 @@ def run_command(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     code = os.waitstatus_to_exitcode(status)
     view = layers.view if layers is not None else -1
-    remains = Remains.of(plan, scratch, shape, (), view)
+    remains = Written.of(plan, scratch, shape, (), view)
     return Ended(128 - code if code < 0 else code, remains)
 
 
@@ -118,7 +118,7 @@ def run_command(
 class _Child:
     """The process that becomes the command."""
 
-    arrival: Arrival
+    forked_entry: ForkedEntry
     parent: int
     channel: socket.socket
     status: int
@@ -128,7 +128,7 @@ class _Child:
     ) -> NoReturn:
         try:
             try:
-                sandbox = self.arrival.enter(self.parent, self.status)
+                sandbox = self.forked_entry.enter(self.parent, self.status)
             except SandboxError as error:
                 self._say(error)
                 sys.exit_now(1)
@@ -136,8 +136,8 @@ class _Child:
                 self._say(SandboxError("enter the sandbox", str(error)))
                 sys.exit_now(1)
             self._say(outline(sandbox), sandbox.scratch)
-            self.arrival.give_up_rights(self.parent)
-            user = self.arrival.plan.user
+            self.forked_entry.give_up_rights(self.parent)
+            user = self.forked_entry.plan.user
             if user is not None:
                 told = {**environment, **user.variables()}
                 environment = {name: value for name, value in told.items() if value is not None}

@@ -36,7 +36,7 @@ def make(
     made from the sandbox is made from. ``kept``: uppers of another sandbox, for this one to go on
     with. The caller is in the right user and PID namespace already. Raises :class:`SandboxError`.
     """
-    if layers and not plan.capabilities.layered_uppers:
+    if layers and not plan.features.layered_uppers:
         raise Unavailable(
             "lay one upper over another",
             cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",

@@ -23,7 +23,7 @@ from .sandbox import Layers, Sandbox
 
 @final
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class ForkedEntry:
     """The way of a process that was forked for it: to a sandbox that is made, or what makes it.
 
     ``cwd``: the working directory in there. ``directory``: where an upper on disk lies.

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import final
 
-from ..linux.background_close import Reaper
+from ..linux.background_close import BackgroundCloser
 from ..linux.errors import SandboxError, Unavailable
 from ..linux.namespaces import (
     change_directory,
@@ -31,7 +31,7 @@ from ..linux.namespaces import (
     way_back,
     working_directory,
 )
-from ..linux.open_directories import Cloakroom, Opened
+from ..linux.open_directories import Opened, ParkedDescriptors
 from ..mount.template import Templates
 from ..plan.model import Bind, Plan
 from .create import make
@@ -46,13 +46,13 @@ class _Visit:
 
     sandbox: Sandbox
     home: str
-    room: Cloakroom
+    room: ParkedDescriptors
     directories: Sequence[tuple[int, os.stat_result]] = ()
     left: list[int] = field(default_factory=list)
 
 
 @final
-class Traveller:
+class SandboxManager:
     """Makes sandboxes for this process and moves its main thread in and out.
 
     ``places``: directories that tests are expected to write to.
@@ -63,13 +63,13 @@ class Traveller:
             self._home = current_namespace()
         self._stage = -1
         self._templates = Templates(places)
-        self._rooms: list[Cloakroom] = []
+        self._stack: list[ParkedDescriptors] = []
         self._visits: list[_Visit] = []
-        self._reaper = Reaper()
+        self._reaper = BackgroundCloser()
         self._chrooted: bool | None = None
         self.in_user_namespace = False
 
-    def settle_in_user_namespace(self) -> None:
+    def move_to_user_namespace(self) -> None:
         """From now on this process lives in a user namespace of its own: an ordinary user's.
 
         It keeps uid and gid, and has no capability but for moments. For good: there is no way
@@ -94,7 +94,7 @@ class Traveller:
         drop_user_capabilities()
 
     @property
-    def is_away(self) -> bool:
+    def is_inside(self) -> bool:
         """Whether this process is in a sandbox."""
         return bool(self._visits)
 
@@ -105,7 +105,7 @@ class Traveller:
             self._stage = make_stage()
         return self._stage
 
-    def strike(self) -> None:
+    def drop_caches(self) -> None:
         """Let go of the stage, and of what was made on it: the host's mounts change, and they
         would keep old ones in use."""
         self._templates.close()
@@ -230,7 +230,7 @@ class Traveller:
         self._visits.pop()
 
     @contextmanager
-    def at_home(self) -> Iterator[None]:
+    def on_host(self) -> Iterator[None]:
         """Be at home for a moment, in the middle of a visit. Raises :class:`SandboxError`."""
         if not self._visits:
             yield
@@ -265,18 +265,18 @@ class Traveller:
         for sandbox in sandboxes:
             self._reaper.close(sandbox.descriptors)
 
-    def _free_room(self) -> Cloakroom:
+    def _free_room(self) -> ParkedDescriptors:
         # Visits nest where a visitor goes home for a moment, and from there elsewhere.
         depth = len(self._visits)
-        if depth == len(self._rooms):
-            self._rooms.append(Cloakroom())
-        return self._rooms[depth]
+        if depth == len(self._stack):
+            self._stack.append(ParkedDescriptors())
+        return self._stack[depth]
 
     def close(self) -> None:
         """Let go of everything. This process is at home."""
-        self.strike()
+        self.drop_caches()
         self._reaper.stop()
-        for room in self._rooms:
+        for room in self._stack:
             room.close()
         posix.close(self._home)
 

@@ -40,7 +40,7 @@ from ..linux.namespaces import (
 from ..linux.open_directories import Opened, open_directories, reopen
 from ..mount.api import set_read_only
 from ..mount.executor import make_target
-from ..mount.root import Kept, make_ground
+from ..mount.root import Kept, make_root_filesystem
 from ..mount.template import Template
 from ..plan.model import Bind, Plan
 
@@ -187,7 +187,7 @@ class Sandbox:
                 [*overlays, *self.touched()],
                 upper_fd=self.scratch,
                 lower_fd=lower,
-                xattr_prefix=self.plan.capabilities.xattr_prefix,
+                xattr_prefix=self.plan.features.xattr_prefix,
                 ignore=self.created,
                 contents=Contents(trees),
             )
@@ -212,7 +212,7 @@ class Sandbox:
                 [*self.overlays, *self.touched()],
                 upper_fd=self.scratch,
                 lower_fd=lower,
-                xattr_prefix=self.plan.capabilities.xattr_prefix,
+                xattr_prefix=self.plan.features.xattr_prefix,
                 compression=compression,
                 ignore={*self.created, *ignore},
             )
@@ -221,16 +221,16 @@ class Sandbox:
     def _below(self) -> Iterator[int]:
         """A descriptor of the tree that the uppers lie over."""
         user = self.plan.user_namespace
-        if self.layers is not None or self.plan.ground is None:
+        if self.layers is not None or self.plan.root_filesystem is None:
             with root_of(self.layers.view if self.layers else self.stage, user) as root:
                 yield root
             return
-        ground = make_ground(self.plan.ground, self.stage)
+        root_filesystem = make_root_filesystem(self.plan.root_filesystem, self.stage)
         try:
-            with root_of(ground, user) as root:
+            with root_of(root_filesystem, user) as root:
                 yield root
         finally:
-            os.close(ground)
+            os.close(root_filesystem)
 
     def usage(self) -> Usage:
         """What the uppers take. Raises :class:`SandboxError`."""
@@ -293,7 +293,7 @@ class Sandbox:
         :class:`SandboxError`.
         """
         step = Bind(source, os.path.realpath(target), read_only, create=True)
-        if not self.plan.capabilities.new_api:
+        if not self.plan.features.new_api:
             raise Unavailable(
                 step.describe(),
                 cause="before Linux 5.12 a mount cannot be carried between namespaces",

@@ -22,7 +22,7 @@ from ..linux.errors import LayerError, SandboxError, Unavailable, malformed, sai
 from ..linux.namespaces import privileged
 from ..plan.model import Assemble, Overlay, Plan
 from ..plan.spec import SandboxSpec
-from .manager import Traveller
+from .manager import SandboxManager
 from .sandbox import Layers, Sandbox
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,44 +39,44 @@ class Source:
     diff_id: str
 
 
-def floor_spec(spec: SandboxSpec) -> SandboxSpec:
+def base_layers_spec(spec: SandboxSpec) -> SandboxSpec:
     """The spec of the plan that :func:`lay` wants, for sandboxes of ``spec``."""
     return dataclasses.replace(spec.of_wider_scope(), upper="memory", size=None, inodes=None)
 
 
-def lay(traveller: Traveller, plan: Plan, sources: Sequence[Source]) -> Layers:
+def lay(manager: SandboxManager, plan: Plan, sources: Sequence[Source]) -> Layers:
     """Saved layers, the lowest first, as lowers of sandboxes that this process makes.
 
     ``plan``: of :func:`floor_spec`. What is made lasts as long as this process. Raises
     :class:`SandboxError`.
     """
-    if not plan.capabilities.layered_uppers:
+    if not plan.features.layered_uppers:
         raise Unavailable(
             "begin on a saved layer",
             cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
             remedy="look at it otherwise: pytest-mountns diff, or export",
         )
-    floor = traveller.make(plan, shared=False)
+    base_layers = manager.make(plan, shared=False)
     user = plan.user_namespace
     with privileged(user):
         try:
             for number, source in enumerate(sources):
-                os.mkdir(f"saved{number}", 0o755, dir_fd=floor.scratch)
-                _unpack(source, floor.scratch, f"saved{number}", user)
+                os.mkdir(f"saved{number}", 0o755, dir_fd=base_layers.scratch)
+                _unpack(source, base_layers.scratch, f"saved{number}", user)
         except OSError as error:
             raise SandboxError("unpack a saved layer", said(error)) from error
         uppers = {
             place: tuple(
-                f"/proc/self/fd/{floor.scratch}/{name}"
+                f"/proc/self/fd/{base_layers.scratch}/{name}"
                 for number in reversed(range(len(sources)))
-                if (name := _found(floor, f"saved{number}", place))
+                if (name := _found(base_layers, f"saved{number}", place))
             )
             for place in _mountpoints(plan)
         }
-    scratches = frozenset({floor.scratch})
-    layers = Layers({k: v for k, v in uppers.items() if v}, floor.namespace, scratches)
+    scratches = frozenset({base_layers.scratch})
+    layers = Layers({k: v for k, v in uppers.items() if v}, base_layers.namespace, scratches)
     # A sandbox that nobody writes in shows what they add up to.
-    view = traveller.make(plan, layers=layers, shared=False)
+    view = manager.make(plan, layers=layers, shared=False)
     return Layers(layers.uppers, view.namespace, scratches)
 
 
@@ -109,12 +109,12 @@ def _mountpoints(plan: Plan) -> Iterable[str]:
                 yield f"{step.target}/{name}"
 
 
-def _found(floor: Sandbox, name: str, mountpoint: str) -> str:
+def _found(base_layers: Sandbox, name: str, mountpoint: str) -> str:
     """The directory for a mountpoint in a saved layer, from the scratch on; "" if it has none.
 
     Raises :class:`LayerError` if it hides what is mounted there: where it was made, nothing was.
     """
-    fd = os.open(name, _DIRECTORY, dir_fd=floor.scratch)
+    fd = os.open(name, _DIRECTORY, dir_fd=base_layers.scratch)
     try:
         for part in filter(None, mountpoint.split("/")):
             # Never through a link: it would lead to the host.
@@ -126,7 +126,7 @@ def _found(floor: Sandbox, name: str, mountpoint: str) -> str:
                 raise _hides(mountpoint, said(error)) from error
             os.close(fd)
             fd = step
-        prefix = floor.plan.capabilities.xattr_prefix
+        prefix = base_layers.plan.features.xattr_prefix
         if mountpoint != "/" and f"{prefix}opaque" in os.listxattr(fd):
             raise _hides(mountpoint, "")
     finally:

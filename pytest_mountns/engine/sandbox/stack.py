@@ -14,7 +14,7 @@ from .sandbox import Layers, Sandbox
 
 
 @final
-class Rooms:
+class SandboxStack:
     """The sandboxes of one test, innermost last. This thread is in that one.
 
     ``release`` lets go of sandboxes.
@@ -40,7 +40,7 @@ class Rooms:
         fresh = _another(first, first.layers, self.sandbox.bound)
         self.sandbox.become(fresh, self._stack[:-1])
 
-    def stand_on(self, find: Callable[[], Plan]) -> Plan:
+    def restack(self, find: Callable[[], Plan]) -> Plan:
         """Go on, with what was written so far, as ``find`` plans, and return that.
 
         It is called among the host's mounts. Raises :class:`SandboxError`.
@@ -103,7 +103,7 @@ def _another(of: Sandbox, layers: Layers | None, bound: Sequence[Bind]) -> Sandb
 
 def _on(plan: Plan, old: Sandbox) -> Sandbox:
     """A sandbox of another plan with the uppers of the old one, which is to be left alone then."""
-    if not plan.capabilities.layered_uppers:
+    if not plan.features.layered_uppers:
         raise Unavailable(
             "put a layer under what was written",
             cause="before Linux 6.15 an upper cannot move from one overlay to another",

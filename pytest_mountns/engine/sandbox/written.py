@@ -18,7 +18,7 @@ from ..changes.entries import Contents
 from ..linux.errors import SandboxError
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace, make_stage, root_of
 from ..linux.processes import in_child
-from ..mount.root import make_ground
+from ..mount.root import make_root_filesystem
 from ..plan.model import Plan
 from .sandbox import Sandbox
 
@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 
 @final
 @dataclass(frozen=True, slots=True)
-class Remains:
+class Written:
     """The uppers of one sandbox.
 
     ``scratch``: a descriptor of where they lie, the caller's to close. ``overlays``, ``created``:
@@ -58,7 +58,7 @@ class Remains:
     xattr_prefix: str
     user_namespace: bool
     view: int = -1
-    ground: Plan | None = None
+    root_filesystem: Plan | None = None
 
     @classmethod
     def of(
@@ -68,22 +68,22 @@ class Remains:
         outline: Outline,
         more: Sequence[Layered] = (),
         view: int = -1,
-    ) -> Remains:
+    ) -> Written:
         """Of a sandbox of that plan, from what :func:`outline` has said of it, and ``more``."""
         overlays, created = outline
-        capabilities = plan.capabilities
+        features = plan.features
         return cls(
             scratch,
             [*(Layered(*overlay) for overlay in overlays), *more],
             created,
-            capabilities.xattr_prefix,
-            capabilities.user_namespace,
+            features.xattr_prefix,
+            features.user_namespace,
             view,
-            plan.ground,
+            plan.root_filesystem,
         )
 
     @classmethod
-    def of_sandbox(cls, sandbox: Sandbox) -> Remains:
+    def of_sandbox(cls, sandbox: Sandbox) -> Written:
         """Of a sandbox that this process has made itself, for when it is at home."""
         view = sandbox.layers.view if sandbox.layers is not None else -1
         shape = outline(sandbox)
@@ -163,7 +163,7 @@ class Remains:
 
     def _in_user_namespace(self, action: Callable[[int], _T]) -> tuple[_T, list[int]]:
         # A view is a namespace of the one that this process lives in.
-        opened = self._open_below() if self.view >= 0 or self.ground is None else []
+        opened = self._open_below() if self.view >= 0 or self.root_filesystem is None else []
         enter_user_namespace()
         opened = opened or self._open_below()
         return action(opened[0]), opened
@@ -173,12 +173,12 @@ class Remains:
         if self.view >= 0:
             with root_of(self.view, self.user_namespace) as root:
                 return [os.dup(root)]
-        if self.ground is None:
+        if self.root_filesystem is None:
             return [os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
         stage = enter_mount_namespace(True) if self.user_namespace else make_stage()
         try:
-            ground = make_ground(self.ground, stage)
+            root_filesystem = make_root_filesystem(self.root_filesystem, stage)
         finally:
             os.close(stage)
-        with root_of(ground, self.user_namespace) as root:
-            return [os.dup(root), ground]
+        with root_of(root_filesystem, self.user_namespace) as root:
+            return [os.dup(root), root_filesystem]
