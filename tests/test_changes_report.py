@@ -273,12 +273,12 @@ def test_odd(overlay_root):
     def test_nothing_is_read_for_tests_that_pass(self, pytester: pytest.Pytester) -> None:
         pytester.makeconftest(
             """
-            from pytest_mountns.engine.sandbox import written as remains
+            from pytest_mountns.engine.sandbox import written
 
             def fail(self):
                 raise AssertionError("was read")
 
-            remains.Remains.changes = fail
+            written.Written.changes = fail
             """
         )
         pytester.makepyfile(test_it="def test_it(overlay_root): pass")

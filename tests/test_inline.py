@@ -333,7 +333,7 @@ def test_an_ordinary_user_with_threads_is_forked_and_told(
 
 INTERRUPTING = """
 import sys
-from pytest_mountns.engine.sandbox.manager import Traveller
+from pytest_mountns.engine.sandbox.manager import SandboxManager
 
 
 class Alarm(Exception):
@@ -346,7 +346,7 @@ class Interrupting:
         self.depth = 0
 
     def __call__(self, frame, event, argument):
-        if frame.f_code in (Traveller.enter.__code__, Traveller.leave.__code__):
+        if frame.f_code in (SandboxManager.enter.__code__, SandboxManager.leave.__code__):
             self.depth += {"call": 1, "return": -1}.get(event, 0)
         if self.depth and event == "line":
             self.lines -= 1

@@ -88,7 +88,7 @@ Private_Hugetlb:       0 kB
 PRELUDE = """
 import ctypes, mmap, os, re, resource, signal, struct, sys
 from pytest_mountns.engine.linux import syscalls
-from pytest_mountns.engine.linux.fork_pages import HotPages
+from pytest_mountns.engine.linux.fork_pages import ForkPages
 
 PAGES = 600
 def private(pages):
@@ -132,7 +132,7 @@ def drop_ipc_lock():
     effective, permitted, inheritable = syscalls.capget()
     syscalls.capset(effective & ~(1 << 14), permitted & ~(1 << 14), inheritable & ~(1 << 14))
 
-hot = HotPages(1)
+hot = ForkPages(1)
 """
 
 

@@ -144,7 +144,7 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     trials = [*log.trials, *(Trial(**trial) for trial in steps["trials"])]
     if any(trial.needed and not trial.works for trial in trials):
         return Findings(tuple(trials), None)
-    features = Features(user_namespace, **steps["capabilities"])
+    features = Features(user_namespace, **steps["features"])
     directories: list[str | None] = [None] * 3
     if not features.memory_upper:
         log, on_disk = Log(user_namespace), list[str | None]()
