@@ -379,7 +379,7 @@ def test_fails_otherwise():
 
     def test_a_renamed_directory_needs_both_places(self) -> None:
         from pytest_mountns.engine.changes.changes import Change, Changes
-        from pytest_mountns.reports.changes import outside
+        from pytest_mountns.reports.writes_guard import outside
 
         change = Change("/a/new", "renamed", "/b/old")
         assert outside(Changes([change]), ["/a"]) == [change]

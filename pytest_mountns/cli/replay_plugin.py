@@ -14,6 +14,7 @@ from typing import Any, Final, cast, final
 
 import pytest
 
+from ..activation import activate
 from ..config import marker_keys
 from ..engine.linux.errors import SandboxError
 from ..engine.plan.model import Plan
@@ -24,7 +25,7 @@ from ..engine.sandbox.sandbox import Layers
 from ..engine.sandbox.saved import base_layers_spec, lay
 from ..repro.bundle import Bundle, load, spec_from
 from ..repro.seeds import Seeds, begin
-from ..session.selection import gate_key, wake
+from ..session.observers import Observer
 
 #: Options of pytest and of other plugins, and what they are for one test in this process.
 _OPTIONS: Final[dict[str, object]] = {
@@ -121,18 +122,18 @@ class Replay:
     # Last: the plugin has to be there.
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        gate = wake(config)
-        gate.at_the_door.append(self._begin)
+        session = activate(config).session
+        session.observers.add(_SetSeeds(self._seeds))
         if self._bundle is not None:
-            gate.base_layers = self._lay
+            session.sandboxes.base_layers = self._lay
             if self._manager is not None:
-                gate.adopt_manager(self._manager, self._planner.findings)
+                session.sandboxes.adopt_manager(self._manager, self._planner.findings)
 
     def _lay(self, spec: SandboxSpec) -> Layers:
         """What was written then, under the test. Raises :class:`SandboxError`."""
         assert self._bundle is not None
         if self._layers is None:
-            gate = self._config.stash[gate_key]
+            sandboxes = activate(self._config).session.sandboxes
             if spec.user == "root" and self._manager is not None:
                 raise SandboxError(
                     "begin on what a test has written",
@@ -140,17 +141,26 @@ class Replay:
                     " not saved",
                     remedy="replay it without --from-end, or run it as root",
                 )
-            plan = gate.planner.plan(base_layers_spec(spec))
+            plan = sandboxes.planner.plan(base_layers_spec(spec))
             with ExitStack() as stack:
-                self._layers = lay(gate.manager, plan, self._bundle.sources(stack))
+                self._layers = lay(sandboxes.manager, plan, self._bundle.sources(stack))
         return self._layers
-
-    def _begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
-        begin(item, self._seeds)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_mountns_spec(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec | None:
         return self._spec if item.nodeid == self._nodeid else None
+
+
+@final
+class _SetSeeds(Observer):
+    """Has the test begin with the seeds that it had when the bundle was made."""
+
+    def __init__(self, seeds: Seeds) -> None:
+        self._seeds = seeds
+
+    def before(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
+        """Set the seeds."""
+        begin(item, self._seeds)
 
 
 def _seeds(bundle: Bundle) -> Seeds:

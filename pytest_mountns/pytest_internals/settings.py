@@ -63,3 +63,15 @@ def watchdog(config: pytest.Config) -> Watchdog | None:
     except (KeyError, ValueError):  # before pytest 8.4
         end = False
     return Watchdog(timeout, stderr, end) if timeout > 0 else None
+
+
+def is_tracing(config: pytest.Config) -> bool:
+    """Whether ``--debug`` is on: pluggy's tracer then has a writer (``TagTracer._writer``)."""
+    return cast(Any, config.trace.root)._writer is not None
+
+
+def flush_trace(config: pytest.Config) -> None:
+    """Write out what the tracer's file has buffered (its writer is the file's ``write``)."""
+    file = getattr(cast(Any, config.trace.root)._writer, "__self__", None)
+    if file is not None:
+        file.flush()

@@ -12,16 +12,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 import pytest
 
 from ..engine.changes.changes import Change, Changes
 from ..engine.changes.diffs import printable
 from ..engine.changes.render import Limits, describe, diffs
-
-if TYPE_CHECKING:
-    from .changes import Sorted
+from ..session.observers import Observer, WrittenByTest
+from ..session.temporary import temporary_directories
+from .filter import FilteredChanges, filter_changes
 
 #: Of the JSON file. It grows when a reader of the format before could not go on.
 FORMAT: Final = 1
@@ -77,7 +77,7 @@ def places(changes: Changes) -> Counter[str]:
     return counted
 
 
-def record(nodeid: str, found: Sorted) -> Record:
+def record(nodeid: str, found: FilteredChanges) -> Record:
     """The record of a test. Reads contents for the diffs."""
     kept = []
     with_diff = 0
@@ -103,9 +103,12 @@ def _diff(change: Change) -> str:
 
 
 @final
-class Audit:
-    """The hooks of one session, in the worker or process that runs tests and in the one that
-    shows what came of it; they may be one."""
+class Audit(Observer):
+    """The audit of one session.
+
+    Observes in the process that runs tests, and shows the result, by pytest's hooks, in the one
+    that writes the summary. Without pytest-xdist they are one process.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -117,9 +120,15 @@ class Audit:
         self._html = _absolute(config, "mountns_audit_html")
         self._problems: list[str] = []
 
-    def note(self, item: pytest.Item, found: Sorted) -> None:
-        """In the process that has run the test, when it has ended."""
-        self._noted[item.nodeid] = record(item.nodeid, found)
+    def wants_end(self, *, died: bool) -> bool:
+        """An audit reads what every test has changed."""
+        return True
+
+    def ended(self, item: pytest.Item, written: WrittenByTest, *, died: bool) -> None:
+        """Make the record of the test, which its last report takes along."""
+        with written.changes() as changes:
+            found = filter_changes(changes, temporary_directories(self._config))
+            self._noted[item.nodeid] = record(item.nodeid, found)
 
     # First: a worker's own hook, which sends the report, comes later.
     @pytest.hookimpl(tryfirst=True)

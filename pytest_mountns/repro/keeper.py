@@ -12,15 +12,17 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, final
 
 import pytest
 
-from ..config import options as settings
-from ..reports.changes import sort_out, temporary_directories
+from ..config import options
+from ..reports.filter import filter_changes
+from ..session.observers import Observer, WrittenByTest
+from ..session.temporary import temporary_directories
 from . import bundle
 from .capture import Saved, save
 from .seeds import Seeds, begin
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from ..engine.changes.changes import Changes
     from ..engine.plan.model import Plan
     from ..engine.plan.spec import SandboxSpec
-    from ..engine.sandbox.written import Written
 
 _ATTRIBUTE: Final = "mountns_kept"
 _SHOWN: Final = 3
@@ -55,13 +56,13 @@ class _Test:
 
 
 @final
-class Keeper:
-    """The hooks of one session, and what the pytest process does for the tests it has forked."""
+class Keeper(Observer):
+    """Saves the bundles of one session."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._when = settings.keep_policy(config)
-        self._bundles = Bundles(str(settings.repro_directory(config)))
+        self._when = options.keep_policy(config)
+        self._bundles = Bundles(str(options.repro_directory(config)))
         self._worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         # Before a test or a fixture changes it.
         self._environment = bundle.environment(os.environ)
@@ -73,46 +74,55 @@ class Keeper:
 
     # While a test runs ----------------------------------------------------------------------------
 
-    def begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
-        """It is about to have its wider fixtures set up or, the second time, enter its sandbox."""
+    def before(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
+        """Note the conditions under which the test begins; when called again, note them anew."""
         self.close()
         self._test = _Test(item.nodeid, spec, plan, begin(item))
 
-    def waits_for(self, report: pytest.TestReport) -> bool:
-        """Whether a test has to stand still at its report; it does so anyway when it fails."""
+    def wants_pause(self, report: pytest.TestReport) -> bool:
+        """A test that passes is saved while it waits after its call."""
         return self._when == "all" and report.when == "call"
 
-    def capture(
-        self,
-        item: pytest.Item,
-        report: pytest.TestReport | None,
-        read: Callable[[], Sequence[Written]],
+    def wants_layers(self) -> bool:
+        """A test that fails in its teardown is saved when that has been reported."""
+        return True
+
+    def on_report(
+        self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
     ) -> None:
-        """Save what a test has written, if its report is one to keep it for.
-
-        ``report``: None for a process that died. ``read`` gives what is to be saved, lowest first:
-        of fixtures of wider scope, and last the test's own.
-        """
+        """Save what the test has written, if its report is one to save it for."""
         test = self._test
-        if test is None or test.nodeid != item.nodeid:
+        if written is None or test is None or test.nodeid != item.nodeid:
             return
-        if report is not None:
-            if report.when == "setup":
-                test.forget()
-            if not (report.failed or self.waits_for(report)):
-                return
-        if test.saved is None:
-            # Of a failure in the teardown after one in the call, the first state counts.
-            test.saved = self._save(read)
+        if report.when == "setup":
+            test.forget()
+        if report.failed or self.wants_pause(report):
+            self._save(test, written)
 
-    def _save(self, read: Callable[[], Sequence[Written]]) -> Saved:
+    def wants_end(self, *, died: bool) -> bool:
+        """What a dead process has written can be saved now or never."""
+        return died
+
+    def ended(self, item: pytest.Item, written: WrittenByTest, *, died: bool) -> None:
+        """Save what the test whose process has died had written."""
+        test = self._test
+        if test is not None and test.nodeid == item.nodeid:
+            self._save(test, written)
+
+    def _save(self, test: _Test, written: WrittenByTest) -> None:
+        # If the teardown fails after the call has failed, the state of the first failure counts.
+        if test.saved is None:
+            test.saved = self._saved(written)
+
+    def _saved(self, written: WrittenByTest) -> Saved:
         try:
-            return save(read(), self._bundles.directory, self._choose)
+            with written.layers() as layers:
+                return save(layers, self._bundles.directory, self._choose)
         except Exception as error:  # noqa: BLE001 - without a fork: of what the test has replaced
             return Saved(notes=[f"what was written is not saved: {error}"])
 
     def _choose(self, changes: Changes) -> tuple[Changes, str]:
-        found = sort_out(changes, temporary_directories(self._config))
+        found = filter_changes(changes, temporary_directories(self._config))
         return found.changes, found.note()
 
     # First: a worker's own hook, which sends the report, comes later.
