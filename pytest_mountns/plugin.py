@@ -18,9 +18,8 @@ from .runners.finisher import Finisher
 from .session.selection import is_asked_for, is_wanted
 
 if TYPE_CHECKING:
-    from .forking.timers import TimeoutSettings
-    from .runners.child import TestProcess
-    from .runners.protocol import Runner
+    from .runners.context import ProcessOfTest
+    from .runners.protocol import Runner, TimeoutSettings
 
 __all__ = ["bind_volume", "isolated_net", "isolated_proc", "overlay_root"]
 
@@ -92,7 +91,7 @@ class Hooks:
         return active.runner if active is not None else None
 
     @property
-    def _process(self) -> TestProcess | None:
+    def _process(self) -> ProcessOfTest | None:
         """This process, if it is a test process."""
         runner = self._runner
         return runner.process if runner is not None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NoReturn, Protocol, final
 
 import pytest
 
@@ -15,9 +15,42 @@ from ..session.fixture_scopes import FixtureScopes
 from ..session.session import Session
 
 if TYPE_CHECKING:
+    import warnings
+
     from ..forking.timers import Timers
-    from .child import TestProcess
     from .finisher import Finisher
+
+
+class ProcessOfTest(Protocol):
+    """This process, if it is a test process, as the plugin's hooks use it: they forward to it."""
+
+    def log_start(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        """``pytest_runtest_logstart`` was called in this process."""
+        ...
+
+    def log_finish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        """``pytest_runtest_logfinish`` was called in this process."""
+        ...
+
+    def report(self, report: pytest.TestReport) -> None:
+        """``pytest_runtest_logreport`` was called in this process."""
+        ...
+
+    def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
+        """``pytest_warning_recorded`` was called in this process."""
+        ...
+
+    def shown(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        """``pytest_exception_interact`` in this process has ended."""
+        ...
+
+    def reset(self) -> None:
+        """Go on in a fresh root. Raises :class:`SandboxError` if there is none."""
+        ...
+
+    def leave(self, error: BaseException | None) -> NoReturn:
+        """End this process: the protocol of its item has ended, by ``error`` if there is one."""
+        ...
 
 
 @final
@@ -41,7 +74,7 @@ class RunnerContext:
         #: when the test process has died.
         self.phase = mmap.mmap(-1, 1)
         #: This process, if it is a test process.
-        self.process: TestProcess | None = None
+        self.process: ProcessOfTest | None = None
         #: The clocks of the item whose protocol is running.
         self.timers: Timers | None = None
         self._fork_pages: ForkPages | None = None

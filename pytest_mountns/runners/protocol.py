@@ -12,13 +12,14 @@ from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..forking.timers import TimeoutSettings, Timers
 from ..session.session import Session
-from .context import RunnerContext
+from .context import ProcessOfTest, RunnerContext
 from .forked import ForkedTest
 from .inline import HostHooks, InlineTest
 
 if TYPE_CHECKING:
-    from .child import TestProcess
     from .finisher import Finisher
+
+__all__ = ["Runner", "TimeoutSettings"]
 
 
 @final
@@ -38,7 +39,7 @@ class Runner:
         self._last_inline: InlineTest | None = None
 
     @property
-    def process(self) -> TestProcess | None:
+    def process(self) -> ProcessOfTest | None:
         """This process, if it is a test process."""
         return self._context.process
 
