@@ -19,9 +19,9 @@ from typing import Final
 import pytest
 
 from benchmarks.pictures import FAINT, INK, OURS, PEER, PLAIN, Canvas
-from tests.browser import browse, find_browser
-from tests.pages import ROOT, read
-from tests.terminals import terminal
+from tests.helpers.browser import browse, find_browser
+from tests.helpers.pages import ROOT, read
+from tests.helpers.terminals import terminal
 
 PICTURES: Final = ROOT / "docs" / "pictures"
 HOST, SANDBOX, SHARED = "#eef1f4", "#e7f1ff", "#fdf1e7"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .terminals import without_tally
+from tests.helpers.terminals import without_tally
 
 #: Put into a suite under test: whoever destroys takes the fixture `destroyer`. Without the plugin
 #: there is no `overlay_root`, and the test cannot start; in a sandbox that is none, it fails.

@@ -1,6 +1,6 @@
 """Machines of all kinds: the same suite passes in each, and nothing of it is left there.
 
-Each machine is made in namespaces of the test's own (see :mod:`.engine.worlds`).
+Each machine is made in namespaces of the test's own (see :mod:`tests.helpers.worlds`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import pytest
 
 from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.mountinfo import read, visible
-
-from .engine.worlds import (
+from tests.helpers.worlds import (
     BASE,
     Mode,
     bind,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from docs import draw
-from tests.pages import ROOT, Block, pages, read
-from tests.walk import walk
+from tests.helpers.pages import ROOT, Block, pages, read
+from tests.helpers.walk import walk
 
 #: Every test of an example runs in a sandbox, whatever the example says: it may write to /etc.
 GUARD = """

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from .leftovers import Machine, state
+from tests.helpers.leftovers import Machine, state
+
 from .test_leaks import HEAD, WAYS, run
 
 pytestmark = [

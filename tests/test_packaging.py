@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import ROOT
+from tests.helpers.pages import ROOT
 
 pytest.importorskip("hatchling.build", reason="no hatchling here")
 pytest.importorskip("hatch_fancy_pypi_readme", reason="no hatch-fancy-pypi-readme here")

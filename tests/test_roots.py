@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import GUARD, Recorded
-from .engine.archives import (
+from tests.helpers.archives import (
     Layout,
     archive,
     directory,
@@ -24,6 +23,8 @@ from .engine.archives import (
     packed,
     symlink,
 )
+
+from .conftest import GUARD, Recorded
 
 pytestmark = pytest.mark.sandboxes
 

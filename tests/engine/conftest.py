@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from . import worlds
+from tests.helpers import worlds
 
 
 @pytest.fixture(params=["root", "user"])

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Callable
 from typing import Any
 
-from ..engine.archives import (
+from tests.helpers.archives import (
     END,
     Layout,
     archive,

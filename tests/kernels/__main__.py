@@ -34,11 +34,11 @@ DOCTOR_PAGE: Final = CHECKOUT / "docs" / "doctor.md"
 HERE: Final = "here"
 TESTS: Final = (
     "tests/engine",
-    "tests/test_crash.py",
+    "tests/runners/test_crash.py",
     "tests/test_fixtures.py",
-    "tests/test_markers.py",
-    "tests/test_outcomes.py",
-    "tests/test_scopes.py",
+    "tests/config/test_markers.py",
+    "tests/runners/test_outcomes.py",
+    "tests/session/test_scopes.py",
 )
 _SECONDS: Final = 7200.0
 #: A machine keeps little more than one core busy: its two are for a test and what it starts.

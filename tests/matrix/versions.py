@@ -28,13 +28,20 @@ GRID = (
 
 # The tests that touch pytest most. Those of the engine know nothing of pytest.
 TESTS = (
-    "tests/test_outcomes.py",
-    "tests/test_scopes.py",
-    "tests/test_crash.py",
-    "tests/test_relay.py",
-    "tests/test_threads.py",
+    "tests/runners/test_outcomes.py",
+    "tests/session/test_scopes.py",
+    "tests/runners/test_crash.py",
+    "tests/forking/test_channel.py",
+    "tests/forking/test_threads.py",
 )
-NEEDED = ("pyproject.toml", "conftest.py", "tests/__init__.py", "tests/conftest.py", "tests/suites")
+NEEDED = (
+    "pyproject.toml",
+    "conftest.py",
+    "tests/__init__.py",
+    "tests/conftest.py",
+    "tests/helpers",
+    "tests/suites",
+)
 # What these tests look at, and skip where it is missing. Not flaky: it and pytest-rerunfailures
 # have a mark of the same name.
 PLUGINS = (
@@ -146,7 +153,8 @@ def run_row(
 def copy_tests(tree: Path, tests: Sequence[str]) -> None:
     """Without the package: the one that is tested is the one that is installed."""
     shutil.rmtree(tree.parent, ignore_errors=True)
-    for name in (*NEEDED, *tests):
+    packages = {str(Path(name).with_name("__init__.py")) for name in tests}
+    for name in sorted({*NEEDED, *packages, *tests}):
         source, target = fetch.CHECKOUT / name, tree / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():

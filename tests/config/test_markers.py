@@ -1,0 +1,199 @@
+"""The marker and the options: what they accept, refuse, and say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.terminals import without_tally
+
+Record = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("mark", "words"),
+    [
+        ("sise='64m'", ["'sise' is not known", "size"]),
+        ("scope='wide'", ["function", "session"]),
+        ("process='thread'", ["fork"]),
+        ("size='many'", ["is no size", "64m"]),
+        ("size=True", ["bytes"]),
+        ("inodes='x'", ["whole number"]),
+        ("upper='tape'", ["memory", "disk"]),
+        ("upper='disk', size='1m'", ["cannot limit an upper on disk"]),
+        ("pid=1", ["True or False"]),
+        ("volumes='/a:/b'", ["a list"]),
+        ("volumes=[3]", ["a string"]),
+        ("volumes=['/a:b']", ["not an absolute path"]),
+        ("volumes=['/a:/b/../../c']", ["leads outside"]),
+        ("volumes=['/a:/proc']", ["outside"]),
+        ("volumes=['/a:/']", ["whole root"]),
+        ("volumes=['/a:/b', '/c:/b']", ["two mounts want /b"]),
+        ("tmpfs=['/a:color=red']", ["no option"]),
+        ("'strict'", ["there is no [tool.mountns.profiles.strict]"]),
+    ],
+)
+def test_bad_marks_end_the_session_before_any_test(
+    pytester: pytest.Pytester, mark: str, words: list[str]
+) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        def test_good(): pass
+        @pytest.mark.mountns({mark})
+        def test_marked(): pass
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.stderr.str() + result.stdout.str()
+    assert "::test_marked" in text
+    for word in words:
+        assert word in text
+    assert "passed" not in text
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--mountns-process=thread", ["mountns_process", "fork"]),
+        ("--mountns-unavailable=maybe", ["skip, error"]),
+        ("--mountns-volume=nonsense::", ["is no volume", "SRC:DST"]),
+    ],
+)
+def test_bad_options(pytester: pytest.Pytester, option: str, words: list[str]) -> None:
+    pytester.makepyfile("def test_one(): pass")
+    result = pytester.runpytest_subprocess(option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    for word in words:
+        assert word in result.stderr.str()
+
+
+@pytest.mark.sandboxes
+def test_a_volume_that_is_not_there(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.mountns(volumes=["/no/such/directory:/mnt"])
+        def test_one(): pass
+        """
+    )
+    recorded = record()
+    failed = next(e for e in recorded["events"] if e[0] == "report" and e[3] == "failed")
+    assert failed[2] == "setup"
+    assert "there is no /no/such/directory" in failed[6]
+    assert "mkdir -p" in failed[6]
+
+
+def test_markers_are_listed_with_their_keys(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess("--markers")
+    result.stdout.fnmatch_lines(["@pytest.mark.mountns(profile=None, /, *, process=*"])
+    result.stdout.fnmatch_lines(["@pytest.mark.no_mountns(reason=None)*"])
+
+
+@pytest.mark.sandboxes
+def test_nearest_mark_wins_key_by_key(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        pytestmark = pytest.mark.mountns(size="8m", pid=True)
+
+        def size():
+            return os.statvfs(os.path.expanduser("~")).f_blocks * 4096
+
+        class TestIt:
+            pytestmark = pytest.mark.mountns(size="4m")
+
+            def test_class(self):
+                assert (size(), os.getpid()) == (4 << 20, 2)
+
+            @pytest.mark.mountns(pid=False)
+            def test_function(self):
+                assert size() == 4 << 20
+                assert os.getpid() != 2
+
+        def test_module():
+            assert size() == 8 << 20
+        """
+    )
+    assert record()["status"] == 0
+
+
+@pytest.mark.sandboxes
+def test_who_is_isolated(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+        HOME = os.getpid()
+
+        @pytest.mark.mountns
+        def test_marked(): assert os.getpid() != HOME
+        def test_by_fixture(overlay_root): assert os.getpid() != HOME
+        def test_unmarked(): assert (os.getpid() != HOME) == ("EVERY" in os.environ)
+        @pytest.mark.no_mountns(reason="measures the host")
+        def test_kept_out(): assert os.getpid() == HOME
+        """
+    )
+    assert record()["status"] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVERY", "1")
+        assert record("--mountns")["status"] == 0
+        pytester.makeini("[pytest]\nmountns = true")
+        assert record()["status"] == 0
+
+
+def test_turned_off_is_skipped_never_bare(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        def test_unmarked(): pass
+        @pytest.mark.mountns
+        def test_marked(): raise SystemExit("ran bare")
+        def test_by_fixture(overlay_root): raise SystemExit("ran bare")
+        """
+    )
+    recorded = record("--no-mountns", "-rs")
+    assert recorded["status"] == 0
+    assert "1 passed, 2 skipped" in recorded["out"]
+    assert "--no-mountns" in recorded["out"]
+
+
+@pytest.mark.sandboxes
+def test_volume_option_is_for_every_sandbox(
+    pytester: pytest.Pytester, record: Record, tmp_path: Path
+) -> None:
+    source = tmp_path / "host"
+    source.mkdir()
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from pathlib import Path
+        TARGET = Path.home() / "shown"
+
+        def test_one(overlay_root): (TARGET / "written").write_text("by a test")
+        @pytest.mark.mountns(volumes=["{source}:" + str(TARGET / ".." / ".x").replace("/..", "")])
+        def test_two(): assert (TARGET / "written").read_text() == "by a test"
+        """
+    )
+    assert record(f"--mountns-volume={source}:{Path.home() / 'shown'}")["status"] == 0
+    assert (source / "written").read_text() == "by a test"
+
+
+@pytest.mark.sandboxes
+def test_header(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_one(): pass")
+    assert "mountns: every test" in pytester.runpytest_subprocess("--mountns").stdout.str()
+    assert "mountns: off" in pytester.runpytest_subprocess("--no-mountns").stdout.str()
+    assert "mountns:" not in without_tally(pytester.runpytest_subprocess().stdout.str())
+
+
+def test_bad_marks_reach_an_xdist_user(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    pytester.makepyfile("import pytest\n@pytest.mark.mountns(sise=1)\ndef test_marked(): pass")
+    result = pytester.runpytest_subprocess("-pxdist", "-n1")
+    assert result.ret != 0
+    assert "'sise' is not known" in result.stderr.str() + result.stdout.str()

@@ -1,0 +1,187 @@
+"""Places in which sandboxes cannot be made, or not all of them, each in a process of its own.
+
+The refusals are the kernel's: by its settings, missing capabilities, or a seccomp filter with the
+answers that are known of that place. Used by the tests of the doctor, and by
+``python -m tests.helpers.doctor`` for its page.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
+from pytest_mountns.engine.probe.environment import CAP_SYS_ADMIN
+from tests.helpers.seccomp import CLONE_NEW, Refusal, install, refuse
+from tests.helpers.worlds import BASE, Mode, bind, in_sandbox, in_world, mkdir, mount_tmpfs, write
+
+_PR_CAPBSET_DROP: Final = 24
+_CAP_MKNOD: Final = 27
+NEW_MOUNT_API: Final = ("open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "mount_setattr")
+# What a container of Docker's keeps: chown, dac_override, fowner, fsetid, kill, setgid, setuid,
+# setpcap, net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
+_DOCKERS: Final = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """``title``: for the page. ``needs``: whose sandboxes the machine must be able to make.
+
+    ``imitates``: the seccomp filter stands for something else. ``prepare``: as for ``in_world``.
+    """
+
+    name: str
+    title: str
+    needs: Mode
+    enter: Callable[[Callable[[], object]], object]
+    imitates: bool = False
+    prepare: Callable[[], object] = lambda: None
+
+    def run(self, action: Callable[[], object]) -> object:
+        """Call ``action`` there."""
+        return in_world(lambda: self.enter(action), self.needs, self.prepare)
+
+
+def drop_capabilities(gone: frozenset[int]) -> None:
+    """From all sets, as ``setpriv --bounding-set`` does, and container engines."""
+    _, permitted, inheritable = syscalls.capget()
+    syscalls.capset(permitted, permitted, inheritable)
+    for number in gone:
+        if permitted >> number & 1:
+            syscalls.prctl(_PR_CAPBSET_DROP, number)
+    rest = permitted & ~sum(1 << number for number in gone)
+    syscalls.capset(rest, rest, inheritable & rest)
+
+
+def drop_sys_admin() -> None:
+    drop_capabilities(frozenset((CAP_SYS_ADMIN,)))
+
+
+def forbid_user_namespaces() -> None:
+    """In a user namespace of our own, whose limit is ours to set."""
+    enter_user_namespace()
+    write("/proc/sys/user/max_user_namespaces", "0")
+    drop_user_capabilities()
+
+
+def _docker(action: Callable[[], object]) -> object:
+    drop_capabilities(frozenset(range(41)) - _DOCKERS)
+    calls = ("mount", "umount2", "pivot_root", "setns", "unshare", *NEW_MOUNT_API)
+    namespaces = [Refusal("clone", errno.EPERM, CLONE_NEW), Refusal("clone3", errno.ENOSYS)]
+    install([*refuse(calls, errno.EPERM), *namespaces])
+    return action()
+
+
+def _docker_with_sys_admin(action: Callable[[], object]) -> object:
+    # The seccomp profile lets those through that have the capability; AppArmor's does not.
+    mounts = refuse(("mount", "umount2", "fsmount", "move_mount", "mount_setattr"), errno.EACCES)
+    install([*mounts, Refusal("pivot_root", errno.EPERM)])
+    return action()
+
+
+def _set_apparmors_sysctl() -> None:
+    mount_tmpfs("/proc/sys/kernel")
+    write("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1\n")
+
+
+def _apparmor(action: Callable[[], object]) -> object:
+    # The namespace is made, without any capability in it: the first write of a map is refused.
+    install([Refusal("unshare", 0, syscalls.CLONE_NEWUSER)])
+    return action()
+
+
+def _apparmor_late(action: Callable[[], object]) -> object:
+    # Where the maps may be written, what needs a capability is refused next.
+    install([Refusal("unshare", errno.EPERM, syscalls.CLONE_NEWNS)])
+    return action()
+
+
+def _no_user_namespaces(action: Callable[[], object]) -> object:
+    forbid_user_namespaces()
+    return action()
+
+
+def _hidden_calls(action: Callable[[], object]) -> object:
+    install(refuse(NEW_MOUNT_API, errno.ENOSYS))
+    return action()
+
+
+def _no_mknod(action: Callable[[], object]) -> object:
+    drop_capabilities(frozenset((_CAP_MKNOD,)))
+    return action()
+
+
+def _no_xattrs(action: Callable[[], object]) -> object:
+    install(refuse(("setxattr",), errno.EOPNOTSUPP))
+    return action()
+
+
+def _chroot(action: Callable[[], object]) -> object:
+    mkdir("jail/proc")
+    bind("/proc", "jail/proc")
+    os.chroot("jail")
+    os.chdir("/")
+    return action()
+
+
+def _too_deep(action: Callable[[], object]) -> object:
+    def level(number: int) -> object:
+        if number == 0:
+            return action()
+        return in_sandbox(lambda _: level(number - 1), mode="root")
+
+    os.chdir(BASE)
+    return level(2)
+
+
+ENVIRONMENTS: Final = (
+    Environment("docker", "Root in a Docker container without options", "root", _docker),
+    Environment(
+        "docker-sys-admin",
+        "Root in a Docker container with `--cap-add SYS_ADMIN` and nothing else",
+        "root",
+        _docker_with_sys_admin,
+    ),
+    Environment(
+        "apparmor",
+        "An ordinary user of Ubuntu 23.10 or later, where AppArmor restricts user namespaces",
+        "user",
+        _apparmor,
+        imitates=True,
+        prepare=_set_apparmors_sysctl,
+    ),
+    Environment(
+        "apparmor-late",
+        "The same, where the maps may be written",
+        "user",
+        _apparmor_late,
+        imitates=True,
+        prepare=_set_apparmors_sysctl,
+    ),
+    Environment(
+        "no-user-namespaces",
+        "An ordinary user, and `user.max_user_namespaces` is 0",
+        "user",
+        _no_user_namespaces,
+    ),
+    Environment(
+        "hidden-calls",
+        "Root, and a seccomp profile hides the new mount API",
+        "root",
+        _hidden_calls,
+    ),
+    Environment("no-mknod", "Root without `CAP_MKNOD`, as in a container", "root", _no_mknod),
+    Environment(
+        "no-xattrs",
+        "An ordinary user, and tmpfs takes no extended attributes (Linux before 6.6)",
+        "user",
+        _no_xattrs,
+        imitates=True,
+    ),
+    Environment("chroot", "Root in a chroot that is no mountpoint", "root", _chroot),
+    Environment("too-deep", "In a sandbox in a sandbox", "root", _too_deep),
+)

@@ -1,0 +1,324 @@
+"""pytest-mountns replay: a kept test, once more."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.kept import bundles, command, document
+
+pytestmark = pytest.mark.sandboxes
+
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    way: str = request.param
+    return way
+
+
+def keep(pytester: pytest.Pytester, *arguments: str) -> Path:
+    """Run the suite, and give the one bundle that is kept of it."""
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "--mountns-keep=failed", *arguments)
+    (bundle,) = bundles(pytester.path / ".mountns")
+    return bundle
+
+
+def edit(bundle: Path, **fields: object) -> None:
+    about = {**document(bundle), **fields}
+    (bundle / "repro.json").write_text(json.dumps(about))
+
+
+def test_the_same_again(pytester: pytest.Pytester, process: str) -> None:
+    pytester.makepyfile(
+        """
+        import os, random, pytest
+
+        FILE = os.path.dirname(__file__) + "/data"
+        random.random()
+
+        @pytest.fixture(scope="module")
+        def wide():
+            return random.random()
+
+        def test_before(overlay_root): random.random()
+
+        def test_it(overlay_root, wide):
+            with open(FILE, "a") as file:
+                file.write("once")
+            assert 0, (random.getrandbits(64), os.environ["COLOUR"], os.getcwd(), open(FILE).read())
+
+        def test_after(overlay_root): pass
+        """
+    )
+    (pytester.path / "below").mkdir()
+    os.chdir(pytester.path / "below")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLOUR", "green")
+        bundle = keep(pytester, "..", f"--mountns-process={process}", "-v")
+    before = re.search(r"AssertionError: (\(.*\))", (bundle / "report.txt").read_text())
+    assert before is not None
+    os.chdir("/")
+    shown = command("replay", str(bundle))
+    assert shown.returncode == 1
+    assert "1 failed in" in shown.stdout
+    assert before[1] in shown.stdout
+    assert f"{pytester.path}/below" in before[1]
+    assert "'once'" in before[1]
+    assert shown.stderr.splitlines()[0].startswith(
+        "replay: test_the_same_again.py::test_it (failed "
+    )
+    # What was kept is as it was, and nothing is added to it.
+    assert bundles(pytester.path / ".mountns") == [bundle]
+    assert not (pytester.path / "data").exists()
+
+
+def test_one_that_passes_now(pytester: pytest.Pytester) -> None:
+    path = pytester.makepyfile("def test_it(overlay_root): assert 0")
+    bundle = keep(pytester)
+    path.write_text("def test_it(overlay_root): pass")
+    shown = command("replay", str(bundle))
+    assert (shown.returncode, "1 passed" in shown.stdout) == (0, True)
+    path.write_text("")
+    assert command("replay", str(bundle)).returncode == pytest.ExitCode.USAGE_ERROR
+
+
+def test_hypothesis(pytester: pytest.Pytester, process: str) -> None:
+    pytest.importorskip("hypothesis")
+    pytester.makepyfile(
+        """
+        import pytest
+        from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+
+        # None of what looks at the time.
+        @pytest.mark.mountns
+        @settings(
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.integers(0, 2**128))
+        def test_it(number):
+            print(number)
+            assert number < 1000
+        """
+    )
+    bundle = keep(pytester, f"--mountns-process={process}")
+    drawn = re.findall(r"^\d+$", (bundle / "report.txt").read_text(), re.M)
+    shown = command("replay", str(bundle))
+    assert shown.returncode == 1
+    assert len(drawn) > 2
+    assert re.findall(r"^\d+$", shown.stdout, re.M) == drawn
+
+
+def test_the_seed_of_randomly(pytester: pytest.Pytester) -> None:
+    # As the plugin has it, which is not needed here.
+    pytester.makeconftest(
+        """
+        def pytest_addoption(parser):
+            parser.addoption("--seed", dest="randomly_seed", type=int, default=1234)
+        """
+    )
+    pytester.makepyfile(
+        """
+        def test_it(overlay_root, request):
+            assert 0, f"seed {request.config.option.randomly_seed}"
+        """
+    )
+    bundle = keep(pytester)
+    seeds = document(bundle)["seeds"]
+    assert seeds["randomly"] == 1234
+    edit(bundle, seeds={**seeds, "randomly": 77})
+    assert "seed 77" in command("replay", str(bundle)).stdout
+
+
+def test_the_spec_of_then(pytester: pytest.Pytester) -> None:
+    text = """
+        import os, pytest
+
+        @pytest.mark.mountns({})
+        def test_it():
+            assert not os.path.ismount("/srv")
+        """
+    pytester.makepyfile(
+        text.format("tmpfs=['/srv:mode=700'], size='9m', pid=True, writes=['/tmp']")
+    )
+    bundle = keep(pytester)
+    pytester.makepyfile(text.format(""))
+    shown = command("replay", str(bundle))
+    assert (shown.returncode, "1 failed" in shown.stdout) == (1, True)
+
+
+def test_options_of_the_run(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    pytester.makepyfile(
+        """
+        import os
+
+        def test_it(overlay_root, worker_id):
+            assert 0, (worker_id, "PYTEST_XDIST_WORKER" in os.environ)
+
+        def test_other(overlay_root): pass
+        """
+    )
+    bundle = keep(pytester, "-n2", "-k", "it or other", "--junit-xml=out.xml", "-rA", "--tb=line")
+    (pytester.path / "out.xml").write_text("of then")
+    shown = command("replay", str(bundle))
+    assert "('master', False)" in shown.stdout
+    assert "1 failed in" in shown.stdout
+    assert (pytester.path / "out.xml").read_text() == "of then"
+
+
+@pytest.mark.parametrize("module", [True, False])
+def test_how_python_was_started(pytester: pytest.Pytester, module: bool) -> None:
+    # In sys.path once by PYTHONPATH, and by "-m" once more.
+    times = 2 if module else 1
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_it(overlay_root):
+            assert 0, (sys.flags.dev_mode, sys.path.count(FIRST))
+        """.replace("FIRST", repr(str(pytester.path)))
+    )
+    pytester.makeini("[pytest]\naddopts = --import-mode=importlib")
+    script = Path(sys.executable).with_name("pytest")
+    how = ["-m", "pytest"] if module else [str(script)]
+    if not module and not script.exists():
+        pytest.skip("the command pytest is not installed")
+    pytester.run(sys.executable, "-X", "dev", *how, "--mountns-keep=failed")
+    (bundle,) = bundles(pytester.path / ".mountns")
+    assert f"(True, {times})" in (bundle / "report.txt").read_text()
+    assert f"(True, {times})" in command("replay", str(bundle)).stdout
+
+
+def test_what_differs(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(overlay_root): assert 0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("API_TOKEN", "hidden")
+        patch.setenv("OTHER_TOKEN", "hidden")
+        bundle = keep(pytester)
+    assert "  " not in command("replay", str(bundle), API_TOKEN="x", OTHER_TOKEN="x").stderr
+    about = document(bundle)
+    packages = {**about["packages"], "pytest": "1.2.3", "vanished": "4"}
+    edit(
+        bundle,
+        kernel="2.4",
+        system="Plan 9",
+        python={**about["python"], "version": "1.5"},
+        packages=packages,
+    )
+    lines = command("replay", str(bundle), API_TOKEN="x").stderr.splitlines()[1:]
+    now = about["python"]["version"]
+    assert lines == [
+        f"  system: Plan 9 then, {about['system']} now",
+        f"  kernel: 2.4 then, {about['kernel']} now",
+        f"  Python version: 1.5 then, {now} now",
+        f"  package pytest: 1.2.3 then, {pytest.__version__} now",
+        "  package vanished: 4 then, none now",
+        "  not in the bundle, and not set here: OTHER_TOKEN",
+    ]
+
+
+def test_secrets_of_now(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        'import os\ndef test_it(overlay_root): assert os.environ.get("API_TOKEN") == "right"'
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("API_TOKEN", "wrong")
+        bundle = keep(pytester)
+    assert command("replay", str(bundle), API_TOKEN="right").returncode == 0
+
+
+@pytest.mark.layered
+def test_from_the_end(pytester: pytest.Pytester, process: str) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest, shutil
+
+        HERE = os.path.dirname(__file__)
+
+        @pytest.mark.mountns(pid=PID)
+        def test_it(overlay_root):
+            with open(HERE + "/log", "a") as file:
+                file.write("x")
+            if os.path.exists(HERE + "/gone"):
+                os.remove(HERE + "/gone")
+                # An ordinary user's overlay renames no directory.
+                shutil.move(HERE + "/old", HERE + "/new")
+                os.makedirs(HERE + "/tree/deep")
+            found = open(HERE + "/log").read(), sorted(os.listdir(HERE + "/new"))
+            kinds = overlay_root.changes(HERE + "/log").as_dict().values()
+            assert 0, (*found, *kinds, os.path.exists(HERE + "/old"))
+        """.replace("PID", str(process == "fork"))
+    )
+    (pytester.path / "gone").write_text("")
+    (pytester.path / "old").mkdir()
+    (pytester.path / "old/file").write_text("")
+    bundle = keep(pytester, f"--mountns-process={process}")
+    assert "('x', ['file'], 'added', False)" in (bundle / "report.txt").read_text()
+    assert "('x', ['file'], 'added', False)" in command("replay", str(bundle)).stdout
+    shown = command("replay", "--from-end", str(bundle))
+    assert shown.returncode == 1
+    # What it changes is against what it has begun on.
+    assert "('xx', ['file'], 'modified', False)" in shown.stdout
+    assert "FileNotFoundError" not in shown.stdout
+    assert sorted(os.listdir(pytester.path / "old")) == ["file"]
+
+
+def test_in_another_root(pytester: pytest.Pytester) -> None:
+    path = pytester.makepyfile(
+        """
+        import os
+
+        def test_it(overlay_root):
+            assert not os.path.exists("/bin/sh")
+        """
+    )
+    bundle = keep(pytester)
+    shown = command("replay", "--root=minimal", str(bundle))
+    assert (shown.returncode, "1 passed" in shown.stdout) == (0, True)
+    assert command("replay", str(bundle)).returncode == 1
+    missing = command("replay", "--root=nowhere", str(bundle), cwd=path.parent)
+    assert missing.returncode != 0
+    assert f"{path.parent}/nowhere" in missing.stdout
+
+
+def test_no_layer_to_begin_on(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(overlay_root): assert 0")
+    bundle = keep(pytester)
+    edit(bundle, layers=[], notes=["it was too big"])
+    shown = command("replay", "--from-end", str(bundle))
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert "it has none: it was too big" in shown.stderr
+
+
+def test_a_directory_that_is_gone(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(overlay_root): assert 0")
+    bundle = keep(pytester)
+    edit(bundle, cwd="/nowhere/at/all")
+    shown = command("replay", str(bundle))
+    assert shown.returncode == 1
+    assert "/nowhere/at/all is not there" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_a_machine_that_cannot_isolate(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(overlay_root): assert 0")
+    bundle = keep(pytester)
+    pytester.makeconftest(
+        """
+        from pytest_mountns.engine.planning import planner
+        from pytest_mountns.engine.probe.features import Findings
+
+        planner.probe = lambda places: Findings((), None)
+        """
+    )
+    shown = command("replay", str(bundle))
+    # Not skipped, as it might be in a run of the suite.
+    assert (shown.returncode, "cannot isolate tests" in shown.stdout) == (1, True)

@@ -1,0 +1,347 @@
+"""What a plain run reports, a run with ``--mountns`` reports: every kind of outcome."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.terminals import without_tally
+
+pytestmark = pytest.mark.sandboxes
+
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+SUITE = (Path(__file__).parents[1] / "suites" / "outcomes.py").read_text()
+UNITTEST = (Path(__file__).parents[1] / "suites" / "unittests.py").read_text()
+SUBTESTS = (Path(__file__).parents[1] / "suites" / "subtests_fixture.py").read_text()
+
+Record = Callable[..., dict[str, Any]]
+
+
+def same(plain: dict[str, Any], isolated: dict[str, Any]) -> None:
+    """Compare two runs event by event, but for addresses and process-wide counters."""
+    assert isolated["status"] == plain["status"]
+    assert [_normal(e) for e in isolated["events"]] == [_normal(e) for e in plain["events"]]
+
+
+def _normal(event: object) -> str:
+    text = re.sub(r"0x[0-9a-f]+", "0x", str(event))
+    text = re.sub(r"Thread-\d+", "Thread-N", text)
+    return re.sub(r"/[\w./-]{0,200}/test_tmp_path_dir\d", "tmp", text)
+
+
+def test_every_outcome(pytester: pytest.Pytester, record: Record) -> None:
+    """Events one by one; junit XML and the summary to the letter."""
+    pytester.makepyfile(SUITE)
+    runs = []
+    for option in ("-pno:mountns", "--mountns"):
+        run = record(option, "-rA", "--junitxml=out.xml")
+        xml = (pytester.path / "out.xml").read_text()
+        run["xml"] = _normal(re.sub(r'(time|timestamp|hostname)="[^"]*"', "", xml))
+        summary = run["out"][run["out"].index("short test summary info") :]
+        run["summary"] = _normal(re.sub(r"in [\d.]+s", "", summary))
+        runs.append(run)
+    plain, isolated = runs
+    same(plain, isolated)
+    assert isolated["xml"] == plain["xml"]
+    assert isolated["summary"] == plain["summary"]
+
+
+def test_unittest(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(UNITTEST)
+    same(record("-p", "no:mountns"), record("--mountns"))
+
+
+def test_subtests_of_unittest(pytester: pytest.Pytester, record: Record) -> None:
+    """But for sections: plain pytest 9 captures its own progress marks as output of the test."""
+    pytester.makepyfile(
+        """
+        import unittest
+
+        class TestSub(unittest.TestCase):
+            def test_sub(self):
+                for number in range(3):
+                    with self.subTest(number=number):
+                        self.assertNotEqual(number, 1)
+        """
+    )
+    runs = []
+    for option in ("-pno:mountns", "--mountns"):
+        run = record(option)
+        runs.append([e[:7] + e[8:] if e[0] == "report" else e for e in run["events"]])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
+def test_subtests(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(SUBTESTS)
+    same(record("-p", "no:mountns"), record("--mountns"))
+
+
+def test_doctests(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        'def f():\n    """\n    >>> f()\n    1\n    >>> 2\n    3\n    """\n    return 1'
+    )
+    pytester.maketxtfile(">>> 1 + 1\n2\n")
+    options = ("--doctest-modules", "--doctest-glob=*.txt")
+    same(record("-p", "no:mountns", *options), record("--mountns", *options))
+
+
+def test_items_that_are_not_python(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makeconftest(
+        """
+        import os, pytest
+
+        class Item(pytest.Item):
+            def setup(self):
+                self.ready = True
+
+            def runtest(self):
+                assert self.ready
+                if self.name == "bad":
+                    raise ValueError("bad")
+                open("/tmp/written-by-an-item", "w").close()
+                os.remove("/tmp/written-by-an-item")
+
+            def repr_failure(self, excinfo):
+                return f"own words: {excinfo.value}"
+
+            def reportinfo(self):
+                return self.path, 0, self.name
+
+        class File(pytest.File):
+            def collect(self):
+                for name in self.path.read_text().split():
+                    yield Item.from_parent(self, name=name)
+
+        def pytest_collect_file(parent, file_path):
+            if file_path.suffix == ".list":
+                return File.from_parent(parent, path=file_path)
+        """
+    )
+    pytester.makefile(".list", tests="good bad")
+    same(record("-p", "no:mountns"), record("--mountns"))
+
+
+def test_an_item_that_shows_its_whole_traceback(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+
+        class Item(pytest.Item):
+            def setup(self):
+                raise ValueError("broken")
+
+            def runtest(self):
+                pass
+
+        class File(pytest.File):
+            def collect(self):
+                yield Item.from_parent(self, name="one")
+
+        def pytest_collect_file(parent, file_path):
+            if file_path.suffix == ".list":
+                return File.from_parent(parent, path=file_path)
+        """
+    )
+    pytester.makefile(".list", tests="")
+    texts = [
+        [event[6].count("\n") for event in record(option)["events"] if event[0] == "report"]
+        for option in ("-pno:mountns", "--mountns")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_what_a_test_has_replaced_is_not_used(pytester: pytest.Pytester, record: Record) -> None:
+    """Reports leave the test process before its fixtures have put things back."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from unittest import mock
+
+        NAMES = ["os.getpid", "os.write", "os.close", "os._exit", "os.kill", "time.monotonic",
+                 "pickle.dumps", "pickle.loads", "pickle.Pickler", "struct.pack", "socket.socket",
+                 "signal.signal", "sys.exit"]
+
+        @pytest.fixture
+        def replaced(request):
+            with mock.patch(request.param):
+                yield
+
+        @pytest.mark.parametrize("replaced", NAMES, indirect=True)
+        def test_replaces(replaced, capfd):
+            assert False
+        """
+    )
+    options = ("-pno:cacheprovider", "--tb=line")
+    same(record("-pno:mountns", *options), record("--mountns", *options))
+
+
+@pytest.mark.parametrize("options", [("-x",), ("--capture=sys",), ("-s",)])
+def test_with_options(pytester: pytest.Pytester, record: Record, options: tuple[str, ...]) -> None:
+    pytester.makepyfile(SUITE)
+    same(record("-p", "no:mountns", *options), record("--mountns", *options))
+
+
+def test_warnings_turned_to_errors(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import warnings
+
+        def test_one(): warnings.warn("x")
+        def test_two(tmp_path): pass
+        """
+    )
+    same(record("-p", "no:mountns", "-Werror"), record("--mountns", "-Werror"))
+
+
+def test_threads_of_the_parent_raise_no_warning(pytester: pytest.Pytester, record: Record) -> None:
+    """Python 3.12 and later warn of a fork with threads alive; ours is a safe one."""
+    pytester.makepyfile(
+        """
+        import threading, pytest
+
+        @pytest.fixture(scope="session")
+        def server():
+            stop = threading.Event()
+            thread = threading.Thread(target=stop.wait)
+            thread.start()
+            yield
+            stop.set()
+            thread.join()
+
+        def test_one(server): pass
+        def test_two(server): pass
+        """
+    )
+    same(record("-p", "no:mountns", "-Werror"), record("--mountns", "-Werror"))
+
+
+def test_durations_include_what_the_child_did(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile("import time\ndef test_slow(): time.sleep(0.3)")
+    out = record("--mountns", "--durations=0")["out"]
+    assert float(re.search(r"([\d.]+)s call", out)[1]) >= 0.3  # type: ignore[index]
+
+
+def test_random_numbers_are_as_seeded(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makeconftest(
+        """
+        import random, pytest
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtest_setup():
+            random.seed(5)
+        """
+    )
+    pytester.makepyfile(
+        "import random\ndef test_it(): assert random.random() == random.Random(5).random()"
+    )
+    assert record("--mountns")["status"] == 0
+
+
+def test_the_environment_of_the_next_test(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os
+        def test_one(): assert os.environ["PYTEST_CURRENT_TEST"].endswith("test_one (call)")
+        def test_two(): assert os.environ["PYTEST_CURRENT_TEST"].endswith("test_two (call)")
+        """
+    )
+    assert record("--mountns")["status"] == 0
+
+
+def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> None:
+    """Where only pytest's own frames are in the way, they are shown as plainly."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def no_yield():
+            if False: yield
+
+        @pytest.fixture
+        def two_yields():
+            yield 1
+            yield 2
+
+        @pytest.fixture
+        def narrow(): pass
+
+        @pytest.fixture(scope="module")
+        def mismatch(narrow): pass
+
+        def test_no_yield(no_yield): pass
+        def test_two_yields(two_yields): pass
+        def test_mismatch(mismatch): pass
+        def test_missing(no_such_fixture): pass
+        def test_by_name(request): request.getfixturevalue("no_such_fixture")
+        def test_dynamic_mismatch(request): request.getfixturevalue("mismatch")
+        """
+    )
+    for options in ((), ("--full-trace",)):
+        plain, isolated = record(*options), record("--mountns", *options)
+        if not options:
+            same(plain, isolated)
+        else:
+            # The frames on the way are others; the errors are not.
+            assert [e[:6] for e in plain["events"]] == [e[:6] for e in isolated["events"]]
+
+
+def _printed(result: pytest.RunResult) -> list[str]:
+    printed = without_tally(f"{result.stdout}\n").splitlines()
+    lines = [re.sub(r"in [\d.]+s =*|=", "", line) for line in printed]
+    return lines[next(n for n, line in enumerate(lines) if line.startswith("collected")) :]
+
+
+@pytest.mark.parametrize("frames", ["", "5"], ids=["untraced", "traced"])
+def test_warning_with_a_source(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, frames: str
+) -> None:
+    """pytest says where the unclosed file was opened, or how to learn that."""
+    monkeypatch.delenv("PYTHONTRACEMALLOC", raising=False)
+    # Tracing is slow, and most of it would be that of other plugins' imports.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    if frames:
+        monkeypatch.setenv("PYTHONTRACEMALLOC", frames)
+    pytester.makepyfile(
+        """
+        def leave_open():
+            file = open("/dev/null")
+
+        def test():
+            leave_open()
+        """
+    )
+    plain, isolated = (
+        _printed(pytester.run(sys.executable, "-Xdev", "-m", "pytest", "-Wdefault", *options))
+        for options in ((), ("-ppytest_mountns.plugin", "--mountns"))
+    )
+    sign = "Object allocated at" if frames else "Enable tracemalloc"
+    assert any(sign in line for line in plain)
+    assert isolated == plain
+
+
+def test_low_descriptors_are_left_to_the_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import os
+
+        def test():
+            print("open:", sum(int(name) < 100 for name in os.listdir("/proc/self/fd")))
+        """
+    )
+    plain, isolated = (
+        _printed(pytester.runpytest_subprocess(option, "-s"))
+        for option in ("-pno:mountns", "--mountns")
+    )
+    assert isolated == plain
