@@ -16,7 +16,7 @@ Record = Callable[..., dict[str, Any]]
 @pytest.mark.parametrize(
     ("mark", "words"),
     [
-        ("sise='64m'", ["'sise' is not known", "size"]),
+        ("sise='64m'", ["unknown key 'sise'", "size"]),
         ("scope='wide'", ["function", "session"]),
         ("process='thread'", ["fork"]),
         ("size='many'", ["is no size", "64m"]),
@@ -196,4 +196,4 @@ def test_bad_marks_reach_an_xdist_user(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import pytest\n@pytest.mark.mountns(sise=1)\ndef test_marked(): pass")
     result = pytester.runpytest_subprocess("-pxdist", "-n1")
     assert result.ret != 0
-    assert "'sise' is not known" in result.stderr.str() + result.stdout.str()
+    assert "unknown key 'sise'" in result.stderr.str() + result.stdout.str()

@@ -1,7 +1,11 @@
-"""The keys of the marker, which are those of a profile: what may stand there, and what it means.
+"""The keys of the marker and of profiles: which values they may have, and what these mean.
 
-Each reader takes a value as it was written and the directory that relative paths begin at. It
-raises :class:`SpecError`, :class:`TypeError` or :class:`ValueError`.
+There is a function for each key. It takes the value as the user has written it and the directory
+at which relative paths start, and returns the value of the field of :class:`SandboxSpec` that has
+the same name. It raises one of :data:`INVALID` if the value is not valid.
+
+To add a key, add a field to :class:`SandboxSpec`, a function to :data:`READERS`, and the key to
+:data:`.options.MARKERS`.
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ from ..engine.plan.spec import SpecError, Tmpfs, Volume, parse_size
 
 Reader: TypeAlias = Callable[[object, Path], object]
 
-#: What a reader raises.
-WRONG: Final = (SpecError, TypeError, ValueError)
+#: What the function of a key raises if the value is not valid.
+INVALID: Final = (SpecError, TypeError, ValueError)
 
 
 def _process(value: object, base: Path) -> object:
@@ -56,10 +60,10 @@ def _layers(value: object, base: Path) -> tuple[str, ...]:
 
 def _path(value: object, base: Path) -> str:
     if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"a path is wanted, not {type(value).__name__}")
+        raise TypeError(f"must be a path, not {type(value).__name__}")
     path = os.fspath(value)
     if not isinstance(path, str) or not path or "\0" in path:
-        raise ValueError(f"{path!r} is no path")
+        raise ValueError(f"{path!r} is not a path")
     return os.path.normpath(base / os.path.expanduser(path))
 
 
@@ -71,13 +75,13 @@ def _tmpfs(value: object, base: Path) -> tuple[Tmpfs, ...]:
 
 def _list(value: object) -> Iterable[object]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"a list is wanted, not {type(value).__name__}")
+        raise TypeError(f"must be a list, not {type(value).__name__}")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"a string is wanted, not {type(value).__name__}")
+        raise TypeError(f"must be a string, not {type(value).__name__}")
     return value
 
 
@@ -85,7 +89,7 @@ def _writes(value: object, base: Path) -> tuple[str, ...] | None:
     if value is None:
         return None
     globs = tuple(_text(part) for part in _list(value))
-    # Not for every session.
+    # Imported here, because most sessions do not need it.
     from ..engine.changes.changes import compile_globs
 
     compile_globs(globs)
@@ -96,13 +100,15 @@ def _size(value: object, base: Path) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError(f'bytes or "64m" are wanted, not {type(value).__name__}')
+        raise TypeError(
+            f'must be a number of bytes or a string like "64m", not {type(value).__name__}'
+        )
     return parse_size(value)
 
 
 def _count(value: object, base: Path) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise TypeError("a whole number above 0 is wanted")
+        raise TypeError("must be a whole number above 0")
     return value
 
 
@@ -116,11 +122,11 @@ def _hostname(value: object, base: Path) -> str | None:
 
 def _user(value: object, base: Path) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError(f'"keep", "root", a name or a uid is wanted, not {type(value).__name__}')
+        raise TypeError(f'must be "keep", "root", a user name or a uid, not {type(value).__name__}')
     if isinstance(value, int) and not 0 <= value < 1 << 32:
-        raise ValueError("a uid is a number from 0 to 4294967295")
+        raise ValueError("a uid must be a number from 0 to 4294967295")
     if value == "":
-        raise ValueError('"keep", "root", a name or a uid is wanted')
+        raise ValueError('must be "keep", "root", a user name or a uid')
     return "root" if value == 0 else value
 
 
@@ -130,10 +136,11 @@ def _devices(value: object, base: Path) -> tuple[str, ...]:
 
 def _flag(value: object, base: Path) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"True or False is wanted, not {type(value).__name__}")
+        raise TypeError(f"must be True or False, not {type(value).__name__}")
     return value
 
 
+#: The keys, in the order in which messages list them.
 READERS: Final[Mapping[str, Reader]] = {
     "process": _process,
     "scope": _scope,
@@ -155,27 +162,28 @@ READERS: Final[Mapping[str, Reader]] = {
 
 
 def read(name: str, value: object, base: Path) -> object:
-    """The value of a key, as a :class:`SandboxSpec` wants it.
+    """The value of a key, as :class:`SandboxSpec` takes it.
 
-    Raises :class:`ValueError` with a message that says the key, and what is valid.
+    Relative paths start at ``base``. Raises :class:`ValueError` if there is no such key, or if the
+    value is not valid for it; the message names the key and what is valid.
     """
     reader = READERS.get(name)
     if reader is None:
-        raise ValueError(f"{name!r} is not known; valid keys: {', '.join(READERS)}")
+        raise ValueError(f"unknown key {name!r}; valid keys: {', '.join(READERS)}")
     try:
         return reader(value, base)
-    except WRONG as error:
+    except INVALID as error:
         raise ValueError(f"{name}={value!r}: {str(error).removeprefix('mountns: ')}") from None
 
 
 def override(volumes: tuple[Volume, ...], nearer: tuple[Volume, ...]) -> tuple[Volume, ...]:
-    """Both, but for one place the nearer one."""
+    """Add volumes together. Of two that have the same target, the one of ``nearer`` counts."""
     targets = {volume.target for volume in nearer}
     return (*(volume for volume in volumes if volume.target not in targets), *nearer)
 
 
 def merge(keys: Mapping[str, object], nearer: Mapping[str, object]) -> dict[str, object]:
-    """The nearer ones win, but volumes are added together."""
+    """Add keys together. The value of ``nearer`` counts, except that volumes are added."""
     merged = {**keys, **nearer}
     if "volumes" in keys and "volumes" in nearer:
         merged["volumes"] = override(_as_volumes(keys["volumes"]), _as_volumes(nearer["volumes"]))
