@@ -109,10 +109,15 @@ class Hooks:
         # From an xdist worker no such message reaches the user; there the test fails with it.
         if hasattr(config, "workerinput"):
             return
+        errors = []
         for item in items:
             gate = self._wanted(item)
             if gate is not None:
-                gate.spec(item)
+                try:
+                    gate.spec(item)
+                except pytest.UsageError as error:
+                    errors.append((item, error))
+        settings.raise_together(errors)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(

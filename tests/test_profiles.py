@@ -122,6 +122,14 @@ def test_workers_know_them(pytester: pytest.Pytester) -> None:
         ("[tool.mountns]\nkeep = 3", "[tool.mountns]: keep=3: must be a string"),
         ('[tool.mountns]\nkeep = "some"', "'some' is not valid; choose from: failed, all, none"),
         ("[tool.mountns]\nprofiles = 3", "[tool.mountns.profiles] must have a table"),
+        (
+            "[tool.mountns]\nkeep = 3\nsise = 1\n[tool.mountns.profiles.x]\nnett = 1\npid = 1",
+            "pyproject.toml: [tool.mountns.profiles.x]: pid=1: must be True or False, not int",
+        ),
+        (
+            "[tool.mountns]\nkeep = 3\nsise = 1\n[tool.mountns.profiles.x]\nnett = 1\npid = 1",
+            "pyproject.toml: [tool.mountns]: unknown key 'sise'; valid keys: process, scope,",
+        ),
         ("[tool.mountns\n", "pyproject.toml: "),
         ('[tool.mountns]\nprofile = "none"', "there is no [tool.mountns.profiles.none]"),
     ],
@@ -142,8 +150,8 @@ def test_what_is_wrong_is_said(pytester: pytest.Pytester, table: str, message: s
     ("mark", "message"),
     [
         ("'none'", "there is no [tool.mountns.profiles.none]; profiles there: small, inline"),
-        ("3", "the name of a profile is wanted, not 3"),
-        ("'small', 'inline'", "one profile is wanted, not 2"),
+        ("3", "the profile must be given by its name, not as 3"),
+        ("'small', 'inline'", "takes at most one profile, not 2"),
     ],
 )
 def test_marks_with_a_wrong_profile(pytester: pytest.Pytester, mark: str, message: str) -> None:

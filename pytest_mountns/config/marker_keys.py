@@ -11,9 +11,9 @@ To add a key, add a field to :class:`SandboxSpec`, a function to :data:`READERS`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, final
 
 from ..engine.plan.spec import SpecError, Tmpfs, Volume, parse_size
 
@@ -161,19 +161,49 @@ READERS: Final[Mapping[str, Reader]] = {
 }
 
 
-def read(name: str, value: object, base: Path) -> object:
-    """The value of a key, as :class:`SandboxSpec` takes it.
+@final
+class InvalidKeys(ValueError):
+    """Some keys are unknown, or have values that are not valid for them."""
 
-    Relative paths start at ``base``. Raises :class:`ValueError` if there is no such key, or if the
-    value is not valid for it; the message names the key and what is valid.
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        #: One text for each problem. It names the keys that it is about and what is valid.
+        self.problems = tuple(problems)
+
+
+def read(name: str, value: object, base: Path) -> object:
+    """The value of one key, as :class:`SandboxSpec` takes it; see :func:`read_all`."""
+    return read_all({name: value}, base)[name]
+
+
+def read_all(
+    keys: Mapping[str, object], base: Path, *, also_valid: Iterable[str] = ()
+) -> dict[str, object]:
+    """The values of keys, as :class:`SandboxSpec` takes them.
+
+    Relative paths start at ``base``. ``also_valid`` are keys that the caller reads itself; they
+    are mentioned in messages. Raises :class:`InvalidKeys`, which names every key that is unknown
+    or has a value that is not valid.
     """
-    reader = READERS.get(name)
-    if reader is None:
-        raise ValueError(f"unknown key {name!r}; valid keys: {', '.join(READERS)}")
-    try:
-        return reader(value, base)
-    except INVALID as error:
-        raise ValueError(f"{name}={value!r}: {str(error).removeprefix('mountns: ')}") from None
+    found: dict[str, object] = {}
+    unknown: list[str] = []
+    problems: list[str] = []
+    for name, value in keys.items():
+        reader = READERS.get(name)
+        if reader is None:
+            unknown.append(repr(name))
+            continue
+        try:
+            found[name] = reader(value, base)
+        except INVALID as error:
+            problems.append(f"{name}={value!r}: {str(error).removeprefix('mountns: ')}")
+    if unknown:
+        word = "key" if len(unknown) == 1 else "keys"
+        valid = ", ".join([*READERS, *also_valid])
+        problems.insert(0, f"unknown {word} {', '.join(unknown)}; valid keys: {valid}")
+    if problems:
+        raise InvalidKeys(problems)
+    return found
 
 
 def override(volumes: tuple[Volume, ...], nearer: tuple[Volume, ...]) -> tuple[Volume, ...]:

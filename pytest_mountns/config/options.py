@@ -7,9 +7,9 @@ Everything that the user can get wrong is checked here, or by what this module c
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, cast
 
 import pytest
 
@@ -31,6 +31,8 @@ MARKERS: Final = (
 
 profiles_key: Final = pytest.StashKey[profiles.Profiles]()
 _PROCESSES: Final = ("fork", "inline")
+#: How many tests a message lists.
+_MOST_LISTED: Final = 20
 #: The names of all ini options that :func:`add_options` adds.
 INI: Final = (
     *("mountns", "mountns_process", "mountns_profile", "mountns_layer_limits", "mountns_volumes"),
@@ -307,32 +309,36 @@ def _valid(name: str, value: str, valid: tuple[str, ...]) -> str:
 
 
 def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
-    """What marks and fixtures of ``item``, over the session's keys, add up to.
+    """The spec of ``item``: what its marks, its fixtures and the keys of the session add up to.
 
-    The nearest mark wins, key by key; so does the nearest one that names a profile. Volumes of
-    the session are added to a mark's own. Raises :class:`pytest.UsageError` naming the test.
+    Of several marks the nearest one that has a key counts, and for the profile the nearest one
+    that names a profile. Volumes of the session are added to those of marks. Raises
+    :class:`pytest.UsageError` if its marks are not valid; the message names the test.
     """
     marked: dict[str, object] = {}
     profile: object = None
+    problems: list[str] = []
     for mark in item.iter_markers("mountns"):
         if mark.args and profile is None:
             profile = mark.args[0]
         if len(mark.args) > 1:
-            _refuse(item, f"one profile is wanted, not {len(mark.args)}: {mark.args!r}")
+            problems.append(f"takes at most one profile, not {len(mark.args)}: {mark.args!r}")
         for key, value in mark.kwargs.items():
             marked.setdefault(key, value)
     if profile is not None:
         if not isinstance(profile, str) or not profile:
-            _refuse(item, f"the name of a profile is wanted, not {profile!r}")
-        try:
-            session = session_keys(item.config, profile)
-        except pytest.UsageError as error:
-            _refuse(item, str(error))
+            problems.append(f"the profile must be given by its name, not as {profile!r}")
+        else:
+            try:
+                session = session_keys(item.config, profile)
+            except pytest.UsageError as error:
+                problems.append(str(error))
     try:
-        base = item.config.rootpath
-        own = {key: marker_keys.read(key, value, base) for key, value in marked.items()}
-    except ValueError as error:
-        _refuse(item, str(error))
+        own = marker_keys.read_all(marked, item.config.rootpath)
+    except marker_keys.InvalidKeys as error:
+        problems.extend(error.problems)
+    if problems:
+        raise _mark_error(item, problems)
     wanted = marker_keys.merge(session, own)
     if "isolated_proc" in getattr(item, "fixturenames", ()):
         wanted["pid"] = True
@@ -341,16 +347,53 @@ def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
     try:
         spec = SandboxSpec(**cast("dict[str, Any]", wanted))
     except SpecError as error:
-        _refuse(item, str(error))
+        raise _mark_error(item, [str(error)]) from None
     other: object = item.ihook.pytest_mountns_spec(item=item, spec=spec)
     if other is not None and not isinstance(other, SandboxSpec):
         raise pytest.UsageError(
-            f"{item.nodeid}: pytest_mountns_spec returned {other!r}, which is no SandboxSpec"
+            f"{item.nodeid}: pytest_mountns_spec returned {other!r}, which is not a SandboxSpec"
         )
     return other or spec
 
 
-def _refuse(item: pytest.Item, problem: str) -> NoReturn:
-    raise pytest.UsageError(
-        f"{item.nodeid}: @pytest.mark.mountns: {problem.removeprefix('mountns: ')}"
-    )
+def _mark_error(item: pytest.Item, problems: list[str]) -> pytest.UsageError:
+    problems = [problem.removeprefix("mountns: ") for problem in problems]
+    start = f"{item.nodeid}: @pytest.mark.mountns:"
+    if len(problems) == 1:
+        return pytest.UsageError(f"{start} {problems[0]}")
+    return pytest.UsageError(_indented([start, *problems]))
+
+
+def raise_together(errors: Sequence[tuple[pytest.Item, pytest.UsageError]]) -> None:
+    """Raise one :class:`pytest.UsageError` that says what :func:`item_spec` has raised for items.
+
+    Returns if there are no ``errors``. Many tests can have the same problem, as all tests of a
+    module with a wrong mark. So the first test of each problem is listed before the others: these
+    then do not crowd out another problem.
+    """
+    if not errors:
+        return
+    if len(errors) == 1:
+        raise errors[0][1]
+    #: For each problem the test that is the first to have it.
+    first: dict[str, str] = {}
+    lines: list[str] = []
+    repeated: list[str] = []
+    for item, error in errors:
+        problem = str(error).removeprefix(item.nodeid)
+        if problem in first:
+            repeated.append(f"{item.nodeid}: the same problem as {first[problem]}")
+        else:
+            first[problem] = item.nodeid
+            lines.append(str(error))
+    lines += repeated
+    more = len(lines) - _MOST_LISTED
+    if more > 0:
+        lines[_MOST_LISTED:] = [f"and {more} more"]
+    title = f"{len(errors)} tests have marks that are not valid:"
+    raise pytest.UsageError(_indented([title, *lines]))
+
+
+def _indented(lines: Sequence[str]) -> str:
+    """The first of ``lines``, and the others indented below it."""
+    return "\n".join(lines).replace("\n", "\n  ")

@@ -26,7 +26,7 @@ _TYPE_NAMES: Final = {bool: "true or false", str: "a string"}
 
 @final
 class ProfileError(Exception):
-    """Something in the file is not valid. The message names the file, the profile and the key."""
+    """The file is not valid. The message names the file, and each profile and key that is wrong."""
 
 
 @final
@@ -82,47 +82,43 @@ def read(file: Path, base: Path) -> Profiles:
     table = _parse(file, content).get("tool", {}).get("mountns", {})
     if not isinstance(table, dict):
         raise ProfileError(f"{file}: [tool.mountns] must be a table")
-    defaults: dict[str, object] = {}
-    settings: dict[str, object] = {}
-    for key, value in table.items():
-        if key == "profiles":
-            continue
-        kind = _SETTINGS.get(key)
-        if kind is None:
-            defaults[key] = _value(file, "tool.mountns", key, value, base, [*_SETTINGS, "profiles"])
-        elif isinstance(value, kind):
-            settings[key] = value
-        else:
-            raise ProfileError(
-                f"{file}: [tool.mountns]: {key}={value!r}: must be {_TYPE_NAMES[kind]}"
-            )
     tables = table.get("profiles", {})
     if not isinstance(tables, dict) or not all(isinstance(one, dict) for one in tables.values()):
         raise ProfileError(f"{file}: [tool.mountns.profiles] must have a table for each profile")
-    profiles = {name: _profile(file, name, one, base) for name, one in tables.items()}
+    problems: list[str] = []
+    written = {key: value for key, value in table.items() if key != "profiles"}
+    defaults = _keys(written, "tool.mountns", base, {**_SETTINGS, "profiles": dict}, problems)
+    settings = {key: value for key, value in written.items() if key in _SETTINGS}
+    profiles = {
+        name: _keys(one, f"tool.mountns.profiles.{name}", base, {"description": str}, problems)
+        for name, one in tables.items()
+    }
+    if problems:
+        raise ProfileError("\n".join(f"{file}: {problem}" for problem in problems))
     return Profiles(file, defaults, settings, tables, profiles)
 
 
-def _profile(file: Path, name: str, table: Mapping[str, object], base: Path) -> dict[str, object]:
-    place = f"tool.mountns.profiles.{name}"
-    found = {}
-    for key, value in table.items():
-        if key == "description":
-            if not isinstance(value, str):
-                raise ProfileError(f"{file}: [{place}]: {key}={value!r}: must be a string")
-            continue
-        found[key] = _value(file, place, key, value, base, ["description"])
-    return found
+def _keys(
+    table: Mapping[str, object],
+    place: str,
+    base: Path,
+    others: Mapping[str, type],
+    problems: list[str],
+) -> dict[str, object]:
+    """The marker keys of a table, as a spec takes them.
 
-
-def _value(
-    file: Path, place: str, key: str, value: object, base: Path, besides: list[str]
-) -> object:
+    ``others`` are the keys that it may have besides, and the types of their values. What is not
+    valid is added to ``problems``.
+    """
+    for key, kind in others.items():
+        if key in table and not isinstance(table[key], kind):
+            problems.append(f"[{place}]: {key}={table[key]!r}: must be {_TYPE_NAMES[kind]}")
+    marked = {key: value for key, value in table.items() if key not in others}
     try:
-        return marker_keys.read(key, value, base)
-    except ValueError as error:
-        more = f", {', '.join(besides)}" if key not in marker_keys.READERS else ""
-        raise ProfileError(f"{file}: [{place}]: {error}{more}") from None
+        return marker_keys.read_all(marked, base, also_valid=others)
+    except marker_keys.InvalidKeys as error:
+        problems.extend(f"[{place}]: {problem}" for problem in error.problems)
+        return {}
 
 
 def _parse(file: Path, content: bytes) -> dict[str, Any]:
