@@ -119,10 +119,15 @@ class Hooks:
         # From an xdist worker no such message reaches the user; there the test fails with it.
         if hasattr(config, "workerinput"):
             return
+        errors = []
         for item in items:
             active = self._activated_for(item)
             if active is not None:
-                active.session.selection.spec(item)
+                try:
+                    active.session.selection.spec(item)
+                except pytest.UsageError as error:
+                    errors.append((item, error))
+        options.raise_together(errors)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(

@@ -654,10 +654,10 @@ def test_what_is_not_there(pytester: pytest.Pytester, record: Callable[..., Reco
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("root=3", "a path is wanted, not int"),
-        ("root=''", "'' is no path"),
-        ("layers='one'", "a list is wanted, not str"),
-        ("layers=[None]", "a path is wanted, not NoneType"),
+        ("root=3", "must be a path, not int"),
+        ("root=''", "'' is not a path"),
+        ("layers='one'", "must be a list, not str"),
+        ("layers=[None]", "must be a path, not NoneType"),
     ],
 )
 def test_values_that_make_no_sense(

@@ -361,8 +361,8 @@ def test_fails_otherwise():
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            ('"/etc"', "a list is wanted, not str"),
-            ("[1]", "a string is wanted, not int"),
+            ('"/etc"', "must be a list, not str"),
+            ("[1]", "must be a string, not int"),
             ('["etc"]', "paths are absolute"),
             ('["/[z-a]"]', "ends before it begins"),
         ],
