@@ -41,7 +41,7 @@ def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sa
 
 
 def _unmapped(path: str) -> str:
-    """Which owner or group keeps ``path`` from being copied up."""
+    """Says which owner or group keeps ``path`` from being copied up."""
     overflow = 65534
     place = os.path.abspath(path) if path else "/"
     found = []

@@ -1,8 +1,8 @@
-"""``--mountns-keep``: bundles of tests, written by the process that has forked them.
+"""``--mountns-keep``: saves bundles of tests, in the pytest process.
 
-What a test has written is saved when it fails, while it stands still, or after its process died;
-the bundle is put together when its last report is there. With pytest-xdist a worker writes it, and
-says so to the process that shows the summary with the report of the teardown.
+What a test has written is saved when it fails, while it waits, or when its process has died. The
+bundle is put together when the last report of the test is made. With pytest-xdist a worker writes
+the bundle; the report of the teardown tells the process that writes the summary.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ _SHOWN: Final = 3
 
 @dataclass
 class _Test:
-    """The test that is on its way. ``reports``: of its last attempt."""
+    """The test that is running."""
 
     nodeid: str
     spec: SandboxSpec
     plan: Plan
     seeds: Seeds
+    #: What its last attempt has written, if that is saved.
     saved: Saved | None = None
+    #: The reports of its last attempt.
     reports: list[pytest.TestReport] = field(default_factory=list)
 
     def forget(self) -> None:
-        """What was saved of an attempt that is repeated, or of a test that has passed."""
+        """Drop what was saved, since the test has passed or is tried once more."""
         if self.saved is not None:
             self.saved.close()
             self.saved = None
@@ -64,7 +66,7 @@ class Keeper(Observer):
         self._when = options.keep_policy(config)
         self._bundles = Bundles(str(options.repro_directory(config)))
         self._worker: dict[str, Any] | None = getattr(config, "workerinput", None)
-        # Before a test or a fixture changes it.
+        # Saved now, before a test or a fixture changes it.
         self._environment = bundle.environment(os.environ)
         self._run = str((self._worker or {}).get("testrunuid", f"{os.getpid()}-{time.time_ns()}"))
         self._test: _Test | None = None
@@ -118,16 +120,17 @@ class Keeper(Observer):
         try:
             with written.layers() as layers:
                 return save(layers, self._bundles.directory, self._choose)
-        except Exception as error:  # noqa: BLE001 - without a fork: of what the test has replaced
+        except Exception as error:  # noqa: BLE001 - an inline test may have replaced any function
             return Saved(notes=[f"what was written is not saved: {error}"])
 
     def _choose(self, changes: Changes) -> tuple[Changes, str]:
         found = filter_changes(changes, temporary_directories(self._config))
         return found.changes, found.note()
 
-    # First: a worker's own hook, which sends the report, comes later.
+    # First, since a worker's own hook sends the report.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect the reports of a test, and write the bundle when it is complete."""
         test = self._test
         if test is not None and test.nodeid == report.nodeid:
             if report.when == "setup":
@@ -148,14 +151,14 @@ class Keeper(Observer):
             try:
                 said = {"kept": self._keep(test)}
             except Exception as error:  # noqa: BLE001 - this is no reason for a run to end
-                said = {"problem": f"{report.nodeid} is not kept: {error}"}
+                said = {"problem": f"{report.nodeid} is not saved: {error}"}
             setattr(report, _ATTRIBUTE, said)
-        # Known still: there may be another attempt.
+        # The test itself stays known, since another attempt may follow.
         test.forget()
 
     def _keep(self, test: _Test) -> str:
         saved = test.saved or Saved(
-            notes=["nothing is saved of what was written: it did not fail in its sandbox"]
+            notes=["what was written is not saved: the test did not fail in its sandbox"]
         )
         seeds = {
             "random": test.seeds.random,
@@ -193,11 +196,12 @@ class Keeper(Observer):
         )
 
     def close(self) -> None:
-        """The session ends, or another test begins: one that never came to its end is not kept."""
+        """Drop a test that has not come to its end, as the session or another test does."""
         if self._test is not None:
             self._test.forget()
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """List the bundles, and what could not be saved."""
         where = self._shown(self._bundles.directory)
         if self._kept:
             count = len(self._kept)
@@ -209,7 +213,7 @@ class Keeper(Observer):
             terminalreporter.write_line(problem, red=True)
         if len(self._problems) > _SHOWN:
             more = len(self._problems) - _SHOWN
-            terminalreporter.write_line(f"and {more} more repros that were not kept", red=True)
+            terminalreporter.write_line(f"and {more} more tests that were not saved", red=True)
 
     def _shown(self, path: str) -> str:
         return os.path.relpath(path, self._config.invocation_params.dir)
@@ -226,10 +230,10 @@ def _text(nodeid: str, reports: Sequence[pytest.TestReport]) -> str:
     for report in reports:
         lines.append(f"{report.when}: {report.outcome} ({report.duration:.3f} s)")
         with suppress(Exception):
-            # Of whichever plugin it is.
+            # The text may come from any plugin.
             if report.longreprtext:
                 lines += ["", report.longreprtext, ""]
-    # Each report has those of the ones before.
+    # Each report has the sections of the ones before it.
     for title, text in dict.fromkeys(part for report in reports for part in report.sections):
         lines += ["", f" {title} ".center(80, "-"), text.rstrip("\n")]
     return "\n".join(lines) + "\n"
