@@ -1,6 +1,6 @@
-"""The one room that touches pytest's internals, ``_pytest`` and pluggy's lists.
+"""The one package that touches pytest's internals: ``_pytest``, and pluggy's lists of hooks.
 
-Each function says which internal it rests on. Works from pytest 8.0 to 9.x.
+Each function says which internal it uses. All of them work with pytest 8.0 to 9.x.
 """
 
 from .failures import noted_failures

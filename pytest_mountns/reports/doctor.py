@@ -1,4 +1,4 @@
-"""``pytest-mountns doctor`` and ``pytest --mountns-doctor``: what works on this machine, and why."""
+"""The doctor: what works on this machine, what does not, and why."""
 
 from __future__ import annotations
 

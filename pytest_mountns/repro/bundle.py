@@ -371,7 +371,7 @@ def _layer(path: str, layer: object) -> LayerOf:
 
 @contextmanager
 def _opened(path: str, name: str) -> Iterator[int]:
-    """A descriptor of a regular file in the bundle. Links are not followed, and a FIFO is refused."""
+    """A descriptor of a regular file in the bundle; links are not followed, FIFOs are refused."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(os.path.join(path, name), flags)

@@ -31,7 +31,7 @@ class RunVolumes:
         self._specs: dict[tuple[SandboxSpec, bool], SandboxSpec] = {}
 
     def add(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
-        """Returns ``spec`` with the volumes of the run; its own volumes and tmpfs take precedence."""
+        """Returns ``spec`` with the volumes of the run; its own ones take precedence."""
         if not self._asked:
             self._asked = True
             self._cache = pytest_internals.cache_directory(self._config)
