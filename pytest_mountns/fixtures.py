@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import socket
@@ -11,11 +12,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, final
 
 import pytest
 
 from . import activation
+from .engine.linux.errors import SandboxError
 from .engine.plan.spec import SandboxSpec, Volume
 
 if TYPE_CHECKING:
@@ -24,6 +26,27 @@ if TYPE_CHECKING:
     from .engine.plan.model import Plan
     from .engine.sandbox.sandbox import Usage
     from .session.current import RunningTest
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _ends_at_the_test(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let the traceback of a :class:`SandboxError` end at the line of the test that has called.
+
+    The message says what the kernel has answered; how the plugin came to ask is not the test's.
+    """
+
+    @functools.wraps(method)
+    def call(*arguments: _P.args, **keywords: _P.kwargs) -> _R:
+        __tracebackhide__ = True
+        try:
+            return method(*arguments, **keywords)
+        except SandboxError as error:
+            raise error.with_traceback(None) from None
+
+    return call
 
 
 @final
@@ -40,6 +63,7 @@ class OverlayRoot:
         self._spec = spec
         self._find_plan = find_plan
 
+    @_ends_at_the_test
     def changes(self, *globs: str) -> Changes:
         """What the test has changed so far, ordered by path, against what was there before it.
 
@@ -50,6 +74,7 @@ class OverlayRoot:
         """
         return self._test.stack.sandbox.changes().matching(*globs)
 
+    @_ends_at_the_test
     def reset(self) -> None:
         """Drop everything written so far; the root is as it was when the test began.
 
@@ -75,6 +100,7 @@ class OverlayRoot:
         """
         return (self._spec.root, *self._spec.layers)
 
+    @_ends_at_the_test
     def add_layer(self, tree: str | os.PathLike[str]) -> None:
         """Put a layer under everything that the test writes, and over the other layers, now.
 
@@ -88,10 +114,12 @@ class OverlayRoot:
         self._test.restack(lambda: self._find_plan(spec))
         self._spec = spec
 
+    @_ends_at_the_test
     def usage(self) -> Usage:
         """What the upper takes up to now, in bytes and inodes. Raises :class:`SandboxError`."""
         return self._test.stack.sandbox.usage()
 
+    @_ends_at_the_test
     def export(self, path: str | os.PathLike[str]) -> WrittenLayer:
         """Write what the test has changed so far to ``path``, as the layer of an OCI image.
 
@@ -124,6 +152,7 @@ class BindVolume:
     def __init__(self, test: RunningTest) -> None:
         self._test = test
 
+    @_ends_at_the_test
     def __call__(
         self,
         source: str | os.PathLike[str],

@@ -105,7 +105,10 @@ class TestProcess:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
             self._refuse(SandboxError("enter the sandbox", _leave_message(error).text))
-        self._session.trace("entered", self._item.nodeid)
+        trace = self._session.trace
+        if trace.enabled and self._forked_entry.sandbox is None:
+            trace("mounted", *(one.mountpoint for one in self.stack.sandbox.overlays))
+        trace("entered", self._item.nodeid)
         # In the process that runs the test: with a PID namespace there was another fork.
         self._context.plugin_states.begin(self._item)
         self._session.observers.entered(self._item, self)
