@@ -23,6 +23,7 @@ from ..linux.openat import open_at as _open
 from ..linux.openat import open_directory as _open_directory
 from ..linux.openat import read_xattrs as _xattrs
 from ..linux.openat import visible as _visible
+from ..plan.model import Layered
 from .changes import Change, Changes, Kind
 from .entries import Contents, Entry, Place
 
@@ -33,17 +34,6 @@ _NOBODY: Final = 65534
 _OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
 # Stands for what may not be looked at: it counts as being there, and as something else.
 _UNKNOWN = os.stat_result((0,) * 10)
-
-
-@dataclass(frozen=True, slots=True)
-class Layered:
-    """One overlay of a sandbox: where it is mounted (absolute) and its upper directory.
-
-    `upper` is relative to the descriptor that `read_changes` is given, e.g. "0/upper".
-    """
-
-    mountpoint: str
-    upper: str
 
 
 def read_changes(

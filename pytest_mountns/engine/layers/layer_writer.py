@@ -22,10 +22,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Final, final
 
-from ..changes.compare import Layered
-from ..idmap import Ids
 from ..linux.beneath import is_whiteout, lstat, open_deep
 from ..linux.errors import LayerError
+from ..plan.model import Layered
 from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member
 from .tar_writer import MEDIA_TYPES, Compression, Writer
 from .upper_reader import Opener, content, kept_xattrs, overlay_xattrs
@@ -65,14 +64,13 @@ def write_layer(
     xattr_prefix: str,
     compression: Compression = "gzip",
     ignore: Collection[str] = (),
-    ids: Ids | None = None,
     limit: int | None = None,
 ) -> WrittenLayer:
     """Write what the uppers of a sandbox hold to an empty file, open for reading and writing.
 
     ``overlays``, ``upper_fd``, ``lower_fd``, ``xattr_prefix`` and ``ignore``: as for
     :func:`.compare.read_changes`. Without a ``lower_fd`` every whiteout and opaque mark is written.
-    ``ids``: from the caller's ids to those in the sandbox. ``limit``: bytes of content at most.
+    ``limit``: bytes of content at most.
 
     The same content gives the same bytes. Modes in the uppers are changed for a moment where they
     keep their owner from reading. Raises :class:`LayerError` for a name that begins with ``.wh.``,
@@ -81,7 +79,7 @@ def write_layer(
     """
     writer = Writer(file, compression)
     opener = Opener(upper_fd)
-    export = _Export(writer, opener, lower_fd, xattr_prefix, frozenset(ignore), ids, limit)
+    export = _Export(writer, opener, lower_fd, xattr_prefix, frozenset(ignore), limit)
     try:
         # Outer ones before inner ones.
         for overlay in sorted(overlays, key=lambda one: one.mountpoint):
@@ -130,7 +128,6 @@ class _Export:
     lower_fd: int | None
     xattr_prefix: str
     ignore: Collection[str]
-    ids: Ids | None
     limit: int | None
     left_out: dict[str, int] = field(default_factory=dict)
     written: int = 0
@@ -376,9 +373,7 @@ class _Export:
         self, name: bytes, kind: str, status: os.stat_result, fd: int | None = None
     ) -> Member:
         uid, gid = status.st_uid, status.st_gid
-        if self.ids is not None:
-            uid, gid = self.ids.user(uid), self.ids.group(gid)
-        xattrs = {} if fd is None else kept_xattrs(fd, self.ids)
+        xattrs = {} if fd is None else kept_xattrs(fd)
         mode = stat.S_IMODE(status.st_mode)
         return Member(name, kind, b"", mode, uid, gid, 0, status.st_mtime_ns, (0, 0), 0, xattrs)
 

@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterator
 from typing import Final, final
 
-from ..idmap import Ids
 from ..linux.beneath import open_deep
 from ..linux.errors import LayerError
 from .streams import CHUNK
@@ -113,20 +112,16 @@ def overlay_xattrs(fd: int, prefix: str) -> dict[str, bytes]:
     }
 
 
-def kept_xattrs(fd: int, ids: Ids | None) -> dict[bytes, bytes]:
+def kept_xattrs(fd: int) -> dict[bytes, bytes]:
     """The attributes that belong into a layer: the user's, capabilities, access control lists."""
     found = {}
     for name in os.listxattr(fd):
         if name.startswith(_OVERLAY) or not (name.startswith("user.") or name in _KEPT):
             continue
         try:
-            value = os.getxattr(fd, name)
+            found[os.fsencode(name)] = os.getxattr(fd, name)
         except OSError as error:
             # Removed meanwhile, or not for this user.
             if error.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM):
                 raise
-            continue
-        if ids is not None and name.startswith("system.posix_acl"):
-            value = ids.acl(value)
-        found[os.fsencode(name)] = value
     return found

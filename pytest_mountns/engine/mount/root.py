@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
-from ..changes.compare import Layered
 from ..linux import syscalls as sys
 from ..linux.errno_advice import explain
 from ..linux.errors import Unavailable, said
 from ..linux.namespaces import current_namespace, explained, high, mounting
-from ..plan.model import Bind, Plan
+from ..plan.model import Bind, Layered, Plan
 from .api import Grafting, builder_for
 from .executor import Building, open_scratch
 from .template import Template

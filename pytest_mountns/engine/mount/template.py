@@ -19,11 +19,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, final
 
-from ..changes.compare import Layered
 from ..linux import syscalls as sys
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import current_namespace, explained, high, mounting
-from ..plan.model import Assemble, Bind, Overlay, Plan, Protect, Step
+from ..plan.model import Assemble, Bind, Layered, Overlay, Plan, Protect, Step
 from .api import NewApi
 from .executor import Building
 

@@ -133,6 +133,17 @@ class Piece:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Layered:
+    """One overlay of a sandbox, for whoever reads its upper."""
+
+    #: Where it is mounted, an absolute path.
+    mountpoint: str
+    #: Its upper directory: "0/upper", relative to where the uppers lie, or an absolute path.
+    upper: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Overlay:
     """An overlay at ``target``. ``name`` is its directory among the uppers.
 

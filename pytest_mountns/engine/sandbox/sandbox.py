@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, final
 
 from ..changes.changes import Changes
-from ..changes.compare import Layered, read_changes
+from ..changes.compare import read_changes
 from ..changes.entries import Contents, Side
 from ..linux import syscalls as sys
 from ..linux.errors import SandboxError, Unavailable
@@ -42,7 +42,7 @@ from ..mount.api import set_read_only
 from ..mount.executor import make_target
 from ..mount.root import Kept, make_root_filesystem
 from ..mount.template import Template
-from ..plan.model import Bind, Plan
+from ..plan.model import Bind, Layered, Plan
 
 if TYPE_CHECKING:
     from ..layers.layer_writer import WrittenLayer

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 
 from ..changes.changes import Changes
-from ..changes.compare import Layered, read_changes
+from ..changes.compare import read_changes
 from ..changes.entries import Contents
 from ..linux.errors import SandboxError
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace, make_stage, root_of
 from ..linux.processes import in_child
 from ..mount.root import make_root_filesystem
-from ..plan.model import Plan
+from ..plan.model import Layered, Plan
 from .sandbox import Sandbox
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from hypothesis import strategies as st
 
 from pytest_mountns.engine.changes import compare as upper_module
 from pytest_mountns.engine.changes.changes import Change, Changes
-from pytest_mountns.engine.changes.compare import Layered, read_changes
+from pytest_mountns.engine.changes.compare import read_changes
+from pytest_mountns.engine.plan.model import Layered
 
 T = TypeVar("T")
 
