@@ -269,7 +269,8 @@ class _Walk:
 
 def _owned_as_far_as_mapped(below: os.stat_result, here: os.stat_result) -> os.stat_result:
     """The root of an upper was made by the user; an owner or group that the user namespace does
-    not map (it shows as nobody) could not be given to it, and is no change."""
+    not map (it shows as nobody) could not be given to it, and is no change.
+    """
     fields = list(below)
     for index, made in ((stat.ST_UID, here.st_uid), (stat.ST_GID, here.st_gid)):
         if fields[index] == _NOBODY:

@@ -137,7 +137,8 @@ class Entry:
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """The content of a file as text. Raises what :meth:`read_bytes` raises, and
-        :class:`UnicodeDecodeError`."""
+        :class:`UnicodeDecodeError`.
+        """
         return self.read_bytes().decode(encoding, errors)
 
     def target(self) -> str:

@@ -45,7 +45,8 @@ _OUT_OF_REACH: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP)
 @dataclass(frozen=True, slots=True)
 class WrittenLayer:
     """A layer in a file. ``digest`` and ``diff_id``: ``sha256:...`` of the file, and of the tar
-    archive in it. ``size``: of the file, in bytes. ``notes``: what it lacks, a sentence each."""
+    archive in it. ``size``: of the file, in bytes. ``notes``: what it lacks, a sentence each.
+    """
 
     digest: str
     diff_id: str

@@ -26,7 +26,8 @@ _MOST: Final = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Linked:
     """``needed``: names of libraries. ``search``: directories to look in first, with ``$ORIGIN``
-    as it is written. ``loader``: the program that loads it, of an executable."""
+    as it is written. ``loader``: the program that loads it, of an executable.
+    """
 
     needed: tuple[str, ...] = ()
     search: tuple[str, ...] = ()

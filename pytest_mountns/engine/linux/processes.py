@@ -87,7 +87,8 @@ def reap(child: int) -> int:
 
 def withdraw(kept: Collection[int]) -> None:
     """For a process that stays behind in the background: deaf to the terminal, with ``kept`` its
-    only descriptors beside a standard input, output and error that are nobody's, and in ``/``."""
+    only descriptors beside a standard input, output and error that are nobody's, and in ``/``.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)

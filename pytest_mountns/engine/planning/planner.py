@@ -63,7 +63,8 @@ class Planner:
     @property
     def findings(self) -> Findings:
         """What this machine can do; probed when first asked for, and again if what stands in the
-        way may pass."""
+        way may pass.
+        """
         findings = self._findings or probe(self.places)
         if PASSING.isdisjoint(trial.errno for trial in findings.trials):
             self._findings = findings
