@@ -703,7 +703,7 @@ def test_workers_share_what_is_unpacked(
 def test_long_unpacking_is_shown(pytester: pytest.Pytester, process: str, cache: Path) -> None:
     image("oci-archive", pytester.path)
     # What takes long is for the test to say.
-    pytester.makeconftest("from pytest_mountns import terminal; terminal._LONG = 0.0")
+    pytester.makeconftest("from pytest_mountns.session import progress; progress._LONG = 0.0")
     pytester.makepyfile(
         """
         import pytest

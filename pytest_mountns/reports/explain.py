@@ -8,6 +8,7 @@ from typing import final
 
 import pytest
 
+from ..engine.linux.attributes import OVERFLOW_ID
 from ..engine.linux.errors import errno_name
 from ..engine.sandbox.sandbox import Sandbox
 from ..session.observers import Observer
@@ -42,7 +43,6 @@ def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sa
 
 def _unmapped(path: str) -> str:
     """Says which owner or group keeps ``path`` from being copied up."""
-    overflow = 65534
     place = os.path.abspath(path) if path else "/"
     found = []
     while place != "/":
@@ -54,7 +54,7 @@ def _unmapped(path: str) -> str:
             kinds = [
                 kind
                 for kind, number in (("owner", status.st_uid), ("group", status.st_gid))
-                if number == overflow
+                if number == OVERFLOW_ID
             ]
             if kinds:
                 found.append(f"{place} ({' and '.join(kinds)})")

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, final
 import pytest
 
 from .. import pytest_internals
-from ..engine.linux import processes, syscalls
+from ..engine.linux import c_stdout, processes, syscalls
 from ..engine.linux.errors import SandboxError, Unavailable, said
 from ..engine.plan.model import Plan, User
 from ..engine.sandbox.forked import ForkedEntry
@@ -88,7 +88,7 @@ class TestProcess:
     def begin(self, timers: Timers) -> None:
         """Enter the sandbox. Where that is not possible, say why and end this process."""
         # What is in that buffer is written by the pytest process.
-        self._has_printed = syscalls.drop_stdout()
+        self._has_printed = c_stdout.drop_stdout()
         random.setstate(self._inheritance.randomness)
         config = self._item.config
         pytest_internals.stop_at_item(self._item)
@@ -274,7 +274,7 @@ class TestProcess:
             pytest_internals.flush_output(self._item.config)
             with contextlib.suppress(OSError):
                 # It cannot be read if the test has closed its standard output, for example.
-                if printed := syscalls.take_stdout(self._has_printed):
+                if printed := c_stdout.take_stdout(self._has_printed):
                     self.sender.send(messages.CStdout(*printed))
             # Their root is about to vanish.
             if processes.has_children():

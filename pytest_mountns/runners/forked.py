@@ -33,10 +33,10 @@ import pytest
 from .. import pytest_internals
 from ..engine.changes.changes import Changes
 from ..engine.linux import processes
+from ..engine.linux.c_stdout import put_stdout
 from ..engine.linux.errno_advice import explain
 from ..engine.linux.errors import SandboxError, Unavailable, said
 from ..engine.linux.job_control import take_terminal_back
-from ..engine.linux.syscalls import put_stdout
 from ..engine.plan.model import Plan
 from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.written import Outline, Written, outline

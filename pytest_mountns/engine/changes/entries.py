@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, Literal, TypeAlias, final
 
+from ..linux.attributes import read_xattrs, without_overlay
 from ..linux.errors import SandboxError
-from ..linux.openat import FILE, open_at, open_directory, read_xattrs, visible
+from ..linux.openat import FILE, open_at, open_directory
 
 FileType: TypeAlias = Literal[
     "file", "directory", "symlink", "fifo", "socket", "character device", "block device", "unknown"
@@ -158,9 +159,9 @@ class Entry:
         """
         with self._within() as (directory, name):
             if not name:
-                return visible(read_xattrs(directory))
+                return without_overlay(read_xattrs(directory))
             # There is no getxattrat(2) to be had; without /proc this is empty.
-            return visible(read_xattrs(f"/proc/self/fd/{directory}/{name}", follow=False))
+            return without_overlay(read_xattrs(f"/proc/self/fd/{directory}/{name}", follow=False))
 
     @contextmanager
     def _within(self) -> Iterator[tuple[int, str]]:
@@ -176,7 +177,7 @@ class Entry:
             )
         try:
             with trees(self._side) as root:
-                directory = open_directory(root, getattr(place, self._side))
+                directory = open_directory(root, getattr(place, self._side), unreadable=True)
                 try:
                     yield directory, name
                 finally:

@@ -32,9 +32,10 @@ from typing import Any, Final, cast, final
 from filelock import FileLock, Timeout
 
 from ..linux import syscalls
-from ..linux.beneath import DIRECTORY, remove_tree
 from ..linux.errors import LayerError
 from ..linux.namespaces import high
+from ..linux.openat import DIRECTORY
+from ..linux.remove_tree import remove_tree
 from .unpack import Form, Unpacked
 
 _VERSION: Final = 1

@@ -22,12 +22,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Final, final
 
-from ..linux.beneath import is_whiteout, lstat, open_deep
+from ..linux.attributes import read_xattrs
 from ..linux.errors import LayerError
+from ..linux.openat import lstat, open_directory
+from ..linux.overlayfs import is_whiteout, marks, redirect_source
 from ..plan.model import Layered
 from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member
 from .tar_writer import MEDIA_TYPES, Compression, Writer
-from .upper_reader import Opener, content, kept_xattrs, overlay_xattrs
+from .upper_reader import Opener, content, kept_xattrs
 
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
@@ -166,7 +168,7 @@ class _Export:
         if path is None or self.lower_fd is None:
             return None
         try:
-            return open_deep(path, self.lower_fd)
+            return open_directory(self.lower_fd, path)
         except OSError as error:
             if error.errno not in _OUT_OF_REACH:
                 raise
@@ -201,10 +203,9 @@ class _Export:
 
     def _settle(self, place: _Place, fd: int, base_fd: int | None, top: bytes) -> bool:
         """Find what shows through a directory of the upper; whether it hides one below."""
-        xattrs = overlay_xattrs(fd, self.xattr_prefix)
+        opaque, redirect = marks(read_xattrs(fd), self.xattr_prefix)
         hides = base_fd is not None or (self.lower_fd is None and place.base is not None)
-        redirect = xattrs.get("redirect", b"")
-        if xattrs.get("opaque") == b"y":
+        if opaque:
             place.lower, place.copied = None, False
             return hides
         if redirect and self.lower_fd is None:
@@ -214,9 +215,9 @@ class _Export:
                 remedy="write it while the root that it was made on is there",
             )
         if redirect:
-            # A relative one as the tree below has it: its parent may have been renamed itself.
-            parent = top if redirect[:1] == b"/" else (place.lower or b"").rpartition(b"/")[0]
-            source = _joined(parent, redirect.lstrip(b"/"))
+            lower = None if place.lower is None else os.fsdecode(place.lower)
+            found = redirect_source(redirect, lower, os.fsdecode(top))
+            source = None if found is None else os.fsencode(found)
             there = self._open_below(source)
             if there is not None:
                 os.close(there)
@@ -338,7 +339,7 @@ class _Export:
             self._note("files that cannot be read were left out")
             return False
         try:
-            if in_upper and "metacopy" in overlay_xattrs(fd, self.xattr_prefix):
+            if in_upper and f"{self.xattr_prefix}metacopy" in os.listxattr(fd):
                 raise LayerError(
                     "write a layer",
                     cause=f"{_shown(path)} has its content in the layer below (metacopy)",

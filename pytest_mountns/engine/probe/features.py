@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final, final
 
 from ..linux import syscalls as sys
+from ..linux.attributes import OVERFLOW_ID
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.pid_namespace import NAMESPACES
@@ -30,7 +31,6 @@ from .host import survey
 from .lowerdirs import go_to_scratch, lowers, refused_among, trial_overlay, try_overlay
 from .trials import Answer, Log, Trial, try_in_child
 
-_NOBODY: Final = 65534
 #: What may be otherwise a moment later.
 PASSING: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
 
@@ -115,7 +115,7 @@ def _try_keys(user_namespace: bool) -> Answer:
     if not user_namespace:
         log.attempt(
             "another user",
-            lambda: become(User(_NOBODY, _NOBODY)),
+            lambda: become(User(OVERFLOW_ID, OVERFLOW_ID)),
             needed=False,
             without="user does not work",
         )
