@@ -335,7 +335,7 @@ def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
                 problems.append(str(error))
     try:
         own = marker_keys.read_all(marked, item.config.rootpath)
-    except marker_keys.InvalidKeys as error:
+    except marker_keys.KeysError as error:
         problems.extend(error.problems)
     if problems:
         raise _mark_error(item, problems)
