@@ -112,8 +112,8 @@ class Coverage(PluginState):
     def before_enter(self, item: pytest.Item) -> None:
         """Collect into an object in memory from now on, and note which data files there are."""
         if self._inline is None:
-            # This stays so for the rest of the session: coverage.py makes its database when it writes
-            # data for the first time, which must not happen in a sandbox and takes its time.
+            # This stays so for the rest of the session. coverage.py makes its database when data is
+            # first written; that takes its time, and must not happen in a sandbox.
             self._collector.flush_data()
             self._inline = self._collector.covdata = _Collected(self._data._current_context)
         self._known = set(self._listing())
