@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pytest_mountns.engine.probe.diagnosis import diagnose
-from pytest_mountns.engine.probe.environment import Environment, look
+from pytest_mountns.engine.probe.environment import Environment, read_environment
 from pytest_mountns.engine.probe.features import Findings, probe
 from pytest_mountns.engine.probe.trials import Trial
 from pytest_mountns.reports import doctor
@@ -239,15 +239,15 @@ def test_versions_are_read(kernel: str, version: tuple[int, int]) -> None:
 
 def test_circumstances_of_an_ordinary_user_and_of_a_user_namespace() -> None:
     skip_unless("user")
-    here = in_world(look, "user")
+    here = in_world(read_environment, "user")
     assert not here.sys_admin
     assert not here.seccomp
     assert here.threads == 1
     assert here.as_data()["sysctls"] == here.sysctls
-    confined = BY_NAME["no-xattrs"].run(look)
+    confined = BY_NAME["no-xattrs"].run(read_environment)
     assert isinstance(confined, Environment)
     assert confined.seccomp
-    nested = BY_NAME["no-user-namespaces"].run(look)
+    nested = BY_NAME["no-user-namespaces"].run(read_environment)
     assert isinstance(nested, Environment)
     assert nested.nested
     assert nested.sysctls["user.max_user_namespaces"] == 0

@@ -398,7 +398,7 @@ def test_what_passes_is_a_failure_and_no_refusal(
 
 def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) -> None:
     """So often an overlay of ``lower`` fails."""
-    original = lowerdirs.trial_overlay
+    original = lowerdirs.mount_trial_overlay
     left = [times]
 
     def overlay(path: str, *arguments: Any) -> int:
