@@ -407,4 +407,4 @@ def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) 
             raise OSError(number, os.strerror(number))
         return original(path, *arguments)
 
-    monkeypatch.setattr(lowerdirs, "trial_overlay", overlay)
+    monkeypatch.setattr(lowerdirs, "mount_trial_overlay", overlay)
