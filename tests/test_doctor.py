@@ -13,7 +13,7 @@ import pytest
 
 from pytest_mountns.engine.probe.diagnosis import diagnose
 from pytest_mountns.engine.probe.environment import Environment, read_environment
-from pytest_mountns.engine.probe.features import Findings, probe
+from pytest_mountns.engine.probe.features import ProbeResult, probe
 from pytest_mountns.engine.probe.trials import Trial
 from pytest_mountns.reports import doctor
 
@@ -48,8 +48,8 @@ def test_every_environment_is_looked_at() -> None:
     assert IMPOSSIBLE.keys() | DEGRADED.keys() == BY_NAME.keys()
 
 
-def found_in(name: str) -> Findings:
-    def examined() -> Findings:
+def found_in(name: str) -> ProbeResult:
+    def examined() -> ProbeResult:
         with host_unchanged():
             before = descriptors()
             findings = probe([BASE])
@@ -61,7 +61,7 @@ def found_in(name: str) -> Findings:
     # In a sandbox or a chroot there is no table to compare with.
     alone = name in ("chroot", "too-deep")
     findings = environment.run((lambda: probe([BASE])) if alone else examined)
-    assert isinstance(findings, Findings)
+    assert isinstance(findings, ProbeResult)
     return findings
 
 
@@ -255,7 +255,7 @@ def test_circumstances_of_an_ordinary_user_and_of_a_user_namespace() -> None:
 
 def test_a_trial_that_failed_has_all_its_lines() -> None:
     trial = Trial("a step", False, "k", "c", "r", needed=False, errno="EPERM", without="w")
-    assert list(doctor.lines(Findings((trial,), None)))[1:] == [
+    assert list(doctor.lines(ProbeResult((trial,), None)))[1:] == [
         "no     a step",
         "         the kernel said: k",
         "         likely cause: c",

@@ -16,7 +16,7 @@ from typing import Any, Final
 _INTERVAL: Final = 0.02
 
 
-def mend() -> None:
+def repair() -> None:
     """Repair this test process. Called after the fork, before anything of the test runs."""
     _repair_executors()
     _repair_subprocesses()

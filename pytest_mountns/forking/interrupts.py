@@ -23,7 +23,7 @@ class Interrupts:
     """A context in which SIGINT is noted in this process and interrupts nothing.
 
     It is entered before the fork, so that no SIGINT can come between the fork and the context. The
-    test process then calls :meth:`release`. SIGINT is blocked in this thread, and read from a
+    test process then calls :meth:`restore`. SIGINT is blocked in this thread, and read from a
     signalfd(2), which tells who has sent it.
     """
 
@@ -54,16 +54,16 @@ class Interrupts:
     def _note(self, number: int, frame: object) -> None:
         self.noted = True
 
-    def let_in(self) -> None:
+    def restore_if_pending(self) -> None:
         """Let a SIGINT that came in this context interrupt this process.
 
         It is called before the fork. A child does not inherit pending signals, fork(2), so the test
         process would not get this one.
         """
         if self.descriptor >= 0 and signal.SIGINT in _signal.sigpending():
-            self.release()
+            self.restore()
 
-    def release(self) -> None:
+    def restore(self) -> None:
         """Handle SIGINT as before the context. One that has come meanwhile interrupts now."""
         handler, self._handler = self._handler, None
         if handler is not None:
@@ -74,4 +74,4 @@ class Interrupts:
             _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def __exit__(self, *exception: object) -> None:
-        self.release()
+        self.restore()

@@ -24,7 +24,7 @@ _RLock: Final = type(threading.RLock())
 
 
 @contextlib.contextmanager
-def handlers_at_rest() -> Iterator[None]:
+def hold_locks() -> Iterator[None]:
     """A context in which no other thread writes a log record, to fork in.
 
     If there is no other thread, it holds no locks. It holds none either if they are not free in

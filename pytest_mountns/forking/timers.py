@@ -75,7 +75,7 @@ class Timers:
         if self._interval[0]:
             signal.setitimer(signal.ITIMER_REAL, *self._interval)
 
-    def hand_over(self) -> None:
+    def start_in_child(self) -> None:
         """Start the timers, for the time that is left. Called in the test process."""
         if self._interval[0]:
             signal.setitimer(signal.ITIMER_REAL, *self._interval)

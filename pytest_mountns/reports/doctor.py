@@ -11,26 +11,26 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from ..engine.planning.planner import Planner
-from ..engine.probe.features import Findings, probe_keys
+from ..engine.probe.features import ProbeResult, probe_optional
 from ..engine.probe.trials import Trial
 
 #: Of :func:`facts`. Goes up when a name in it changes its meaning or goes away.
 FACTS_VERSION: Final = 1
 
 
-def examine(places: Sequence[str] = ()) -> Findings:
+def examine(places: Sequence[str] = ()) -> ProbeResult:
     """Try everything, in processes of its own that leave nothing behind.
 
     ``places``: directories a run needs to write to, beside the home, temporary and working ones.
     """
     planner = Planner([*places, sys.prefix])
     try:
-        return probe_keys(planner.findings)
+        return probe_optional(planner.findings)
     finally:
         planner.close()
 
 
-def facts(findings: Findings) -> dict[str, Any]:
+def facts(findings: ProbeResult) -> dict[str, Any]:
     """What was found, as data for JSON.
 
     ``version`` (int), ``possible`` (bool: tests can be isolated), ``here`` (what is known of the
@@ -50,7 +50,7 @@ def facts(findings: Findings) -> dict[str, Any]:
     }
 
 
-def lines(findings: Findings) -> Iterator[str]:
+def lines(findings: ProbeResult) -> Iterator[str]:
     """The same for people."""
     yield findings.environment.describe()
     for trial in findings.trials:

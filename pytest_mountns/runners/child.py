@@ -95,7 +95,7 @@ class TestProcess:
         pytest_internals.take_recorded_warnings()
         pytest_internals.set_cursor(self._item.config, *pytest_internals.cursor(self._item.config))
         pytest_internals.before_output_is_released(self._item.config, self._settle)
-        after_fork.mend()
+        after_fork.repair()
         try:
             self._stack = SandboxStack(self._enter(), close)
             if self._forked_entry.sandbox is None:
@@ -107,7 +107,7 @@ class TestProcess:
         # In the process that stays: with a PID namespace the one above was not the last fork.
         self._plugin_states.begin(self._item)
         self._item.config.stash[changes_key].watch(self._item)
-        timers.hand_over()
+        timers.start_in_child()
 
     def _refuse(self, error: SandboxError) -> NoReturn:
         try:

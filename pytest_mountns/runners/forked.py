@@ -128,8 +128,8 @@ class ForkedTest:
         try:
             with Interrupts() as interrupts:
                 try:
-                    with logging_locks.handlers_at_rest():
-                        interrupts.let_in()
+                    with logging_locks.hold_locks():
+                        interrupts.restore_if_pending()
                         child = processes.fork()
                 except BaseException as error:
                     ours.close()
@@ -148,7 +148,7 @@ class ForkedTest:
                     )
                     gate.process.begin(gate.hooks, self._timers)
                     # Only now: a Ctrl-C during the way in ends the test, not the way.
-                    interrupts.release()
+                    interrupts.restore()
                     return None
                 self.delegated = True
                 theirs.close()

@@ -38,7 +38,7 @@ class Preparation:
         pytest_internals.choose_basetemp(self._item)
         basetemp = pytest_internals.basetemp(self._item.config)
         if basetemp is not None:
-            self._gate.planner.keep(str(basetemp))
+            self._gate.planner.add_run_directory(str(basetemp))
         if pytest_internals.sets_up_wider_fixtures(self._item):
             self._gate.before_host_changes()
         pytest_internals.fill_wider_fixtures(self._item, self._gate.scopes.within(self._item))

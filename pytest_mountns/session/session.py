@@ -35,7 +35,7 @@ from ..engine.linux.errors import SandboxError, Unavailable
 from ..engine.linux.fork_pages import ForkPages
 from ..engine.plan.spec import SandboxSpec
 from ..engine.planning.planner import Planner
-from ..engine.probe.features import Findings
+from ..engine.probe.features import ProbeResult
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.manager import SandboxManager
 from ..forking.timers import TimeoutSettings, Timers
@@ -118,11 +118,11 @@ class Gate:
             self._manager = SandboxManager(self.planner.places)
         return self._manager
 
-    def adopt_manager(self, manager: SandboxManager, findings: Findings) -> None:
+    def adopt_manager(self, manager: SandboxManager, findings: ProbeResult) -> None:
         """Take over one that has settled already, and what was found out before it did so."""
         self._manager = manager
         self.planner.findings = findings
-        self.planner.forget_mounts()
+        self.planner.entered_user_namespace()
 
     @property
     def fork_pages(self) -> ForkPages:
@@ -172,7 +172,7 @@ class Gate:
         except Unavailable as error:
             self.why_not_inline = error
         else:
-            self.planner.forget_mounts()
+            self.planner.entered_user_namespace()
 
     def _sources(self, limits: Limits) -> Sources:
         from ..engine.layers.session import Sources
@@ -189,7 +189,7 @@ class Gate:
                     specs.append(self.spec(item))
         try:
             for spec in dict.fromkeys(specs):
-                self.planner.prepare(spec)
+                self.planner.unpack(spec)
         finally:
             self._unpacking.end()
 

@@ -20,7 +20,7 @@ from ..linux.namespaces import high
 from ..plan.decide import plan
 from ..plan.model import Features, Host, Plan, User
 from ..plan.spec import SandboxSpec, SpecError, Volume
-from ..probe.features import TRANSIENT_ERRNOS, Findings, probe
+from ..probe.features import TRANSIENT_ERRNOS, ProbeResult, probe
 from ..probe.host import survey
 from ..probe.lowerdirs import possible_lowers, refused_lowers
 from ..probe.trials import Trial
@@ -59,7 +59,7 @@ class Planner:
         home = os.path.expanduser("~")
         #: Directories that tests may write to in a sandbox.
         self.places = [*places, home, tempfile.gettempdir(), os.getcwd()]
-        self._findings: Findings | None = None
+        self._findings: ProbeResult | None = None
         self._host: Host | None = None
         #: A descriptor of ``/proc/self/mountinfo``, which the kernel notifies of changes.
         self._mount_table: int | None = None
@@ -69,7 +69,7 @@ class Planner:
         self._unlayerable: frozenset[str] = frozenset()
 
     @property
-    def findings(self) -> Findings:
+    def findings(self) -> ProbeResult:
         """What this machine can do.
 
         It is probed when this is first read. If a trial has failed for a reason that may pass, as
@@ -81,7 +81,7 @@ class Planner:
         return findings
 
     @findings.setter
-    def findings(self, known: Findings) -> None:
+    def findings(self, known: ProbeResult) -> None:
         self._findings = known
 
     def plan(self, spec: SandboxSpec) -> Plan:
@@ -106,7 +106,7 @@ class Planner:
             known = self._plans[spec] = self._make(spec)
         return known
 
-    def prepare(self, spec: SandboxSpec) -> None:
+    def unpack(self, spec: SandboxSpec) -> None:
         """Unpack the root and the layers of ``spec``, which may take long.
 
         If that fails, nothing is raised here: :meth:`plan` raises it again.
@@ -116,7 +116,7 @@ class Planner:
             with contextlib.suppress(SandboxError):
                 self._roots().unpack(spec, features)
 
-    def keep(self, directory: str) -> None:
+    def add_run_directory(self, directory: str) -> None:
         """Show ``directory``, which belongs to the test run, in every root.
 
         Tests can write there; what they write is discarded.
@@ -134,7 +134,7 @@ class Planner:
             self._root_planner = RootPlanner(self._sources)
         return self._root_planner
 
-    def forget_mounts(self) -> None:
+    def entered_user_namespace(self) -> None:
         """Drop what is known of the mounts, as this process is in another mount namespace now.
 
         It is called when the process has entered a user namespace in which sandboxes are made.

@@ -37,7 +37,7 @@ from .lowerdirs import (
 )
 from .trials import Answer, Trial, TrialLog, try_in_child
 
-#: The user that a process tries to become: see :func:`probe_keys`.
+#: The user that a process tries to become: see :func:`probe_optional`.
 _NOBODY: Final = 65534
 #: The names of errors that may not occur when a step is tried again a moment later.
 TRANSIENT_ERRNOS: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
@@ -45,7 +45,7 @@ TRANSIENT_ERRNOS: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EI
 
 @final
 @dataclass(frozen=True, slots=True)
-class Findings:
+class ProbeResult:
     """What a probe has found out about this machine."""
 
     #: All steps that were tried, in order.
@@ -68,7 +68,7 @@ class Findings:
         return next((t for t in self.trials if t.needed and not t.works), None)
 
 
-def probe(places: Sequence[str]) -> Findings:
+def probe(places: Sequence[str]) -> ProbeResult:
     """Try everything that a sandbox needs. ``places`` are as for :func:`.host.survey`.
 
     If root may not make sandboxes, as in many containers, it is tried in a user namespace as well,
@@ -89,7 +89,7 @@ def probe(places: Sequence[str]) -> Findings:
     return replace(findings, trials=trials, environment=here)
 
 
-def probe_keys(findings: Findings) -> Findings:
+def probe_optional(findings: ProbeResult) -> ProbeResult:
     """Try what only some keys of the marker need too: network, hostname and user.
 
     Returns ``findings`` with these trials added.
@@ -107,7 +107,7 @@ def probe_keys(findings: Findings) -> Findings:
 
 
 def _try_keys(user_namespace: bool) -> Answer:
-    """Try the steps of :func:`probe_keys`, in this process."""
+    """Try the steps of :func:`probe_optional`, in this process."""
     log = TrialLog(user_namespace)
     if user_namespace:
         enter_user_namespace()
@@ -145,7 +145,7 @@ def _diagnosed(trial: Trial, here: Environment, user_namespace: bool) -> Trial:
     return trial if advice is None else replace(trial, cause=advice[0], remedy=advice[1])
 
 
-def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool) -> Findings:
+def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool) -> ProbeResult:
     """Probe as root, or as an ordinary user in a user namespace."""
     log = TrialLog(user_namespace)
     found: list[Host] = []
@@ -154,12 +154,12 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
         lambda: found.append(survey(user_namespace=user_namespace, places=places)),
         doing="proc",
     ):
-        return Findings(tuple(log.trials), None)
+        return ProbeResult(tuple(log.trials), None)
     wanted = [os.path.realpath(place) for place in places]
     steps = try_in_child(lambda: _try_steps(found[0], wanted, user_namespace))
     trials = [*log.trials, *(Trial(**trial) for trial in steps["trials"])]
     if any(trial.needed and not trial.works for trial in trials):
-        return Findings(tuple(trials), None)
+        return ProbeResult(tuple(trials), None)
     features = Features(user_namespace, **steps["features"])
     # If a tmpfs cannot be an upper, each of the three processes below has a directory on disk.
     directories: list[str | None] = [None] * 3
@@ -176,7 +176,7 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
             features = replace(features, detached_uppers=detached)
         trials += log.trials
         if any(trial.needed and not trial.works for trial in trials):
-            return Findings(tuple(trials), None)
+            return ProbeResult(tuple(trials), None)
     unlayerable = frozenset(steps["unlayerable"])
     host = replace(found[0], unlayerable=unlayerable)
     whole, pid = (
@@ -185,9 +185,9 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     )
     trials += [whole, replace(pid, needed=False)]
     if not whole.works:
-        return Findings(tuple(trials), None, unlayerable)
+        return ProbeResult(tuple(trials), None, unlayerable)
     features = replace(features, pid_namespace=pid.works)
-    return Findings(tuple(trials), features, unlayerable)
+    return ProbeResult(tuple(trials), features, unlayerable)
 
 
 def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answer:
