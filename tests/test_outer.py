@@ -404,7 +404,7 @@ def test_what_makes_no_sense_is_said(pytester: pytest.Pytester, keys: str, probl
 
 @pytest.mark.parametrize(
     ("device", "problem"),
-    [("/dev/mountns-none", "ENOENT"), ("/dev/shm", "is no device node")],
+    [("/dev/mountns-none", "ENOENT"), ("/dev/shm", "is not a device node")],
 )
 def test_a_device_that_is_none(pytester: pytest.Pytester, device: str, problem: str) -> None:
     pytester.makepyfile(

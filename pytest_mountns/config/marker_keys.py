@@ -162,7 +162,7 @@ READERS: Final[Mapping[str, Reader]] = {
 
 
 @final
-class InvalidKeys(ValueError):
+class KeysError(ValueError):
     """Some keys are unknown, or have values that are not valid for them."""
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -182,7 +182,7 @@ def read_all(
     """The values of keys, as :class:`SandboxSpec` takes them.
 
     Relative paths start at ``base``. ``also_valid`` are keys that the caller reads itself; they
-    are mentioned in messages. Raises :class:`InvalidKeys`, which names every key that is unknown
+    are mentioned in messages. Raises :class:`KeysError`, which names every key that is unknown
     or has a value that is not valid.
     """
     found: dict[str, object] = {}
@@ -202,7 +202,7 @@ def read_all(
         valid = ", ".join([*READERS, *also_valid])
         problems.insert(0, f"unknown {word} {', '.join(unknown)}; valid keys: {valid}")
     if problems:
-        raise InvalidKeys(problems)
+        raise KeysError(problems)
     return found
 
 

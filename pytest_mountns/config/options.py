@@ -2,6 +2,9 @@
 
 Everything that the user can get wrong is checked here, or by what this module calls:
 :mod:`.marker_keys` knows the keys of the marker, :mod:`.profiles` reads pyproject.toml.
+
+To add an option, add it to :func:`add_options`, its ini option to :data:`INI`, and a function that
+returns its value.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from ..engine.layers.limits import Limits
 from ..engine.plan.spec import SandboxSpec, SpecError, Volume
 from . import marker_keys, profiles
 
+#: The fixtures that isolate the tests that use them.
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc", "isolated_net"})
 
 #: The markers, as ``pytest --markers`` lists them.
@@ -335,7 +339,7 @@ def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
                 problems.append(str(error))
     try:
         own = marker_keys.read_all(marked, item.config.rootpath)
-    except marker_keys.InvalidKeys as error:
+    except marker_keys.KeysError as error:
         problems.extend(error.problems)
     if problems:
         raise _mark_error(item, problems)

@@ -116,7 +116,7 @@ def _keys(
     marked = {key: value for key, value in table.items() if key not in others}
     try:
         return marker_keys.read_all(marked, base, also_valid=others)
-    except marker_keys.InvalidKeys as error:
+    except marker_keys.KeysError as error:
         problems.extend(f"[{place}]: {problem}" for problem in error.problems)
         return {}
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from ..engine.planning.planner import Planner
-from ..engine.probe.features import Findings, probe_keys
+from ..engine.probe.features import ProbeResult, probe_optional
 from ..engine.probe.trials import Trial
 
 #: The version of what :func:`facts` returns. It grows when a name changes its meaning or goes.
@@ -26,12 +26,12 @@ def examine(places: Sequence[str] = ()) -> Findings:
     """
     planner = Planner([*places, sys.prefix])
     try:
-        return probe_keys(planner.findings)
+        return probe_optional(planner.findings)
     finally:
         planner.close()
 
 
-def facts(findings: Findings) -> dict[str, Any]:
+def facts(findings: ProbeResult) -> dict[str, Any]:
     """What was found, as data for JSON.
 
     * ``version`` (int)

@@ -147,8 +147,8 @@ class ForkedTest:
         try:
             with Interrupts() as interrupts:
                 try:
-                    with logging_locks.handlers_at_rest():
-                        interrupts.let_in()
+                    with logging_locks.hold_locks():
+                        interrupts.restore_if_pending()
                         child = processes.fork()
                 except BaseException as error:
                     ours.close()

@@ -317,9 +317,9 @@ def test_a_machine_that_cannot_isolate(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """
         from pytest_mountns.engine.planning import planner
-        from pytest_mountns.engine.probe.features import Findings
+        from pytest_mountns.engine.probe.features import ProbeResult
 
-        planner.probe = lambda places: Findings((), None)
+        planner.probe = lambda places: ProbeResult((), None)
         """
     )
     shown = command("replay", str(bundle))

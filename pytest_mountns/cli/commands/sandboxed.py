@@ -33,7 +33,7 @@ class SandboxedCommands:
         manager = SandboxManager(self.planner.places)
         if self.planner.findings.user_namespace:
             manager.move_to_user_namespace()
-            self.planner.forget_mounts()
+            self.planner.entered_user_namespace()
         base_layers = self.planner.plan(base_layers_spec(spec))
         return manager.stage, lay(manager, base_layers, saved.sources(stack))
 

@@ -93,7 +93,7 @@ def test_a_debian_root(debian: Path, tmp_path: Path) -> None:
             root = f"{BASE}/root"
             syscalls.mount("overlay", root, "overlay", 0, options)
             os.chmod(root, 0o755)
-            visible = visible_in_foreign(
+            visible = needs_of_foreign_root(
                 runtime, [PROJECT], lambda path: os.path.lexists(root + path)
             )
             for library in visible.preload:
