@@ -18,7 +18,7 @@ from ..engine.probe.trials import Trial
 FACTS_VERSION: Final = 1
 
 
-def examine(places: Sequence[str] = ()) -> Findings:
+def examine(places: Sequence[str] = ()) -> ProbeResult:
     """Try every step of a sandbox, in helper processes that leave nothing behind.
 
     ``places`` are directories that a run needs to write to, besides the home directory, the
@@ -53,7 +53,7 @@ def facts(findings: ProbeResult) -> dict[str, Any]:
     }
 
 
-def lines(findings: Findings) -> Iterator[str]:
+def lines(findings: ProbeResult) -> Iterator[str]:
     """What was found, as lines for a person."""
     yield findings.environment.describe()
     for trial in findings.trials:

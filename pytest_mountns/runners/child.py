@@ -96,7 +96,7 @@ class TestProcess:
         pytest_internals.take_recorded_warnings()
         pytest_internals.set_cursor(config, *pytest_internals.cursor(config))
         pytest_internals.before_output_is_released(config, self._settle)
-        after_fork.mend()
+        after_fork.repair()
         try:
             self._stack = SandboxStack(self._enter(), close)
             if self._forked_entry.sandbox is None:
@@ -112,7 +112,7 @@ class TestProcess:
         # In the process that runs the test: with a PID namespace there was another fork.
         self._context.plugin_states.begin(self._item)
         self._session.observers.entered(self._item, self)
-        timers.hand_over()
+        timers.start_in_child()
 
     def _refuse(self, error: SandboxError) -> NoReturn:
         try:

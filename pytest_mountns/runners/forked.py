@@ -166,7 +166,7 @@ class ForkedTest:
                     context.process = session.current.test = process
                     process.begin(self._timers)
                     # Only now: a Ctrl-C on the way into the sandbox is answered by the test.
-                    interrupts.release()
+                    interrupts.restore()
                     return None
                 self.delegated = True
                 theirs.close()

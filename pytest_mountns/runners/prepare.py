@@ -38,7 +38,7 @@ class Preparation:
         pytest_internals.choose_basetemp(self._item)
         basetemp = pytest_internals.basetemp(self._item.config)
         if basetemp is not None:
-            self._session.sandboxes.planner.keep(str(basetemp))
+            self._session.sandboxes.planner.add_run_directory(str(basetemp))
         if pytest_internals.sets_up_wider_fixtures(self._item):
             self._session.sandboxes.before_host_changes()
         within = self._context.fixture_scopes.within(self._item)

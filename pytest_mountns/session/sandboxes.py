@@ -12,7 +12,7 @@ from ..config import options
 from ..engine.linux import processes
 from ..engine.linux.errors import Unavailable
 from ..engine.planning.planner import Planner
-from ..engine.probe.features import Findings
+from ..engine.probe.features import ProbeResult
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.manager import SandboxManager
 from .progress import UnpackingProgress
@@ -56,14 +56,14 @@ class Sandboxes:
             self._manager = SandboxManager(self.planner.places)
         return self._manager
 
-    def adopt_manager(self, manager: SandboxManager, findings: Findings) -> None:
+    def adopt_manager(self, manager: SandboxManager, findings: ProbeResult) -> None:
         """Use a manager whose process has entered its user namespace already.
 
         ``findings`` are those of before: in the user namespace the probe would find other ones.
         """
         self._manager = manager
         self.planner.findings = findings
-        self.planner.forget_mounts()
+        self.planner.entered_user_namespace()
 
     def plan(self, item: pytest.Item, spec: SandboxSpec) -> Plan:
         """The plan of ``spec`` with the volumes of the run.
@@ -80,7 +80,7 @@ class Sandboxes:
         """Unpack the roots and layers of these now, and not in the time of the first test."""
         try:
             for spec in dict.fromkeys(specs):
-                self.planner.prepare(spec)
+                self.planner.unpack(spec)
         finally:
             self._progress.end()
 
@@ -101,7 +101,7 @@ class Sandboxes:
         except Unavailable as error:
             self._why_not = error
         else:
-            self.planner.forget_mounts()
+            self.planner.entered_user_namespace()
 
     @property
     def can_enter_and_return(self) -> bool:

@@ -69,7 +69,7 @@ class Planner:
         self._unlayerable: frozenset[str] = frozenset()
 
     @property
-    def findings(self) -> Findings:
+    def findings(self) -> ProbeResult:
         """What this machine can do; probed when first asked for, and again if what stands in the
         way may pass.
         """

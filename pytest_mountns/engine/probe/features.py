@@ -38,8 +38,8 @@ from .lowerdirs import (
 )
 from .trials import Answer, Trial, TrialLog, try_in_child
 
-#: What may be otherwise a moment later.
-PASSING: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
+#: The names of errors that may not occur when a step is tried again a moment later.
+TRANSIENT_ERRNOS: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
 
 
 @final

@@ -16,7 +16,7 @@ import pytest
 from pytest_mountns.engine.layers.cache import Cache
 from pytest_mountns.engine.layers.resolve import resolve
 from pytest_mountns.engine.linux import syscalls
-from pytest_mountns.engine.planning.python_runtime import survey_runtime, visible_in_foreign
+from pytest_mountns.engine.planning.python_runtime import needs_of_foreign_root, survey_runtime
 from tests.engine.planning.test_python_runtime import (
     PROJECT,
     enter,
