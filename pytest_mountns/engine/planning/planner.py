@@ -70,8 +70,10 @@ class Planner:
 
     @property
     def findings(self) -> ProbeResult:
-        """What this machine can do; probed when first asked for, and again if what stands in the
-        way may pass.
+        """What this machine can do.
+
+        It is probed when this is first read. If a trial has failed for a reason that may pass, as
+        a lack of memory, it is probed again the next time.
         """
         findings = self._findings or probe(self.places)
         if TRANSIENT_ERRNOS.isdisjoint(trial.errno for trial in findings.trials):
