@@ -18,6 +18,7 @@ ASLEEP = {
     "pytest_mountns.engine.layers.limits",
     "pytest_mountns.engine.linux",
     "pytest_mountns.engine.linux.errors",
+    "pytest_mountns.engine.linux.untouched",
     "pytest_mountns.engine.plan",
     "pytest_mountns.engine.plan.spec",
     "pytest_mountns.fixtures",

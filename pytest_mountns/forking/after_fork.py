@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 
@@ -11,6 +10,8 @@ from os import close, getppid, read, waitid
 from os import open as open_
 from time import sleep
 from typing import Any, Final
+
+from ..engine.linux.untouched import os
 
 #: Seconds between two looks at a process that is not a child, whose end the kernel does not tell.
 _INTERVAL: Final = 0.02

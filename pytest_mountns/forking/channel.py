@@ -11,12 +11,10 @@ crashed, whatever its exit status.
 
 from __future__ import annotations
 
-import _socket
 import array
 import contextlib
 import linecache
 import pickle
-import socket
 import struct
 import sys
 import tracemalloc
@@ -25,16 +23,15 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from itertools import islice
 
-# Bound here: reports are sent while what the test has replaced in `os` and `pickle` is in place.
-from os import getpid
+# Taken when the plugin is loaded: a test may have replaced them when its reports are sent.
 from pickle import PicklingError, dumps, loads
-from socket import socket as Socket
 from typing import Any, Final, final
 
 import pytest
 
 from .. import pytest_internals
 from ..engine.linux.namespaces import high
+from ..engine.linux.untouched import _socket, os, socket
 from . import messages
 from .messages import Message
 
@@ -111,11 +108,11 @@ class Sender:
     def __init__(
         self, channel: socket.socket, config: pytest.Config, trace: Callable[..., None]
     ) -> None:
-        self._socket = Socket(fileno=high(channel.detach()))
+        self._socket = socket.socket(fileno=high(channel.detach()))
         self._config = config
         self._trace = trace
         self._known = _Known()
-        self._owner = getpid()
+        self._owner = os.getpid()
         self._answers = bytearray()
         self._kept = b""
         self._reports = 0
@@ -123,12 +120,12 @@ class Sender:
 
     def adopt(self) -> None:
         """From now on this process, a fork of the one that made the sender, is the sender."""
-        self._owner = getpid()
+        self._owner = os.getpid()
 
     @property
     def is_copy(self) -> bool:
         """Whether the test has forked this process, and let it return up the stack."""
-        return getpid() != self._owner
+        return os.getpid() != self._owner
 
     def send(self, message: messages.FromTest, descriptor: int | None = None) -> None:
         """Send one message, with a descriptor if it has one.
@@ -308,6 +305,6 @@ def pair() -> tuple[socket.socket, socket.socket]:
     it knows it by (``SO_PASSCRED``, unix(7)).
     """
     first, second = _socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours, theirs = Socket(fileno=first.detach()), Socket(fileno=second.detach())
+    ours, theirs = socket.socket(fileno=first.detach()), socket.socket(fileno=second.detach())
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return ours, theirs

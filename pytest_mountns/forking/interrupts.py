@@ -9,13 +9,11 @@ members of all their arguments and results, which takes time for each test.
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
-import os
-import signal
 import threading
 from typing import Any, final
 
 from ..engine.linux import syscalls
+from ..engine.linux.untouched import _signal, os, signal
 
 
 @final

@@ -12,9 +12,10 @@ import contextlib
 import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any, Final
+
+from ..engine.linux.untouched import time
 
 #: Seconds to wait for handlers that are writing a record. A handler that takes longer, for example
 #: on a network, is not waited for.

@@ -5,16 +5,12 @@ from __future__ import annotations
 import array
 import contextlib
 import mmap
-import os
-import select
-import signal
-import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from ..engine.linux import processes
+from ..engine.linux.untouched import os, select, signal, socket, time
 from .channel import CALL, CHUNK, LEAVING, as_frame, whole_frames
 from .interrupts import Interrupts
 from .messages import Answer, FromTest, Leave

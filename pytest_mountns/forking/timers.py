@@ -12,13 +12,12 @@ fork, and started in the test process for the time that is left.
 from __future__ import annotations
 
 import faulthandler
-import signal
-import time
 from typing import Any, Final, Protocol, cast, final
 
 import pytest
 
 from .. import pytest_internals
+from ..engine.linux.untouched import signal, time
 
 #: Seconds to set a timer to if its time is up: setting it to 0 would turn it off.
 _SOON: Final = 0.001

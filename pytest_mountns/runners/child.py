@@ -6,10 +6,7 @@ It forwards what is reported in it, and never returns to the loop over items.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
-import socket
 import tempfile
 import traceback
 import warnings
@@ -23,6 +20,7 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux import c_stdout, processes, syscalls
 from ..engine.linux.errors import SandboxError, Unavailable, said
+from ..engine.linux.untouched import os, signal, socket
 from ..engine.plan.model import Plan, User
 from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.sandbox import Sandbox

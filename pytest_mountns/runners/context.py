@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import mmap
-import os
 from typing import TYPE_CHECKING, NoReturn, Protocol, final
 
 import pytest
 
 from ..engine.linux.fork_pages import ForkPages
+from ..engine.linux.untouched import os
 from ..plugin_state import PluginStates
 from ..session.fixture_scopes import FixtureScopes
 from ..session.session import Session

@@ -6,8 +6,6 @@ scopes.
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
@@ -15,6 +13,7 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.linux.pid_namespace import read_status
+from ..engine.linux.untouched import os, signal
 from ..forking import channel, messages
 from .context import RunnerContext
 

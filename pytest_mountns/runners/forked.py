@@ -18,11 +18,8 @@ Things that do not work with fork, and so are done otherwise:
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -37,6 +34,7 @@ from ..engine.linux.c_stdout import put_stdout
 from ..engine.linux.errno_advice import explain
 from ..engine.linux.errors import SandboxError, Unavailable, said
 from ..engine.linux.job_control import take_terminal_back
+from ..engine.linux.untouched import os, signal, time
 from ..engine.plan.model import Plan
 from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.written import Outline, Written, outline

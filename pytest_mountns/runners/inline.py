@@ -11,7 +11,6 @@ would run on without the plugin. Only files are isolated. What is done on the ho
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, cast, final
@@ -22,6 +21,7 @@ from .. import pytest_internals
 from ..engine.changes.changes import Changes
 from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError
+from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.stack import SandboxStack

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import NoReturn, final
 
 import pytest
 
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError, Unavailable
+from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.plan.spec import SandboxSpec
 from ..engine.sandbox.sandbox import Layers

@@ -8,7 +8,6 @@ finalizers run in the sandbox as well, and then it is let go.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError, Unavailable
+from ..engine.linux.untouched import os
 from ..engine.plan.spec import SandboxSpec
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.sandbox import Layers, Sandbox

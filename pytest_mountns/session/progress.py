@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final, final
 
 import pytest
+
+from ..engine.linux.untouched import time
 
 #: Seconds after which a line is shown.
 _LONG: Final = 1.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import final
@@ -16,6 +15,7 @@ from typing import final
 import pytest
 
 from .. import pytest_internals
+from ..engine.linux.untouched import os
 from ..engine.plan.spec import SandboxSpec, SpecError, Volume
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from typing import Final
 
 import pytest
 
 from .. import pytest_internals
+from ..engine.linux.untouched import os
 
 #: The directory below the temporary directory that holds ``tmp_path`` of a test that root runs as
 #: another user: root's own directory is closed to others.

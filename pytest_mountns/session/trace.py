@@ -6,18 +6,13 @@ pytest writes the trace to ``pytestdebug.log``, between its own lines about hook
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from typing import Final, final
 
 import pytest
 
 from .. import pytest_internals
-
-# Taken at import: a test may replace both while its messages are traced.
-_now: Final = time.monotonic
-_getpid: Final = os.getpid
+from ..engine.linux.untouched import os, time
 
 
 @final
@@ -26,7 +21,7 @@ class Trace:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._began = _now()
+        self._began = time.monotonic()
         #: Whether anybody reads what is traced. Where an argument takes time, ask first.
         self.enabled: Final = pytest_internals.is_tracing(config)
         self._write: Callable[..., None] = config.trace.get("mountns")
@@ -39,7 +34,7 @@ class Trace:
         if not self.enabled:
             return
         first, *more = "\n".join(str(part) for part in details).splitlines() or [""]
-        self._write(f"{_now() - self._began:9.4f} {_getpid()} {what}: {first}")
+        self._write(f"{time.monotonic() - self._began:9.4f} {os.getpid()} {what}: {first}")
         for line in more:
             self._write(f"{'':9} {line}")
         # A test process ends without flushing what is buffered.

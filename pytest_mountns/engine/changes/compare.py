@@ -12,7 +12,6 @@ depth of a tree nor its size is limited by descriptors or by the interpreter's s
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import final
 from ..linux.attributes import OVERFLOW_ID, read_xattrs, without_overlay
 from ..linux.openat import FILE, open_at, open_directory
 from ..linux.overlayfs import is_whiteout, marks, redirect_source
+from ..linux.untouched import os
 from ..plan.model import Layered
 from .changes import Change, Changes, Kind
 from .entries import Contents, Entry, Place

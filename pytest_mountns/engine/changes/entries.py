@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, final
 from ..linux.attributes import read_xattrs, without_overlay
 from ..linux.errors import SandboxError
 from ..linux.openat import FILE, open_at, open_directory
+from ..linux.untouched import open, os
 
 FileType: TypeAlias = Literal[
     "file", "directory", "symlink", "fifo", "socket", "character device", "block device", "unknown"

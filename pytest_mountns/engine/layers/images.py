@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import stat
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, final
 
 from ..linux.errors import LayerError, malformed
+from ..linux.untouched import os
 from .streams import CHUNK, Section
 from .tar_reader import FILE, LINK, SYMLINK, Reader
 from .tree import split

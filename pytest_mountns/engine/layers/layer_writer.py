@@ -16,7 +16,6 @@ is limited by nothing, and nothing is reached through the sandbox's own root.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from ..linux.attributes import read_xattrs
 from ..linux.errors import LayerError
 from ..linux.openat import lstat, open_directory
 from ..linux.overlayfs import is_whiteout, marks, redirect_source
+from ..linux.untouched import os
 from ..plan.model import Layered
 from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member
 from .tar_writer import MEDIA_TYPES, Compression, Writer

@@ -9,12 +9,12 @@ component by component with ``O_NOFOLLOW``.
 from __future__ import annotations
 
 import errno
-import os
 from typing import Final, TypeAlias, final
 
 from ..linux import syscalls as sys
 from ..linux.errors import malformed
 from ..linux.openat import DIRECTORY, LONGEST_PATH
+from ..linux.untouched import os
 
 _RESOLVE: Final = (
     sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS | sys.RESOLVE_NO_XDEV

@@ -20,7 +20,6 @@ set-id bits; whiteouts are the only device nodes that user may make, since Linux
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, final
@@ -29,6 +28,7 @@ from ..linux.errors import LayerError, errno_name, malformed
 from ..linux.openat import DIRECTORY as OPEN_DIRECTORY
 from ..linux.openat import lstat
 from ..linux.overlayfs import PREFIXES, is_whiteout
+from ..linux.untouched import os
 from .limits import Limits
 from .streams import Stream
 from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member, Reader

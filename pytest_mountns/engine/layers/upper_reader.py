@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Iterator
 from typing import Final, final
@@ -11,6 +10,7 @@ from typing import Final, final
 from ..linux.errors import LayerError
 from ..linux.openat import open_directory
 from ..linux.overlayfs import PREFIXES
+from ..linux.untouched import os
 from .streams import CHUNK
 
 # O_NONBLOCK: what was a file when it was listed may be a FIFO when it is opened.

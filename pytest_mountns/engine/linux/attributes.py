@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Mapping
 from typing import Final
 
 from .overlayfs import PREFIXES
+from .untouched import os
 
 #: The id that the kernel shows for one that a user namespace does not map: the default of
 #: /proc/sys/kernel/overflowuid and overflowgid, user_namespaces(7).

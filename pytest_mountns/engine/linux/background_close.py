@@ -11,16 +11,13 @@ does, however that comes.
 from __future__ import annotations
 
 import array
-import os
-import select
-import socket
 from collections.abc import Sequence
-from socket import socket as Socket
 from typing import Final, NoReturn, final
 
 from . import syscalls
 from .open_directories import pair
 from .processes import fork, reap, withdraw
+from .untouched import os, select, socket
 
 # What can wait in the socket; a machine that is too slow to let go is waited for.
 _MOST: Final = 16
@@ -31,7 +28,7 @@ class BackgroundCloser:
     """Closes descriptors elsewhere; here, if there can be no such process."""
 
     def __init__(self) -> None:
-        self._socket: Socket | None = None
+        self._socket: socket.socket | None = None
         self._owner = os.getpid()
         self._failed = False
 
@@ -82,7 +79,7 @@ class BackgroundCloser:
         self._failed = True
 
 
-def _become_reaper(channel: Socket, watched: int) -> NoReturn:
+def _become_reaper(channel: socket.socket, watched: int) -> NoReturn:
     try:
         if os.fork() == 0:
             _reap(channel, watched)
@@ -90,7 +87,7 @@ def _become_reaper(channel: Socket, watched: int) -> NoReturn:
         syscalls.exit_now(0)
 
 
-def _reap(channel: Socket, watched: int) -> None:
+def _reap(channel: socket.socket, watched: int) -> None:
     withdraw((channel.fileno(), watched))
     poll = select.poll()
     poll.register(channel, select.POLLIN)

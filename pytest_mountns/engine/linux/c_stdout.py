@@ -7,10 +7,11 @@ what it has printed itself to the pytest process, which prints it in its place. 
 from __future__ import annotations
 
 import ctypes
-import posix
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+
+from .untouched import posix
 
 _IOFBF: Final = 0
 _IOLBF: Final = 1

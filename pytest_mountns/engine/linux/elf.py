@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, final
+
+from .untouched import open, os
 
 _INTERP: Final = 3
 _LOAD: Final = 1

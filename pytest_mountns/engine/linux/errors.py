@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno as errno_names
-import os
 from typing import final
+
+from .untouched import os
 
 
 def errno_name(number: int) -> str:

@@ -15,8 +15,6 @@ is pinned, and all goes on as without.
 from __future__ import annotations
 
 import errno
-import os
-import posix
 import re
 import resource
 import sys as _sys
@@ -30,6 +28,7 @@ from typing import Final, TypeAlias, final
 
 from . import syscalls as sys
 from .namespaces import high
+from .untouched import os, posix
 
 #: Address and length in bytes.
 Run: TypeAlias = "tuple[int, int]"

@@ -12,9 +12,9 @@ that tries, as the shell expects of a background job that reads.
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import Final, final
+
+from .untouched import os, signal
 
 #: What an init waits for, blocked since before the test process was made.
 SIGNALS: Final = frozenset({signal.SIGCHLD, signal.SIGTSTP, signal.SIGCONT})

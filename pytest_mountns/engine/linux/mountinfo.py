@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
+from .untouched import open
+
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 

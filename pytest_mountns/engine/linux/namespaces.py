@@ -12,11 +12,6 @@ Functions are taken from :mod:`posix`: those of :mod:`os` a test may have replac
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
-import fcntl
-import os
-import posix
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar, final
@@ -24,6 +19,7 @@ from typing import Final, TypeVar, final
 from . import syscalls as sys
 from .errno_advice import Doing, explain
 from .errors import SandboxError, Unavailable, said
+from .untouched import _signal, fcntl, open, os, posix, signal
 
 T = TypeVar("T")
 

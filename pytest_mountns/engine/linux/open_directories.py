@@ -7,21 +7,16 @@ leads: in flight, in the buffer of a socket to itself.
 
 from __future__ import annotations
 
-import _socket
 import array
 import contextlib
 import errno
-import fcntl
-import os
-import posix
-import socket
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from socket import socket as Socket
 from typing import Final, TypeAlias, final
 
 from .errors import SandboxError
 from .namespaces import explained, high
+from .untouched import _socket, fcntl, os, posix, socket
 
 #: A descriptor of a directory, and the path that it is open at.
 Opened: TypeAlias = "tuple[int, str]"
@@ -66,10 +61,10 @@ def reopen(directories: Sequence[Opened]) -> None:
         posix.close(fresh)
 
 
-def pair() -> tuple[Socket, Socket]:
+def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected sockets, also in a suite that forbids them: what it replaces is not used."""
     first, second = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Socket(fileno=high(first.detach())), Socket(fileno=high(second.detach()))
+    return socket.socket(fileno=high(first.detach())), socket.socket(fileno=high(second.detach()))
 
 
 @final

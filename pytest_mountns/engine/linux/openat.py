@@ -5,8 +5,9 @@ Access times are left alone where the caller may do so, open(2) ``O_NOATIME``.
 
 from __future__ import annotations
 
-import os
 from typing import Final
+
+from .untouched import os
 
 #: PATH_MAX without the NUL: no system call takes a longer path.
 LONGEST_PATH: Final = 4095

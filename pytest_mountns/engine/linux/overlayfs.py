@@ -6,10 +6,11 @@ opaque directories", "Redirecting directories" and "Metadata only copy up".
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Mapping
 from typing import Final, NamedTuple
+
+from .untouched import os
 
 #: How the names of OverlayFS's own attributes begin; the second prefix is that of mounts with the
 #: option ``userxattr``, which are the only ones in a user namespace.

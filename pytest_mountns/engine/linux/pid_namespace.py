@@ -11,9 +11,6 @@ two missing, a SIGKILL of pytest leaves processes behind.
 
 from __future__ import annotations
 
-import os
-import select
-import signal
 from collections.abc import Callable
 from typing import Final, NoReturn
 
@@ -22,6 +19,7 @@ from .errno_advice import explain
 from .errors import SandboxError, Unavailable, said
 from .job_control import SIGNALS, Job
 from .processes import fork, reap
+from .untouched import os, select, signal
 
 #: With the processes goes what they share by number: System V IPC and message queues.
 NAMESPACES: Final = sys.CLONE_NEWPID | sys.CLONE_NEWIPC

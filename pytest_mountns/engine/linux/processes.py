@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
-import posix
-import signal
-import socket
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -15,6 +11,7 @@ from typing import Final, TypeVar, cast
 
 from . import syscalls
 from .errors import SandboxError
+from .untouched import os, posix, signal, socket
 
 _T = TypeVar("_T")
 

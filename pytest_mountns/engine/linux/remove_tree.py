@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import stat
 
 from .openat import DIRECTORY, lstat
+from .untouched import os
 
 
 def remove_tree(name: str, dir_fd: int | None = None) -> None:

@@ -7,14 +7,13 @@ of the man pages. Every failure is a :class:`SyscallError` that names the call.
 from __future__ import annotations
 
 import ctypes
-import os
-import signal
 import struct
 from collections.abc import Sequence
 from itertools import chain
 from typing import Final, NoReturn
 
 from .errors import SyscallError
+from .untouched import os, signal
 
 CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pwd
-import select
 import stat
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, final
 
 from ..linux.errors import SandboxError, Unavailable, said
 from ..linux.namespaces import high
+from ..linux.untouched import os, select
 from ..plan.decide import plan
 from ..plan.model import Features, Host, Plan, User
 from ..plan.spec import SandboxSpec, SpecError, Volume

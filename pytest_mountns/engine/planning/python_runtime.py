@@ -17,7 +17,6 @@ the run paths of ELF files. So they are shown read-only at the same paths.
 
 from __future__ import annotations
 
-import os
 import site
 import sys
 import sysconfig
@@ -27,6 +26,7 @@ from typing import Final, final
 
 from ..linux.elf import Linked, locate, read_cache, read_linked
 from ..linux.mountinfo import is_below
+from ..linux.untouched import open, os
 
 #: Prefixes in which more than Python is installed.
 _SHARED: Final = ("/", "/usr", "/usr/local")

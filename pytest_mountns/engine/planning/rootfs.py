@@ -7,7 +7,6 @@ decides without looking at anything.
 from __future__ import annotations
 
 import ctypes
-import os
 import stat
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Final, final
 from ..layers.session import Sources
 from ..linux.errors import LayerError, Unavailable
 from ..linux.mountinfo import is_below
+from ..linux.untouched import os
 from ..plan.decide import host_root, is_system
 from ..plan.model import EMPTY, Assemble, Features, Host, Overlay, Plan, Upper, User
 from ..plan.spec import SandboxSpec, SpecError

@@ -5,7 +5,6 @@ A process is forked for that. It enters the root as a sandbox will show it, and 
 
 from __future__ import annotations
 
-import os
 import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
@@ -21,6 +20,7 @@ from ..linux.namespaces import (
     take_user_capabilities,
 )
 from ..linux.processes import in_child
+from ..linux.untouched import os
 from ..mount.root import make_root_filesystem
 from ..plan.model import Piece, Plan
 from .python_runtime import (

@@ -7,12 +7,12 @@ for one and the same error number.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from ..linux import syscalls as sys
+from ..linux.untouched import open, os
 
 #: The number of the capability: see capabilities(7), linux/capability.h.
 CAP_SYS_ADMIN: Final = 21

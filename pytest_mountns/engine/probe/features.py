@@ -7,8 +7,6 @@ decides how the sandboxes of a session are made, and it is what the doctor shows
 
 from __future__ import annotations
 
-import _socket
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,6 +17,7 @@ from ..linux.attributes import OVERFLOW_ID
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.pid_namespace import NAMESPACES
+from ..linux.untouched import _socket, os
 from ..mount.api import set_read_only
 from ..plan.decide import plan
 from ..plan.model import Features, Host, User

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import select
-import signal
 import stat
-import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -14,6 +10,7 @@ from ..linux import syscalls
 from ..linux.errors import Unavailable
 from ..linux.mountinfo import Mount, is_below, read, visible
 from ..linux.processes import fork
+from ..linux.untouched import os, select, signal, time
 from ..plan.model import PROTECTED_PROC, Host
 
 #: Device nodes that a sandbox has if the host has them.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 from typing import Final
 
 from ..linux.errors import SandboxError
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
+from ..linux.untouched import os
 from ..mount.api import Builder, builder_for
 from ..plan.model import PSEUDO, Features, Host
 from ..sandbox.disk_uppers import DiskUppers

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NoReturn, TypeAlias, final
@@ -14,6 +12,7 @@ from ..linux.errno_advice import Doing, explain
 from ..linux.errors import SandboxError, SyscallError, errno_name, said
 from ..linux.pid_namespace import die_with_parent
 from ..linux.processes import fork, reap
+from ..linux.untouched import open, os, signal
 
 #: Seconds after which a process that tries something is ended.
 _TIMEOUT: Final = 30
