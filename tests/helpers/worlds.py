@@ -35,6 +35,8 @@ from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
 from pytest_mountns.engine.sandbox.stack import SandboxStack, close
 
+from .processes import fork
+
 Mode: TypeAlias = Literal["root", "user"]
 T = TypeVar("T")
 
@@ -56,7 +58,7 @@ def in_child(function: Callable[[], T]) -> T:
     """
     reader, writer = os.pipe()
     parent = os.getpid()
-    child = os.fork()
+    child = fork()
     if child == 0:
         _child(function, parent, writer)
     os.close(writer)
