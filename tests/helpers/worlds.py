@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import faulthandler
 import functools
 import os
 import pickle
@@ -79,6 +80,9 @@ def in_child(function: Callable[[], T]) -> T:
 
 def _child(function: Callable[[], object], parent: int, writer: int) -> NoReturn:
     try:
+        # pytest points faulthandler at the terminal. The stack of a process that a test ends by
+        # SIGSEGV belongs into that test's captured output.
+        faulthandler.enable(2)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_SECONDS)
         if os.getppid():
