@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.processes import default_signals
 from tests.helpers.terminals import without_tally
 
 #: Put into a suite under test: whoever destroys takes the fixture `destroyer`. Without the plugin
@@ -108,6 +109,13 @@ def record(pytester: pytest.Pytester, process: str) -> Callable[..., Recorded]:
         return recorded
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _default_signals() -> Iterator[None]:
+    # Tests send SIGINT and SIGHUP to what they start, also where the suite runs in the background.
+    with default_signals():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import faulthandler
 import functools
 import os
 import pickle
@@ -35,6 +36,8 @@ from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
 from pytest_mountns.engine.sandbox.stack import SandboxStack, close
 
+from .processes import fork
+
 Mode: TypeAlias = Literal["root", "user"]
 T = TypeVar("T")
 
@@ -56,7 +59,7 @@ def in_child(function: Callable[[], T]) -> T:
     """
     reader, writer = os.pipe()
     parent = os.getpid()
-    child = os.fork()
+    child = fork()
     if child == 0:
         _child(function, parent, writer)
     os.close(writer)
@@ -77,6 +80,9 @@ def in_child(function: Callable[[], T]) -> T:
 
 def _child(function: Callable[[], object], parent: int, writer: int) -> NoReturn:
     try:
+        # pytest points faulthandler at the terminal. The stack of a process that a test ends by
+        # SIGSEGV belongs into that test's captured output.
+        faulthandler.enable(2)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_SECONDS)
         if os.getppid():

@@ -16,7 +16,6 @@ import signal
 import socket
 import stat
 import traceback
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from pytest_mountns.engine.changes import compare as upper_module
 from pytest_mountns.engine.changes.changes import Change, Changes
 from pytest_mountns.engine.changes.compare import read_changes
 from pytest_mountns.engine.plan.model import Layered
+from tests.helpers.processes import fork
 
 T = TypeVar("T")
 
@@ -121,10 +121,7 @@ class Run(Protocol):
 
 def _run_in(scratch: Path, job: Callable[[Box], T]) -> T:
     receive, send = os.pipe()
-    with warnings.catch_warnings():
-        # From 3.12 on, if another plugin runs a thread; the child uses no lock that one may hold.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             os.close(receive)

@@ -16,6 +16,7 @@ from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.planning.planner import Planner
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
+from tests.helpers.processes import fork
 from tests.helpers.worlds import skip_unless
 
 _UID = 12345
@@ -42,7 +43,7 @@ def test_a_directory_below_those_of_others_can_be_written(below_root: Path) -> N
     skip_unless("user")
     deep = below_root / "theirs" / "deep"
     reader, writer = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             os.setgroups([])

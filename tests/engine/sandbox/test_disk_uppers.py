@@ -20,6 +20,7 @@ from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.sandbox import disk_uppers
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
+from tests.helpers.processes import fork
 from tests.helpers.worlds import BASE, Mode, content, host_unchanged, in_sandbox, in_world, write
 
 
@@ -127,7 +128,7 @@ def test_uppers_are_removed_when_the_session_is_killed(
     place: Path, kill: Callable[[int], None]
 ) -> None:
     ours, theirs = socket.socketpair()
-    session = os.fork()
+    session = fork()
     if session == 0:
         try:
             os.setpgid(0, 0)
