@@ -17,7 +17,7 @@ from ..linux import syscalls as sys
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.pid_namespace import NAMESPACES
-from ..mount.api import set_read_only
+from ..mount.new_api import set_read_only
 from ..plan.decide import plan
 from ..plan.model import Features, Host, User
 from ..plan.spec import SandboxSpec
@@ -271,7 +271,7 @@ def _try_overlays(
 
 
 def _use_new_api() -> None:
-    """Every call of it that :class:`.executor.NewApi` rests on, the youngest (5.12) last."""
+    """Every call of it that :class:`.new_api.NewMountApi` rests on, the youngest (5.12) last."""
     context = sys.fsopen("tmpfs")
     sys.fsconfig_create(context, "tmpfs")
     os.close(sys.fsmount(context, 0))

@@ -9,7 +9,8 @@ from typing import Final
 
 from ..linux.errors import SandboxError
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
-from ..mount.api import Builder, builder_for
+from ..mount.api import MountApi
+from ..mount.root import mount_api_for
 from ..plan.model import PSEUDO, Features, Host
 from ..sandbox.disk_uppers import DiskUppers
 from .trials import Answer, Log, Trial, try_in_child
@@ -46,9 +47,9 @@ def refused_lowers(paths: Sequence[str], features: Features) -> frozenset[str]:
         if features.user_namespace:
             enter_user_namespace()
         enter_mount_namespace(features.user_namespace)
-        builder = go_to_scratch(features, directory)
+        api = go_to_scratch(features, directory)
         log = Log(features.user_namespace)
-        refused = refused_among(log, builder, paths, features)
+        refused = refused_among(log, api, paths, features)
         return log.answer() if log.trials else {"refused": refused, "trials": []}
 
     uppers = DiskUppers()
@@ -63,14 +64,12 @@ def refused_lowers(paths: Sequence[str], features: Features) -> frozenset[str]:
     raise SandboxError(f"try an {trial.name}", trial.kernel, trial.cause, trial.remedy)
 
 
-def refused_among(
-    log: Log, builder: Builder, paths: Sequence[str], features: Features
-) -> list[str]:
+def refused_among(log: Log, api: MountApi, paths: Sequence[str], features: Features) -> list[str]:
     """Those of ``paths``. If it cannot be told of one, there is a failed trial in ``log``."""
     refused = []
     for path in paths:
         try:
-            if not _is_lower(builder, path, features):
+            if not _is_lower(api, path, features):
                 refused.append(path)
         except OSError as error:
             log.failed(f"overlay of {path}", error, doing="overlay")
@@ -78,20 +77,20 @@ def refused_among(
     return refused
 
 
-def go_to_scratch(features: Features, directory: str | None = None) -> Builder:
+def go_to_scratch(features: Features, directory: str | None = None) -> MountApi:
     """Go to where the uppers of trials lie: in memory, or in ``directory`` on disk."""
-    builder = builder_for(features)
+    api = mount_api_for(features)
     if directory is None:
-        os.fchdir(builder.scratch([("mode", "0755")]))
+        os.fchdir(api.make_scratch([("mode", "0755")]))
     else:
-        os.fchdir(builder.scratch_on_disk(directory))
-    return builder
+        os.fchdir(api.make_scratch_on_disk(directory))
+    return api
 
 
-def try_overlay(builder: Builder, features: Features) -> None:
+def try_overlay(api: MountApi, features: Features) -> None:
     """Mount one and remake a merged directory in it: what fails without the right options."""
     os.makedirs("lower/directory", exist_ok=True)
-    mount = trial_overlay("lower", builder, features)
+    mount = trial_overlay("lower", api, features)
     try:
         os.rmdir("directory", dir_fd=mount)
         os.mkdir("directory", dir_fd=mount)
@@ -99,12 +98,12 @@ def try_overlay(builder: Builder, features: Features) -> None:
         os.close(mount)
 
 
-def _is_lower(builder: Builder, path: str, features: Features) -> bool:
+def _is_lower(api: MountApi, path: str, features: Features) -> bool:
     """Raises :class:`OSError` if the reason is none of the directory's own."""
     # Twice: what it is asked for once it may be denied for another reason.
     for attempt in range(2):
         try:
-            os.close(trial_overlay(path, builder, features))
+            os.close(trial_overlay(path, api, features))
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
@@ -115,7 +114,7 @@ def _is_lower(builder: Builder, path: str, features: Features) -> bool:
     return True
 
 
-def trial_overlay(lower: str, builder: Builder, features: Features) -> int:
+def trial_overlay(lower: str, api: MountApi, features: Features) -> int:
     """A throwaway overlay of one lower; returns a descriptor of its root."""
     name = f"trial{len(os.listdir('.'))}"
     for part in ("upper", "work", "merged"):
@@ -125,4 +124,4 @@ def trial_overlay(lower: str, builder: Builder, features: Features) -> int:
         ("workdir", f"{name}.work"),
         *features.overlay_options,
     ]
-    return builder.overlay_descriptor(lower, f"{name}.merged", options)
+    return api.open_overlay(lower, f"{name}.merged", options)
