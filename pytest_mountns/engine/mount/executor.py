@@ -35,7 +35,7 @@ from ..plan.model import (
     Seed,
     Step,
 )
-from .api import NOSUID_NODEV, Builder
+from .api import NOSUID_NODEV, MountApi
 from .assemble import gather
 
 _NUMBERS: Final = {
@@ -64,19 +64,19 @@ _DOING: Final[dict[type, Doing]] = {
 }
 
 
-def open_scratch(builder: Builder, plan: Plan, directory: str | None) -> int:
+def open_scratch(api: MountApi, plan: Plan, directory: str | None) -> int:
     """A descriptor of the place for the uppers: a tmpfs, or ``directory`` on disk."""
     if plan.upper.medium == "disk":
         if directory is None:
             raise SandboxError("an upper on disk needs a directory")
         place = directory
-        return _tell(plan.upper.describe(), lambda: builder.scratch_on_disk(place), plan)
+        return _tell(plan.upper.describe(), lambda: api.make_scratch_on_disk(place), plan)
     options = [("mode", "0755")]
     if plan.upper.size:
         options.append(("size", str(plan.upper.size)))
     if plan.upper.inodes:
         options.append(("nr_inodes", str(plan.upper.inodes)))
-    return _tell(plan.upper.describe(), lambda: builder.scratch(options), plan, "scratch")
+    return _tell(plan.upper.describe(), lambda: api.make_scratch(options), plan, "scratch")
 
 
 @final
@@ -91,12 +91,12 @@ class Building:
 
     def __init__(
         self,
-        builder: Builder,
+        api: MountApi,
         plan: Plan,
         uppers: Mapping[str, tuple[str, ...]],
         kept: Mapping[str, str] | None = None,
     ) -> None:
-        self._builder = builder
+        self._api = api
         self._plan = plan
         self._uppers = uppers
         self._kept = kept or {}
@@ -119,7 +119,7 @@ class Building:
             _tell(step.describe(), partial(self._do, step), self._plan, doing)
 
     def _do(self, step: Step) -> None:
-        builder = self._builder
+        api = self._api
         match step:
             case Overlay():
                 self._overlay(step)
@@ -129,27 +129,27 @@ class Building:
                 self._bind(step)
             case Seed(path):
                 if os.stat(path).st_size > _LARGEST_SEED:
-                    builder.bind(path, path, read_only=True)
+                    api.bind(path, path, read_only=True)
                 elif not self._uppers and not self._kept:
                     # Else it is in a layer below, as it was left there.
                     source = open(path, "rb")  # noqa: SIM115 - closed where it is used up
-                    self._later(step, lambda: _seed(builder.root, path, source))
+                    self._later(step, lambda: _seed(api.root, path, source))
             case MountTmpfs():
                 self._make_target(step, directory=True)
                 options = [("mode", f"{step.mode:o}")]
                 if step.size:
                     options.append(("size", str(step.size)))
-                builder.mount("tmpfs", step.target, options, NOSUID_NODEV)
+                api.mount("tmpfs", step.target, options, NOSUID_NODEV)
                 self._covers.append(step.target)
             case FreshProc():
                 attributes = NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC
-                builder.mount("proc", step.target, [], attributes)
+                api.mount("proc", step.target, [], attributes)
             case Protect(target, tree=True):
-                builder.rebind(target)
+                api.make_tree_read_only(target)
             case Protect(target):
                 self._later(step, lambda: self._freeze(target))
             case MakeDev():
-                _make_dev(builder, step, own_root=not self._plan.user_namespace)
+                _make_dev(api, step, own_root=not self._plan.user_namespace)
 
     def _later(self, step: Step, action: Callable[[], None]) -> None:
         """When what was done so far is in its place."""
@@ -158,13 +158,13 @@ class Building:
         def told() -> None:
             _tell(step.describe(), action, self._plan, doing)
 
-        self._builder.later(told)
+        self._api.when_attached(told)
 
     def _make_target(self, step: Bind | MountTmpfs, *, directory: bool) -> None:
         self._later(
             step,
             lambda: make_target(
-                self._builder.root, step.target, directory=directory, created=self.created
+                self._api.root, step.target, directory=directory, created=self.created
             ),
         )
 
@@ -195,7 +195,7 @@ class Building:
             # The upper is thrown away: syncing every copied file would cost seven times as much.
             options.append(("volatile", None))
         lowers = self._shortened(self._apart(step.lowers))
-        self._builder.overlay(replace(step, lowers=lowers), options)
+        self._api.mount_overlay(replace(step, lowers=lowers), options)
         self.overlays.append(step)
         self.uppers[step.target] = upper
 
@@ -255,7 +255,7 @@ class Building:
                     ),
                 ]
                 copy_attributes(path, f"{name}.upper", own=not self._plan.user_namespace)
-                found[index] = self._builder.apart(lowers[index], name, options)
+                found[index] = self._api.mount_as_lower(lowers[index], name, options)
         return tuple(found)
 
     def _shortened(self, lowers: tuple[str, ...]) -> tuple[str, ...]:
@@ -304,7 +304,7 @@ class Building:
             directory = stat.S_ISDIR(os.stat(source).st_mode)
             self._make_target(step, directory=directory)
         try:
-            self._builder.bind(source, step.target, read_only=step.read_only)
+            self._api.bind(source, step.target, read_only=step.read_only)
         except OSError:
             if not step.optional:
                 raise
@@ -319,7 +319,7 @@ class Building:
             # A volume or tmpfs on a part has taken its place, and stays as it is.
             taken = any(path == cover or is_below(path, cover) for cover in self._covers)
             if path == target or (part and not taken):
-                self._builder.freeze(path)
+                self._api.make_mount_read_only(path)
 
 
 def _tell(what: str, action: Callable[[], int | None], plan: Plan, doing: Doing = "") -> int:
@@ -384,7 +384,7 @@ def _seed(root: int, path: str, source: BinaryIO) -> None:
         copy_attributes(source.fileno(), file.fileno(), own=True)
 
 
-def _show_device(builder: Builder, step: MakeDev, name: str, dev: int) -> None:
+def _show_device(api: MountApi, step: MakeDev, name: str, dev: int) -> None:
     """A node of the host's. Where nodes can be made it is another: chmod(2) of it stays here."""
     status = os.stat(f"/dev/{name}")
     place = ""
@@ -394,26 +394,26 @@ def _show_device(builder: Builder, step: MakeDev, name: str, dev: int) -> None:
             os.mkdir(place, 0o755, dir_fd=dev)
     if step.bind:
         os.close(os.open(name, os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=dev))
-        builder.bind(f"/dev/{name}", f"{step.target}/{name}", read_only=False)
+        api.bind(f"/dev/{name}", f"{step.target}/{name}", read_only=False)
         return
     os.mknod(name, status.st_mode, status.st_rdev, dir_fd=dev)
     os.chown(name, status.st_uid, status.st_gid, dir_fd=dev)
     os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=dev)
 
 
-def _make_dev(builder: Builder, step: MakeDev, *, own_root: bool) -> None:
+def _make_dev(api: MountApi, step: MakeDev, *, own_root: bool) -> None:
     dev = step.target
-    builder.mount("tmpfs", dev, [("mode", "0755")], sys.MOUNT_ATTR_NOSUID)
-    fd = builder.directory(dev)
+    api.mount("tmpfs", dev, [("mode", "0755")], sys.MOUNT_ATTR_NOSUID)
+    fd = api.open_directory(dev)
     try:
         for name in step.devices:
             if step.bind:
                 os.close(os.open(name, os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=fd))
-                builder.bind(f"/dev/{name}", f"{dev}/{name}", read_only=False)
+                api.bind(f"/dev/{name}", f"{dev}/{name}", read_only=False)
             else:
                 os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(*_NUMBERS[name]), dir_fd=fd)
         for name in step.more:
-            _show_device(builder, step, name, fd)
+            _show_device(api, step, name, fd)
         for name, link in _LINKS.items():
             os.symlink(link, name, dir_fd=fd)
         for name in ("pts", "shm", *["mqueue"] * bool(step.mqueue)):
@@ -424,9 +424,9 @@ def _make_dev(builder: Builder, step: MakeDev, *, own_root: bool) -> None:
     group = [("gid", "5")] if own_root else []
     attributes = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NOEXEC
     options = [("ptmxmode", "0666"), ("mode", "620"), *group]
-    builder.mount("devpts", f"{dev}/pts", options, attributes)
-    builder.mount("tmpfs", f"{dev}/shm", [("mode", "1777")], NOSUID_NODEV)
+    api.mount("devpts", f"{dev}/pts", options, attributes)
+    api.mount("tmpfs", f"{dev}/shm", [("mode", "1777")], NOSUID_NODEV)
     if step.mqueue == "own":
-        builder.mount("mqueue", f"{dev}/mqueue", [], NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC)
+        api.mount("mqueue", f"{dev}/mqueue", [], NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC)
     elif step.mqueue:
-        builder.bind("/dev/mqueue", f"{dev}/mqueue", read_only=True)
+        api.bind("/dev/mqueue", f"{dev}/mqueue", read_only=True)

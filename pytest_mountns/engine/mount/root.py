@@ -16,9 +16,11 @@ from ..linux import syscalls as sys
 from ..linux.errno_advice import explain
 from ..linux.errors import Unavailable, said
 from ..linux.namespaces import current_namespace, explained, high, mounting
-from ..plan.model import Bind, Layered, Plan
-from .api import Grafting, builder_for
+from ..plan.model import Bind, Features, Layered, Plan
+from .api import MountApi
+from .classic_api import ClassicMountApi
 from .executor import Building, open_scratch
+from .new_api import DeferredMountApi, NewMountApi
 from .template import Template
 
 
@@ -91,6 +93,13 @@ def make_root_filesystem(plan: Plan, stage: int) -> int:
     return root.namespace
 
 
+def mount_api_for(features: Features) -> MountApi:
+    """The mount API of this machine, as :mod:`.probe.features` has found it."""
+    if features.new_api:
+        return NewMountApi(attach_scratch=not features.detached_uppers)
+    return ClassicMountApi()
+
+
 @contextmanager
 def _possible(plan: Plan) -> Iterator[None]:
     try:
@@ -116,19 +125,19 @@ def _build(
         sys.unshare(sys.CLONE_NEWNS)
         opened.append(current_namespace())
     with explained("read the mount table", plan.user_namespace, "proc"):
-        builder = builder_for(plan.features)
+        api = mount_api_for(plan.features)
     try:
         with explained("make a root", plan.user_namespace):
-            taken = high(os.dup(kept.scratch)) if kept else open_scratch(builder, plan, directory)
+            taken = high(os.dup(kept.scratch)) if kept else open_scratch(api, plan, directory)
             opened.append(scratch := high(taken))
             os.fchdir(scratch)
-            building = Building(builder, plan, lowers, kept.uppers if kept else None)
+            building = Building(api, plan, lowers, kept.uppers if kept else None)
             building.carry_out([*plan.steps, *bound])
         with explained("pivot into the new root", plan.user_namespace, "pivot"):
-            builder.pivot()
+            api.pivot_root()
     except BaseException:
-        if builder.root >= 0:
-            os.close(builder.root)
+        if api.root >= 0:
+            os.close(api.root)
         raise
     return building
 
@@ -142,12 +151,12 @@ def _graft(
     template: Template,
 ) -> Building:
     """The same, in a copy of the template's namespace, for what the template has not."""
-    builder = Grafting()
-    building = Building(builder, plan, lowers)
+    api = DeferredMountApi()
+    building = Building(api, plan, lowers)
     passing: list[int] = []
     try:
         with explained("make a root", plan.user_namespace):
-            scratch = high(open_scratch(builder, plan, directory))
+            scratch = high(open_scratch(api, plan, directory))
             passing.append(scratch)
             os.fchdir(scratch)
             building.carry_out([*template.steps, *bound])
@@ -159,9 +168,9 @@ def _graft(
             opened += [high(namespace), passing.pop(0)]
         with explained("put the root together", plan.user_namespace):
             passing.append(bench := os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            builder.graft(bench, template.tops)
+            api.attach_all(bench, template.tops)
     finally:
-        builder.close()
+        api.close()
         for fd in passing:
             os.close(fd)
     return building

@@ -23,8 +23,8 @@ from ..linux import syscalls as sys
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import current_namespace, explained, high, mounting
 from ..plan.model import Assemble, Bind, Layered, Overlay, Plan, Protect, Step
-from .api import NewApi
 from .executor import Building
+from .new_api import NewMountApi
 
 _Marks: TypeAlias = "tuple[int, tuple[int, ...]]"
 _Standing: TypeAlias = Overlay | Bind | Protect
@@ -143,18 +143,18 @@ def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) ->
             back.leave_for(stage)
             sys.unshare(sys.CLONE_NEWNS)
             opened.append(current_namespace())
-        builder = NewApi()
+        api = NewMountApi()
         with explained("make a bench", user, "scratch"):
-            scratch = high(builder.scratch([("mode", "0755")]))
+            scratch = high(api.make_scratch([("mode", "0755")]))
             opened.append(scratch)
             os.fchdir(scratch)
             # Before the bench is on top of it.
             root = _clone_root(steps[0])
-            builder.mount("tmpfs", "/", [("mode", "0755")], 0)
-        building = Building(builder, plan, {})
-        tops = _lay_out(building, builder, steps, root)
+            api.mount("tmpfs", "/", [("mode", "0755")], 0)
+        building = Building(api, plan, {})
+        tops = _lay_out(building, api, steps, root)
         with explained("pivot to the bench", user, "pivot"):
-            builder.pivot()
+            api.pivot_root()
         overlays = tuple(
             Layered(_in_place(o.target, tops), f"{o.name}.upper") for o in building.overlays
         )
@@ -164,27 +164,27 @@ def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) ->
 
 
 def _lay_out(
-    building: Building, builder: NewApi, steps: tuple[_Standing, ...], root: int
+    building: Building, api: NewMountApi, steps: tuple[_Standing, ...], root: int
 ) -> tuple[tuple[str, str], ...]:
     """Do the steps, each top one in a place of its own on the bench. ``root``: a clone of ``/``."""
     tops: dict[str, str] = {}
-    bench = os.fstat(builder.root).st_dev
+    bench = os.fstat(api.root).st_dev
     for step in steps:
         target = step.target
         top = max((one for one in tops if _over(target, [one])), key=len, default=target)
         if top not in tops:
             tops[top] = str(len(tops))
-            _placeholder(builder.root, tops[top], step)
+            _placeholder(api.root, tops[top], step)
         place = f"/{tops[top]}{target[len(top.rstrip('/')) :].rstrip('/')}"
         if target == "/":
-            builder.attach_bind(root, place, read_only=True)
+            api.attach_tree(root, place, read_only=True)
         else:
             building.carry_out([replace(step, target=place)])
     # Without what is optional, and was refused.
     return tuple(
         (name, target)
         for target, name in tops.items()
-        if os.stat(name, dir_fd=builder.root, follow_symlinks=False).st_dev != bench
+        if os.stat(name, dir_fd=api.root, follow_symlinks=False).st_dev != bench
     )
 
 

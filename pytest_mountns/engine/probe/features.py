@@ -18,7 +18,7 @@ from ..linux.mountinfo import is_below
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.pid_namespace import NAMESPACES
 from ..linux.untouched import _socket, os
-from ..mount.api import set_read_only
+from ..mount.new_api import set_read_only
 from ..plan.decide import plan
 from ..plan.model import Features, Host, User
 from ..plan.spec import SandboxSpec

@@ -9,7 +9,8 @@ from typing import Final
 from ..linux.errors import SandboxError
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.untouched import os
-from ..mount.api import Builder, builder_for
+from ..mount.api import MountApi
+from ..mount.root import mount_api_for
 from ..plan.model import PSEUDO, Features, Host
 from ..sandbox.disk_uppers import DiskUppers
 from .trials import Answer, Trial, TrialLog, try_in_child
@@ -50,9 +51,9 @@ def refused_lowers(paths: Sequence[str], features: Features) -> frozenset[str]:
         if features.user_namespace:
             enter_user_namespace()
         enter_mount_namespace(features.user_namespace)
-        builder = change_to_scratch(features, directory)
+        api = change_to_scratch(features, directory)
         log = TrialLog(features.user_namespace)
-        refused = find_refused(log, builder, paths, features)
+        refused = find_refused(log, api, paths, features)
         return log.answer() if log.trials else {"refused": refused, "trials": []}
 
     uppers = DiskUppers()
@@ -68,7 +69,7 @@ def refused_lowers(paths: Sequence[str], features: Features) -> frozenset[str]:
 
 
 def find_refused(
-    log: TrialLog, builder: Builder, paths: Sequence[str], features: Features
+    log: TrialLog, api: MountApi, paths: Sequence[str], features: Features
 ) -> list[str]:
     """Which of ``paths`` are refused as the lower of an overlay.
 
@@ -77,7 +78,7 @@ def find_refused(
     refused = []
     for path in paths:
         try:
-            if not _is_lower(builder, path, features):
+            if not _is_lower(api, path, features):
                 refused.append(path)
         except OSError as error:
             log.failed(f"overlay of {path}", error, doing="overlay")
@@ -85,23 +86,23 @@ def find_refused(
     return refused
 
 
-def change_to_scratch(features: Features, directory: str | None = None) -> Builder:
+def change_to_scratch(features: Features, directory: str | None = None) -> MountApi:
     """Change to a new directory for uppers of trials: in memory, or in ``directory`` on disk."""
-    builder = builder_for(features)
+    api = mount_api_for(features)
     if directory is None:
-        os.fchdir(builder.scratch([("mode", "0755")]))
+        os.fchdir(api.make_scratch([("mode", "0755")]))
     else:
-        os.fchdir(builder.scratch_on_disk(directory))
-    return builder
+        os.fchdir(api.make_scratch_on_disk(directory))
+    return api
 
 
-def try_overlay(builder: Builder, features: Features) -> None:
+def try_overlay(api: MountApi, features: Features) -> None:
     """Mount an overlay, and make a directory in it anew.
 
     The latter fails if the mount options are not those that this kernel needs.
     """
     os.makedirs("lower/directory", exist_ok=True)
-    mount = mount_trial_overlay("lower", builder, features)
+    mount = mount_trial_overlay("lower", api, features)
     try:
         os.rmdir("directory", dir_fd=mount)
         os.mkdir("directory", dir_fd=mount)
@@ -109,7 +110,7 @@ def try_overlay(builder: Builder, features: Features) -> None:
         os.close(mount)
 
 
-def _is_lower(builder: Builder, path: str, features: Features) -> bool:
+def _is_lower(api: MountApi, path: str, features: Features) -> bool:
     """Whether ``path`` can be the lower of an overlay.
 
     Raises :class:`OSError` if mounting fails for another reason than the directory.
@@ -117,7 +118,7 @@ def _is_lower(builder: Builder, path: str, features: Features) -> bool:
     # It is tried twice, because a single refusal may have another reason, which has passed then.
     for attempt in range(2):
         try:
-            os.close(mount_trial_overlay(path, builder, features))
+            os.close(mount_trial_overlay(path, api, features))
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
@@ -128,7 +129,7 @@ def _is_lower(builder: Builder, path: str, features: Features) -> bool:
     return True
 
 
-def mount_trial_overlay(lower: str, builder: Builder, features: Features) -> int:
+def mount_trial_overlay(lower: str, api: MountApi, features: Features) -> int:
     """Mount an overlay of ``lower`` that is dropped at the end, and return a descriptor of it."""
     name = f"trial{len(os.listdir('.'))}"
     for part in ("upper", "work", "merged"):
@@ -138,4 +139,4 @@ def mount_trial_overlay(lower: str, builder: Builder, features: Features) -> int
         ("workdir", f"{name}.work"),
         *features.overlay_options,
     ]
-    return builder.overlay_descriptor(lower, f"{name}.merged", options)
+    return api.open_overlay(lower, f"{name}.merged", options)

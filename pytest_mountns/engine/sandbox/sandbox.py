@@ -38,8 +38,8 @@ from ..linux.namespaces import (
     working_directory,
 )
 from ..linux.open_directories import Opened, open_directories, reopen
-from ..mount.api import set_read_only
 from ..mount.executor import make_target
+from ..mount.new_api import set_read_only
 from ..mount.root import Kept, make_root_filesystem
 from ..mount.template import Template
 from ..plan.model import Bind, Layered, Plan
