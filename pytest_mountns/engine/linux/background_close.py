@@ -19,6 +19,7 @@ from socket import socket as Socket
 from typing import Final, NoReturn, final
 
 from . import syscalls
+from .ablation import is_left_out
 from .open_directories import pair
 from .processes import fork, reap, withdraw
 
@@ -33,7 +34,7 @@ class BackgroundCloser:
     def __init__(self) -> None:
         self._socket: Socket | None = None
         self._owner = os.getpid()
-        self._failed = False
+        self._failed = is_left_out("background_close")
 
     def close(self, descriptors: Sequence[int]) -> None:
         """Close them, as far as this process can tell at once."""
