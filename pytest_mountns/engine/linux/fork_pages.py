@@ -27,6 +27,7 @@ from operator import itemgetter
 from typing import Final, TypeAlias, final
 
 from . import syscalls as sys
+from .ablation import is_left_out
 from .namespaces import high
 from .untouched import os, posix
 
@@ -146,7 +147,8 @@ class ForkPages:
         self._forks = 0
         self._written: list[array[int]] = []
         self._ring = -1
-        self._learning = self._pinned = self._refused = False
+        self._learning = self._pinned = False
+        self._refused = is_left_out("fork_pages")
 
     def before_fork(self) -> Callable[[], bytes] | None:
         """What the child that is forked next is to call at its end, and say, for :meth:`learn`."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, final
 
 from ..linux import syscalls as sys
+from ..linux.ablation import is_left_out
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import current_namespace, explained, high, mounting
 from ..plan.model import Assemble, Bind, Layered, Overlay, Plan, Protect, Step
@@ -115,7 +116,8 @@ def standing(plan: Plan, *, besides: Collection[str] | None) -> tuple[_Standing,
 def can_stand(plan: Plan) -> bool:
     """Whether sandboxes of this plan can be made from a template."""
     # A /proc of its own can only be mounted from within its PID namespace.
-    return plan.features.layered_uppers and not plan.pid_namespace
+    possible = plan.features.layered_uppers and not plan.pid_namespace
+    return possible and not is_left_out("templates")
 
 
 def overlays_can_stand(plan: Plan) -> bool:
