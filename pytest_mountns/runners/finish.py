@@ -13,7 +13,8 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.linux.pid_namespace import read_status
-from ..engine.linux.untouched import os, signal
+from ..engine.linux.processes import signal_name
+from ..engine.linux.untouched import os
 from ..forking import channel, messages
 from .context import RunnerContext
 
@@ -200,9 +201,5 @@ def describe(reader: int, status: int) -> str:
     """
     code = os.waitstatus_to_exitcode(read_status(reader, status))
     if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = "a real-time signal"
-        return f"the test process was ended by {name} (signal {-code})"
+        return f"the test process was ended by {signal_name(-code)} (signal {-code})"
     return f"the test process exited with status {code}, before the test was done,"

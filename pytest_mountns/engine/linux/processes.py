@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from typing import Final, TypeVar, cast
+from collections.abc import Collection
+from typing import Final
 
-from . import syscalls
-from .errors import SandboxError
-from .untouched import os, posix, signal, socket
-
-_T = TypeVar("_T")
+from .untouched import os, posix, signal
 
 # The kernel ends a read of this file between two numbers.
 _PAGE: Final = 4096
 #: Of clone(2) as well, wait(2).
 _WALL: Final = 0x40000000
-_MOST_DESCRIPTORS: Final = 2
 
 
 def fork() -> int:
@@ -35,44 +29,6 @@ def fork() -> int:
         return os.fork()
 
 
-def in_child(action: Callable[[], tuple[_T, Sequence[int]]], tried: str) -> tuple[_T, list[int]]:
-    """Call ``action`` in a forked process; give its result, pickled, and copies of descriptors.
-
-    Raises the :class:`SandboxError` that it raises, or one of ``tried`` for anything else.
-    """
-    ours, theirs = socket.socketpair()
-    child = fork()
-    if child == 0:
-        try:
-            syscalls.block_all_signals()
-            answer: tuple[object, SandboxError | None]
-            descriptors: Sequence[int] = ()
-            try:
-                result, descriptors = action()
-                answer = (result, None)
-            except SandboxError as error:
-                answer = (None, error)
-            except Exception as error:  # noqa: BLE001 - for the parent to say
-                answer = (None, SandboxError(tried, str(error)))
-            socket.send_fds(theirs, [b"."], descriptors)
-            with theirs.makefile("wb") as file:
-                pickle.dump(answer, file, protocol=5)
-        finally:
-            syscalls.exit_now(0)
-    theirs.close()
-    with ours:
-        _, received, _, _ = socket.recv_fds(ours, 1, _MOST_DESCRIPTORS)
-        with ours.makefile("rb") as file:
-            data = file.read()
-    reap(child)
-    found, problem = pickle.loads(data) if data else (None, SandboxError(tried))
-    if problem is not None:
-        for fd in received:
-            os.close(fd)
-        raise problem
-    return cast("_T", found), received
-
-
 def reap(child: int) -> int:
     """Wait for ``child``. Returns its wait status."""
     try:
@@ -80,6 +36,20 @@ def reap(child: int) -> int:
     except ChildProcessError:
         # SIGCHLD is ignored, by a wider fixture for example: the kernel has thrown it away.
         return 0
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal; real-time signals have none, signal(7)."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "a real-time signal"
+
+
+def describe_status(status: int) -> str:
+    """How a process has ended, in words, from its wait status: "signal SIGKILL"."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {signal_name(-code)}" if code < 0 else f"exit status {code}"
 
 
 def withdraw(kept: Collection[int]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
 from ..linux.errors import LayerError
+from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import (
     enter_mount_namespace,
     enter_user_namespace,
@@ -19,7 +20,6 @@ from ..linux.namespaces import (
     make_stage,
     take_user_capabilities,
 )
-from ..linux.processes import in_child
 from ..linux.untouched import os
 from ..mount.root import make_root_filesystem
 from ..plan.model import Piece, Plan
@@ -96,7 +96,7 @@ def find_root_contents(
         needs = minimal_needs or needs_of_foreign_root(runtime, projects, os.path.lexists)
         return _RootInspector(host, needs).contents(run_directories, targets), []
 
-    return in_child(inspect, _STEP)[0]
+    return call_in_helper(inspect, _STEP)[0]
 
 
 def _stage(user_namespace: bool, *, in_user_namespace: bool) -> int:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Final, NoReturn, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
-from ..linux import syscalls as sys
 from ..linux.errno_advice import Doing, explain
 from ..linux.errors import SandboxError, SyscallError, errno_name, said
-from ..linux.pid_namespace import die_with_parent
-from ..linux.processes import fork, reap
-from ..linux.untouched import open, os, signal
+from ..linux.helper_process import call_in_helper
 
 #: Seconds after which a process that tries something is ended.
 _TIMEOUT: Final = 30
@@ -101,7 +97,7 @@ class TrialLog:
         )
 
     def answer(self, **more: object) -> Answer:
-        """The trials and ``more``, as an answer that can be written as JSON."""
+        """The trials and ``more``, as plain types."""
         return {"trials": [asdict(trial) for trial in self.trials], **more}
 
 
@@ -122,44 +118,12 @@ def _errno(error: SandboxError) -> int:
 
 
 def try_in_child(action: Callable[[], Answer]) -> Answer:
-    """Call ``action`` in a forked process and return its answer.
+    """Call ``action`` in a helper process and return its answer.
 
     If the process ends without an answer, or ``action`` raises, the answer is a failed trial.
     """
-    reader, writer = os.pipe()
-    parent = os.getpid()
-    child = fork()
-    if child == 0:
-        _answer(action, parent, writer)
-    os.close(writer)
-    with open(reader, "rb") as file:
-        data = file.read()
-    status = reap(child)
-    if data:
-        answer: Answer = json.loads(data)
-        return answer
-    code = os.waitstatus_to_exitcode(status)
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    lost = Trial("try a sandbox", False, f"the process that tried it ended by {how}")
-    return {"trials": [asdict(lost)]}
-
-
-def _answer(action: Callable[[], Answer], parent: int, writer: int) -> NoReturn:
     try:
-        # A network filesystem that does not answer must not stop the session: SIGALRM ends this
-        # process.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(_TIMEOUT)
-        # In a new PID namespace getppid(2) is 0, as the parent has no process id in there. It waits
-        # for this process in any case.
-        if os.getppid():
-            die_with_parent(parent)
-        try:
-            answer = action()
-        except Exception as error:  # noqa: BLE001  # the parent must be told of any
-            answer = {"trials": [asdict(Trial("try a sandbox", False, repr(error)))]}
-        data = json.dumps(answer).encode()
-        while data:
-            data = data[os.write(writer, data) :]
-    finally:
-        sys.exit_now(0)
+        answer, _ = call_in_helper(lambda: (action(), ()), "try a sandbox", timeout=_TIMEOUT)
+    except SandboxError as error:
+        return {"trials": [asdict(Trial("try a sandbox", False, error.kernel, error.cause))]}
+    return answer

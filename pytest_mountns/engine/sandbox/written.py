@@ -16,8 +16,8 @@ from ..changes.changes import Changes
 from ..changes.compare import read_changes
 from ..changes.entries import Contents
 from ..linux.errors import SandboxError
+from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace, make_stage, root_of
-from ..linux.processes import in_child
 from ..mount.root import make_root_filesystem
 from ..plan.model import Layered, Plan
 from .sandbox import Sandbox
@@ -155,7 +155,7 @@ class Written:
                 except OSError as error:
                     raise SandboxError(tried, str(error)) from error
             else:
-                result, opened = in_child(lambda: self._in_user_namespace(action), tried)
+                result, opened = call_in_helper(lambda: self._in_user_namespace(action), tried)
             yield result, opened[0]
         finally:
             for fd in opened:
