@@ -318,9 +318,9 @@ def setfsgid(gid: int) -> int:
 
 
 def block_all_signals() -> bytes:
-    """pthread_sigmask(3) of this thread: block every signal. Returns the mask before.
+    """Block every signal for this thread, pthread_sigmask(3). Returns the mask of before.
 
-    Not the standard library's: that builds a set of 64 enumeration members, twice.
+    The standard library's function makes a set of 64 enumeration members, twice.
     """
     before = ctypes.create_string_buffer(_SIGSET_SIZE)
     number = _libc.pthread_sigmask(signal.SIG_SETMASK, b"\xff" * _SIGSET_SIZE, before)
@@ -330,7 +330,7 @@ def block_all_signals() -> bytes:
 
 
 def set_signal_mask(mask: bytes) -> None:
-    """pthread_sigmask(3) of this thread, to what :func:`block_all_signals` has given."""
+    """Set the mask that :func:`block_all_signals` has returned, pthread_sigmask(3)."""
     number = _libc.pthread_sigmask(signal.SIG_SETMASK, mask, None)
     if number:
         raise SyscallError(number, "pthread_sigmask()")
@@ -349,7 +349,7 @@ def signalfd(signals: frozenset[int]) -> int:
 
 
 def exit_now(status: int) -> NoReturn:
-    """_exit(2), also where ``os._exit`` was replaced: coverage.py saves its data in there."""
+    """Call _exit(2), and not ``os._exit``: coverage.py replaces that to save its data."""
     _libc._exit(status)
     raise AssertionError("_exit() has returned")
 

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from builtins import open
+    from builtins import open  # noqa: UP029 - so that the type checker knows its signature
 else:
 
     def _copied(module: ModuleType) -> ModuleType:
