@@ -123,7 +123,7 @@ class MountApi(ABC):
 
 
 def escape_lower(path: str) -> str:
-    """Escape a path as a part of ``lowerdir=``, in which ``\\``, ``:`` and ``,`` have a meaning."""
+    """Escape a path as one of ``lowerdir=``: backslash, colon and comma have a meaning there."""
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 

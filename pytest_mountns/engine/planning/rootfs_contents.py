@@ -21,7 +21,7 @@ from ..linux.namespaces import (
     take_user_capabilities,
 )
 from ..linux.untouched import os
-from ..mount.root import make_root_filesystem
+from ..mount.root import mount_root_filesystem
 from ..plan.model import Piece, Plan
 from .python_runtime import (
     RootNeeds,
@@ -92,7 +92,7 @@ def find_root_contents(
     def inspect() -> tuple[RootContents, list[int]]:
         host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stage = _stage(root_filesystem.user_namespace, in_user_namespace=in_user_namespace)
-        go(make_root_filesystem(root_filesystem, stage))
+        go(mount_root_filesystem(root_filesystem, stage))
         needs = minimal_needs or needs_of_foreign_root(runtime, projects, os.path.lexists)
         return _RootInspector(host, needs).contents(run_directories, targets), []
 

@@ -129,8 +129,10 @@ class SandboxManager:
         ``shared``: overlays that nobody writes to may be those of the sandboxes before.
         """
         stage = self.stage
-        base = self._templates.base(plan, stage)
-        template = base if layers or not shared else self._templates.full(plan, stage, base)
+        base = self._templates.without_overlays(plan, stage)
+        template = (
+            base if layers or not shared else self._templates.with_overlays(plan, stage, base)
+        )
         return make(
             plan,
             stage,

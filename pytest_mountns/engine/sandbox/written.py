@@ -18,7 +18,7 @@ from ..changes.entries import Contents
 from ..linux.errors import SandboxError
 from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace, make_stage, root_of
-from ..mount.root import make_root_filesystem
+from ..mount.root import mount_root_filesystem
 from ..plan.model import Layered, Plan
 from .sandbox import Sandbox
 
@@ -177,7 +177,7 @@ class Written:
             return [os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
         stage = enter_mount_namespace(True) if self.user_namespace else make_stage()
         try:
-            root_filesystem = make_root_filesystem(self.root_filesystem, stage)
+            root_filesystem = mount_root_filesystem(self.root_filesystem, stage)
         finally:
             os.close(stage)
         with root_of(root_filesystem, self.user_namespace) as root:

@@ -11,7 +11,7 @@ from pytest_mountns.engine.linux import ablation
 from pytest_mountns.engine.linux.background_close import BackgroundCloser
 from pytest_mountns.engine.linux.fork_pages import ForkPages
 from pytest_mountns.engine.linux.mountinfo import Mount
-from pytest_mountns.engine.mount.template import can_stand
+from pytest_mountns.engine.mount.template import can_share_mounts
 from pytest_mountns.engine.plan.decide import plan
 from pytest_mountns.engine.plan.model import Features, Host
 from pytest_mountns.engine.plan.spec import SandboxSpec
@@ -85,4 +85,4 @@ def test_without_templates_every_sandbox_is_mounted_step_by_step(
 ) -> None:
     _leave_out(monkeypatch, "templates", left_out)
     root = Mount(1, 0, "8:1", "/", "/", frozenset(["rw"]), (), "ext4", "x", "rw")
-    assert can_stand(plan(SandboxSpec(), Host((root,)), Features(False))) is not left_out
+    assert can_share_mounts(plan(SandboxSpec(), Host((root,)), Features(False))) is not left_out
