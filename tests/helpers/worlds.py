@@ -24,6 +24,7 @@ import pytest
 
 from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.errors import SandboxError
+from pytest_mountns.engine.linux.mountinfo import read, visible
 from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
 from pytest_mountns.engine.linux.pid_namespace import die_with_parent
 from pytest_mountns.engine.plan.decide import plan
@@ -46,6 +47,23 @@ BASE: Final = "/srv"
 #: Whom the tests become to be an ordinary user when root runs them; known to nobody.
 _SOMEBODY: Final = 54321
 _SECONDS: Final = 60
+
+#: Names that a mount table, an option of mount(2) or a line of text could stumble over.
+ODD_NAMES: Final = [
+    "with space",
+    "new\nline",
+    "tab\there",
+    "carriage\rreturn",
+    "comma,comma",
+    "colon:colon",
+    "back\\slash",
+    "#hash",
+    "equals=",
+    "quote\"'",
+    "not-utf8-\udcff",
+    "x" * 250,
+    "/".join(["d" * 100] * 4),
+]
 
 
 class Lost(Exception):
@@ -173,6 +191,11 @@ def _give(path: str) -> None:
 
 def bind(source: str, target: str) -> None:
     syscalls.mount(source, target, None, syscalls.MS_BIND | syscalls.MS_REC)
+
+
+def mounted(path: str) -> str:
+    """The type of the filesystem that is mounted at ``path``, "" if none is."""
+    return next((m.fstype for m in visible(read()) if m.mountpoint == path), "")
 
 
 def remount(target: str, flags: int) -> None:

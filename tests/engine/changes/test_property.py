@@ -2,7 +2,7 @@
 
 `MOUNTNS_SEQUENCES=2000` runs as many sequences, other ones each time; the suite's own run is short
 and always the same. Every sequence runs in a sandbox as the plugin makes it, on a machine of its
-own (:mod:`.worlds`).
+own (:mod:`tests.helpers.worlds`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Uppers that a real kernel wrote, as layers: read back, and read by other people's programs.
 
-Every case runs on a machine of its own (:mod:`.worlds`): a lower tree, an overlay on it, and what
-a test does there. The layer is then put on the same lower tree again, and has to show the same.
+Every case runs on a machine of its own (:mod:`tests.helpers.worlds`): a lower tree, an overlay on
+it, and what a test does there. The layer is then put on the same lower tree again, and has to show
+the same.
 """
 
 from __future__ import annotations

@@ -1,0 +1,77 @@
+"""Plans follow what is mounted on the machine after a session has begun."""
+
+from __future__ import annotations
+
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.plan.spec import SandboxSpec
+from pytest_mountns.engine.planning.planner import Planner
+from tests.helpers.worlds import (
+    BASE,
+    Mode,
+    in_world,
+    mkdir,
+    mount_tmpfs,
+    skip_unless,
+    write,
+)
+
+
+def test_a_mount_that_appears_is_in_the_next_plan() -> None:
+    mode: Mode = "root"
+    skip_unless(mode)
+
+    def host() -> None:
+        planner = Planner([BASE])
+        try:
+            first = planner.plan(SandboxSpec())
+            assert planner.plan(SandboxSpec()) is first
+            mkdir("late")
+            mount_tmpfs("late")
+            second = planner.plan(SandboxSpec())
+            before = [o.target for o in first.overlays]
+            assert {"/", BASE} <= set(before)
+            assert [o.target for o in second.overlays] == [*before, f"{BASE}/late"]
+            assert planner.plan(SandboxSpec()) is second
+            syscalls.umount("late")
+            assert planner.plan(SandboxSpec()) == first
+        finally:
+            planner.close()
+
+    in_world(host, mode)
+
+
+def test_a_late_mount_that_is_no_lower_is_shown_read_only() -> None:
+    mode: Mode = "root"
+    skip_unless(mode)
+
+    def nest(level: int) -> str:
+        """An overlay on an overlay: the kernel stacks no third on it."""
+        lower = "nested/0"
+        write(f"{lower}/file", "x")
+        for number in range(1, level + 1):
+            for name in ("upper", "work"):
+                mkdir(f"nested/{number}.{name}")
+            mkdir(f"nested/{number}")
+            options = f"lowerdir={lower},upperdir=nested/{number}.upper"
+            syscalls.mount(
+                "overlay",
+                f"nested/{number}",
+                "overlay",
+                0,
+                f"{options},workdir=nested/{number}.work",
+            )
+            lower = f"nested/{number}"
+        return lower
+
+    def host() -> None:
+        planner = Planner([BASE])
+        try:
+            planner.plan(SandboxSpec())
+            path = f"{BASE}/{nest(2)}"
+            described = planner.plan(SandboxSpec()).describe()
+        finally:
+            planner.close()
+        assert f"read-only bind {path}" in described
+        assert f"overlay {BASE}/nested/1 " in described
+
+    in_world(host, mode)
