@@ -25,6 +25,7 @@ def test_the_output_names_the_examples_there_are(pytester: pytest.Pytester) -> N
     there = [line for line in result.outlines if "::" in line]
     assert shown == there
     assert f"collected {len(there)} items" in output
+    assert re.search(r"^mountns: \d+ tests isolated$", output, re.MULTILINE)
 
 
 def test_the_links_lead_somewhere() -> None:

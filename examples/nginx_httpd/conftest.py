@@ -21,7 +21,7 @@ def pytest_report_collectionfinish() -> list[str]:
     lines = []
     for name in servers.NAMES:
         server = servers.find(name)
-        stands_in = "Python's http.server in its place: it is not installed"
+        stands_in = "not installed, Python's http.server takes its place"
         lines.append(f"{name}: {stands_in if server.stands_in else server.program}")
     return lines
 
