@@ -22,7 +22,7 @@ from ..engine.plan.spec import SandboxSpec
 from ..engine.planning.planner import Planner
 from ..engine.sandbox.manager import SandboxManager
 from ..engine.sandbox.sandbox import Layers
-from ..engine.sandbox.saved import base_layers_spec, lay
+from ..engine.sandbox.saved import base_layers_spec, make_base_layers
 from ..repro.bundle import Bundle, load, spec_from
 from ..repro.seeds import Seeds, begin
 from ..session.observers import Observer
@@ -147,7 +147,9 @@ class Replay:
                 )
             plan = sandboxes.planner.plan(base_layers_spec(spec))
             with ExitStack() as stack:
-                self._layers = lay(sandboxes.manager, plan, self._bundle.sources(stack))
+                self._layers = make_base_layers(
+                    sandboxes.manager, plan, self._bundle.sources(stack)
+                )
         return self._layers
 
     @pytest.hookimpl(tryfirst=True)

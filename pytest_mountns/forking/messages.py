@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
     from ..engine.plan.model import Plan
-    from ..engine.sandbox.written import Outline
+    from ..engine.sandbox.uppers import UppersDescription
 
 # Named tuples: making one and pickling it costs less than a dataclass does, and each test sends
 # about ten of them.
@@ -36,7 +36,7 @@ class Entered(NamedTuple):
     A descriptor of where the uppers lie comes with it.
     """
 
-    outline: Outline
+    uppers: UppersDescription
 
 
 class Planned(NamedTuple):
@@ -48,7 +48,7 @@ class Planned(NamedTuple):
 class Mounted(NamedTuple):
     """Test process: a volume was mounted; what was made to mount it on is no change of the test."""
 
-    outline: Outline
+    uppers: UppersDescription
 
 
 # From the test process, while the test runs -----------------------------------------------------

@@ -29,7 +29,7 @@ from typing import Any, Final, final
 
 from ..engine.linux.errors import SandboxError, said
 from ..engine.plan.spec import SandboxSpec, Tmpfs, Volume
-from ..engine.sandbox.saved import Source
+from ..engine.sandbox.saved import SavedLayer
 
 #: The format of ``repro.json``. It grows when older versions could not read what is written.
 FORMAT: Final = 1
@@ -275,13 +275,13 @@ class Bundle:
                 raise _malformed(self.path, f"{layer.file} is not as big as {DOCUMENT} says")
             yield fd
 
-    def sources(self, stack: ExitStack) -> list[Source]:
+    def sources(self, stack: ExitStack) -> list[SavedLayer]:
         """The layers, lowest first, open until ``stack`` ends.
 
         Raises :class:`SandboxError` if one cannot be opened, and if there are none.
         """
         return [
-            Source(stack.enter_context(self.opened(one)), one.size, one.digest, one.diff_id)
+            SavedLayer(stack.enter_context(self.opened(one)), one.size, one.digest, one.diff_id)
             for one in self.own_layers()
         ]
 

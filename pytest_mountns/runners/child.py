@@ -25,7 +25,6 @@ from ..engine.plan.model import Plan, User
 from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.sandbox import Sandbox
 from ..engine.sandbox.stack import SandboxStack, close
-from ..engine.sandbox.written import outline
 from ..forking import after_fork, messages
 from ..forking.channel import CALL, LEAVING, SETUP, TEARDOWN, Sender
 from ..forking.timers import Timers
@@ -130,7 +129,7 @@ class TestProcess:
         os.close(status)
         if user is not None:
             self._make_temporary_directory(user)
-        self._forked_entry.give_up_rights(parent)
+        self._forked_entry.drop_privileges(parent)
         if user is not None:
             for name, value in user.variables().items():
                 if value is None:
@@ -175,7 +174,7 @@ class TestProcess:
     def _say_entered(self) -> None:
         """Raises :class:`SandboxError` if the pytest process cannot be told."""
         sandbox = self.stack.sandbox
-        self._tell(messages.Entered(outline(sandbox)), descriptor=sandbox.scratch)
+        self._tell(messages.Entered(sandbox.describe_uppers()), descriptor=sandbox.scratch)
 
     def _tell(self, message: messages.FromTest, descriptor: int | None = None) -> None:
         """Raises :class:`SandboxError` if the pytest process cannot be told."""
@@ -189,7 +188,7 @@ class TestProcess:
         sandbox = self.stack.sandbox
         sandbox.bind(source, target, read_only=read_only)
         # The target may have been made for it, which is no change of the test's.
-        self._tell(messages.Mounted(outline(sandbox)))
+        self._tell(messages.Mounted(sandbox.describe_uppers()))
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:

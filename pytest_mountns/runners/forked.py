@@ -37,7 +37,8 @@ from ..engine.linux.job_control import take_terminal_back
 from ..engine.linux.untouched import os, signal, time
 from ..engine.plan.model import Plan
 from ..engine.sandbox.forked import ForkedEntry
-from ..engine.sandbox.written import Outline, Written, outline
+from ..engine.sandbox.uppers import UppersDescription
+from ..engine.sandbox.written import Written
 from ..forking import channel, logging_locks, messages
 from ..forking.interrupts import Interrupts
 from ..forking.receiver import Receiver
@@ -77,7 +78,7 @@ class ForkedTest:
         self.delegated = False
         self._last_report: pytest.TestReport | None = None
         self._refusal: SandboxError | None = None
-        self._outline: Outline | None = None
+        self._uppers: UppersDescription | None = None
         #: The plan of the test's root, if it is another one than in the beginning.
         self._plan: Plan | None = None
         #: What the sandbox has written, while that can be read.
@@ -175,7 +176,7 @@ class ForkedTest:
                 try:
                     self._find = partial(self._find_written, forked_entry, receiver)
                     if forked_entry.sandbox is not None:
-                        self._outline = outline(forked_entry.sandbox)
+                        self._uppers = forked_entry.sandbox.describe_uppers()
                         with contextlib.suppress(OSError):
                             # Too many files are open: then this process waits for the unmounting.
                             forked_entry.sandbox.leave_to_child()
@@ -183,7 +184,7 @@ class ForkedTest:
                 finally:
                     receiver.close()
                     # From here on nothing can be read.
-                    self._outline = None
+                    self._uppers = None
         finally:
             if context.process is None:
                 os.close(status_reader)
@@ -269,7 +270,7 @@ class ForkedTest:
         if self.finish.internal_error is not None:
             return
         died = leave is None and self._refusal is None
-        if self._outline is not None and self._refusal is None:
+        if self._uppers is not None and self._refusal is None:
             self.finish.observer_failed = session.observers.ended(
                 self._item, _WrittenForked(self), died=died
             )
@@ -315,11 +316,11 @@ class ForkedTest:
                 objection = self._session.observers.objection(item, _WrittenForked(self))
                 receiver.answer(messages.Objection(objection))
             case messages.Entered():
-                self._outline = message.outline
+                self._uppers = message.uppers
                 # A fresh root: what was reported of the attempt before is complete.
                 self.finish.log_held()
             case messages.Mounted():
-                self._outline = message.outline
+                self._uppers = message.uppers
             case messages.Planned():
                 self._plan = message.plan
             case messages.CStdout():
@@ -365,14 +366,14 @@ class ForkedTest:
         made = forked_entry.sandbox
         # Of a fresh root the test process has sent another descriptor.
         scratch = made.scratch if made and receiver.descriptor < 0 else receiver.descriptor
-        if scratch < 0 or self._outline is None:
+        if scratch < 0 or self._uppers is None:
             raise SandboxError("read what the sandbox has written", cause="it was never entered")
-        more = made.touched() if made is not None else []
-        view = forked_entry.layers.view if forked_entry.layers is not None else -1
+        more = made.written_template_overlays() if made is not None else []
         # The test may have gone on to another root with the uppers that it had.
-        there = {mountpoint for mountpoint, _ in self._outline[0]}
+        there = {mountpoint for mountpoint, _ in self._uppers.overlays}
         more = [one for one in more if one.mountpoint not in there]
-        return Written.of(self._plan or forked_entry.plan, scratch, self._outline, more, view)
+        plan = self._plan or forked_entry.plan
+        return Written.of(plan, scratch, self._uppers, more, forked_entry.layers)
 
     def written(self) -> Written:
         """What the sandbox has written. Raises :class:`SandboxError` if it cannot be read."""

@@ -127,7 +127,7 @@ class FixtureScopes:
             spec = sandboxes.with_run_volumes(item, self._selection.spec(item))
             plan = sandboxes.planner.plan(spec.of_wider_scope())
             directory = sandboxes.uppers.new() if plan.upper.medium == "disk" else None
-            layers = under if known is None else known.sandbox.moved_onto(under)
+            layers = under if known is None else known.sandbox.as_layers_on(under)
             sandbox = sandboxes.manager.make(plan, directory=directory, layers=layers, shared=False)
         except SandboxError as error:
             problem = error

@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
     commands = SandboxedCommands()
     with commands.run(options.command, spec, cwd=cwd, environment=before) as ended:
         if not options.quiet:
-            with ended.remains.changes() as changes:
+            with ended.written.changes() as changes:
                 text = "\n".join(text_of(changes))
             for line in coloured(text, sys.stderr):
                 say(line)
@@ -169,7 +169,7 @@ def _keep(
 ) -> None:
     """Write the bundle. Raises :class:`SandboxError` if that fails."""
     try:
-        saved = save([ended.remains], os.path.dirname(path))
+        saved = save([ended.written], os.path.dirname(path))
         try:
             variables, left_out = bundle.environment(os.environ)
             made = bundle.Repro(

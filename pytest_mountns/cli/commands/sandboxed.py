@@ -14,7 +14,7 @@ from ...engine.sandbox.command import Ended, run_command
 from ...engine.sandbox.disk_uppers import DiskUppers
 from ...engine.sandbox.manager import SandboxManager
 from ...engine.sandbox.sandbox import Layers
-from ...engine.sandbox.saved import base_layers_spec, lay
+from ...engine.sandbox.saved import base_layers_spec, make_base_layers
 from ...repro.bundle import Bundle
 
 
@@ -35,7 +35,7 @@ class SandboxedCommands:
             manager.move_to_user_namespace()
             self.planner.entered_user_namespace()
         base_layers = self.planner.plan(base_layers_spec(spec))
-        return manager.stage, lay(manager, base_layers, saved.sources(stack))
+        return manager.stage, make_base_layers(manager, base_layers, saved.sources(stack))
 
     @contextmanager
     def run(
@@ -69,7 +69,7 @@ class SandboxedCommands:
                 directory=uppers.new() if plan.upper.medium == "disk" else None,
                 layers=layers,
             )
-            stack.callback(os.close, ended.remains.scratch)
+            stack.callback(os.close, ended.written.uppers.scratch)
             yield ended
 
 

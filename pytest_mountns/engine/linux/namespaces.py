@@ -333,13 +333,18 @@ def privileged(dropped: bool) -> Iterator[None]:
 
 
 @contextmanager
-def explained(what: str, user_namespace: bool, doing: Doing = "") -> Iterator[None]:
-    """Turn an :class:`OSError` into a :class:`SandboxError` that says what helps."""
+def explained(
+    what: str,
+    user_namespace: bool,
+    doing: Doing = "",
+    error_type: type[SandboxError] = SandboxError,
+) -> Iterator[None]:
+    """Turn an :class:`OSError` into an error of ``error_type`` that says what helps."""
     try:
         yield
     except OSError as error:
         cause, remedy = explain(error.errno or 0, user_namespace, doing)
-        raise SandboxError(what, said(error), cause, remedy) from error
+        raise error_type(what, said(error), cause, remedy) from error
 
 
 def working_directory() -> str:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import final
 
 from ..linux import syscalls as sys
-from ..linux.errno_advice import explain
-from ..linux.errors import Unavailable, said
+from ..linux.errors import Unavailable
 from ..linux.namespaces import current_namespace, explained, high, mounting
 from ..plan.model import Bind, Features, Layered, Plan
 from .api import MountApi
@@ -73,7 +72,7 @@ def make_new_root(
     """
     user_namespace = plan.user_namespace
     with mounting(user_namespace, dropped=plan.drops_capabilities) as (back, opened):
-        with _namespaces_are_available(user_namespace):
+        with _making_a_namespace(user_namespace):
             back.leave_for(stage)
         if directory is not None and directory_is_used:
             # Another root: an upper is never used twice.
@@ -106,14 +105,8 @@ def mount_api_for(features: Features) -> MountApi:
     return ClassicMountApi()
 
 
-@contextmanager
-def _namespaces_are_available(user_namespace: bool) -> Iterator[None]:
-    """Turn an :class:`OSError` into :class:`Unavailable`."""
-    try:
-        yield
-    except OSError as error:
-        cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
-        raise Unavailable("make a mount namespace", said(error), cause, remedy) from error
+def _making_a_namespace(user_namespace: bool) -> AbstractContextManager[None]:
+    return explained("make a mount namespace", user_namespace, "namespace", Unavailable)
 
 
 def _make(
@@ -129,7 +122,7 @@ def _make(
     Descriptors of the copy and of the scratch are added to ``opened``.
     """
     user_namespace = plan.user_namespace
-    with _namespaces_are_available(user_namespace):
+    with _making_a_namespace(user_namespace):
         sys.unshare(sys.CLONE_NEWNS)
         opened.append(current_namespace())
     with explained("read the mount table", user_namespace, "proc"):
@@ -175,7 +168,7 @@ def _make_from_template(
             os.fchdir(scratch)
             executor.execute([*template.remaining_steps, *bound])
             to_close.append(proc := os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        with _namespaces_are_available(plan.user_namespace):
+        with _making_a_namespace(plan.user_namespace):
             sys.setns(template.namespace, sys.CLONE_NEWNS)
             sys.unshare(sys.CLONE_NEWNS)
             namespace = os.open("thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)

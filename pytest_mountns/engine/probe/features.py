@@ -23,7 +23,7 @@ from ..plan.decide import plan
 from ..plan.model import Features, Host, User
 from ..plan.spec import SandboxSpec
 from ..sandbox.create import enter
-from ..sandbox.credentials import become, have_loopback
+from ..sandbox.credentials import become_user, bring_up_loopback
 from ..sandbox.disk_uppers import DiskUppers
 from .diagnosis import diagnose
 from .environment import Environment, read_environment
@@ -112,7 +112,7 @@ def _try_keys(user_namespace: bool) -> Answer:
 
     def isolate_network() -> None:
         sys.unshare(sys.CLONE_NEWNET)
-        have_loopback()
+        bring_up_loopback()
 
     def name_host() -> None:
         sys.unshare(sys.CLONE_NEWUTS)
@@ -128,7 +128,7 @@ def _try_keys(user_namespace: bool) -> Answer:
     if not user_namespace:
         log.attempt(
             "another user",
-            lambda: become(User(OVERFLOW_ID, OVERFLOW_ID)),
+            lambda: become_user(User(OVERFLOW_ID, OVERFLOW_ID)),
             needed=False,
             without="user does not work",
         )

@@ -1,8 +1,9 @@
-"""A command in a sandbox: started, waited for, and looked at when it has ended.
+"""Runs a command in a sandbox, and waits for its end.
 
-Three parties: this process, which stays on the host; the command, or with a PID namespace the init
-above it; and the terminal. The command stays in this process's group, so the terminal's Ctrl-C and
-Ctrl-Z reach it by themselves; signals sent to this process alone are passed on.
+This process stays on the host. Its child becomes the command or, with a PID namespace, the process
+that waits for the init above the command. The command is in this process's process group, so
+Ctrl-C and Ctrl-Z of the terminal reach it directly. Signals that are sent to this process alone
+are passed on to it.
 """
 
 from __future__ import annotations
@@ -27,30 +28,33 @@ from ..linux.pid_namespace import read_status
 from ..plan.model import Plan
 from .forked import ForkedEntry
 from .sandbox import Layers
-from .written import Outline, Written, outline
+from .uppers import UppersDescription
+from .written import Written
 
-#: Exit statuses of a command that could not be started, as shells have them.
+#: Exit statuses of a command that could not be started, as shells have them, see bash(1).
 NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 
 _SIGNALS: Final = frozenset(
     {signal.SIGCHLD, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP}
 )
+#: The ``si_code`` of a signal that the kernel has sent, sigaction(2).
 _SI_KERNEL: Final = 0x80
+#: ``struct ucred``, unix(7): process, user and group id.
 _CREDENTIALS: Final = struct.Struct("3i")
-#: Pid of the command, where its uppers lie, and which they are.
-_Entered: TypeAlias = tuple[int, int, Outline]
+#: The process id of the command, a descriptor of its scratch, and what its uppers are.
+_Entered: TypeAlias = tuple[int, int, UppersDescription]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """``status``: the exit status, 128 + N for one that was ended by signal N. ``remains``: what
-    it has written; its ``scratch`` is the caller's to close.
-    """
+    """A command that has ended."""
 
+    #: Its exit status; 128 + N if it was ended by signal N, as shells have it.
     status: int
-    remains: Written
+    #: What it has written. The caller closes its scratch.
+    written: Written
 
 
 def run_command(
@@ -63,14 +67,15 @@ def run_command(
     directory: str | None = None,
     layers: Layers | None = None,
 ) -> Ended:
-    """Run it, with this process's standard streams. Processes that it leaves behind are killed.
+    """Run a command with this process's standard streams, and wait until it has ended.
 
-    ``stage``, ``directory``, ``layers``: as for :func:`.create.make`; with a stage this process has
-    settled in the user namespace that the plan may want. Changes how this process handles signals,
-    for good. Raises :class:`SandboxError` if the sandbox cannot be made or entered.
+    ``stage``, ``directory`` and ``layers`` are as for :func:`.create.make`. If there is a stage,
+    this process is in the user namespace already that the plan may want; otherwise the child makes
+    one. Processes that the command leaves behind are killed. How this process handles signals is
+    changed for good. Raises :class:`SandboxError` if the sandbox cannot be made or entered.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # For what outlives the process that started it: prctl(2), PR_SET_CHILD_SUBREAPER.
+    # Orphans of the command become children of this process, PR_SET_CHILD_SUBREAPER(2const).
     sys.prctl(sys.PR_SET_CHILD_SUBREAPER, 1)
     known = set(processes.children(os.getpid()))
     ours, theirs = socket.socketpair()
@@ -88,19 +93,19 @@ def run_command(
         os.close(reader)
         enters = plan.user_namespace and stage < 0
         forked_entry = ForkedEntry(plan, cwd, directory, stage, layers, enter_user_namespace=enters)
-        _Child(forked_entry, parent, theirs, writer).become(command, environment, mask)
+        _Child(forked_entry, parent, theirs, writer).run(command, environment, mask)
     theirs.close()
     os.close(writer)
     try:
-        entered = _hear(ours)
+        entered = _receive(ours)
         if isinstance(entered, SandboxError):
             processes.reap(child)
             raise entered
-        target, scratch, shape = entered
+        target, scratch, uppers = entered
         status = _wait(child, target, apart=plan.pid_namespace)
         status = read_status(reader, status)
         _end_leftovers(known)
-        # Of a Ctrl-C that was for the command, there may be more.
+        # Signals of a Ctrl-C that was meant for the command may be pending.
         while signal.sigtimedwait(_SIGNALS, 0) is not None:
             pass
         take_terminal_back()
@@ -109,53 +114,57 @@ def run_command(
         os.close(reader)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     code = os.waitstatus_to_exitcode(status)
-    view = layers.view if layers is not None else -1
-    remains = Written.of(plan, scratch, shape, (), view)
-    return Ended(128 - code if code < 0 else code, remains)
+    written = Written.of(plan, scratch, uppers, layers=layers)
+    return Ended(128 - code if code < 0 else code, written)
 
 
 @final
 @dataclass(slots=True)
 class _Child:
-    """The process that becomes the command."""
+    """The process that enters the sandbox and executes the command."""
 
     forked_entry: ForkedEntry
+    #: The process id of the parent.
     parent: int
+    #: A socket to the parent.
     channel: socket.socket
+    #: See :meth:`.ForkedEntry.enter`.
     status: int
 
-    def become(
+    def run(
         self, command: Sequence[str], environment: Mapping[str, str], mask: set[int]
     ) -> NoReturn:
+        """Enter and execute the command, with ``mask`` as the signals that are blocked."""
         try:
             try:
                 sandbox = self.forked_entry.enter(self.parent, self.status)
             except SandboxError as error:
-                self._say(error)
+                self._send(error)
                 sys.exit_now(1)
             except Exception as error:  # noqa: BLE001 - for the parent to say
-                self._say(SandboxError("enter the sandbox", str(error)))
+                self._send(SandboxError("enter the sandbox", str(error)))
                 sys.exit_now(1)
-            self._say(outline(sandbox), sandbox.scratch)
-            self.forked_entry.give_up_rights(self.parent)
+            self._send(sandbox.describe_uppers(), sandbox.scratch)
+            self.forked_entry.drop_privileges(self.parent)
             user = self.forked_entry.plan.user
             if user is not None:
-                told = {**environment, **user.variables()}
-                environment = {name: value for name, value in told.items() if value is not None}
+                changed = {**environment, **user.variables()}
+                environment = {name: value for name, value in changed.items() if value is not None}
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            # Python ignores them: signal(7), "inherited by exec".
+            # Python ignores them, and an ignored signal stays so across execve(2).
             for number in (signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
             _execute(command, environment)
         finally:
             sys.exit_now(1)
 
-    def _say(self, what: Outline | SandboxError, *descriptors: int) -> None:
+    def _send(self, what: UppersDescription | SandboxError, *descriptors: int) -> None:
+        """Send the only answer to the parent, with copies of descriptors."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         data = pickle.dumps(what)
         sent = self.channel.sendmsg([data], rights if descriptors else [])
         self.channel.sendall(data[sent:])
-        # An init has it open, too.
+        # The parent reads until the end, and an init has the socket open as well.
         self.channel.shutdown(socket.SHUT_WR)
 
 
@@ -164,10 +173,11 @@ def _execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn
         os.execvpe(command[0], list(command), dict(environment))
     except OSError as error:
         number = error.errno or 0
-        # A directory of PATH that may not be searched hides no program, but is what it fails with.
+        # execvpe fails with EACCES if a directory of PATH may not be searched, also if no directory
+        # has such a program.
         if not _is_there(command[0], environment.get("PATH")):
             number = errno.ENOENT
-        # Where it was looked for last is of no interest.
+        # The error's path, where it was looked for last, says nothing to the user.
         why = f"{errno_name(number)} ({os.strerror(number)})"
         os.write(2, f"pytest-mountns: cannot run {command[0]}: {why}\n".encode())
         missing = number in (errno.ENOENT, errno.ENOTDIR)
@@ -178,8 +188,8 @@ def _is_there(program: str, path: str | None) -> bool:
     return "/" in program or shutil.which(program, os.F_OK, path) is not None
 
 
-def _hear(channel: socket.socket) -> _Entered | SandboxError:
-    """What the child says of its sandbox, or why it has none."""
+def _receive(channel: socket.socket) -> _Entered | SandboxError:
+    """Returns what the child says of its sandbox, or why it has none."""
     data = b""
     pid, scratch = 0, -1
     while True:
@@ -189,24 +199,27 @@ def _hear(channel: socket.socket) -> _Entered | SandboxError:
         data += piece
         for _level, kind, content in messages:
             if kind == socket.SCM_CREDENTIALS:
-                # As this PID namespace knows it.
+                # The sender's process id, as this PID namespace knows it, unix(7).
                 pid = _CREDENTIALS.unpack_from(content)[0]
             elif kind == socket.SCM_RIGHTS:
                 (scratch,) = array.array("i", content[:4])
     if not data:
         return SandboxError("enter the sandbox", cause="the process that was to do it has died")
-    said_by_child: Outline | SandboxError = pickle.loads(data)
-    if isinstance(said_by_child, SandboxError):
-        return said_by_child
-    return pid, scratch, said_by_child
+    answer: UppersDescription | SandboxError = pickle.loads(data)
+    if isinstance(answer, SandboxError):
+        return answer
+    return pid, scratch, answer
 
 
 def _wait(child: int, target: int, *, apart: bool) -> int:
-    """The wait status of ``child``; signals for ``target`` are passed on meanwhile."""
+    """Returns the wait status of ``child``. Signals are passed on to ``target`` meanwhile.
+
+    ``apart`` says that the target is in a process group of its own.
+    """
     while True:
         info = signal.sigwaitinfo(_SIGNALS)
         if info.si_signo != signal.SIGCHLD:
-            # From the terminal it has gone to the whole group, which the command may be apart from.
+            # A signal from the terminal has gone to all of this process's group.
             if info.si_code != _SI_KERNEL or apart:
                 try:
                     os.kill(target, info.si_signo)
@@ -225,6 +238,6 @@ def _wait(child: int, target: int, *, apart: bool) -> int:
 
 
 def _end_leftovers(known: set[int]) -> None:
-    """Their root is about to vanish."""
+    """Kill the processes that the command has left: their root is about to vanish."""
     while new := [pid for pid in processes.children(os.getpid()) if pid not in known]:
         processes.end(new)

@@ -1,8 +1,8 @@
-"""Makes sandboxes, and enters them for good.
+"""Makes sandboxes, and puts a process into one for good.
 
-:func:`make` builds a root in a mount namespace of its own and returns to where it was; nobody is in
-there yet. :meth:`.sandbox.Sandbox.join` moves the calling thread in. Between the two, or in another
-process by fork, is where the cost of the first can be hidden.
+:func:`make` makes a root in a mount namespace of its own and returns to where it was. Nobody is in
+that namespace yet; :meth:`.sandbox.Sandbox.enter` moves the calling thread in. Between the two, the
+process may fork, and either process may enter.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ def make(
     stage: int,
     *,
     directory: str | None = None,
+    directory_is_used: bool = False,
     layers: Layers | None = None,
     bound: Sequence[Bind] = (),
     template: Template | None = None,
-    base: Template | None = None,
-    directory_is_used: bool = False,
+    template_without_overlays: Template | None = None,
     reused: ReusedUppers | None = None,
 ) -> Sandbox:
-    """A sandbox as planned, on a copy of the stage's mounts. This thread stays where it is.
+    """Make a sandbox as planned, on a copy of the stage's mounts. This thread stays where it is.
 
-    ``directory``: an empty directory of the host for ``upper="disk"``; ``directory_is_used``: it
-    has been used. ``bound``: further binds. ``template``: of this plan, and ``base`` the one that what is
-    made from the sandbox is made from. ``reused``: uppers of another sandbox, for this one to go on
-    with. The caller is in the right user and PID namespace already. Raises :class:`SandboxError`.
+    The caller is in the user namespace and the PID namespace that the plan wants already. For an
+    upper on disk, ``directory`` is a directory of the host; it is empty, unless
+    ``directory_is_used`` says that another sandbox has used it. ``layers`` lie below the uppers.
+    ``bound`` are bind mounts besides those of the plan. ``template`` is one of the same plan to
+    make the sandbox from; ``template_without_overlays`` is for sandboxes on its layers. ``reused``
+    are uppers of another sandbox that this one goes on with; there is no template then.
+
+    Raises :class:`Unavailable` if this machine cannot do it, and :class:`SandboxError` if a step
+    fails.
     """
     if layers and not plan.features.layered_uppers:
         raise Unavailable(
@@ -47,7 +52,7 @@ def make(
         stage,
         directory=directory,
         directory_is_used=directory_is_used,
-        additional_lowers=layers.uppers if layers else None,
+        additional_lowers=layers.lowers if layers else None,
         bound=bound,
         template=template,
         reused=reused,
@@ -60,7 +65,7 @@ def make(
         directory=directory,
         layers=layers,
         template=template,
-        base=base,
+        template_without_overlays=template_without_overlays,
         created=root.created,
         overlays=root.overlays,
         bound=list(bound),
@@ -70,11 +75,12 @@ def make(
 def enter(plan: Plan, directory: str | None = None) -> Sandbox:
     """Put this process into a sandbox as planned, for good.
 
-    For a process that is not to return, in the right user and PID namespace already. Raises
-    :class:`SandboxError`.
+    ``directory`` is as for :func:`make`. The process is in the user namespace and the PID namespace
+    that the plan wants already. Raises :class:`SandboxError` if that fails.
     """
-    # Of a user namespace's process, what it was in belongs to the one above: no way back to that.
+    # The mount namespace that a process was in before it made a user namespace belongs to the one
+    # above. It has no rights there to go back to it, user_namespaces(7).
     stage = enter_mount_namespace(True) if plan.user_namespace else make_stage()
     sandbox = make(plan, stage, directory=directory)
-    sandbox.join(working_directory())
+    sandbox.enter(working_directory())
     return sandbox

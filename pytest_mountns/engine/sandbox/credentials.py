@@ -1,6 +1,6 @@
-"""What a test process leaves of the host besides its files: network, host name, user.
+"""What a test process has for itself besides files: network, host name, user.
 
-Done by a process that does not return.
+Only processes that do not return to the host call this.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import struct
 from typing import Final
 
 from ..linux import syscalls as sys
-from ..linux.errno_advice import Doing, explain
-from ..linux.errors import Unavailable, said
+from ..linux.errors import Unavailable
 from ..linux.helper_process import call_in_helper
-from ..linux.namespaces import drop_user_capabilities
+from ..linux.namespaces import drop_user_capabilities, explained
 from ..plan.model import Plan, User
 
 _SIOCSIFFLAGS: Final = 0x8914
@@ -23,52 +22,53 @@ _IFF_UP: Final = 0x1
 _IFREQ: Final = struct.Struct("16sH14x")
 
 
-def leave_outer_namespaces(plan: Plan) -> None:
-    """Move to network and UTS namespaces of its own, as planned. Raises :class:`Unavailable`."""
+def unshare_uts_and_network(plan: Plan) -> None:
+    """Move this process to a UTS and a network namespace of its own, as far as planned.
+
+    Raises :class:`Unavailable` if the kernel refuses it.
+    """
     flags = sys.CLONE_NEWUTS * plan.uts_namespace | sys.CLONE_NEWNET * plan.network_namespace
-    what = "make namespaces for host name and network"
-    doing: Doing = "namespace"
-    try:
-        if flags:
+    user = plan.user_namespace
+    if flags:
+        what = "make namespaces for host name and network"
+        with explained(what, user, "namespace", Unavailable):
             sys.unshare(flags)
-        if plan.hostname is not None:
-            what = f"set the host name {plan.hostname}"
+    if plan.hostname is not None:
+        with explained(f"set the host name {plan.hostname}", user, "namespace", Unavailable):
             _socket.sethostname(plan.hostname)
-        if plan.network_namespace:
-            what, doing = "bring up the loopback interface", "network"
-            have_loopback()
-    except OSError as error:
-        cause, remedy = explain(error.errno or 0, plan.user_namespace, doing)
-        raise Unavailable(what, said(error), cause, remedy) from error
+    if plan.network_namespace:
+        with explained("bring up the loopback interface", user, "network", Unavailable):
+            bring_up_loopback()
 
 
-def have_loopback() -> None:
-    """In a network namespace of its own, whose interface is down. Raises :class:`OSError`."""
+def bring_up_loopback() -> None:
+    """Bring up the loopback interface of a new network namespace.
+
+    If this process may not do that, it moves to another new network namespace, in which the
+    interface is up. Raises :class:`OSError`, or :class:`Unavailable` if neither is possible.
+    """
     try:
-        _bring_up_loopback()
+        _set_interface_up()
     except PermissionError:
-        # Root of a container mostly lacks CAP_NET_ADMIN. Whoever makes a user namespace has it in
-        # there.
-        _, (descriptor,) = call_in_helper(_make_network, "make a network namespace")
+        # Root in a container usually lacks CAP_NET_ADMIN. A process that makes a user namespace has
+        # all capabilities there, user_namespaces(7).
+        _, (descriptor,) = call_in_helper(_make_network_namespace, "make a network namespace")
         try:
             sys.setns(descriptor, sys.CLONE_NEWNET)
         finally:
             posix.close(descriptor)
 
 
-def _make_network() -> tuple[None, list[int]]:
-    try:
+def _make_network_namespace() -> tuple[None, list[int]]:
+    with explained("make a network namespace", False, "network", Unavailable):
         sys.unshare(sys.CLONE_NEWUSER | sys.CLONE_NEWNET)
-        _bring_up_loopback()
+        _set_interface_up()
         return None, [posix.open("/proc/self/ns/net", posix.O_RDONLY | posix.O_CLOEXEC)]
-    except OSError as error:
-        cause, remedy = explain(error.errno or 0, False, "network")
-        raise Unavailable("make a network namespace", said(error), cause, remedy) from error
 
 
-def _bring_up_loopback() -> None:
-    """netdevice(7) ``SIOCSIFFLAGS``; its addresses come with that. Raises :class:`OSError`."""
-    # Not of the module `socket`, which suites replace that forbid the network.
+def _set_interface_up() -> None:
+    """Set the flag ``IFF_UP`` of ``lo``, netdevice(7). It gets its addresses with that."""
+    # Not with the module `socket`, which suites replace that forbid the network.
     control = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     try:
         fcntl.ioctl(control.fileno(), _SIOCSIFFLAGS, _IFREQ.pack(b"lo", _IFF_UP))
@@ -76,21 +76,18 @@ def _bring_up_loopback() -> None:
         control.close()
 
 
-def become(user: User) -> None:
-    """Root's process is that user's from now on, programs that it starts included.
+def become_user(user: User) -> None:
+    """Turn root's process into a process of ``user``, as programs that it starts will be.
 
-    What resets and binds need is kept as permitted capabilities, capabilities(7), and is not in
-    effect. Raises :class:`Unavailable`.
+    It retains its permitted capabilities, which resets and bind mounts need, but none of them is
+    effective, capabilities(7). Raises :class:`Unavailable` if the kernel refuses the ids.
     """
-    try:
+    with explained(user.describe(), False, "user", Unavailable):
         sys.prctl(sys.PR_SET_KEEPCAPS, 1)
         posix.setgroups(list(user.groups))
         posix.setresgid(user.gid, user.gid, user.gid)
         posix.setresuid(user.uid, user.uid, user.uid)
         sys.prctl(sys.PR_SET_KEEPCAPS, 0)
         drop_user_capabilities()
-        # It was cleared, and with it the process would not own its own /proc/self.
+        # The change of ids has cleared it, and the process would not own its /proc/self, proc(5).
         sys.prctl(sys.PR_SET_DUMPABLE, 1)
-    except OSError as error:
-        cause, remedy = explain(error.errno or 0, False, "user")
-        raise Unavailable(user.describe(), said(error), cause, remedy) from error

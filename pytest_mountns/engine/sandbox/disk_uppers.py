@@ -1,4 +1,7 @@
-"""Uppers on disk: directories that must not outlive the session, SIGKILL included."""
+"""Uppers on disk: directories that must not outlive the session, even if it is killed.
+
+A process in the background, the guard, removes them when the pytest process has ended.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +13,35 @@ import select
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn, final
 
 from ..linux import syscalls
-from ..linux.errno_advice import explain
-from ..linux.errors import Unavailable, said
+from ..linux.errors import Unavailable
 from ..linux.mountinfo import owning, read, visible
+from ..linux.namespaces import explained
 from ..linux.processes import born, fork, reap, withdraw
 from ..linux.remove_tree import remove_tree
 
 
 @final
 class DiskUppers:
-    """One directory on disk for all uppers of a session, and a process that guards it.
-
-    The guard waits for this process to end, however it ends, and removes what is left.
-    """
+    """The directories on disk for the uppers of one session, below one directory with a guard."""
 
     def __init__(self) -> None:
         self._base: str | None = None
         self._guard: Guard | None = None
 
     def new(self) -> str:
-        """A new empty directory. Raises :class:`Unavailable` if none can be made."""
+        """Make an empty directory, and return its path.
+
+        Raises :class:`Unavailable` if no place on disk can be written to, or if there can be no
+        guard.
+        """
         if self._base is None:
-            base = os.path.join(_place(), f"mountns-uppers-{secrets.token_hex(8)}")
-            with _explained(f"guard the directory {base} for uppers on disk"):
-                # The guard first: there is no moment in which the directory is unguarded.
+            base = os.path.join(_find_place(), f"mountns-uppers-{secrets.token_hex(8)}")
+            with _explained(f"start a process that removes {base} in the end"):
+                # It is started first, so that the directory never exists without it.
                 self._guard = Guard(base)
             self._base = base
             try:
@@ -50,7 +54,7 @@ class DiskUppers:
             return tempfile.mkdtemp(dir=self._base)
 
     def close(self) -> None:
-        """Remove everything, end the guard."""
+        """Remove all of them, and end the guard."""
         if self._base is not None:
             remove(self._base)
             self._base = None
@@ -59,23 +63,19 @@ class DiskUppers:
             self._guard = None
 
 
-@contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        cause, remedy = explain(error.errno or 0, False, "disk")
-        raise Unavailable(what, said(error), cause, remedy) from error
+def _explained(what: str) -> contextlib.AbstractContextManager[None]:
+    return explained(what, False, "disk", Unavailable)
 
 
-def _place() -> str:
-    """Where uppers can lie, an absolute path. Raises :class:`Unavailable`."""
+def _find_place() -> str:
+    """The absolute path of a directory in which uppers can lie. Raises :class:`Unavailable`."""
     with _explained("look for a place for uppers on disk"):
         mounts = visible(read())
     for parent in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):
         if parent and os.access(parent, os.W_OK | os.X_OK):
             mount = owning(mounts, os.path.realpath(parent))
-            # An upper may not lie on an overlay, as all of a container's own root does.
+            # An upper may not lie on an overlay, Documentation/filesystems/overlayfs.rst. The root
+            # of a container usually is one.
             if mount is None or mount.fstype != "overlay":
                 return os.path.abspath(parent)
     raise Unavailable(
@@ -87,18 +87,18 @@ def _place() -> str:
 
 
 def remove(directory: str) -> None:
-    """Remove a directory of uppers; overlays leave ``work/work`` there with mode 000.
+    """Remove a directory of uppers, in which overlays leave ``work/work`` with mode 000.
 
-    Never raises. What cannot be removed now is left to the guard.
+    Never raises an error. What cannot be removed now is removed by the guard.
     """
-    # A dying test process may still write there.
+    # A test process that is about to end may still write there.
     for _ in range(50):
-        if _removed(directory):
+        if _is_removed(directory):
             return
         time.sleep(0.1)
 
 
-def _removed(directory: str) -> bool:
+def _is_removed(directory: str) -> bool:
     with contextlib.suppress(OSError):
         remove_tree(directory)
     return not os.path.lexists(directory)
@@ -106,28 +106,31 @@ def _removed(directory: str) -> bool:
 
 @final
 class Guard:
-    """A process that removes ``base`` when this one has ended, and until then does nothing.
+    """A process that removes the directory ``base`` when this process has ended.
 
-    No child of this one, whose tests and fixtures may wait for all children; where a process cannot
-    be known but as a child, before Linux 5.3, it is one. Raises :class:`OSError`.
+    It is no child of this process, whose tests and fixtures may wait for all children. Before Linux
+    5.3, which has no pidfd_open(2), a process can be known safely only as a child, and it is one.
+    Raises :class:`OSError` if it cannot be started.
     """
 
     def __init__(self, base: str) -> None:
+        #: Whether it is a child of this process.
         self.child = True
         try:
             watched = os.pidfd_open(os.getpid())
         except OSError:
+            #: Its process id.
             self.pid = _start_as_child(base)
             return
         try:
             self.child, self.pid = False, _start_as_grandchild(base, watched)
         finally:
             os.close(watched)
-        # No descriptor of it: test processes would inherit that.
+        # A pidfd is not held: test processes would inherit it.
         self._born = born(self.pid)
 
     def end(self) -> None:
-        """Without removing anything. It may have been killed before."""
+        """End the process without removing anything. It may have been killed before."""
         with contextlib.suppress(OSError):
             if self.child:
                 os.kill(self.pid, signal.SIGKILL)
@@ -139,16 +142,17 @@ class Guard:
     def _kill(self) -> None:
         process = os.pidfd_open(self.pid)
         try:
-            # Its number may have become another process's.
+            # Its process id may be another process's by now.
             if born(self.pid) == self._born:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
-                _await(process)
+                _wait_for_end(process)
         finally:
             os.close(process)
 
 
-def _await(process: int) -> None:
-    # Not select(2), which knows no descriptors above 1023.
+def _wait_for_end(process: int) -> None:
+    """Wait until a process has ended, pidfd_open(2)."""
+    # Not with select(2), which knows no descriptors above 1023.
     poll = select.poll()
     poll.register(process, select.POLLIN)
     poll.poll()
@@ -163,12 +167,13 @@ def _start_as_child(base: str) -> int:
             while os.getppid() == parent:
                 time.sleep(0.5)
 
-        _stand_guard(base, wait, ())
-    _out_of_group(guard)
+        _run_guard(base, wait, ())
+    _give_process_group(guard)
     return guard
 
 
 def _start_as_grandchild(base: str, watched: int) -> int:
+    """``watched`` is a pidfd of the process whose end the guard waits for."""
     reader, writer = os.pipe()
     try:
         child = fork()
@@ -177,22 +182,23 @@ def _start_as_grandchild(base: str, watched: int) -> int:
     finally:
         os.close(writer)
     with open(reader) as file:
-        said = file.read()
+        answer = file.read()
     reap(child)
-    if not said.isdecimal():
-        number = int(said or -errno.ECHILD)
+    if not answer.isdecimal():
+        number = int(answer or -errno.ECHILD)
         raise OSError(-number, os.strerror(-number))
-    return int(said)
+    return int(answer)
 
 
 def _start_and_report(base: str, watched: int, writer: int) -> NoReturn:
+    """In the child: fork the guard, and write its process id, or an errno as negative number."""
     try:
         syscalls.block_all_signals()
         try:
             guard = os.fork()
             if guard == 0:
-                _stand_guard(base, lambda: _await(watched), (watched,))
-            _out_of_group(guard)
+                _run_guard(base, lambda: _wait_for_end(watched), (watched,))
+            _give_process_group(guard)
         except OSError as error:
             guard = -(error.errno or errno.EAGAIN)
         os.write(writer, str(guard).encode())
@@ -200,14 +206,15 @@ def _start_and_report(base: str, watched: int, writer: int) -> NoReturn:
         syscalls.exit_now(0)
 
 
-def _out_of_group(guard: int) -> None:
-    # Not of pytest's process group: whoever kills that would kill the guard too.
+def _give_process_group(guard: int) -> None:
+    # Who kills pytest's process group, as a terminal or timeout(1) does, must not kill the guard.
     os.setpgid(guard, guard)
 
 
-def _stand_guard(base: str, wait: Callable[[], object], kept: Sequence[int]) -> NoReturn:
+def _run_guard(base: str, wait: Callable[[], object], descriptors: Sequence[int]) -> NoReturn:
+    """In the guard, which needs only these descriptors."""
     try:
-        withdraw(kept)
+        withdraw(descriptors)
         wait()
         remove(base)
     finally:

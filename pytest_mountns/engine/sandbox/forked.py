@@ -1,4 +1,4 @@
-"""How a forked process comes into a sandbox, and becomes whom its plan says."""
+"""How a forked process enters its sandbox, and becomes the user that its plan names."""
 
 from __future__ import annotations
 
@@ -17,33 +17,42 @@ from ..linux.pid_namespace import die_with_parent, enter_pid_namespace
 from ..plan.model import Plan
 from . import disk_uppers
 from .create import make
-from .credentials import become, leave_outer_namespaces
+from .credentials import become_user, unshare_uts_and_network
 from .sandbox import Layers, Sandbox
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class ForkedEntry:
-    """The way of a process that was forked for it: to a sandbox that is made, or what makes it.
+    """What a forked process needs to enter its sandbox.
 
-    ``cwd``: the working directory in there. ``directory``: where an upper on disk lies.
-    ``enter_user_namespace``: first, and then a stage of its own; of its own as well if ``stage``
-    is -1.
+    The parent fills it in before the fork. It has either made the sandbox itself, or leaves that to
+    the child.
     """
 
+    #: The plan of the sandbox.
     plan: Plan
+    #: The working directory in the sandbox.
     cwd: str
+    #: An empty directory of the host in which the uppers are made, for uppers on disk.
     directory: str | None = None
+    #: A descriptor of a mount namespace with the host's mounts; -1 for the child to make one.
     stage: int = -1
+    #: What lies below the uppers, besides the lowers of the plan.
     layers: Layers | None = None
+    #: The sandbox, if the parent has made it.
     sandbox: Sandbox | None = None
+    #: Whether the child makes a user namespace first. Otherwise, if the plan wants one, the parent
+    #: is in one already.
     enter_user_namespace: bool = False
 
     def enter(self, parent: int, status: int) -> Sandbox:
-        """Enter, with all rights still there; with a PID namespace this returns in a new process.
+        """Enter the sandbox, in the child and with all rights still there.
 
-        ``parent``: of this process; it ends with that. ``status``: see
-        :func:`.init.enter_pid_namespace`. Raises :class:`SandboxError`.
+        With a PID namespace this returns in a new process, which is not the first one of the
+        namespace: see :func:`.pid_namespace.enter_pid_namespace`, also for ``status``. ``parent``
+        is the process id of the parent; when it ends, so does the child. Raises
+        :class:`SandboxError` if the sandbox cannot be made or entered.
         """
         die_with_parent(parent)
         if self.plan.user_namespace:
@@ -51,16 +60,16 @@ class ForkedEntry:
                 enter_user_namespace(as_root=self.plan.fake_root)
             else:
                 take_user_capabilities()
-            # The new credentials may have cleared it.
+            # A change of credentials may have cleared it, PR_SET_PDEATHSIG(2const).
             die_with_parent(parent)
-        leave_outer_namespaces(self.plan)
+        unshare_uts_and_network(self.plan)
         if not self.plan.pid_namespace:
-            return self._make_and_join()
+            return self._make_and_enter()
         result: list[Sandbox | SandboxError] = []
 
         def prepare() -> None:
             try:
-                result.append(self._make_and_join())
+                result.append(self._make_and_enter())
             except SandboxError as error:
                 result.append(error)
 
@@ -70,28 +79,32 @@ class ForkedEntry:
             raise entered
         return entered
 
-    def _make_and_join(self) -> Sandbox:
+    def _make_and_enter(self) -> Sandbox:
         sandbox = self.sandbox
         if sandbox is None:
             stage = self.stage
             if stage < 0:
                 stage = enter_mount_namespace(True) if self.enter_user_namespace else make_stage()
             sandbox = make(self.plan, stage, directory=self.directory, layers=self.layers)
-        sandbox.join(self.cwd)
+        sandbox.enter(self.cwd)
         return sandbox
 
-    def give_up_rights(self, parent: int) -> None:
-        """Become whom the plan says, with what rights that one has. Raises :class:`Unavailable`."""
+    def drop_privileges(self, parent: int) -> None:
+        """Become the user that the plan names, and drop the capabilities that a test must not have.
+
+        ``parent`` is as for :meth:`enter`. Raises :class:`Unavailable` if the kernel refuses the
+        user.
+        """
         if self.plan.user is not None:
-            become(self.plan.user)
+            become_user(self.plan.user)
             if not self.plan.pid_namespace:
-                # The new credentials have cleared it.
+                # The change of credentials has cleared it.
                 die_with_parent(parent)
         elif self.plan.user_namespace and not self.plan.fake_root:
             drop_user_capabilities()
 
     def close(self) -> None:
-        """In the parent, when the process is done, or there is none."""
+        """Close and remove what the parent has, when the child is done or was never forked."""
         if self.sandbox is not None:
             self.sandbox.close()
         if self.directory is not None:

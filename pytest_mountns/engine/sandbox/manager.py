@@ -1,7 +1,7 @@
-"""A process that lives at home, goes into sandboxes one after another, and returns.
+"""A process on the host that makes sandboxes, enters them one after another, and returns.
 
-What it has with it is as before when it is back: working directory, open directories, and the root.
-Where it lives is known by a descriptor of a mount namespace, which no path leads into.
+When it has returned, its working directory, its open directories and its root are as before. The
+way back is a descriptor of a mount namespace, which no path leads into, setns(2).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..linux.namespaces import (
     way_back,
     working_directory,
 )
-from ..linux.open_directories import Opened, ParkedDescriptors
+from ..linux.open_directories import ParkedDescriptors
 from ..mount.template import Templates
 from ..plan.model import Bind, Plan
 from .create import make
@@ -40,45 +40,54 @@ from .sandbox import Layers, Sandbox
 
 @final
 @dataclass(slots=True)
-class _Visit:
-    """``home`` is the working directory there; ``directories`` what was opened again on the way
-    in, with what each stands for inside; ``left`` what was collected from the room.
-    """
+class _Entered:
+    """A sandbox that the process has entered, and what it needs to return from it."""
 
     sandbox: Sandbox
-    home: str
-    room: ParkedDescriptors
-    directories: Sequence[tuple[int, os.stat_result]] = ()
-    left: list[int] = field(default_factory=list)
+    #: The working directory on the host.
+    host_directory: str
+    #: Holds the working directory and the open directories of the host meanwhile.
+    parked: ParkedDescriptors
+    #: The numbers of the open directories that were opened again in the sandbox, and what each of
+    #: them stands for there.
+    reopened: Sequence[tuple[int, os.stat_result]] = ()
+    #: Descriptors that were taken out of ``parked`` and are not closed yet.
+    unparked: list[int] = field(default_factory=list)
 
 
 @final
 class SandboxManager:
-    """Makes sandboxes for this process and moves its main thread in and out.
+    """Makes sandboxes for this process, and moves its main thread in and out of them.
 
-    ``places``: directories that tests are expected to write to.
+    ``places`` are directories that tests are expected to write to. Raises :class:`SandboxError` if
+    the mount namespace of the process cannot be opened.
     """
 
     def __init__(self, places: Sequence[str]) -> None:
-        with explained("note the namespace to return to", False):
-            self._home = current_namespace()
+        with explained("open the mount namespace to return to", False):
+            self._host_namespace = current_namespace()
         self._stage = -1
         self._templates = Templates(places)
-        self._stack: list[ParkedDescriptors] = []
-        self._visits: list[_Visit] = []
-        self._reaper = BackgroundCloser()
-        self._chrooted: bool | None = None
+        #: Whether this process has moved to a user namespace of its own.
         self.in_user_namespace = False
+        # The sandboxes that this process has entered and not left. There can be several: on_host()
+        # returns to the host for a moment, and from there the process may enter another one.
+        self._entered: list[_Entered] = []
+        # One for each level of these, made when it is needed first.
+        self._parked: list[ParkedDescriptors] = []
+        self._closer = BackgroundCloser()
+        self._in_chroot: bool | None = None
 
     def move_to_user_namespace(self) -> None:
-        """From now on this process lives in a user namespace of its own: an ordinary user's.
+        """Move this process into a user namespace of its own: an ordinary user's, who needs one.
 
-        It keeps uid and gid, and has no capability but for moments. For good: there is no way
-        back. Raises :class:`Unavailable` if that cannot be, as with other threads alive.
+        It keeps its uid and gid, and has no capability but for moments. There is no way back,
+        user_namespaces(7). Raises :class:`Unavailable` if that is not possible, for example while
+        the process has several threads.
         """
         threads = len(posix.listdir("/proc/self/task"))
         if threads > 1:
-            # The kernel would say EINVAL.
+            # unshare(2) would say EINVAL.
             raise Unavailable(
                 "make a user namespace for this process",
                 cause=f"it has {threads} threads, and only one is allowed",
@@ -88,30 +97,35 @@ class SandboxManager:
         enter_user_namespace()
         self.in_user_namespace = True
         stage = enter_mount_namespace(True)
-        posix.close(self._home)
-        # The stage, too: nothing that this process does at home makes mounts.
-        self._home = self._stage = stage
+        posix.close(self._host_namespace)
+        # It is the stage as well: nothing that this process does on the host makes mounts.
+        self._host_namespace = self._stage = stage
         posix.chdir(cwd)
         drop_user_capabilities()
 
     @property
     def is_inside(self) -> bool:
-        """Whether this process is in a sandbox."""
-        return bool(self._visits)
+        """Whether this process has entered a sandbox and not left it."""
+        return bool(self._entered)
 
     @property
     def stage(self) -> int:
-        """A namespace with the host's mounts of now, or of some time since :meth:`strike`."""
+        """A descriptor of a mount namespace with the host's mounts.
+
+        They are those of the moment when it was asked for first after :meth:`drop_caches`. Raises
+        :class:`SandboxError` if it cannot be made.
+        """
         if self._stage < 0:
             self._stage = make_stage()
         return self._stage
 
     def drop_caches(self) -> None:
-        """Let go of the stage, and of what was made on it: the host's mounts change, and they
-        would keep old ones in use.
+        """Close the stage and the templates: the host's mounts are about to change.
+
+        As long as they are open, the host's old mounts are in use.
         """
         self._templates.close()
-        if self._stage >= 0 and self._stage != self._home:
+        if self._stage >= 0 and self._stage != self._host_namespace:
             posix.close(self._stage)
             self._stage = -1
 
@@ -124,15 +138,15 @@ class SandboxManager:
         bound: Sequence[Bind] = (),
         shared: bool = True,
     ) -> Sandbox:
-        """A sandbox; see :func:`.create.make`. Raises :class:`SandboxError`.
+        """Make a sandbox, from a template where there can be one: see :func:`.create.make`.
 
-        ``shared``: overlays that nobody writes to may be those of the sandboxes before.
+        ``shared`` says that it may have overlays in common with sandboxes before it, as long as
+        nobody writes to them. Raises :class:`SandboxError` if a step fails.
         """
         stage = self.stage
-        base = self._templates.without_overlays(plan, stage)
-        template = (
-            base if layers or not shared else self._templates.with_overlays(plan, stage, base)
-        )
+        template = without_overlays = self._templates.without_overlays(plan, stage)
+        if shared and not layers:
+            template = self._templates.with_overlays(plan, stage, without_overlays)
         return make(
             plan,
             stage,
@@ -140,74 +154,81 @@ class SandboxManager:
             layers=layers,
             bound=bound,
             template=template,
-            base=base,
+            template_without_overlays=without_overlays,
         )
 
     def enter(self, sandbox: Sandbox, cwd: str) -> None:
-        """Go in, from home. Raises :class:`SandboxError`; then this process is at home."""
-        if self._chrooted is None:
-            # In a chroot nobody gets into a user namespace, user_namespaces(7).
-            self._chrooted = not self.in_user_namespace and in_chroot()
-        if self._chrooted:
+        """Enter a sandbox from the host, with ``cwd`` as working directory.
+
+        Raises :class:`Unavailable` if this process is in a chroot, and :class:`SandboxError` if the
+        sandbox cannot be entered. The process is then on the host.
+        """
+        if self._in_chroot is None:
+            # In a chroot nobody can make a user namespace, user_namespaces(7).
+            self._in_chroot = not self.in_user_namespace and in_chroot()
+        if self._in_chroot:
             raise Unavailable(
                 "enter a sandbox and return",
                 cause="this process is in a chroot: it would return to the root outside of that",
                 remedy='process="fork" and scope="function", or run outside of the chroot',
             )
-        room = self._free_room()
+        parked = self._free_parking()
         with signals_held():
-            directories = sandbox.foreign_directories()
-            with explained("keep the way home", sandbox.plan.user_namespace):
+            directories = sandbox.directories_to_reopen()
+            with explained("hold the directories to return to", sandbox.plan.user_namespace):
                 here = posix.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
-                    room.leave([here, *(fd for fd, _ in directories)])
+                    parked.leave([here, *(fd for fd, _ in directories)])
                 finally:
                     posix.close(here)
-            visit = _Visit(sandbox, working_directory(), room)
-            self._visits.append(visit)
+            entered = _Entered(sandbox, working_directory(), parked)
+            self._entered.append(entered)
             try:
-                sandbox.join(cwd, directories)
-                visit.directories = [(fd, posix.fstat(fd)) for fd, _ in directories]
+                sandbox.enter(cwd, directories)
+                entered.reopened = [(fd, posix.fstat(fd)) for fd, _ in directories]
             except BaseException:
-                self._return(visit, directories)
+                self._return(entered, [fd for fd, _ in directories])
                 raise
 
     def leave(self) -> str:
-        """Return home. The working directory in the sandbox, as it was last.
+        """Return to the host. Returns the last working directory in the sandbox.
 
-        What fails in here ends the process: it must not go on in the wrong root. Handlers of
-        signals that other threads take run in here all the same. What they raise is raised when
-        this process is at home.
+        If that fails, the process ends: it must not go on in the wrong root. A handler of a signal
+        that another thread takes may run meanwhile. What it raises is raised when this process is
+        on the host.
         """
-        depth = len(self._visits)
+        depth = len(self._entered)
         try:
             return self._leave()
         except BaseException:
-            if len(self._visits) == depth:
-                # It had not begun to return.
+            if len(self._entered) == depth:
+                # It was interrupted before it began to return.
                 self._leave()
             raise
 
     def _leave(self) -> str:
         with signals_held():
-            visit = self._visits[-1]
+            entered = self._entered[-1]
             cwd = working_directory()
-            kept = [(fd, "") for fd, inside in visit.directories if _stands_for(fd, inside)]
-            self._return(visit, kept)
+            self._return(entered, [fd for fd, inside in entered.reopened if _is_open(fd, inside)])
             return cwd
 
-    def _return(self, visit: _Visit, directories: Sequence[Opened]) -> None:
+    def _return(self, entered: _Entered, directories: Sequence[int]) -> None:
+        """Return to the host, where the descriptors ``directories`` are again what they were.
+
+        A failure is tried again once. An exception of a signal handler does not stop it.
+        """
         failed = False
         raised: BaseException | None = None
         while True:
             try:
-                if self._visits and self._visits[-1] is visit:
-                    self._go_home(visit, directories)
-                while visit.left:
-                    posix.close(visit.left.pop())
-                visit.room.clear()
+                if self._entered and self._entered[-1] is entered:
+                    self._move_to_host(entered, directories)
+                while entered.unparked:
+                    posix.close(entered.unparked.pop())
+                entered.parked.clear()
                 break
-            except BaseException as error:  # noqa: BLE001 - raised below, at home
+            except BaseException as error:  # noqa: BLE001 - raised below, on the host
                 if not _is_failure(error):
                     raised = error
                 elif failed:
@@ -218,84 +239,89 @@ class SandboxManager:
             raised.__context__ = None
             raise raised
 
-    def _go_home(self, visit: _Visit, directories: Sequence[Opened]) -> None:
-        # May be interrupted at any point, and begun again.
+    def _move_to_host(self, entered: _Entered, directories: Sequence[int]) -> None:
+        # This may be interrupted at any point, and is then begun again.
         with privileged(self.in_user_namespace):
-            go(self._home)
-            if not visit.left:
-                visit.left = visit.room.collect()
-            here, *originals = visit.left
+            go(self._host_namespace)
+            if not entered.unparked:
+                entered.unparked = entered.parked.collect()
+            here, *originals = entered.unparked
             posix.fchdir(here)
-            wanted = {fd for fd, _ in directories}
-            known = [fd for fd, _ in visit.directories] or [fd for fd, _ in directories]
-            for fd, original in zip(known, originals, strict=True):
-                if fd in wanted:
+            # In the order in which they were parked.
+            parked = [fd for fd, _ in entered.reopened] or directories
+            for fd, original in zip(parked, originals, strict=True):
+                if fd in directories:
                     posix.dup2(original, fd, inheritable=posix.get_inheritable(fd))
-        self._visits.pop()
+        self._entered.pop()
 
     @contextmanager
     def on_host(self) -> Iterator[None]:
-        """Be at home for a moment, in the middle of a visit. Raises :class:`SandboxError`."""
-        if not self._visits:
+        """Be on the host within the context, and then in the sandbox again.
+
+        Raises :class:`SandboxError` if this process cannot go there. If it cannot return from
+        there, it ends.
+        """
+        if not self._entered:
             yield
             return
         with ExitStack() as stack:
             try:
-                stack.enter_context(self._going_home(self._visits[-1]))
+                stack.enter_context(self._on_host(self._entered[-1]))
             except SandboxError:
-                # Tried twice: a report that cannot be heard at home ends the session.
-                stack.enter_context(self._going_home(self._visits[-1]))
+                # Tried twice: a report that nobody can hear on the host ends the session.
+                stack.enter_context(self._on_host(self._entered[-1]))
             yield
 
     @contextmanager
-    def _going_home(self, visit: _Visit) -> Iterator[None]:
-        with way_back(visit.sandbox.plan.user_namespace) as back:
+    def _on_host(self, entered: _Entered) -> Iterator[None]:
+        user_namespace = entered.sandbox.plan.user_namespace
+        with way_back(user_namespace) as back:
             try:
                 with signals_held(), privileged(self.in_user_namespace):
-                    with explained("go home for a moment", visit.sandbox.plan.user_namespace):
-                        back.leave_for(self._home)
-                    change_directory(visit.home)
+                    with explained("return to the host for a moment", user_namespace):
+                        back.leave_for(self._host_namespace)
+                    change_directory(entered.host_directory)
                 yield
             finally:
                 try:
                     with signals_held(), privileged(self.in_user_namespace):
                         back.take()
                 except SandboxError as error:
-                    # The test would go on out here.
+                    # The test would go on on the host.
                     give_up(error)
 
     def release(self, sandboxes: Sequence[Sandbox]) -> None:
-        """Let go of sandboxes that nobody is in, without waiting for that."""
+        """Close sandboxes that nobody is in, without waiting until they are unmounted."""
         for sandbox in sandboxes:
-            self._reaper.close(sandbox.descriptors)
+            self._closer.close(sandbox.descriptors)
 
-    def _free_room(self) -> ParkedDescriptors:
-        # Visits nest where a visitor goes home for a moment, and from there elsewhere.
-        depth = len(self._visits)
-        if depth == len(self._stack):
-            self._stack.append(ParkedDescriptors())
-        return self._stack[depth]
+    def _free_parking(self) -> ParkedDescriptors:
+        depth = len(self._entered)
+        if depth == len(self._parked):
+            self._parked.append(ParkedDescriptors())
+        return self._parked[depth]
 
     def close(self) -> None:
-        """Let go of everything. This process is at home."""
+        """Close everything. This process is on the host."""
         self.drop_caches()
-        self._reaper.stop()
-        for room in self._stack:
-            room.close()
-        posix.close(self._home)
+        self._closer.stop()
+        for parked in self._parked:
+            parked.close()
+        posix.close(self._host_namespace)
 
 
 def _is_failure(error: BaseException) -> bool:
-    """Whether the kernel, or what it gave, is the cause. What a handler of a signal raises has no
-    errno, TimeoutError neither.
+    """Whether a system call, or what it gave, is the cause, and not a handler of a signal.
+
+    What a handler raises has no errno; TimeoutError is an :class:`OSError` without one.
     """
     if isinstance(error, OSError):
         return error.errno is not None
     return isinstance(error, SandboxError | ValueError)
 
 
-def _stands_for(fd: int, inside: os.stat_result) -> bool:
-    """Whether the test has left this number to the directory it was on the way in."""
+def _is_open(fd: int, inside: os.stat_result) -> bool:
+    """Whether the number still stands for the directory that it stood for when it was reopened."""
     try:
         return os.path.samestat(posix.fstat(fd), inside)
     except OSError:

@@ -1,14 +1,14 @@
-"""The handle of a sandbox: to move in, to read what was written, to fetch host directories into it.
+"""One sandbox: entered, bind-mounted into, read, and replaced by another one.
 
-:func:`.create.make` makes them, and :mod:`.stack` starts them afresh.
+:func:`.create.make` makes sandboxes, and :mod:`.stack` resets them and makes checkpoints.
 
 Things that do not work, and so are not done here:
 
-* Keeping a descriptor of the old root: ``fchdir`` and ``/proc/self/fd`` would lead out. What is
-  kept is a descriptor of a mount *namespace*, the stage, which no path leads into.
-* Emptying an upper under a live overlay: undefined by the kernel's documentation. A reset makes
-  a new root and enters that; a checkpoint makes one whose lower is the upper so far, and goes
-  back to the old one.
+* Holding a descriptor of the old root: ``fchdir`` and ``/proc/self/fd`` would lead out of the
+  sandbox. What is held is a descriptor of a mount *namespace*, the stage, which no path leads into.
+* Emptying an upper under a mounted overlay: the result is undefined, see "Changes to underlying
+  filesystems" in Documentation/filesystems/overlayfs.rst. A reset makes a new root and enters it.
+  A checkpoint makes one whose lower is the upper so far, and returns to the old one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, final
 
 from ..changes.changes import Changes
-from ..changes.compare import read_changes
 from ..changes.entries import Contents, Side
 from ..linux import syscalls as sys
 from ..linux.errors import SandboxError, Unavailable
@@ -43,6 +42,7 @@ from ..mount.new_api import set_read_only
 from ..mount.root import ReusedUppers, mount_root_filesystem
 from ..mount.template import Template
 from ..plan.model import Bind, Layered, Plan
+from .uppers import Uppers, UppersDescription
 
 if TYPE_CHECKING:
     from ..layers.layer_writer import WrittenLayer
@@ -52,69 +52,76 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Uppers of other sandboxes that lie below one, over the root of its plan.
+    """Uppers of other sandboxes that lie below a sandbox, on the lowers of its plan."""
 
-    ``uppers``: for the mountpoint of an overlay its additional lowers, topmost first. ``view``: a
-    descriptor of a mount namespace that shows what they add up to. ``scratches``: the descriptors
-    that the paths in ``uppers`` go through.
-    """
-
-    uppers: Mapping[str, tuple[str, ...]]
-    view: int
+    #: For the mountpoint of an overlay the directories that are its additional lowers, topmost
+    #: first.
+    lowers: Mapping[str, tuple[str, ...]]
+    #: A descriptor of a mount namespace that shows what they and the root below them add up to.
+    namespace: int
+    #: The descriptors of directories that the paths in ``lowers`` go through.
     scratches: frozenset[int]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was written takes ``bytes`` of memory or disk, and ``inodes``: deletions need them, too.
+    """How much memory or disk takes what was written.
 
-    Of a file that was changed, all of it.
+    A file that was changed counts as a whole, since OverlayFS copies it up as a whole.
     """
 
+    #: Bytes, in allocated blocks.
     bytes: int
+    #: Files, directories, links, and marks of deletions (whiteouts), which take an inode as well.
     inodes: int
 
 
 @final
 @dataclass(slots=True)
 class Sandbox:
-    """A root in a mount namespace.
+    """A root in a mount namespace of its own, and the uppers that take what is written there."""
 
-    ``namespace`` is a descriptor of that; ``scratch`` one of where the uppers lie, and ``stage``
-    one of a namespace with the host's mounts. ``template`` is what it was made from, ``base`` one
-    without overlays, for what is made from it. ``created`` are the paths that were made only to be
-    mounted on; ``overlays`` where each overlay is mounted, and its upper below ``scratch``.
-    ``borrowed``: scratches of templates that it has uppers in.
-    """
-
+    #: What it was made as.
     plan: Plan
+    #: A descriptor of a mount namespace that shows the host's mounts.
     stage: int
+    #: A descriptor of the mount namespace in which the sandbox is the root.
     namespace: int
+    #: A descriptor of the directory in which its uppers lie.
     scratch: int
+    #: That directory on the host, for uppers on disk.
     directory: str | None = None
+    #: What lies below its uppers, besides the lowers of the plan.
     layers: Layers | None = None
+    #: The template that it was made from.
     template: Template | None = None
-    base: Template | None = None
+    #: The template that other sandboxes on its layers are made from.
+    template_without_overlays: Template | None = None
+    #: The paths in it that were made only to be mounted on.
     created: set[str] = field(default_factory=set)
+    #: Its overlays, with uppers relative to ``scratch``, without those of the template.
     overlays: list[Layered] = field(default_factory=list)
+    #: The bind mounts that were made in it after it was made.
     bound: list[Bind] = field(default_factory=list)
-    borrowed: frozenset[int] = frozenset()
+    #: Descriptors of other directories in which uppers of its overlays lie.
+    other_scratches: frozenset[int] = frozenset()
 
-    def join(
+    def enter(
         self,
         cwd: str,
         directories: Sequence[Opened] | None = None,
-        kin: Sequence[Sandbox] = (),
+        others: Sequence[Sandbox] = (),
     ) -> None:
         """Move this thread in, with ``cwd`` as working directory, or ``/`` if that is not there.
 
-        The open directories of the process are then those of the sandbox; they are looked for
-        unless given, and what ``kin`` need is left. The process shares them with its other
-        threads. Raises :class:`SandboxError`.
+        The open directories of the process are opened again in the sandbox, where other threads
+        see that as well. ``directories`` are those; if it is None, they are looked for, and what
+        this sandbox and ``others`` need is left alone. Raises :class:`SandboxError` if the kernel
+        refuses it.
         """
         if directories is None:
-            own = set().union(*(one.own_directories for one in (self, *kin)))
+            own = set().union(*(one.own_directories for one in (self, *others)))
             directories = open_directories(own)
         user_namespace = self.plan.user_namespace
         with signals_held(), privileged(self.plan.drops_capabilities):
@@ -124,122 +131,145 @@ class Sandbox:
                 reopen(directories)
                 change_directory(cwd)
 
-    def foreign_directories(self) -> list[Opened]:
-        """The open directories of this process that are not the sandbox's own."""
+    def reenter(self, cwd: str, others: Sequence[Sandbox]) -> None:
+        """Enter the sandbox that the process was in before. If that fails, the process ends.
+
+        It is in another root than the one in which it is to go on: see :func:`.give_up`.
+        """
+        try:
+            self.enter(cwd, others=others)
+        except SandboxError as error:
+            give_up(error)
+
+    def replace_with(self, other: Sandbox, others: Sequence[Sandbox] = ()) -> None:
+        """Enter the sandbox ``other``, which this object stands for from then on.
+
+        ``others`` is as for :meth:`enter`. Raises :class:`SandboxError` if it cannot be entered;
+        the process is then in the sandbox that it was in.
+        """
+        try:
+            other.enter(working_directory(), others=(*others, self))
+        except BaseException:
+            other.close()
+            raise
+        self.close()
+        self.namespace, self.scratch = other.namespace, other.scratch
+        self.created, self.overlays = other.created, other.overlays
+        self.layers, self.directory, self.plan = other.layers, other.directory, other.plan
+        self.template = other.template
+        self.template_without_overlays = other.template_without_overlays
+        self.other_scratches |= other.other_scratches
+
+    def directories_to_reopen(self) -> list[Opened]:
+        """The open directories of this process that :meth:`enter` opens again.
+
+        Raises :class:`SandboxError` if they cannot be listed.
+        """
         return open_directories(self.own_directories)
 
     @property
     def own_directories(self) -> set[int]:
-        """Descriptors of directories that belong to the sandbox and lead nowhere else."""
+        """Descriptors of directories in which only uppers lie: they lead nowhere else."""
         own = {self.scratch, *(self.layers.scratches if self.layers else ())}
-        templates = {one.scratch for one in (self.template, self.base) if one is not None}
-        return own | templates | self.borrowed
+        templates = (self.template, self.template_without_overlays)
+        return own | {one.scratch for one in templates if one is not None} | self.other_scratches
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """What keeps it: it is gone when these are closed and the last process in it has ended."""
+        """The sandbox is gone when these are closed and the last process in it has ended."""
         return self.namespace, self.scratch
 
     def leave_to_child(self) -> None:
-        """A process forked since will enter. It unmounts all when it ends, and this one does not.
+        """Have the mounts vanish when a process ends that was forked since and will enter.
 
-        The uppers can be read here as long as their descriptor is open, by another one: the last
-        to close the one that fsmount(2) gave waits for a grace period of the kernel. Raises
-        :class:`OSError`.
+        This process, which lets go of the namespace, need not wait for that. It can still read the
+        uppers, by way of another descriptor: whoever is the last to close the one that fsmount(2)
+        gave waits for a grace period of the kernel. Raises :class:`OSError` if too many files are
+        open.
         """
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        own = high(os.open(f"/proc/self/fd/{self.scratch}", flags))
+        scratch = high(os.open(f"/proc/self/fd/{self.scratch}", flags))
         os.close(self.namespace)
         os.close(self.scratch)
-        self.namespace, self.scratch = -1, own
+        self.namespace, self.scratch = -1, scratch
 
     def close(self) -> None:
-        """Let go of it. The last to do so waits until everything in it is unmounted."""
+        """Close the descriptors. Whoever is the last to do so waits until all is unmounted."""
         for fd in self.descriptors:
             if fd >= 0:
                 os.close(fd)
 
     def changes(self) -> Changes:
-        """Everything the uppers add, modify, replace, delete or re-label against what is below.
+        """Returns what the test has added, modified, replaced, deleted or re-labelled.
 
-        What they hold can be read until the next :meth:`become`. Raises :class:`SandboxError` if
-        what is below cannot be looked at.
+        What the changes hold can be read until the sandbox is reset. Raises :class:`SandboxError`
+        if something cannot be read.
         """
         dropped = self.plan.drops_capabilities
-        user = self.plan.user_namespace
         overlays = self.overlays
 
         @contextmanager
         def trees(side: Side) -> Iterator[int]:
             if self.overlays is not overlays:
                 raise SandboxError("read changes", cause="the sandbox was reset since")
-            tree = self._below() if side == "before" else nullcontext(self.scratch)
+            tree = self._lower() if side == "before" else nullcontext(self.scratch)
             with privileged(dropped), tree as fd:
                 yield fd
 
-        # Or what the test has made unreadable to itself would be left out.
+        # With all capabilities: a test may have made files unreadable to itself.
         with (
             privileged(dropped),
-            self._below() as lower,
-            explained("read the changes", user),
+            self._lower() as lower,
+            explained("read the changes", self.plan.user_namespace),
         ):
-            return read_changes(
-                [*overlays, *self.touched()],
-                upper_fd=self.scratch,
-                lower_fd=lower,
-                xattr_prefix=self.plan.features.xattr_prefix,
-                ignore=self.created,
-                contents=Contents(trees),
-            )
+            return self._uppers().changes(lower, Contents(trees))
 
     def write_layer(
         self, file: IO[bytes], *, compression: Compression, ignore: Collection[str] = ()
     ) -> WrittenLayer:
-        """What the uppers hold, as an OCI layer: see :func:`.oci.write_layer`.
+        """Write what the test has written to ``file``, as a layer of an OCI image.
 
-        ``ignore``: paths that are left out. Raises :class:`SandboxError`.
+        ``ignore`` are paths that are left out. Raises :class:`SandboxError` if that fails.
         """
-        from ..layers.layer_writer import write_layer
-
-        user = self.plan.user_namespace
         with (
             privileged(self.plan.drops_capabilities),
-            self._below() as lower,
-            explained("save what the sandbox has written", user),
+            self._lower() as lower,
+            explained("save what the sandbox has written", self.plan.user_namespace),
         ):
-            return write_layer(
-                file,
-                [*self.overlays, *self.touched()],
-                upper_fd=self.scratch,
-                lower_fd=lower,
-                xattr_prefix=self.plan.features.xattr_prefix,
-                compression=compression,
-                ignore={*self.created, *ignore},
-            )
+            return self._uppers().write_layer(file, lower, compression=compression, ignore=ignore)
 
     @contextmanager
-    def _below(self) -> Iterator[int]:
-        """A descriptor of the tree that the uppers lie over."""
+    def _lower(self) -> Iterator[int]:
+        """A descriptor of the root of the tree that the uppers lie on."""
         user = self.plan.user_namespace
         if self.layers is not None or self.plan.root_filesystem is None:
-            with root_of(self.layers.view if self.layers else self.stage, user) as root:
+            with root_of(self.layers.namespace if self.layers else self.stage, user) as root:
                 yield root
             return
-        root_filesystem = mount_root_filesystem(self.plan.root_filesystem, self.stage)
+        namespace = mount_root_filesystem(self.plan.root_filesystem, self.stage)
         try:
-            with root_of(root_filesystem, user) as root:
+            with root_of(namespace, user) as root:
                 yield root
         finally:
-            os.close(root_filesystem)
+            os.close(namespace)
+
+    def _uppers(self) -> Uppers:
+        overlays = [*self.overlays, *self.written_template_overlays()]
+        return Uppers(self.scratch, overlays, self.created, self.plan.features.xattr_prefix)
+
+    def describe_uppers(self) -> UppersDescription:
+        """Returns what another process has to know to read the uppers, besides the template's."""
+        overlays = [(overlay.mountpoint, overlay.upper) for overlay in self.overlays]
+        return UppersDescription(overlays, list(self.created))
 
     def usage(self) -> Usage:
-        """What the uppers take. Raises :class:`SandboxError`."""
+        """Returns how much takes what was written. Raises :class:`SandboxError`."""
         entries: dict[tuple[int, int], int] = {}
         with (
             privileged(self.plan.drops_capabilities),
             explained("read what the uppers take", self.plan.user_namespace),
         ):
-            for overlay in (*self.overlays, *self.touched()):
+            for overlay in self._uppers().overlays:
                 pending = [os.path.join(f"/proc/self/fd/{self.scratch}", overlay.upper)]
                 while pending:
                     with os.scandir(pending.pop()) as listing:
@@ -250,47 +280,51 @@ class Sandbox:
                                 pending.append(entry.path)
         return Usage(sum(entries.values()), len(entries))
 
-    def touched(self) -> list[Layered]:
-        """The overlays of the template that were written to."""
+    def written_template_overlays(self) -> list[Layered]:
+        """The overlays of the template that were written to, with absolute uppers.
+
+        Raises :class:`SandboxError` if that cannot be found out.
+        """
         if self.template is None:
             return []
-        touched = self.template.written_overlays()
-        return [one for one in self.template.absolute_overlays if one.mountpoint in touched]
+        written = self.template.written_overlays()
+        return [one for one in self.template.absolute_overlays if one.mountpoint in written]
 
     def reusable_uppers(self) -> ReusedUppers:
         """The uppers, for a sandbox that goes on with them. Raises :class:`SandboxError`."""
         with privileged(self.plan.drops_capabilities):
-            own = (*self.overlays, *self.touched())
-        return ReusedUppers(self.scratch, {one.mountpoint: one.upper for one in own})
+            overlays = self._uppers().overlays
+        return ReusedUppers(self.scratch, {one.mountpoint: one.upper for one in overlays})
 
     def as_layers(self) -> Layers:
-        """What was written here, and what lies below, as lowers of other sandboxes."""
-        below = self.layers.uppers if self.layers else {}
-        # One of a template's is absolute already.
+        """Returns what was written here and what lies below, as lowers of other sandboxes."""
+        below = self.layers.lowers if self.layers else {}
         here = f"/proc/self/fd/{self.scratch}"
         own = [replace(one, upper=os.path.join(here, one.upper)) for one in self.overlays]
         if self.template is not None:
             own += self.template.absolute_overlays
-        uppers = {one.mountpoint: (one.upper, *below.get(one.mountpoint, ())) for one in own}
+        lowers = {one.mountpoint: (one.upper, *below.get(one.mountpoint, ())) for one in own}
         scratches = self.layers.scratches if self.layers else frozenset()
-        return Layers(uppers, self.namespace, scratches | {self.scratch} | self.borrowed)
+        return Layers(lowers, self.namespace, scratches | {self.scratch} | self.other_scratches)
 
-    def moved_onto(self, under: Layers | None) -> Layers:
-        """What was written here, as lowers over other layers than the sandbox was made on."""
+    def as_layers_on(self, under: Layers | None) -> Layers:
+        """Returns what was written here, on other layers than the sandbox was made on."""
         now = self.as_layers()
-        before = self.layers.uppers if self.layers else {}
-        below = under.uppers if under else {}
-        uppers = {
+        before = self.layers.lowers if self.layers else {}
+        below = under.lowers if under else {}
+        lowers = {
             place: (*paths[: len(paths) - len(before.get(place, ()))], *below.get(place, ()))
-            for place, paths in now.uppers.items()
+            for place, paths in now.lowers.items()
         }
-        return Layers(uppers, now.view, now.scratches | (under.scratches if under else frozenset()))
+        scratches = now.scratches | (under.scratches if under else frozenset())
+        return Layers(lowers, now.namespace, scratches)
 
     def bind(self, source: str, target: str, *, read_only: bool = False) -> None:
-        """Bind-mount the host's ``source`` at ``target``, now; writes persist on the host.
+        """Bind-mount the host's ``source`` at ``target`` now; writes persist on the host.
 
-        Both absolute; a missing target is made. This thread is in the sandbox. Raises
-        :class:`SandboxError`.
+        Both are absolute paths. A missing target is made. This thread is in the sandbox. Raises
+        :class:`Unavailable` on kernels before Linux 5.12, and :class:`SandboxError` if the mount
+        is refused.
         """
         step = Bind(source, os.path.realpath(target), read_only, create=True)
         if not self.plan.features.new_api:
@@ -321,33 +355,9 @@ class Sandbox:
                     os.close(root)
         self.bound.append(step)
 
-    def join_again(self, cwd: str, kin: Sequence[Sandbox]) -> None:
-        """:meth:`join`, to go on in. What fails in there ends the process: see :func:`give_up`."""
-        try:
-            self.join(cwd, kin=kin)
-        except SandboxError as error:
-            give_up(error)
-
     @contextmanager
     def on_stage(self) -> Iterator[None]:
-        """Be among the host's mounts for a moment. Raises :class:`SandboxError`."""
+        """Be in the namespace with the host's mounts meanwhile. Raises :class:`SandboxError`."""
         user = self.plan.user_namespace
         with privileged(self.plan.drops_capabilities), visiting(self.stage, user):
             yield
-
-    def become(self, other: Sandbox, kin: Sequence[Sandbox] = ()) -> None:
-        """Enter ``other``, whose descriptors are this object's from now on.
-
-        Raises :class:`SandboxError`; the sandbox is then as it was.
-        """
-        try:
-            other.join(working_directory(), kin=(*kin, self))
-        except BaseException:
-            other.close()
-            raise
-        self.close()
-        self.namespace, self.scratch = other.namespace, other.scratch
-        self.created, self.overlays = other.created, other.overlays
-        self.layers, self.directory = other.layers, other.directory
-        self.template, self.base, self.plan = other.template, other.base, other.plan
-        self.borrowed |= other.borrowed

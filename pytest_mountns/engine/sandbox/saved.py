@@ -1,7 +1,8 @@
-"""Layers that were saved, under sandboxes again: as they were over the same mounts.
+"""Saved layers as the base of sandboxes: what a test had written, on the same mounts again.
 
-They are unpacked into a tmpfs that no namespace shows. Not into a cache on the host's disk: with
-the host's ``/`` among the lowers too, overlayfs refuses a lower that lies in another one (ELOOP).
+They are unpacked into a tmpfs that no mount namespace shows. A cache on the host's disk would not
+do: the host's ``/`` is a lower as well, and OverlayFS refuses (ELOOP) a lower that lies in another
+one.
 """
 
 from __future__ import annotations
@@ -30,25 +31,31 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @final
 @dataclass(frozen=True, slots=True)
-class Source:
-    """The archive of a layer: an open file of ``size`` bytes, and the digests it must have."""
+class SavedLayer:
+    """The archive of a layer, and the digests that it must have."""
 
+    #: A descriptor of the archive.
     fd: int
+    #: Its size in bytes.
     size: int
+    #: The digest of the archive as it is, "sha256:...".
     digest: str
+    #: The digest of the archive when it is decompressed.
     diff_id: str
 
 
 def base_layers_spec(spec: SandboxSpec) -> SandboxSpec:
-    """The spec of the plan that :func:`lay` wants, for sandboxes of ``spec``."""
+    """Returns the spec of the base layers' plan, for sandboxes of ``spec``."""
     return dataclasses.replace(spec.of_wider_scope(), upper="memory", size=None, inodes=None)
 
 
-def lay(manager: SandboxManager, plan: Plan, sources: Sequence[Source]) -> Layers:
-    """Saved layers, the lowest first, as lowers of sandboxes that this process makes.
+def make_base_layers(manager: SandboxManager, plan: Plan, saved: Sequence[SavedLayer]) -> Layers:
+    """Unpack saved layers, to be lowers of sandboxes that this process makes.
 
-    ``plan``: of :func:`floor_spec`. What is made lasts as long as this process. Raises
-    :class:`SandboxError`.
+    ``saved`` begins with the lowest layer. ``plan`` is that of :func:`base_layers_spec`. The layers
+    exist as long as this process. Raises :class:`Unavailable` before Linux 6.15,
+    :class:`LayerError` if an archive is not what it should be, and :class:`SandboxError` if it
+    cannot be unpacked.
     """
     if not plan.features.layered_uppers:
         raise Unavailable(
@@ -56,33 +63,33 @@ def lay(manager: SandboxManager, plan: Plan, sources: Sequence[Source]) -> Layer
             cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
             remedy="look at it otherwise: pytest-mountns diff, or export",
         )
-    base_layers = manager.make(plan, shared=False)
+    base = manager.make(plan, shared=False)
     user = plan.user_namespace
     with privileged(user):
         try:
-            for number, source in enumerate(sources):
-                os.mkdir(f"saved{number}", 0o755, dir_fd=base_layers.scratch)
-                _unpack(source, base_layers.scratch, f"saved{number}", user)
+            for number, layer in enumerate(saved):
+                os.mkdir(f"saved{number}", 0o755, dir_fd=base.scratch)
+                _unpack(layer, base.scratch, f"saved{number}", user)
         except OSError as error:
             raise SandboxError("unpack a saved layer", said(error)) from error
-        uppers = {
+        lowers = {
             place: tuple(
-                f"/proc/self/fd/{base_layers.scratch}/{name}"
-                for number in reversed(range(len(sources)))
-                if (name := _found(base_layers, f"saved{number}", place))
+                f"/proc/self/fd/{base.scratch}/{name}"
+                for number in reversed(range(len(saved)))
+                if (name := _find(base, f"saved{number}", place))
             )
             for place in _mountpoints(plan)
         }
-    scratches = frozenset({base_layers.scratch})
-    layers = Layers({k: v for k, v in uppers.items() if v}, base_layers.namespace, scratches)
+    scratches = frozenset({base.scratch})
+    layers = Layers({k: v for k, v in lowers.items() if v}, base.namespace, scratches)
     # A sandbox that nobody writes in shows what they add up to.
     view = manager.make(plan, layers=layers, shared=False)
-    return Layers(layers.uppers, view.namespace, scratches)
+    return Layers(layers.lowers, view.namespace, scratches)
 
 
-def _unpack(source: Source, scratch: int, name: str, user: bool) -> None:
-    """Raises :class:`LayerError`, :class:`OSError`."""
-    blob = Blob(source.fd, 0, source.size, source.digest)
+def _unpack(layer: SavedLayer, scratch: int, name: str, user: bool) -> None:
+    """Unpack a layer into the directory ``name``. Raises :class:`LayerError`, :class:`OSError`."""
+    blob = Blob(layer.fd, 0, layer.size, layer.digest)
     section = blob.section()
     limits = Limits()
     fd = os.open(name, _DIRECTORY, dir_fd=scratch)
@@ -90,7 +97,7 @@ def _unpack(source: Source, scratch: int, name: str, user: bool) -> None:
         with decompressed(section, tempfile.gettempdir()) as plain:
             stream = Stream(plain, section, limits)
             unpacked = unpack(stream, fd, "user" if user else "trusted", limits)
-            if f"sha256:{stream.digest()}" != source.diff_id:
+            if f"sha256:{stream.digest()}" != layer.diff_id:
                 raise malformed("a layer does not have the digest that it should have")
         blob.verify(section)
     finally:
@@ -100,7 +107,7 @@ def _unpack(source: Source, scratch: int, name: str, user: bool) -> None:
 
 
 def _mountpoints(plan: Plan) -> Iterable[str]:
-    """Where overlays may be mounted: each of them has its own part of a layer."""
+    """The paths at which overlays may be mounted: each overlay has its own part of a layer."""
     for step in plan.steps:
         if isinstance(step, Overlay | Assemble):
             yield step.target
@@ -109,15 +116,16 @@ def _mountpoints(plan: Plan) -> Iterable[str]:
                 yield f"{step.target}/{name}"
 
 
-def _found(base_layers: Sandbox, name: str, mountpoint: str) -> str:
-    """The directory for a mountpoint in a saved layer, from the scratch on; "" if it has none.
+def _find(base: Sandbox, name: str, mountpoint: str) -> str:
+    """The path from the scratch on to what a layer has for a mountpoint; "" if it has nothing.
 
-    Raises :class:`LayerError` if it hides what is mounted there: where it was made, nothing was.
+    Raises :class:`LayerError` if the layer hides what is mounted there. Then nothing was mounted
+    there when it was saved.
     """
-    fd = os.open(name, _DIRECTORY, dir_fd=base_layers.scratch)
+    fd = os.open(name, _DIRECTORY, dir_fd=base.scratch)
     try:
         for part in filter(None, mountpoint.split("/")):
-            # Never through a link: it would lead to the host.
+            # Links are not followed: they would lead to the host.
             try:
                 step = os.open(part, _DIRECTORY, dir_fd=fd)
             except OSError as error:
@@ -126,7 +134,7 @@ def _found(base_layers: Sandbox, name: str, mountpoint: str) -> str:
                 raise _hides(mountpoint, said(error)) from error
             os.close(fd)
             fd = step
-        prefix = base_layers.plan.features.xattr_prefix
+        prefix = base.plan.features.xattr_prefix
         if mountpoint != "/" and f"{prefix}opaque" in os.listxattr(fd):
             raise _hides(mountpoint, "")
     finally:

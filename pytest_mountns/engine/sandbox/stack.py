@@ -1,4 +1,4 @@
-"""The sandbox that a test is in, and those it goes back to: resets and checkpoints."""
+"""Resets and checkpoints: the sandbox that a test is in, and those that it returns to."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .sandbox import Layers, Sandbox
 
 @final
 class SandboxStack:
-    """The sandboxes of one test, innermost last. This thread is in that one.
+    """The sandboxes of one test: the first one, and one for each checkpoint that it is in.
 
-    ``release`` lets go of sandboxes.
+    This thread is in the last of them. ``release`` closes sandboxes that nobody is in.
     """
 
     def __init__(self, sandbox: Sandbox, release: Callable[[Sequence[Sandbox]], None]) -> None:
@@ -30,38 +30,40 @@ class SandboxStack:
         return self._stack[-1]
 
     def reset(self) -> None:
-        """Drop everything written so far, before checkpoints as well, for as long as they last.
+        """Drop everything written so far, in checkpoints what was written before them as well.
 
-        A new root of the same plan is entered now. The working directory is kept where it still
-        exists, and so is what :meth:`.Sandbox.bind` has mounted. Processes the test has started
-        stay in the old root. Raises :class:`SandboxError`; the sandbox is then as it was.
+        A new root of the same plan is entered. The working directory stays if it still exists, and
+        so do mounts of :meth:`.Sandbox.bind`. Processes that the test has started stay in the old
+        root. When a checkpoint ends, what was written before it is there again. Raises
+        :class:`SandboxError` if there can be no new root; the sandbox is then as it was.
         """
         first = self._stack[0]
-        fresh = _another(first, first.layers, self.sandbox.bound)
-        self.sandbox.become(fresh, self._stack[:-1])
+        fresh = _make_like(first, first.layers, self.sandbox.bound)
+        self.sandbox.replace_with(fresh, self._stack[:-1])
 
     def restack(self, find: Callable[[], Plan]) -> Plan:
-        """Go on, with what was written so far, as ``find`` plans, and return that.
+        """Put what was written so far on the lowers of another plan, and go on there.
 
-        It is called among the host's mounts. Raises :class:`SandboxError`.
+        ``find`` returns the plan; it is called with the host's mounts as root. Returns that plan.
+        Raises :class:`SandboxError` if there can be no such root; the sandbox is then as it was.
         """
         sandbox = self.sandbox
         with sandbox.on_stage():
             plan = find()
-        sandbox.become(_on(plan, sandbox), self._stack[:-1])
+        sandbox.replace_with(_make_with_uppers_of(sandbox, plan), self._stack[:-1])
         return plan
 
     @contextmanager
     def checkpoint(self) -> Iterator[None]:
-        """Drop, afterwards, what was written meanwhile. Nests.
+        """Drop, at the end of the context, what was written in it. Checkpoints nest.
 
-        The working directory is then the one of before. Raises :class:`SandboxError`, the
-        sandbox being as it was; a failure to go back ends the process.
+        The working directory is then that of before. Raises :class:`SandboxError` if there can be
+        none; the sandbox is then as it was. If the process cannot return from it, it ends.
         """
         outer, cwd = self.sandbox, working_directory()
-        inner = _another(outer, outer.as_layers(), outer.bound)
+        inner = _make_like(outer, outer.as_layers(), outer.bound)
         try:
-            inner.join(cwd, kin=self._stack)
+            inner.enter(cwd, others=self._stack)
         except BaseException:
             inner.close()
             raise
@@ -70,39 +72,42 @@ class SandboxStack:
         try:
             yield
         finally:
-            # Also out of a checkpoint in a generator that was never finished.
+            # Inner checkpoints may be left open, in generators that were never finished.
             dropped = self._stack[depth - 1 :]
             del self._stack[depth - 1 :]
-            outer.join_again(cwd, self._stack)
+            outer.reenter(cwd, self._stack)
             self._release(dropped)
 
     def close(self) -> None:
-        """Let go of all; nobody is in there any more."""
+        """Let go of all of them. Nobody is in there any more."""
         self._release(self._stack)
 
 
 def close(sandboxes: Sequence[Sandbox]) -> None:
-    """Let go of sandboxes, and wait for that."""
+    """Close sandboxes, and wait until they are unmounted."""
     for sandbox in sandboxes:
         sandbox.close()
 
 
-def _another(of: Sandbox, layers: Layers | None, bound: Sequence[Bind]) -> Sandbox:
-    """A sandbox of the same plan on these layers. Nobody is in it. Raises :class:`SandboxError`."""
+def _make_like(sandbox: Sandbox, layers: Layers | None, bound: Sequence[Bind]) -> Sandbox:
+    """Make a sandbox of the same plan on these layers. Raises :class:`SandboxError`."""
     return make(
-        of.plan,
-        of.stage,
-        directory=of.directory,
+        sandbox.plan,
+        sandbox.stage,
+        directory=sandbox.directory,
+        directory_is_used=True,
         layers=layers,
         bound=bound,
-        template=of.base,
-        base=of.base,
-        directory_is_used=True,
+        template=sandbox.template_without_overlays,
+        template_without_overlays=sandbox.template_without_overlays,
     )
 
 
-def _on(plan: Plan, old: Sandbox) -> Sandbox:
-    """A sandbox of another plan with the uppers of the old one, which is to be left alone then."""
+def _make_with_uppers_of(old: Sandbox, plan: Plan) -> Sandbox:
+    """Make a sandbox of ``plan`` with the uppers of another one, which nobody may use any more.
+
+    Raises :class:`Unavailable` on kernels that refuse it, and :class:`SandboxError`.
+    """
     if not plan.features.layered_uppers:
         raise Unavailable(
             "put a layer under what was written",
@@ -118,5 +123,5 @@ def _on(plan: Plan, old: Sandbox) -> Sandbox:
         reused=old.reusable_uppers(),
     )
     made.created |= old.created
-    made.borrowed = frozenset(old.own_directories - {old.scratch})
+    made.other_scratches = frozenset(old.own_directories - {old.scratch})
     return made

@@ -1,63 +1,48 @@
-"""What a sandbox has written, read from outside by the process that holds its scratch.
+"""What a sandbox has written, read from outside by a process that holds its scratch.
 
-That works after the sandbox has ended, however it ended: the uppers live as long as a descriptor
-of where they lie. What lies below them is the reader's own tree, which the sandbox was made from.
+That works after the sandbox has ended, however it has ended: the uppers exist as long as a
+descriptor of the directory in which they lie. The tree below them is the one that the sandbox was
+made from, as the reader sees it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Final, TypeAlias, TypeVar, final
+from typing import IO, TYPE_CHECKING, TypeVar, final
 
 from ..changes.changes import Changes
-from ..changes.compare import read_changes
 from ..changes.entries import Contents
 from ..linux.errors import SandboxError
 from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace, make_stage, root_of
 from ..mount.root import mount_root_filesystem
 from ..plan.model import Layered, Plan
-from .sandbox import Sandbox
+from .sandbox import Layers, Sandbox
+from .uppers import Uppers, UppersDescription
 
 if TYPE_CHECKING:
     from ..layers.layer_writer import WrittenLayer
     from ..layers.tar_writer import Compression
 
-#: Mountpoint and upper of each overlay, and what was made to be mounted on: of plain types.
-Outline: TypeAlias = tuple[list[tuple[str, str]], list[str]]
-
-
-def outline(sandbox: Sandbox) -> Outline:
-    """What the process that holds the scratch has to know of a sandbox to read it."""
-    overlays = [(overlay.mountpoint, overlay.upper) for overlay in sandbox.overlays]
-    return overlays, list(sandbox.created)
-
-
-_READ: Final = "read what the sandbox has written"
-_WRITE: Final = "save what the sandbox has written"
 _T = TypeVar("_T")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The uppers of one sandbox.
+    """What one sandbox has written."""
 
-    ``scratch``: a descriptor of where they lie, the caller's to close. ``overlays``, ``created``:
-    those of the :class:`.sandbox.Sandbox`. ``view``: a namespace that shows what lies below, -1 for
-    the reader's own, or what ``ground`` says. ``ground``, ``xattr_prefix``, ``user_namespace``: of
-    its plan.
-    """
-
-    scratch: int
-    overlays: Sequence[Layered]
-    created: Collection[str]
-    xattr_prefix: str
+    #: The uppers. Whoever has made this object closes their scratch.
+    uppers: Uppers
+    #: Whether the sandbox is in a user namespace.
     user_namespace: bool
-    view: int = -1
+    #: A descriptor of a mount namespace that shows the tree below the uppers; -1 if that is what
+    #: ``root_filesystem`` says, or the reader's own root.
+    lower_namespace: int = -1
+    #: The plan of the root filesystem that lies below the uppers; None if it is the reader's root.
     root_filesystem: Plan | None = None
 
     @classmethod
@@ -65,39 +50,47 @@ class Written:
         cls,
         plan: Plan,
         scratch: int,
-        outline: Outline,
-        more: Sequence[Layered] = (),
-        view: int = -1,
+        description: UppersDescription,
+        shared_overlays: Sequence[Layered] = (),
+        layers: Layers | None = None,
     ) -> Written:
-        """Of a sandbox of that plan, from what :func:`outline` has said of it, and ``more``."""
-        overlays, created = outline
-        features = plan.features
-        return cls(
-            scratch,
-            [*(Layered(*overlay) for overlay in overlays), *more],
-            created,
-            features.xattr_prefix,
-            features.user_namespace,
-            view,
-            plan.root_filesystem,
-        )
+        """What a sandbox of ``plan`` on ``layers`` has written that another process has described.
+
+        ``shared_overlays`` are those of its template that were written to.
+        """
+        uppers = Uppers.described(plan, scratch, description, shared_overlays)
+        lower_namespace = layers.namespace if layers is not None else -1
+        user_namespace = plan.features.user_namespace
+        return cls(uppers, user_namespace, lower_namespace, plan.root_filesystem)
 
     @classmethod
     def of_sandbox(cls, sandbox: Sandbox) -> Written:
-        """Of a sandbox that this process has made itself, for when it is at home."""
-        view = sandbox.layers.view if sandbox.layers is not None else -1
-        shape = outline(sandbox)
-        return cls.of(sandbox.plan, sandbox.scratch, shape, sandbox.touched(), view)
+        """What a sandbox has written that this process has made, for reading it on the host.
+
+        Raises :class:`SandboxError` if it cannot be found out whether shared overlays were written
+        to.
+        """
+        shared = sandbox.written_template_overlays()
+        description = sandbox.describe_uppers()
+        return cls.of(sandbox.plan, sandbox.scratch, description, shared, sandbox.layers)
 
     @contextmanager
     def changes(self) -> Iterator[Changes]:
-        """The changes; what they hold can be read within the context.
+        """The changes. What they hold can be read within the context.
 
-        Raises :class:`SandboxError`. For an ordinary user they are read by a forked process with
-        the rights, and the view of owners, that the test had; contents are not.
+        An ordinary user's are read by a forked process, with the rights that the test had and the
+        owners that it saw. Contents are read by this process. Raises :class:`SandboxError` if
+        something cannot be read.
         """
-        with self._as_the_test(_READ, self._read) as ((changes, contents), lower):
-            contents.trees = lambda side: nullcontext(lower if side == "before" else self.scratch)
+        scratch = self.uppers.scratch
+
+        def read(lower: int) -> tuple[Changes, Contents]:
+            contents = Contents()
+            return self.uppers.changes(lower, contents), contents
+
+        tried = "read what the sandbox has written"
+        with self._with_the_rights_of_the_test(tried, read) as ((changes, contents), lower):
+            contents.trees = lambda side: nullcontext(lower if side == "before" else scratch)
             try:
                 yield changes
             finally:
@@ -106,51 +99,33 @@ class Written:
     def write_layer(
         self, file: IO[bytes], *, compression: Compression, limit: int | None = None
     ) -> WrittenLayer:
-        """What was written, as an OCI layer: see :func:`.oci.write_layer`.
+        """Write it to ``file``, as a layer of an OCI image, of ``limit`` bytes at most.
 
-        Raises :class:`SandboxError`.
+        Raises :class:`SandboxError` if that fails.
         """
-        from ..layers.layer_writer import write_layer
 
         def write(lower: int) -> WrittenLayer:
-            return write_layer(
-                file,
-                self.overlays,
-                upper_fd=self.scratch,
-                lower_fd=lower,
-                xattr_prefix=self.xattr_prefix,
-                compression=compression,
-                ignore=self.created,
-                limit=limit,
-            )
+            return self.uppers.write_layer(file, lower, compression=compression, limit=limit)
 
-        with self._as_the_test(_WRITE, write) as (written, _):
+        tried = "save what the sandbox has written"
+        with self._with_the_rights_of_the_test(tried, write) as (written, _):
             return written
 
-    def _read(self, lower: int) -> tuple[Changes, Contents]:
-        contents = Contents()
-        changes = read_changes(
-            self.overlays,
-            upper_fd=self.scratch,
-            lower_fd=lower,
-            xattr_prefix=self.xattr_prefix,
-            ignore=self.created,
-            contents=contents,
-        )
-        return changes, contents
-
     @contextmanager
-    def _as_the_test(self, tried: str, action: Callable[[int], _T]) -> Iterator[tuple[_T, int]]:
-        """Do it with the rights that the test had, on a descriptor of the tree that lies below.
+    def _with_the_rights_of_the_test(
+        self, tried: str, action: Callable[[int], _T]
+    ) -> Iterator[tuple[_T, int]]:
+        """Call ``action`` with a descriptor of the tree below, with the rights that the test had.
 
-        Of an ordinary user's: in a user namespace like the test's, where its files are readable
-        whatever their mode; the result is pickled. Gives the descriptor, too.
+        For an ordinary user's test that is done by a child in a user namespace like the test's,
+        where the user may read his files whatever their mode. The result is pickled. Yields the
+        result and a descriptor of the tree below.
         """
         opened: list[int] = []
         try:
             if not self.user_namespace:
                 try:
-                    opened += self._open_below()
+                    opened += self._open_lower()
                     result = action(opened[0])
                 except OSError as error:
                     raise SandboxError(tried, str(error)) from error
@@ -162,23 +137,25 @@ class Written:
                 os.close(fd)
 
     def _in_user_namespace(self, action: Callable[[int], _T]) -> tuple[_T, list[int]]:
-        # A view is a namespace of the one that this process lives in.
-        opened = self._open_below() if self.view >= 0 or self.root_filesystem is None else []
+        # The namespace of layers belongs to the user namespace that this process is in already. A
+        # root filesystem is mounted in the new one.
+        is_mounted = self.lower_namespace >= 0 or self.root_filesystem is None
+        opened = self._open_lower() if is_mounted else []
         enter_user_namespace()
-        opened = opened or self._open_below()
+        opened = opened or self._open_lower()
         return action(opened[0]), opened
 
-    def _open_below(self) -> list[int]:
-        """A descriptor of the tree that lies below, and of what keeps it there."""
-        if self.view >= 0:
-            with root_of(self.view, self.user_namespace) as root:
+    def _open_lower(self) -> list[int]:
+        """Returns a descriptor of the tree below, and what has to stay open for it."""
+        if self.lower_namespace >= 0:
+            with root_of(self.lower_namespace, self.user_namespace) as root:
                 return [os.dup(root)]
         if self.root_filesystem is None:
             return [os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
         stage = enter_mount_namespace(True) if self.user_namespace else make_stage()
         try:
-            root_filesystem = mount_root_filesystem(self.root_filesystem, stage)
+            namespace = mount_root_filesystem(self.root_filesystem, stage)
         finally:
             os.close(stage)
-        with root_of(root_filesystem, self.user_namespace) as root:
-            return [os.dup(root), root_filesystem]
+        with root_of(namespace, self.user_namespace) as root:
+            return [os.dup(root), namespace]

@@ -25,7 +25,8 @@ from pytest_mountns.engine.linux.namespaces import enter_user_namespace
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
-from pytest_mountns.engine.sandbox.written import Outline, Written, outline
+from pytest_mountns.engine.sandbox.uppers import UppersDescription
+from pytest_mountns.engine.sandbox.written import Written
 from tests.helpers.worlds import (
     Mode,
     in_sandbox,
@@ -185,7 +186,7 @@ def remains_of(mode: Mode, act: Callable[[], object], look: Callable[[Changes], 
                     enter_user_namespace()
                 sandbox = enter(plan)
                 act()
-                data = pickle.dumps(outline(sandbox))
+                data = pickle.dumps(sandbox.describe_uppers())
                 socket.send_fds(theirs, [data], [sandbox.scratch])
                 os.kill(os.getpid(), signal.SIGKILL)
             finally:
@@ -194,8 +195,8 @@ def remains_of(mode: Mode, act: Callable[[], object], look: Callable[[Changes], 
         data, fds, _, _ = socket.recv_fds(ours, 1 << 20, 1)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL
-        outlined: Outline = pickle.loads(data)
-        with Written.of(plan, fds[0], outlined).changes() as changes:
+        description: UppersDescription = pickle.loads(data)
+        with Written.of(plan, fds[0], description).changes() as changes:
             found = look(changes)
         with pytest.raises(SandboxError, match="ended"):
             changes["/srv/f"].diff()
