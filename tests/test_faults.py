@@ -45,4 +45,4 @@ def test_a_call_that_fails_is_named_or_does_without(name: str, tmp_path: Path) -
 def test_a_call_is_tried_with_what_it_may_say() -> None:
     assert "ENOSYS" in errnos("engine.builders._make fsopen 1")
     assert "ENOSYS" not in errnos("engine.build._overlay mkdir 1")
-    assert errnos("passage._delegate fork 1") == ("EAGAIN", "ENOMEM")
+    assert errnos("runners.forked._delegate fork 1") == ("EAGAIN", "ENOMEM")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
+from tests.helpers.recording import Record, Recorded
 
-Record = Callable[..., dict[str, Any]]
+pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
 
 
 @pytest.fixture
@@ -24,10 +21,10 @@ def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def passes(recorded: dict[str, Any]) -> None:
-    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
-    assert not failed, recorded["out"]
-    assert recorded["status"] == 0
+def passes(recorded: Recorded) -> None:
+    failed = recorded.not_passed
+    assert not failed, recorded.out
+    assert recorded.status == 0
 
 
 def test_nested_with_resets_and_errors(pytester: pytest.Pytester, record: Record) -> None:

@@ -6,13 +6,12 @@ import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.sandboxes
+from tests.helpers.recording import Record, Recorded
 
-Record = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.sandboxes
 
 #: Somewhere that root and an ordinary user can write, and the isolation that each test checks.
 COMMON = """
@@ -65,10 +64,10 @@ def write(pytester: pytest.Pytester, body: str) -> None:
     pytester.makepyfile(COMMON + textwrap.dedent(body))
 
 
-def passes(recorded: dict[str, Any]) -> None:
-    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
-    assert not failed, recorded["out"]
-    assert recorded["status"] == 0
+def passes(recorded: Recorded) -> None:
+    failed = recorded.not_passed
+    assert not failed, recorded.out
+    assert recorded.status == 0
 
 
 def test_each_test_has_a_root_of_its_own_in_one_process(
@@ -225,8 +224,7 @@ def test_errors_everywhere_and_the_next_test_is_well(
         def test_well(): pass
         """,
     )
-    events = [e for e in record("--mountns")["events"] if e[0] == "report"]
-    outcomes = {(e[1].rpartition("::")[2], e[2]): e[3] for e in events}
+    outcomes = record("--mountns").outcomes
     bad = {place for place, outcome in outcomes.items() if outcome != "passed"}
     assert bad == {
         ("test_setup", "setup"),
@@ -246,7 +244,7 @@ def test_a_test_with_a_pid_namespace_is_forked(pytester: pytest.Pytester, record
         """
     )
     recorded = record("--mountns")
-    if "is not possible here" in recorded["out"]:
+    if "is not possible here" in recorded.out:
         pytest.skip("no PID namespaces here")
     passes(recorded)
 
@@ -269,7 +267,7 @@ def test_ctrl_c_ends_what_the_test_began_in_its_sandbox(
         """,
     )
     recorded = record("--mountns")
-    assert recorded["status"] == pytest.ExitCode.INTERRUPTED
+    assert recorded.status == pytest.ExitCode.INTERRUPTED
     assert not list(home.iterdir())
 
 
@@ -328,7 +326,7 @@ def test_an_ordinary_user_with_threads_is_forked_and_told(
     )
     recorded = record("--mountns")
     passes(recorded)
-    assert "forked" in recorded["out"]
+    assert "forked" in recorded.out
 
 
 INTERRUPTING = """

@@ -38,7 +38,7 @@ OPTIONS: tuple[tuple[str, ...], ...] = (
     ("-p", "no:terminal"),
     ("-W", "error", "test_second.py"),
     ("-p", "no:capture", "-v"),
-    # Failures in fixtures show a stack that comes through the gate.
+    # Failures in fixtures show a stack that has the plugin's frames in it.
     ("--tb=native", "-k", "test_long_message or subprocess or system_exit"),
 )
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
+from tests.helpers.recording import Record, Recorded
 
-Record = Callable[..., dict[str, Any]]
+pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
 
 COMMON = """
 import os
@@ -61,10 +59,10 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return place
 
 
-def passes(recorded: dict[str, Any]) -> None:
-    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
-    assert not failed, recorded["out"]
-    assert recorded["status"] == 0
+def passes(recorded: Recorded) -> None:
+    failed = recorded.not_passed
+    assert not failed, recorded.out
+    assert recorded.status == 0
 
 
 def untouched(home: Path) -> None:
@@ -238,9 +236,7 @@ def test_teardown(bad_teardown): assert "made" in names()
 """
     )
     recorded = record()
-    outcomes = {
-        (e[1].rpartition("::")[2], e[2]): e[3] for e in recorded["events"] if e[0] == "report"
-    }
+    outcomes = recorded.outcomes
     assert outcomes[("test_setup", "setup")] == outcomes[("test_setup_again", "setup")] == "failed"
     assert outcomes[("test_between", "call")] == "passed"
     assert outcomes[("test_teardown", "call")] == "passed"

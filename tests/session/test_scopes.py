@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.sandboxes
+from tests.helpers.recording import Record
 
-Record = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.sandboxes
 
 
 def test_once_and_in_the_parent(pytester: pytest.Pytester, record: Record) -> None:
@@ -42,7 +40,7 @@ def test_once_and_in_the_parent(pytester: pytest.Pytester, record: Record) -> No
         def test_two(function): assert counts == [1, 2, 3]
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0
 
 
 def test_state_of_a_test_does_not_reach_the_next(pytester: pytest.Pytester, record: Record) -> None:
@@ -66,7 +64,7 @@ def test_state_of_a_test_does_not_reach_the_next(pytester: pytest.Pytester, reco
         def test_two(): check("two")
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0
 
 
 def test_a_wider_fixture_first_asked_for_in_a_test(
@@ -88,9 +86,9 @@ def test_a_wider_fixture_first_asked_for_in_a_test(
         """
     )
     recorded = record("--mountns")
-    assert recorded["status"] == 0
-    teardowns = [e[7] for e in recorded["events"] if e[0] == "report" and e[2] == "teardown"]
-    assert all(["Captured stdout teardown", "ENDED HERE\n"] in sections for sections in teardowns)
+    assert recorded.status == 0
+    teardowns = [report.sections for report in recorded.reports if report.when == "teardown"]
+    assert all(("Captured stdout teardown", "ENDED HERE\n") in sections for sections in teardowns)
 
 
 def test_a_directory_descriptor_of_a_wider_fixture_leads_inside(
@@ -116,7 +114,7 @@ def test_a_directory_descriptor_of_a_wider_fixture_leads_inside(
             assert not (Path.home() / "by descriptor").exists()
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0
 
 
 @pytest.mark.parametrize("upper", ["memory", "disk"])
@@ -158,7 +156,7 @@ def test_a_wider_fixture_finds_no_child_of_ours(
             pass
         """
     )
-    assert record()["status"] == 0
+    assert record().status == 0
 
 
 def test_a_mount_made_by_a_wider_fixture_is_seen(pytester: pytest.Pytester) -> None:
