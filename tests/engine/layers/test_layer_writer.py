@@ -71,7 +71,7 @@ def overlay(lowers: list[str], target: str, mode: Mode, upper: str | None = None
         for part in ("upper", "work"):
             os.mkdir(f"{BASE}/{upper}.{part}")
         options += [f"upperdir={BASE}/{upper}.upper", f"workdir={BASE}/{upper}.work"]
-    for key, value in worlds.capabilities_of(mode).overlay_options:
+    for key, value in worlds.features_of(mode).overlay_options:
         options.append(key if value is None else f"{key}={value}")
     os.makedirs(target, exist_ok=True)
     syscalls.mount("overlay", target, "overlay", 0, ",".join(options))

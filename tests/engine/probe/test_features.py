@@ -32,8 +32,8 @@ from tests.helpers.worlds import (
     Lost,
     Mode,
     bind,
-    capabilities_of,
     descriptors,
+    features_of,
     in_child,
     in_sandbox,
     in_world,
@@ -377,7 +377,7 @@ def test_only_what_is_said_of_a_directory_is_a_refusal(
         _fail(monkeypatch, f"{BASE}/one", number, times)
         mkdir("one")
         mkdir("two")
-        return refused_lowers([f"{BASE}/one", f"{BASE}/two"], capabilities_of(mode))
+        return refused_lowers([f"{BASE}/one", f"{BASE}/two"], features_of(mode))
 
     assert in_world(host, mode) == ({f"{BASE}/one"} if refused else set())
 
@@ -389,7 +389,7 @@ def test_what_passes_is_a_failure_and_no_refusal(
     def host() -> None:
         _fail(monkeypatch, f"{BASE}/one", number, 1)
         mkdir("one")
-        refused_lowers([f"{BASE}/one"], capabilities_of(mode))
+        refused_lowers([f"{BASE}/one"], features_of(mode))
 
     with pytest.raises(SandboxError, match=errno.errorcode[number]):
         in_world(host, mode)
