@@ -8,11 +8,11 @@ import os
 import pytest
 
 import pytest_mountns
-from pytest_mountns.engine.probe.features import Findings, probe
+from pytest_mountns.engine.probe.features import ProbeResult, probe
 
 pytest_plugins = ["pytester"]
 
-findings_key = pytest.StashKey[Findings]()
+findings_key = pytest.StashKey[ProbeResult]()
 
 
 def pytest_configure(config: pytest.Config) -> None:

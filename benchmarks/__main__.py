@@ -8,6 +8,8 @@ Parts:
     growth    more mounts, more memory in the pytest process, more layers
     suite     a real suite (click) whole
 
+With --ablation, instead: empty tests with and without each part that exists for speed alone.
+
 The ways take turns, so that a machine that slows down slows all of them; the first round is not
 counted. "Added" is what a way takes beyond the plain one of its environment in the same round,
 divided by the number of tests. Figures of one machine: only the ratios travel. A way that does not
@@ -28,11 +30,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import parts, pictures, report, results
+from . import ablation, parts, pictures, report, results
 from .cases import CALLS, Case, NotMeasured, Run, Sample, Setting
 from .machine import (
     CHECKOUT,
     MachineError,
+    adopt_orphans,
     disk,
     environment,
     filesystem,
@@ -72,6 +75,11 @@ def parser() -> argparse.ArgumentParser:
         "--page", type=Path, metavar="FILE", help="write figures and --plot into that page"
     )
     parser.add_argument(
+        "--ablation",
+        action="store_true",
+        help="measure what each part gains that exists for speed alone",
+    )
+    parser.add_argument(
         "--from",
         dest="before",
         type=Path,
@@ -87,6 +95,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     for part in options.parts:
         if part not in parts.PARTS:
             asked.error(f"there is no part {part!r}; choose from: {', '.join(parts.PARTS)}")
+    if options.ablation and (options.parts or options.only or options.plot):
+        asked.error("--ablation has cases of its own, and no pictures: no PART, --only or --plot")
     options.parts = options.parts or list(parts.PARTS)
     options.tests = options.tests or (50 if options.quick else 500)
     options.rounds = options.rounds or (1 if options.quick else 5)
@@ -166,7 +176,11 @@ def prepare(cases: Sequence[Case], options: argparse.Namespace, stack: ExitStack
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    cases = parts.chosen(options.parts, options.sizes, options.only)
+    if options.ablation:
+        cases = ablation.cases()
+    else:
+        cases = parts.chosen(options.parts, options.sizes, options.only)
+    adopt_orphans()
     with ExitStack() as stack:
         setting = prepare(cases, options, stack)
         rows = measure(cases, setting, options.rounds)
@@ -184,7 +198,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "filesystem": kind,
             "quick": options.quick,
         },
-        "claims": [claim.judge(rows) for claim in results.CLAIMS],
+        "claims": [] if options.ablation else [claim.judge(rows) for claim in results.CLAIMS],
         "calls": counted,
         "cases": rows,
     }
@@ -201,6 +215,15 @@ def main(given: Sequence[str] | None = None) -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(report.machine(found["machine"]), end="\n\n")
+    if options.ablation:
+        rows = ablation.table(found["cases"])
+        print(report.columns(ablation.HEAD, rows))
+        if options.page:
+            lines = [report.machine(found["machine"]) + ".", ""]
+            lines += report.markdown(ablation.HEAD, rows)
+            text = report.between(options.page.read_text(), report.BEGIN_ABLATION, lines)
+            options.page.write_text(text)
+        return 0
     print(report.columns(report.CASE_HEAD, report.case_rows(found["cases"])), end="\n\n")
     print(report.columns(report.CLAIM_HEAD, report.claim_rows(found["claims"])))
     shown: dict[str, str] = {}

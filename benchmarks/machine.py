@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 # What would make one machine's run unlike another's.
 _DROPPED = ("CI", "BUILD_NUMBER", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "VIRTUAL_ENV")
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "overlay"})
 
 
@@ -73,12 +76,41 @@ def environ(user: User | None = None) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in _DROPPED and not name.startswith(("PYTEST_", "BENCHMARK_"))
+        if name not in _DROPPED and not name.startswith(("PYTEST_", "BENCHMARK_", "MOUNTNS_"))
     }
     if user is not None:
         kept |= {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
         kept.pop("TMPDIR", None)
     return kept
+
+
+def adopt_orphans() -> None:
+    """From now on, what a command leaves behind in the background becomes a child of this process.
+
+    Its CPU time can be known then, and nothing of it is still running when the next command begins.
+    See PR_SET_CHILD_SUBREAPER in prctl(2).
+    """
+    if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, *[ctypes.c_ulong(n) for n in (1, 0, 0, 0)]):
+        raise MachineError("prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+def wait_for_orphans(seconds: float = 10.0) -> float:
+    """Wait until this process has no children any more, or for so long.
+
+    Returns the CPU seconds of those that have ended.
+    """
+    deadline = time.monotonic() + seconds
+    cpu = 0.0
+    while time.monotonic() < deadline:
+        try:
+            pid, _, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        if pid:
+            cpu += usage.ru_utime + usage.ru_stime
+        else:
+            time.sleep(0.001)
+    return cpu
 
 
 def call(*command: str | Path) -> str:

@@ -16,6 +16,7 @@ KINDS: Final = {
     "sqlite": "sqlite, 5,000 inserts",
 }
 BEGIN: Final = "<!-- generated: figures -->"
+BEGIN_ABLATION: Final = "<!-- generated: ablation -->"
 END: Final = "<!-- end -->"
 
 
@@ -97,10 +98,6 @@ def page(text: str, results: Mapping[str, Any], shown: Mapping[str, str]) -> str
 
     ``shown``: what to say of pictures that cannot be seen, by their places relative to the page.
     """
-    before, found, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not found or not ended:
-        raise ValueError(f"the page has no {BEGIN} ... {END}")
     rows: Mapping[str, Row] = results["cases"]
     lines = [machine(results["machine"]) + ".", ""]
     for place, title in shown.items():
@@ -114,4 +111,16 @@ def page(text: str, results: Mapping[str, Any], shown: Mapping[str, str]) -> str
             "",
             f"System calls of an inline sandbox that the floor repeats: {total} ({parts}).",
         ]
-    return "\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"])
+    return between(text, BEGIN, lines)
+
+
+def between(text: str, begin: str, lines: Iterable[str]) -> str:
+    """The page with these lines between a mark and its end.
+
+    Raises :class:`ValueError` if the page has no such marks.
+    """
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ValueError(f"the page has no {begin} ... {END}")
+    return "\n".join([f"{before}{begin}", "", *lines, "", f"{END}{after}"])

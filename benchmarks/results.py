@@ -14,7 +14,7 @@ Row: TypeAlias = dict[str, Any]
 
 FIGURES: Final = {
     "wall": "seconds of the whole process",
-    "cpu": "CPU seconds of it and its children",
+    "cpu": "CPU seconds of it and of all processes that it has started",
     "added": "milliseconds a test beyond the base, of the whole process",
     "steady": "milliseconds of the median test beyond the base's: without the session's start",
 }

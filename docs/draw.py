@@ -22,6 +22,7 @@ from benchmarks.pictures import FAINT, INK, OURS, PEER, PLAIN, Canvas
 from tests.helpers.browser import browse, find_browser
 from tests.helpers.pages import ROOT, read
 from tests.helpers.terminals import terminal
+from tests.test_architecture import package_of, read_imports
 
 PICTURES: Final = ROOT / "docs" / "pictures"
 HOST, SANDBOX, SHARED = "#eef1f4", "#e7f1ff", "#fdf1e7"
@@ -84,28 +85,30 @@ class Drawing(Canvas):
 
 def travel(_: Path) -> str:
     """How a test travels, forked."""
-    draw = Drawing("How a test travels")
+    draw = Drawing("How a forked test runs")
     draw.field(16, 44, 330, 344, HOST, "pytest process, on the host")
     draw.field(414, 44, 330, 344, SANDBOX, "test process, in the sandbox")
     left, right, width = 46, 444, 270
     draw.box(left, 78, width, "wider fixtures\nsession, package, module, class")
     draw.arrow(181, 126, 181, 146)
-    draw.box(left, 146, width, "gate\nplans the sandbox", stroke=OURS)
+    draw.box(left, 146, width, "forked runner\nplans the sandbox, mounts it", stroke=OURS)
     draw.arrow(316, 170, right, 170, "fork", colour=OURS)
-    draw.box(right, 146, width, "enter\nnamespaces, mounts, pivot_root", stroke=OURS)
+    draw.box(right, 146, width, "enter\nsetns, working directory", stroke=OURS)
     draw.arrow(579, 194, 579, 214)
     draw.box(right, 214, width, "setup\nfunction-scoped fixtures")
     draw.arrow(579, 262, 579, 278)
     draw.box(right, 278, width, "call")
     draw.arrow(579, 309, 579, 325)
     draw.box(right, 325, width, "teardown\nfunction-scoped fixtures")
-    draw.box(left, 214, width, "relay\nreports, warnings, coverage,\nas they are made", stroke=PEER)
+    draw.box(
+        left, 214, width, "channel\nreports, warnings, coverage,\nas they are made", stroke=PEER
+    )
     for y in (238, 293, 349):
         draw.line([(right, y), (380, y)], PEER, 1.5)
     draw.line([(380, 349), (380, 238)], PEER, 1.5)
     draw.arrow(380, 238, 316, 238, colour=PEER)
     draw.arrow(181, 279, 181, 301)
-    draw.box(left, 301, width, "reporters\nterminal, JUnit, other plugins")
+    draw.box(left, 301, width, "observers, then reporters\nterminal, JUnit, other plugins")
     draw.text(
         16,
         412,
@@ -113,6 +116,107 @@ def travel(_: Path) -> str:
         colour=FAINT,
     )
     return draw.svg(426)
+
+
+#: The way of one test through the packages: where it is, and what is done there.
+_WAY: Final = (
+    (HOST, "plugin.py", "pytest_runtest_protocol: does this item ask for a sandbox?"),
+    (HOST, "session/selection.py", "its spec: mark, profile, options, hooks of other plugins"),
+    (HOST, "runners/protocol.py", "forked or inline?"),
+    (HOST, "runners/prepare.py", "wider fixtures are set up; observers hear of the test"),
+    (HOST, "engine/planning/planner.py", "spec + mount table + features of the kernel = plan"),
+    (HOST, "engine/sandbox/create.py", "a mount namespace is made for the plan"),
+    (HOST, "engine/mount/executor.py", "each step of the plan is mounted, by one of the two APIs"),
+    (HOST, "runners/forked.py", "fork, then listen to the channel (inline.py: no fork)"),
+    (SANDBOX, "engine/sandbox/forked.py", "enter the namespaces, become the user of the plan"),
+    (SANDBOX, "runners/child.py", "pytest goes on here: setup, call and teardown"),
+    (SANDBOX, "forking/channel.py", "each report is sent when it is made: forking/messages.py"),
+    (HOST, "session/observers.py", "reports/ and repro/ read what was written: engine/changes"),
+    (HOST, "runners/finish.py", "late reports; those of a process that died; wider teardown"),
+)
+
+
+def way(_: Path) -> str:
+    """The way of one test through the packages."""
+    draw = Drawing("The way of one forked test through the packages")
+    y = 50
+    for number, (fill, module, text) in enumerate(_WAY):
+        draw.box(16, y, 728, f"{number + 1}. {module}\n{text}", fill=fill)
+        if number:
+            draw.arrow(380, y - 10, 380, y)
+        y += 58
+    draw.text(
+        16,
+        y + 8,
+        "grey: pytest process, on the host; blue: test process, in the sandbox",
+        colour=FAINT,
+    )
+    return draw.svg(y + 20)
+
+
+#: Where the packages stand in the picture, from those that know most to those that know least.
+_ROWS: Final = (
+    ("plugin", "cli"),
+    ("fixtures", "hookspecs"),
+    ("activation",),
+    ("repro", "runners"),
+    ("reports", "forking"),
+    ("session",),
+    ("config", "plugin_state"),
+    ("engine.planning", "pytest_internals"),
+    ("engine.probe",),
+    ("engine.sandbox",),
+    ("engine.mount", "engine.layers"),
+    ("engine.changes",),
+    ("engine.plan",),
+    ("engine.linux",),
+)
+
+
+def package_graph() -> dict[str, set[str]]:
+    """Which package imports which, read from the source, without what follows from other arrows."""
+    graph: dict[str, set[str]] = {}
+    for module, imported in read_imports(ROOT / "pytest_mountns").items():
+        own = package_of(module)
+        inner = {package_of(one) for one in imported if one.partition(".")[0] == "pytest_mountns"}
+        graph.setdefault(own, set()).update(inner - {own, "", "engine"})
+
+    def reached(start: str) -> set[str]:
+        return set().union(*({one} | reached(one) for one in graph[start]))
+
+    return {
+        one: {
+            to for to in others if not any(to in reached(other) for other in others if other != to)
+        }
+        for one, others in graph.items()
+    }
+
+
+def packages(_: Path) -> str:
+    """The packages and the arrows between them."""
+    draw = Drawing("What imports what")
+    graph = package_graph()
+    places = {}
+    y = 50
+    for row in _ROWS:
+        for column, name in enumerate(row):
+            places[name] = (60 + column * 340 if len(row) > 1 else 230, y)
+        y += 54
+    for name, others in graph.items():
+        for other in others if name in places else ():
+            (x, top), (to_x, to_top) = places[name], places[other]
+            draw.line([(x + 150, top + 31), (to_x + 150, to_top)], FAINT, 1.2)
+    for name, (x, top) in places.items():
+        fill = SANDBOX if name.startswith("engine") else HOST
+        draw.box(x, top, 300, name.replace(".", "/"), fill=fill)
+    draw.text(
+        16,
+        y + 10,
+        "Each line is an import from the upper package of the lower one. Lines that follow from"
+        " others are left out.",
+        colour=FAINT,
+    )
+    return draw.svg(y + 24)
 
 
 def layers(_: Path) -> str:
@@ -252,6 +356,8 @@ def audit(work: Path) -> bytes:
 
 DRAWN: Final[dict[str, Callable[[Path], str | bytes]]] = {
     "how-a-test-travels.svg": travel,
+    "way-of-a-test.svg": way,
+    "packages.svg": packages,
     "layers-by-scope.svg": layers,
     "failing-test.svg": failing,
     "audit.png": audit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import socket
@@ -11,20 +12,41 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, final
 
 import pytest
 
+from . import activation
+from .engine.linux.errors import SandboxError
 from .engine.plan.spec import SandboxSpec, Volume
-from .session.selection import gate_key
 
 if TYPE_CHECKING:
     from .engine.changes.changes import Changes
     from .engine.layers.layer_writer import WrittenLayer
     from .engine.plan.model import Plan
     from .engine.sandbox.sandbox import Usage
-    from .runners.child import TestProcess
-    from .runners.inline import InlineTest
+    from .session.current import RunningTest
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _ends_at_the_test(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let the traceback of a :class:`SandboxError` end at the line of the test that has called.
+
+    The message says what the kernel has answered; how the plugin came to ask is not the test's.
+    """
+
+    @functools.wraps(method)
+    def call(*arguments: _P.args, **keywords: _P.kwargs) -> _R:
+        __tracebackhide__ = True
+        try:
+            return method(*arguments, **keywords)
+        except SandboxError as error:
+            raise error.with_traceback(None) from None
+
+    return call
 
 
 @final
@@ -33,14 +55,15 @@ class OverlayRoot:
 
     def __init__(
         self,
-        inside: TestProcess | InlineTest,
+        test: RunningTest,
         spec: SandboxSpec,
         find_plan: Callable[[SandboxSpec], Plan],
     ) -> None:
-        self._inside = inside
+        self._test = test
         self._spec = spec
         self._find_plan = find_plan
 
+    @_ends_at_the_test
     def changes(self, *globs: str) -> Changes:
         """What the test has changed so far, ordered by path, against what was there before it.
 
@@ -49,15 +72,16 @@ class OverlayRoot:
         ``globs``: only paths that match one; ``*`` stays within a directory, ``**`` does not, and
         a path without wildcards takes in everything below it. Raises :class:`SandboxError`.
         """
-        return self._inside.stack.sandbox.changes().matching(*globs)
+        return self._test.stack.sandbox.changes().matching(*globs)
 
+    @_ends_at_the_test
     def reset(self) -> None:
         """Drop everything written so far; the root is as it was when the test began.
 
         The working directory is kept if it still exists. Processes that the test has started
         keep the root they have. Raises :class:`SandboxError`.
         """
-        self._inside.reset()
+        self._test.reset()
 
     def checkpoint(self) -> AbstractContextManager[None]:
         """A context that, when it ends, drops what was written in it.
@@ -66,7 +90,7 @@ class OverlayRoot:
         mounted meanwhile is gone. A file that was open before is the one of before: what is
         written to it is not dropped. Raises :class:`SandboxError` when it is entered.
         """
-        return self._inside.checkpoint()
+        return self._test.checkpoint()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -76,6 +100,7 @@ class OverlayRoot:
         """
         return (self._spec.root, *self._spec.layers)
 
+    @_ends_at_the_test
     def add_layer(self, tree: str | os.PathLike[str]) -> None:
         """Put a layer under everything that the test writes, and over the other layers, now.
 
@@ -86,13 +111,15 @@ class OverlayRoot:
         """
         layers = (*self._spec.layers, os.path.abspath(tree))
         spec = dataclasses.replace(self._spec, layers=layers)
-        self._inside.restack(lambda: self._find_plan(spec))
+        self._test.restack(lambda: self._find_plan(spec))
         self._spec = spec
 
+    @_ends_at_the_test
     def usage(self) -> Usage:
         """What the upper takes up to now, in bytes and inodes. Raises :class:`SandboxError`."""
-        return self._inside.stack.sandbox.usage()
+        return self._test.stack.sandbox.usage()
 
+    @_ends_at_the_test
     def export(self, path: str | os.PathLike[str]) -> WrittenLayer:
         """Write what the test has changed so far to ``path``, as the layer of an OCI image.
 
@@ -107,7 +134,7 @@ class OverlayRoot:
         partial = f"{place}.partial"
         try:
             with open(partial, "x+b") as file:
-                written = self._inside.stack.sandbox.write_layer(
+                written = self._test.stack.sandbox.write_layer(
                     file, compression=compression_of_name(place), ignore=(partial,)
                 )
             os.replace(partial, place)
@@ -122,9 +149,10 @@ class OverlayRoot:
 class BindVolume:
     """Call it to bind-mount a host directory or file into the running test."""
 
-    def __init__(self, inside: TestProcess | InlineTest) -> None:
-        self._inside = inside
+    def __init__(self, test: RunningTest) -> None:
+        self._test = test
 
+    @_ends_at_the_test
     def __call__(
         self,
         source: str | os.PathLike[str],
@@ -139,7 +167,7 @@ class BindVolume:
         """
         origin = os.path.abspath(source)
         volume = Volume(origin, os.path.abspath(target or origin), read_only)
-        self._inside.bind(volume.source, volume.target, read_only=read_only)
+        self._test.bind(volume.source, volume.target, read_only=read_only)
         return Path(volume.target)
 
 
@@ -187,17 +215,17 @@ class IsolatedNet:
         return [name for _, name in socket.if_nameindex()]
 
 
-def _inside(request: pytest.FixtureRequest) -> TestProcess | InlineTest:
-    gate = request.config.stash.get(gate_key, None)
-    inside = gate.inside if gate is not None else None
-    if inside is None:
+def _running(request: pytest.FixtureRequest) -> RunningTest:
+    active = activation.find(request.config)
+    test = active.session.current.test if active is not None else None
+    if test is None:
         pytest.fail(
             f"{request.fixturename}: this test is not in a sandbox, it was asked for too late."
             " Name the fixture in the test's arguments, or mark the test with"
             " @pytest.mark.mountns.",
             pytrace=False,
         )
-    return inside
+    return test
 
 
 def _too_late(request: pytest.FixtureRequest, key: str) -> NoReturn:
@@ -211,25 +239,25 @@ def _too_late(request: pytest.FixtureRequest, key: str) -> NoReturn:
 @pytest.fixture
 def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
     """Isolates the test and gives the handle of its root: what changed, reset."""
-    inside = _inside(request)
-    gate = request.config.stash[gate_key]
+    test = _running(request)
+    session = activation.activate(request.config).session
 
     def find_plan(spec: SandboxSpec) -> Plan:
-        return gate.planner.plan(gate.run_volumes.add(request.node, spec))
+        return session.sandboxes.plan(request.node, spec)
 
-    return OverlayRoot(inside, gate.spec(request.node), find_plan)
+    return OverlayRoot(test, session.selection.spec(request.node), find_plan)
 
 
 @pytest.fixture
 def bind_volume(request: pytest.FixtureRequest) -> BindVolume:
     """Isolates the test; call it with a host path to mount that into the running test."""
-    return BindVolume(_inside(request))
+    return BindVolume(_running(request))
 
 
 @pytest.fixture
 def isolated_net(request: pytest.FixtureRequest) -> IsolatedNet:
     """Isolates the test and its network: its own namespace, with loopback up."""
-    if not _inside(request).stack.sandbox.plan.network_namespace:
+    if not _running(request).stack.sandbox.plan.network_namespace:
         _too_late(request, 'network="none"')
     return IsolatedNet()
 
@@ -237,6 +265,6 @@ def isolated_net(request: pytest.FixtureRequest) -> IsolatedNet:
 @pytest.fixture
 def isolated_proc(request: pytest.FixtureRequest) -> IsolatedProc:
     """Isolates the test and its processes: its own PID namespace and /proc."""
-    if not _inside(request).stack.sandbox.plan.pid_namespace:
+    if not _running(request).stack.sandbox.plan.pid_namespace:
         _too_late(request, "pid=True")
     return IsolatedProc()

@@ -1,4 +1,4 @@
-"""pytest's hooks and options; each a few lines that call a room below."""
+"""The hooks and options of pytest that the plugin implements; each is a few lines."""
 
 from __future__ import annotations
 
@@ -9,59 +9,67 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import hookspecs
-from .config import options as settings
+from . import activation, hookspecs
+from .config import options
 from .fixtures import bind_volume, isolated_net, isolated_proc, overlay_root
+from .reports import SECTION
 from .reports.summary import Summary, summary_key
-from .session.selection import SECTION, Finisher, gate_key, is_asked_for, is_wanted, wake
+from .runners.finisher import Finisher
+from .session.selection import is_asked_for, is_wanted
 
 if TYPE_CHECKING:
-    from .forking.timers import TimeoutSettings
-    from .runners.child import TestProcess
-    from .session.session import Gate
+    from .runners.context import ProcessOfTest
+    from .runners.protocol import Runner, TimeoutSettings
 
 __all__ = ["bind_volume", "isolated_net", "isolated_proc", "overlay_root"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    settings.add_options(parser)
+    """Add the options and ini values."""
+    options.add_options(parser)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the hooks that other plugins may implement."""
     pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for marker in settings.MARKERS:
+    """Register markers and hooks, and activate the plugin if an option asks for it."""
+    for marker in options.MARKERS:
         config.addinivalue_line("markers", marker)
     config.stash[summary_key] = Summary()
     config.pluginmanager.register(Hooks(config), "mountns-hooks")
     config.pluginmanager.register(Finisher(), "mountns-finisher")
     if is_asked_for(config):
-        wake(config)
+        activation.activate(config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    gate = config.stash.get(gate_key, None)
-    if gate is not None:
-        gate.close()
+    """Let go of everything."""
+    active = activation.find(config)
+    if active is not None:
+        active.runner.close()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """``--mountns-doctor`` runs in place of the tests."""
     if config.getoption("mountns_doctor"):
-        from .reports import terminal
+        # Asked for before anything is configured: there is no session yet.
+        from .reports import doctor
 
-        return terminal.doctor(config)
+        return doctor.report([str(config.rootpath)])
     return None
 
 
 def pytest_assertrepr_compare(
     config: pytest.Config, op: str, left: object, right: object
 ) -> list[str] | None:
+    """Explain comparisons of changes."""
     if op != "==" or "pytest_mountns.engine.changes.changes" not in sys.modules:
         return None
-    from .reports.changes import explain_comparison
+    from .reports.assertrepr import explain_comparison
 
     return explain_comparison(left, right, config.get_verbosity(pytest.Config.VERBOSITY_ASSERTIONS))
 
@@ -69,7 +77,8 @@ def pytest_assertrepr_compare(
 class Hooks:
     """The hooks of one session. In a test process they forward what is reported there.
 
-    They are there from the beginning, as the order of hooks is that of plugins; the gate is not.
+    They are registered from the beginning, since the order of hooks is that of plugins. What they
+    call is activated later.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -77,118 +86,135 @@ class Hooks:
         self._summary = config.stash[summary_key]
 
     @property
-    def _gate(self) -> Gate | None:
-        return self._config.stash.get(gate_key, None)
+    def _runner(self) -> Runner | None:
+        active = activation.find(self._config)
+        return active.runner if active is not None else None
 
     @property
-    def _process(self) -> TestProcess | None:
+    def _process(self) -> ProcessOfTest | None:
         """This process, if it is a test process."""
-        gate = self._gate
-        return gate.process if gate is not None else None
+        runner = self._runner
+        return runner.process if runner is not None else None
 
-    def _wanted(self, item: pytest.Item) -> Gate | None:
-        """The gate, if ``item`` is to go through it."""
-        gate = self._gate
-        if is_wanted(item, gate.everything if gate is not None else None):
-            return wake(self._config)
-        return None
+    def _activated_for(self, item: pytest.Item) -> activation.Active | None:
+        """The active plugin if ``item`` asks for a sandbox, else None."""
+        active = activation.find(self._config)
+        everything = active.session.selection.everything if active is not None else None
+        return activation.activate(self._config) if is_wanted(item, everything) else None
 
     def pytest_report_header(self) -> str | None:
-        gate = self._gate
-        if gate is None or gate.everything is None:
+        """Say how tests are isolated."""
+        active = activation.find(self._config)
+        if active is None or active.session.selection.everything is None:
             return None
         from .reports import terminal
 
-        return terminal.header(gate)
+        return terminal.header(self._config, active.session)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        # Before the first test runs: a bad mark is a mistake in the suite, not a failing test.
+        """Validate the marks before the first test runs: a bad mark is a mistake in the suite."""
         # From an xdist worker no such message reaches the user; there the test fails with it.
         if hasattr(config, "workerinput"):
             return
+        errors = []
         for item in items:
-            gate = self._wanted(item)
-            if gate is not None:
-                gate.spec(item)
+            active = self._activated_for(item)
+            if active is not None:
+                try:
+                    active.session.selection.spec(item)
+                except pytest.UsageError as error:
+                    errors.append((item, error))
+        options.raise_together(errors)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        gate = self._wanted(item)
-        if gate is not None:
-            return (yield from gate.protocol(item, nextitem))
-        if (gate := self._gate) is not None:
-            gate.before_host_changes()
+        """Run an item that asks for it in a sandbox."""
+        active = self._activated_for(item)
+        if active is not None:
+            return (yield from active.runner.protocol(item, nextitem))
+        if (runner := self._runner) is not None:
+            runner.outside()
         return (yield)
 
     # Innermost: whoever saves what was gathered in the session does it after its own yield.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        if any(self._wanted(item) for item in session.items):
-            wake(self._config).begin(session.items)
+        """Unpack layers before the first test, and hand over plugins' notes after the last."""
+        if any(self._activated_for(item) is not None for item in session.items):
+            activation.activate(self._config).runner.begin(session.items)
         try:
             return (yield)
         finally:
-            gate = self._gate
-            if gate is not None:
-                gate.plugin_states.finish()
+            if (runner := self._runner) is not None:
+                runner.finish()
 
     def pytest_sessionfinish(self) -> None:
+        """In an xdist worker: send the summary."""
         self._summary.send(self._config)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
+        """In the xdist controller: add a worker's summary."""
         self._summary.receive(getattr(node, "workeroutput", {}))
 
     # Last of all that is written, but for the line that counts outcomes.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, object, object]:
+        """Write the summary."""
         result = yield
         self._summary.show(terminalreporter)
         return result
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, settings: TimeoutSettings) -> None:
-        if (gate := self._gate) is not None:
-            gate.timeout_is_set(settings)
+        """pytest-timeout's hook: note the timer, which fork(2) does not hand on."""
+        if (runner := self._runner) is not None:
+            runner.timeout_is_set(settings)
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_cancel_timer(self) -> None:
-        if (gate := self._gate) is not None:
-            gate.timeout_is_set(None)
+        """pytest-timeout's hook: the timer is cancelled."""
+        if (runner := self._runner) is not None:
+            runner.timeout_is_set(None)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:
-        if (gate := self._gate) is not None:
-            gate.enter_phase("call")
+        """Note the phase, for the report of a process that dies."""
+        if (active := activation.find(self._config)) is not None:
+            active.session.current.enter_phase("call")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
-        if (gate := self._gate) is not None:
-            gate.enter_phase("teardown")
+        """Note the phase, for the report of a process that dies."""
+        if (active := activation.find(self._config)) is not None:
+            active.session.current.enter_phase("teardown")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        gate = self._gate
-        if gate is None:
+        """Have observers complete the report."""
+        runner = self._runner
+        if runner is None:
             return (yield)
-        return (yield from gate.make_report(item, call))
+        return (yield from runner.make_report(item, call))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        if (gate := self._gate) is not None:
-            gate.show_interrupt(excinfo)
+        """Show where a Ctrl-C has met a test process."""
+        if (runner := self._runner) is not None:
+            runner.show_interrupt(excinfo)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_exception_interact(
         self, report: pytest.CollectReport | pytest.TestReport
     ) -> Generator[None, object, object]:
+        """In a test process: tell the pytest process if a debugger has shown the failure."""
         try:
             return (yield)
         finally:
@@ -196,24 +222,28 @@ class Hooks:
                 process.shown(report)
 
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        """In a test process: forward it."""
         if (process := self._process) is not None:
-            process.sender.send("logstart", nodeid, location)
+            process.log_start(nodeid, location)
 
     # First: the live log, which hears of it as well, then forgets what it has written.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """In a test process: forward it."""
         if (process := self._process) is not None:
             process.report(report)
         elif report.sections and any(name == SECTION for name, _ in report.sections):
-            # Of a worker's test: whoever shows the section colours it.
-            wake(self._config)
+            # Of a test that an xdist worker has run: this process colours the section.
+            activation.activate(self._config)
 
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        """In a test process: forward it."""
         if (process := self._process) is not None:
-            process.sender.keep("logfinish", nodeid, location)
+            process.log_finish(nodeid, location)
 
     def pytest_warning_recorded(
         self, warning_message: warnings.WarningMessage, when: str, nodeid: str
     ) -> None:
+        """In a test process: forward it."""
         if (process := self._process) is not None:
             process.warning(warning_message, when, nodeid)

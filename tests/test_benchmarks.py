@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import floor, parts, pictures, report, results
+from benchmarks import ablation, floor, parts, pictures, report, results
 from benchmarks.__main__ import arguments
-from benchmarks.cases import Sample
+from benchmarks.cases import Run, Sample
+from benchmarks.machine import CHECKOUT
+from pytest_mountns.engine.linux import ablation as switch
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -130,12 +134,111 @@ def test_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [["nothing"], ["--tests", "5"], ["--only", "nothing"], ["io", "--only", "fork"]]
+    "given",
+    [
+        ["nothing"],
+        ["--tests", "5"],
+        ["--only", "nothing"],
+        ["io", "--only", "fork"],
+        ["empty", "--ablation"],
+        ["--ablation", "--only", "inline"],
+        ["--ablation", "--plot", "pictures"],
+    ],
 )
 def test_arguments_that_make_no_sense(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         arguments(given)
     assert "error:" in capsys.readouterr().err
+
+
+def test_ablation_leaves_out_every_part_that_the_switch_knows() -> None:
+    assert {part for way in ablation.WAYS for part in way.parts} == set(switch.PARTS)
+    cases = ablation.cases()
+    assert len({case.name for case in cases}) == len(cases)
+    for way in ablation.WAYS:
+        assert way.plain in cases
+        assert way.run in cases
+        for part in way.parts:
+            assert way.without(part) in cases
+            assert way.without(part).left_out == part
+
+
+def test_ablation_takes_turns_with_and_without() -> None:
+    names = [case.name for case in ablation.cases()]
+    assert names[:4] == [
+        "plain",
+        "inline",
+        "inline-without-background_close",
+        "inline-without-templates",
+    ]
+
+
+def _measured() -> dict[str, results.Row]:
+    """In milliseconds a test: plain 1, with all parts 3 or 5, without a part 9 or 11."""
+    rows: dict[str, results.Row] = {}
+    for case in ablation.cases():
+        assert isinstance(case, Run)
+        seconds = [0.9, 1.1] if case.left_out else [0.3, 0.5] if case.isolated else [0.1, 0.1]
+        rows[case.name] = {"tests": 100, "wall": seconds, "cpu": [2 * one for one in seconds]}
+    return rows
+
+
+def test_ablation_compares_least_with_least_and_median_with_median() -> None:
+    rows = _measured()
+    whole, without = (
+        ablation.cost(rows[name], rows["plain"], "wall")
+        for name in ("inline", "inline-without-templates")
+    )
+    assert whole == pytest.approx((2.0, 3.0))
+    assert without == pytest.approx((8.0, 9.0))
+    assert ablation.ratio(whole, without) == pytest.approx((4.0, 3.0))
+    assert ablation.table(rows)[1] == [
+        *("inline", "templates"),
+        *("4 / 6", "16 / 18", "4 / 3"),
+        *("2 / 3", "8 / 9", "4 / 3"),
+    ]
+
+
+def test_ablation_says_what_was_not_measured() -> None:
+    rows = _measured()
+    rows["fork-without-templates"] = {"failure": "no forks here"}
+    rows["inline"]["wall"] = [0.05, 0.3]
+    lines = {(line[0], line[1]): line[2:] for line in ablation.table(rows)}
+    assert lines["fork", "templates"] == ["not measured: no forks here", *[""] * 5]
+    assert lines["inline", "templates"][5] == "lost in noise"
+    assert ablation.table({})[0][2] == "not measured: not in these results"
+
+
+def test_a_page_has_a_place_for_ablation_beside_the_figures() -> None:
+    text = (
+        f"{report.BEGIN}\nmine\n{report.END}\n{report.BEGIN_ABLATION}\nold\n{report.END}\nbelow\n"
+    )
+    lines = report.markdown(ablation.HEAD, ablation.table(_measured()))
+    page = report.between(text, report.BEGIN_ABLATION, lines)
+    assert page.startswith(f"{report.BEGIN}\nmine\n{report.END}\n")
+    assert "old" not in page
+    assert lines[-1] in page
+    assert page.endswith("\nbelow\n")
+
+
+def test_orphans_are_waited_for_and_their_cpu_time_is_counted() -> None:
+    script = """
+import subprocess, sys, time
+from benchmarks.machine import adopt_orphans, wait_for_orphans
+adopt_orphans()
+busy = "import time\\nwhile time.process_time() < 0.3: pass"
+leave = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+subprocess.run([sys.executable, "-c", leave, busy], check=True)
+print(wait_for_orphans(60))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) >= 0.3
 
 
 def record(tests: int) -> str:

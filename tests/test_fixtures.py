@@ -377,3 +377,25 @@ def test_code_outside_of_sandboxes_finds_no_test_process(pytester: pytest.Pytest
         """
     )
     pytester.runpytest_subprocess("--mountns").assert_outcomes(passed=5)
+
+
+def test_a_failure_is_shown_at_the_line_of_the_test(
+    pytester: pytest.Pytester, process: str
+) -> None:
+    """Frames of the plugin tell the author of a test nothing: the message says what failed."""
+    pytester.makepyfile(
+        """
+        def test_bind(bind_volume):
+            bind_volume("/nowhere/at/all", "/tmp/there")
+
+        def test_export(overlay_root):
+            overlay_root.add_layer("/nowhere/at/all")
+        """
+    )
+    result = pytester.runpytest_subprocess(f"--mountns-process={process}")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        ['>       bind_volume("/nowhere/at/all", "/tmp/there")', "E *ENOENT*"]
+    )
+    places = [line for line in result.outlines if ".py:" in line and line[0] not in " E>"]
+    assert [line for line in places if not line.startswith(("test_", "FAILED"))] == []

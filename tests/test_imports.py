@@ -8,6 +8,7 @@ import pytest
 
 ASLEEP = {
     "pytest_mountns",
+    "pytest_mountns.activation",
     "pytest_mountns.config",
     "pytest_mountns.config.marker_keys",
     "pytest_mountns.config.options",
@@ -17,6 +18,7 @@ ASLEEP = {
     "pytest_mountns.engine.layers.limits",
     "pytest_mountns.engine.linux",
     "pytest_mountns.engine.linux.errors",
+    "pytest_mountns.engine.linux.untouched",
     "pytest_mountns.engine.plan",
     "pytest_mountns.engine.plan.spec",
     "pytest_mountns.fixtures",
@@ -24,6 +26,8 @@ ASLEEP = {
     "pytest_mountns.plugin",
     "pytest_mountns.reports",
     "pytest_mountns.reports.summary",
+    "pytest_mountns.runners",
+    "pytest_mountns.runners.finisher",
     "pytest_mountns.session",
     "pytest_mountns.session.selection",
 }

@@ -385,14 +385,14 @@ def test_devices(pytester: pytest.Pytester, process: str) -> None:
         ('hostname=""', "'' is no host name"),
         ('hostname="a b"', "'a b' is no host name"),
         ('hostname="x" * 65', "is no host name"),
-        ("hostname=1", "hostname=1: a string is wanted, not int"),
-        ("user=None", '"keep", "root", a name or a uid is wanted, not NoneType'),
-        ("user=-1", "a uid is a number from 0"),
-        ('user=""', '"keep", "root", a name or a uid is wanted'),
+        ("hostname=1", "hostname=1: must be a string, not int"),
+        ("user=None", 'must be "keep", "root", a user name or a uid, not NoneType'),
+        ("user=-1", "a uid must be a number from 0"),
+        ('user=""', 'must be "keep", "root", a user name or a uid'),
         ('user="root", scope="module"', "user='root' cannot be combined with scope='module'"),
         ('devices=["/etc/passwd"]', "'/etc/passwd' is not a path below /dev"),
         ('devices=["/dev/../etc/passwd"]', "is not a path below /dev"),
-        ('devices="/dev/fuse"', "a list is wanted, not str"),
+        ('devices="/dev/fuse"', "must be a list, not str"),
     ],
 )
 def test_what_makes_no_sense_is_said(pytester: pytest.Pytester, keys: str, problem: str) -> None:
@@ -404,7 +404,7 @@ def test_what_makes_no_sense_is_said(pytester: pytest.Pytester, keys: str, probl
 
 @pytest.mark.parametrize(
     ("device", "problem"),
-    [("/dev/mountns-none", "ENOENT"), ("/dev/shm", "is no device node")],
+    [("/dev/mountns-none", "ENOENT"), ("/dev/shm", "is not a device node")],
 )
 def test_a_device_that_is_none(pytester: pytest.Pytester, device: str, problem: str) -> None:
     pytester.makepyfile(

@@ -634,10 +634,10 @@ def test_what_is_not_there(pytester: pytest.Pytester, record: Record) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("root=3", "a path is wanted, not int"),
-        ("root=''", "'' is no path"),
-        ("layers='one'", "a list is wanted, not str"),
-        ("layers=[None]", "a path is wanted, not NoneType"),
+        ("root=3", "must be a path, not int"),
+        ("root=''", "'' is not a path"),
+        ("layers='one'", "must be a list, not str"),
+        ("layers=[None]", "must be a path, not NoneType"),
     ],
 )
 def test_values_that_make_no_sense(
@@ -683,7 +683,7 @@ def test_workers_share_what_is_unpacked(
 def test_long_unpacking_is_shown(pytester: pytest.Pytester, process: str, cache: Path) -> None:
     image("oci-archive", pytester.path)
     # What takes long is for the test to say.
-    pytester.makeconftest("from pytest_mountns import terminal; terminal._LONG = 0.0")
+    pytester.makeconftest("from pytest_mountns.session import progress; progress._LONG = 0.0")
     pytester.makepyfile(
         """
         import pytest

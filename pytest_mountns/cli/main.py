@@ -1,7 +1,8 @@
 """The command ``pytest-mountns``.
 
-One function for each command: it gets the sub-parsers, adds its own, and names what runs it. A new
-command is a new module in :mod:`.commands`, and a line in :data:`COMMANDS`.
+There is one function for each subcommand: it adds the parser, which names the function that runs
+the subcommand. To add a subcommand, add a module to :mod:`.commands` and a line to
+:data:`COMMANDS`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. The exit status: 0, 1 if it failed, 2 if it was asked for wrongly."""
+    """Run a command. Returns 0, 1 if it has failed, or 2 if its arguments are wrong."""
     parser = argparse.ArgumentParser(
         prog="pytest-mountns", description="Throwaway root filesystems for tests."
     )
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command: list[str] = []
     if words[:1] == ["run"] and "--" in words:
-        # Not left to argparse, whose versions differ in what they make of "--".
+        # Versions of argparse differ in how they treat "--".
         place = words.index("--")
         words, command = words[:place], words[place + 1 :]
     options = parser.parse_args(words)
@@ -55,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _doctor(subparsers: Subparsers) -> None:
     """``doctor``: what works here."""
-    parser = subparsers.add_parser("doctor", help="say what works here, and what mends the rest")
+    parser = subparsers.add_parser(
+        "doctor", help="say what works here, and which commands help where it does not"
+    )
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     parser.set_defaults(run=lambda options: doctor.main(["--json"] * options.json))
 
@@ -64,7 +67,7 @@ def _run(subparsers: Subparsers) -> None:
     """``run``: any command in a throwaway root."""
     parser = subparsers.add_parser(
         "run",
-        help="run a command in a throwaway root, and say what it has changed",
+        help="run a command in a throwaway root, then list what it has changed",
         usage="pytest-mountns run [options] -- COMMAND ...",
     )
     run.arguments(parser)
@@ -167,10 +170,10 @@ def _size(count: float) -> str:
 #: Every command, in the order of the help.
 COMMANDS: Final[tuple[Callable[[Subparsers], None], ...]] = (
     _run,
-    _of(replay, "replay", "run a kept test again, as it was run then"),
-    _of(shell, "shell", "a shell where a kept test has ended"),
-    _of(diff, "diff", "what a kept test has changed"),
-    _of(export, "export", "write an OCI archive of what a kept test has written"),
+    _of(replay, "replay", "run a saved test again, under the same conditions"),
+    _of(shell, "shell", "start a shell in the root filesystem that a saved test has left"),
+    _of(diff, "diff", "list what a saved test has changed"),
+    _of(export, "export", "write what a saved test has written as an OCI archive"),
     _of(profiles, "profiles", "list the profiles in pyproject.toml"),
     _cache,
     _doctor,

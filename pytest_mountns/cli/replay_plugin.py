@@ -1,7 +1,7 @@
-"""A pytest plugin: run one test again, as a bundle says. Loaded by ``pytest-mountns replay``.
+"""A pytest plugin that runs the test of a bundle again. ``pytest-mountns replay`` loads it.
 
-pytest gets the arguments of then, and here they are changed where they would choose other tests,
-run them elsewhere, or write over what was written then.
+pytest gets the arguments that it was started with when the bundle was made. This plugin changes
+those that would choose other tests, run them elsewhere, or overwrite files of that run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final, cast, final
 
 import pytest
 
+from ..activation import activate
 from ..config import marker_keys
 from ..engine.linux.errors import SandboxError
 from ..engine.plan.model import Plan
@@ -24,9 +25,9 @@ from ..engine.sandbox.sandbox import Layers
 from ..engine.sandbox.saved import base_layers_spec, lay
 from ..repro.bundle import Bundle, load, spec_from
 from ..repro.seeds import Seeds, begin
-from ..session.selection import gate_key, wake
+from ..session.observers import Observer
 
-#: Options of pytest and of other plugins, and what they are for one test in this process.
+#: Options of pytest and of other plugins, and their values for one test in this process.
 _OPTIONS: Final[dict[str, object]] = {
     # Which tests.
     "keyword": "",
@@ -105,10 +106,11 @@ class Replay:
         self._manager: SandboxManager | None = None
 
     def begin_on(self, bundle: Bundle) -> None:
-        """The test is to begin on what it has written then.
+        """Have the test begin with what it had written when the bundle was made.
 
-        Before other plugins are configured: some start a thread, and then an ordinary user's
-        process gets into no user namespace any more. Raises :class:`pytest.UsageError`.
+        Called before other plugins are configured: some start a thread, and a process with more
+        than one thread cannot enter a user namespace (unshare(2)). Raises
+        :class:`pytest.UsageError` if it cannot be entered.
         """
         self._bundle = bundle
         if self._planner.findings.user_namespace:
@@ -118,21 +120,24 @@ class Replay:
             except SandboxError as error:
                 raise pytest.UsageError(str(error)) from None
 
-    # Last: the plugin has to be there.
+    # Last, since the plugin itself has to be configured.
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        gate = wake(config)
-        gate.at_the_door.append(self._begin)
+        session = activate(config).session
+        session.observers.add(_SetSeeds(self._seeds))
         if self._bundle is not None:
-            gate.base_layers = self._lay
+            session.sandboxes.base_layers = self._lay
             if self._manager is not None:
-                gate.adopt_manager(self._manager, self._planner.findings)
+                session.sandboxes.adopt_manager(self._manager, self._planner.findings)
 
     def _lay(self, spec: SandboxSpec) -> Layers:
-        """What was written then, under the test. Raises :class:`SandboxError`."""
+        """The layers of the bundle, to lie under the test.
+
+        Raises :class:`SandboxError` if they cannot be unpacked.
+        """
         assert self._bundle is not None
         if self._layers is None:
-            gate = self._config.stash[gate_key]
+            sandboxes = activate(self._config).session.sandboxes
             if spec.user == "root" and self._manager is not None:
                 raise SandboxError(
                     "begin on what a test has written",
@@ -140,21 +145,30 @@ class Replay:
                     " not saved",
                     remedy="replay it without --from-end, or run it as root",
                 )
-            plan = gate.planner.plan(base_layers_spec(spec))
+            plan = sandboxes.planner.plan(base_layers_spec(spec))
             with ExitStack() as stack:
-                self._layers = lay(gate.manager, plan, self._bundle.sources(stack))
+                self._layers = lay(sandboxes.manager, plan, self._bundle.sources(stack))
         return self._layers
-
-    def _begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
-        begin(item, self._seeds)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_mountns_spec(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec | None:
         return self._spec if item.nodeid == self._nodeid else None
 
 
+@final
+class _SetSeeds(Observer):
+    """Has the test begin with the seeds that it had when the bundle was made."""
+
+    def __init__(self, seeds: Seeds) -> None:
+        self._seeds = seeds
+
+    def before(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
+        """Set the seeds."""
+        begin(item, self._seeds)
+
+
 def _seeds(bundle: Bundle) -> Seeds:
-    """Raises :class:`SandboxError`."""
+    """The seeds of a bundle. Raises :class:`SandboxError` if they are not valid."""
     seeds: dict[str, Any] = bundle.repro.seeds
     try:
         version, numbers, gauss = seeds["random"]
@@ -165,7 +179,7 @@ def _seeds(bundle: Bundle) -> Seeds:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise SandboxError(
             f"read the bundle {bundle.path}",
-            cause=f"its seeds are none: {error}",
-            remedy="keep it anew; do not edit it by hand",
+            cause=f"its seeds are not valid: {error}",
+            remedy="save the test anew; do not edit the bundle",
         ) from error
     return given

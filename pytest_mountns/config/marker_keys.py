@@ -1,22 +1,26 @@
-"""The keys of the marker, which are those of a profile: what may stand there, and what it means.
+"""The keys of the marker and of profiles: which values they may have, and what these mean.
 
-Each reader takes a value as it was written and the directory that relative paths begin at. It
-raises :class:`SpecError`, :class:`TypeError` or :class:`ValueError`.
+There is a function for each key. It takes the value as the user has written it and the directory
+at which relative paths start, and returns the value of the field of :class:`SandboxSpec` that has
+the same name. It raises one of :data:`INVALID` if the value is not valid.
+
+To add a key, add a field to :class:`SandboxSpec`, a function to :data:`READERS`, and the key to
+:data:`.options.MARKERS`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, final
 
 from ..engine.plan.spec import SpecError, Tmpfs, Volume, parse_size
 
 Reader: TypeAlias = Callable[[object, Path], object]
 
-#: What a reader raises.
-WRONG: Final = (SpecError, TypeError, ValueError)
+#: What the function of a key raises if the value is not valid.
+INVALID: Final = (SpecError, TypeError, ValueError)
 
 
 def _process(value: object, base: Path) -> object:
@@ -56,10 +60,10 @@ def _layers(value: object, base: Path) -> tuple[str, ...]:
 
 def _path(value: object, base: Path) -> str:
     if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"a path is wanted, not {type(value).__name__}")
+        raise TypeError(f"must be a path, not {type(value).__name__}")
     path = os.fspath(value)
     if not isinstance(path, str) or not path or "\0" in path:
-        raise ValueError(f"{path!r} is no path")
+        raise ValueError(f"{path!r} is not a path")
     return os.path.normpath(base / os.path.expanduser(path))
 
 
@@ -71,13 +75,13 @@ def _tmpfs(value: object, base: Path) -> tuple[Tmpfs, ...]:
 
 def _list(value: object) -> Iterable[object]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"a list is wanted, not {type(value).__name__}")
+        raise TypeError(f"must be a list, not {type(value).__name__}")
     return value
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"a string is wanted, not {type(value).__name__}")
+        raise TypeError(f"must be a string, not {type(value).__name__}")
     return value
 
 
@@ -85,7 +89,7 @@ def _writes(value: object, base: Path) -> tuple[str, ...] | None:
     if value is None:
         return None
     globs = tuple(_text(part) for part in _list(value))
-    # Not for every session.
+    # Imported here, because most sessions do not need it.
     from ..engine.changes.changes import compile_globs
 
     compile_globs(globs)
@@ -96,13 +100,15 @@ def _size(value: object, base: Path) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError(f'bytes or "64m" are wanted, not {type(value).__name__}')
+        raise TypeError(
+            f'must be a number of bytes or a string like "64m", not {type(value).__name__}'
+        )
     return parse_size(value)
 
 
 def _count(value: object, base: Path) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise TypeError("a whole number above 0 is wanted")
+        raise TypeError("must be a whole number above 0")
     return value
 
 
@@ -116,11 +122,11 @@ def _hostname(value: object, base: Path) -> str | None:
 
 def _user(value: object, base: Path) -> str | int:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError(f'"keep", "root", a name or a uid is wanted, not {type(value).__name__}')
+        raise TypeError(f'must be "keep", "root", a user name or a uid, not {type(value).__name__}')
     if isinstance(value, int) and not 0 <= value < 1 << 32:
-        raise ValueError("a uid is a number from 0 to 4294967295")
+        raise ValueError("a uid must be a number from 0 to 4294967295")
     if value == "":
-        raise ValueError('"keep", "root", a name or a uid is wanted')
+        raise ValueError('must be "keep", "root", a user name or a uid')
     return "root" if value == 0 else value
 
 
@@ -130,10 +136,11 @@ def _devices(value: object, base: Path) -> tuple[str, ...]:
 
 def _flag(value: object, base: Path) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"True or False is wanted, not {type(value).__name__}")
+        raise TypeError(f"must be True or False, not {type(value).__name__}")
     return value
 
 
+#: The keys, in the order in which messages list them.
 READERS: Final[Mapping[str, Reader]] = {
     "process": _process,
     "scope": _scope,
@@ -154,28 +161,59 @@ READERS: Final[Mapping[str, Reader]] = {
 }
 
 
-def read(name: str, value: object, base: Path) -> object:
-    """The value of a key, as a :class:`SandboxSpec` wants it.
+@final
+class KeysError(ValueError):
+    """Some keys are unknown, or have values that are not valid for them."""
 
-    Raises :class:`ValueError` with a message that says the key, and what is valid.
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        #: One text for each problem. It names the keys that it is about and what is valid.
+        self.problems = tuple(problems)
+
+
+def read(name: str, value: object, base: Path) -> object:
+    """The value of one key, as :class:`SandboxSpec` takes it; see :func:`read_all`."""
+    return read_all({name: value}, base)[name]
+
+
+def read_all(
+    keys: Mapping[str, object], base: Path, *, also_valid: Iterable[str] = ()
+) -> dict[str, object]:
+    """The values of keys, as :class:`SandboxSpec` takes them.
+
+    Relative paths start at ``base``. ``also_valid`` are keys that the caller reads itself; they
+    are mentioned in messages. Raises :class:`KeysError`, which names every key that is unknown
+    or has a value that is not valid.
     """
-    reader = READERS.get(name)
-    if reader is None:
-        raise ValueError(f"{name!r} is not known; valid keys: {', '.join(READERS)}")
-    try:
-        return reader(value, base)
-    except WRONG as error:
-        raise ValueError(f"{name}={value!r}: {str(error).removeprefix('mountns: ')}") from None
+    found: dict[str, object] = {}
+    unknown: list[str] = []
+    problems: list[str] = []
+    for name, value in keys.items():
+        reader = READERS.get(name)
+        if reader is None:
+            unknown.append(repr(name))
+            continue
+        try:
+            found[name] = reader(value, base)
+        except INVALID as error:
+            problems.append(f"{name}={value!r}: {str(error).removeprefix('mountns: ')}")
+    if unknown:
+        word = "key" if len(unknown) == 1 else "keys"
+        valid = ", ".join([*READERS, *also_valid])
+        problems.insert(0, f"unknown {word} {', '.join(unknown)}; valid keys: {valid}")
+    if problems:
+        raise KeysError(problems)
+    return found
 
 
 def override(volumes: tuple[Volume, ...], nearer: tuple[Volume, ...]) -> tuple[Volume, ...]:
-    """Both, but for one place the nearer one."""
+    """Add volumes together. Of two that have the same target, the one of ``nearer`` counts."""
     targets = {volume.target for volume in nearer}
     return (*(volume for volume in volumes if volume.target not in targets), *nearer)
 
 
 def merge(keys: Mapping[str, object], nearer: Mapping[str, object]) -> dict[str, object]:
-    """The nearer ones win, but volumes are added together."""
+    """Add keys together. The value of ``nearer`` counts, except that volumes are added."""
     merged = {**keys, **nearer}
     if "volumes" in keys and "volumes" in nearer:
         merged["volumes"] = override(_as_volumes(keys["volumes"]), _as_volumes(nearer["volumes"]))

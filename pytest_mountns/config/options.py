@@ -1,11 +1,18 @@
-"""Options, ini values and markers -> :class:`SandboxSpec`: validation and messages."""
+"""The options and ini values of the plugin, and the spec that they and a test's marks add up to.
+
+Everything that the user can get wrong is checked here, or by what this module calls:
+:mod:`.marker_keys` knows the keys of the marker, :mod:`.profiles` reads pyproject.toml.
+
+To add an option, add it to :func:`add_options`, its ini option to :data:`INI`, and a function that
+returns its value.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, cast
 
 import pytest
 
@@ -13,19 +20,24 @@ from ..engine.layers.limits import Limits
 from ..engine.plan.spec import SandboxSpec, SpecError, Volume
 from . import marker_keys, profiles
 
+#: The fixtures that isolate the tests that use them.
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc", "isolated_net"})
 
+#: The markers, as ``pytest --markers`` lists them.
 MARKERS: Final = (
     'mountns(profile=None, /, *, process="fork", scope="function", root="host", layers=[],'
     ' volumes=[], tmpfs=[], size=None, inodes=None, upper="memory", read_only=False, pid=False,'
-    ' network="host", hostname=None, user="keep", devices=[], writes=None): run the test in a root'
-    " filesystem of its own; what it writes, deletes and installs is gone when it ends.",
-    "no_mountns(reason=None): keep the test out of the sandbox under --mountns.",
+    ' network="host", hostname=None, user="keep", devices=[], writes=None): run the test in a'
+    " throwaway root filesystem; whatever it writes, deletes or installs there is discarded when"
+    " the test ends.",
+    "no_mountns(reason=None): run the test without a sandbox, even under --mountns.",
 )
 
 profiles_key: Final = pytest.StashKey[profiles.Profiles]()
 _PROCESSES: Final = ("fork", "inline")
-#: The ini values; see :func:`add_options`.
+#: How many tests a message lists.
+_MOST_LISTED: Final = 20
+#: The names of all ini options that :func:`add_options` adds.
 INI: Final = (
     *("mountns", "mountns_process", "mountns_profile", "mountns_layer_limits", "mountns_volumes"),
     *("mountns_unavailable", "mountns_changes", "mountns_keep", "mountns_dir"),
@@ -33,111 +45,136 @@ INI: Final = (
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """The command line and its ini twins."""
-    group = parser.getgroup("mountns", "a root filesystem for each test")
+    """Add the command line options, and the ini options that most of them have as well."""
+    group = parser.getgroup("mountns", "throwaway root filesystems for tests (pytest-mountns)")
     group.addoption(
         "--mountns",
         action="store_true",
         default=None,
         dest="mountns",
-        help="run every test in a sandbox of its own",
+        help="Run every test in a sandbox, a throwaway root filesystem of its own."
+        " Without this option only tests that ask for a sandbox get one.",
     )
     group.addoption(
         "--no-mountns",
         action="store_false",
         default=None,
         dest="mountns",
-        help="make no sandboxes: tests that ask for one are skipped, never run bare",
+        help="Make no sandboxes. Tests that ask for one are skipped.",
     )
     group.addoption(
         "--mountns-process",
         metavar="fork|inline",
         default=None,
-        help="how tests are kept apart: fork (a process each, the default), inline (the pytest"
-        " process enters a sandbox for each test and returns; only files are isolated)",
+        help="fork: run each test in a process of its own (default)."
+        " inline: run it in the pytest process, which enters the sandbox and leaves it again;"
+        " then nothing but the filesystem is isolated.",
     )
     group.addoption(
         "--mountns-profile",
         metavar="NAME",
         default=None,
-        help="the profile of every sandbox, of [tool.mountns.profiles.NAME] in pyproject.toml",
+        help="Apply the settings in [tool.mountns.profiles.NAME] of pyproject.toml to every"
+        " sandbox.",
     )
     group.addoption(
         "--mountns-volume",
         metavar="SRC:DST[:ro]",
         action="append",
         default=None,
-        help="a host directory or file for every sandbox; what is written there stays",
+        help="Show the directory or file SRC of the host as DST in every sandbox. What tests write"
+        " there is kept; with :ro they cannot write there. Can be given several times.",
     )
     group.addoption(
         "--mountns-unavailable",
         metavar="skip|error",
         default=None,
-        help="what becomes of isolated tests on a machine that cannot isolate"
-        " (default: skip; error when CI is set in the environment)",
+        help="What to do with tests that need a sandbox if this machine cannot make one"
+        " (default: skip; error if the environment variable CI is set).",
     )
     group.addoption(
         "--mountns-changes",
         metavar="failed|all|none",
         default=None,
-        help="which tests' reports say what they changed in the filesystem (default: failed)",
+        help="List the files that a test has changed in the reports of failed tests, of all tests,"
+        " or of none (default: failed).",
     )
     group.addoption(
         "--mountns-keep",
         metavar="failed|all|none",
         default=None,
-        help="which isolated tests a repro is kept of: what they have written, and what it takes to"
-        " run them again (default: none)",
+        help="Save a repro of failed isolated tests, of all of them, or of none. A repro has the"
+        " files that the test wrote, and what is needed to run it again (default: none).",
     )
     group.addoption(
         "--mountns-dir",
         metavar="DIR",
         default=None,
-        help="where repros are kept (default: .mountns in the root directory)",
+        help="The directory to save repros in (default: .mountns in the rootdir).",
     )
     group.addoption(
         "--mountns-audit",
         action="store_true",
         default=False,
-        help="run every test in a sandbox, and say which tests write where outside their tmp_path",
+        help="Run every test in a sandbox, and list at the end which tests wrote outside of their"
+        " tmp_path, and where.",
     )
     group.addoption(
         "--mountns-audit-json",
         metavar="FILE",
         default=None,
-        help="the audit, and write it as JSON",
+        help="Do the same as --mountns-audit, and also write the list to FILE as JSON.",
     )
     group.addoption(
         "--mountns-audit-html",
         metavar="FILE",
         default=None,
-        help="the audit, and write it as one HTML page",
+        help="Do the same as --mountns-audit, and also write the list to FILE as an HTML page.",
     )
     group.addoption(
         "--mountns-doctor",
         action="store_true",
         default=False,
-        help="try every step of a sandbox here, say what fails, why, and what mends it",
+        help="Run no tests. Try what a sandbox needs on this machine, and say what fails, why, and"
+        " how to fix it.",
     )
-    parser.addini("mountns", "run every test in a sandbox of its own", type="bool", default=False)
-    parser.addini("mountns_process", "how tests are kept apart: fork or inline", default="")
-    parser.addini("mountns_profile", "the profile of every sandbox", default="")
+    parser.addini("mountns", "Run every test in a sandbox.", type="bool", default=False)
+    parser.addini("mountns_process", "Default for --mountns-process.", default="")
+    parser.addini("mountns_profile", "Default for --mountns-profile.", default="")
     parser.addini(
-        "mountns_layer_limits", "how much a layer may be: members=N,bytes=SIZE,ratio=N", default=""
+        "mountns_layer_limits",
+        "How large a layer may be when it is unpacked: members=N,bytes=SIZE,ratio=N.",
+        default="",
     )
-    parser.addini("mountns_volumes", "SRC:DST[:ro] for every sandbox", type="linelist", default=[])
-    parser.addini("mountns_unavailable", "skip or error", default="")
-    parser.addini("mountns_changes", "failed, all or none", default="")
-    parser.addini("mountns_keep", "failed, all or none", default="")
-    parser.addini("mountns_dir", "where repros are kept, from the root directory on", default="")
+    parser.addini(
+        "mountns_volumes",
+        "Volumes of every sandbox, one SRC:DST[:ro] in each line.",
+        type="linelist",
+        default=[],
+    )
+    parser.addini("mountns_unavailable", "Default for --mountns-unavailable.", default="")
+    parser.addini("mountns_changes", "Default for --mountns-changes.", default="")
+    parser.addini("mountns_keep", "Default for --mountns-keep.", default="")
+    parser.addini(
+        "mountns_dir",
+        "Default for --mountns-dir. A relative path starts at the rootdir.",
+        default="",
+    )
 
 
 def sandbox_everything(config: pytest.Config) -> bool | None:
-    """True: every test; False: none (``--no-mountns``); None: those that ask for it."""
+    """Which tests are to run in a sandbox.
+
+    True stands for every test, False for none (``--no-mountns``), and None for those that ask for
+    a sandbox. Raises :class:`pytest.UsageError` if options contradict each other.
+    """
     option: bool | None = config.getoption("mountns")
     if is_audit(config):
         if option is False:
-            raise pytest.UsageError("--no-mountns: there is nothing to audit without a sandbox")
+            raise pytest.UsageError(
+                "--no-mountns: there is nothing to audit without sandboxes; leave out either"
+                " --no-mountns or the audit"
+            )
         return True
     if option is not None:
         return option
@@ -146,26 +183,35 @@ def sandbox_everything(config: pytest.Config) -> bool | None:
 
 
 def unavailable_policy(config: pytest.Config) -> Literal["skip", "error"]:
-    """What to do where nothing can be isolated. Raises :class:`pytest.UsageError`."""
+    """What to do with isolated tests if this machine cannot make sandboxes.
+
+    Raises :class:`pytest.UsageError` if the value is not valid.
+    """
     default = "error" if os.environ.get("CI") else "skip"
     value = _choice(config, "unavailable", ("skip", "error"), default)
     return cast('Literal["skip", "error"]', value)
 
 
 def changes_policy(config: pytest.Config) -> Literal["failed", "all", "none"]:
-    """Whose changes go into reports. Raises :class:`pytest.UsageError`."""
+    """Which tests have their changes listed in their reports.
+
+    Raises :class:`pytest.UsageError` if the value is not valid.
+    """
     value = _choice(config, "changes", ("failed", "all", "none"), "failed")
     return cast('Literal["failed", "all", "none"]', value)
 
 
 def keep_policy(config: pytest.Config) -> Literal["failed", "all", "none"]:
-    """Which tests a repro is kept of. Raises :class:`pytest.UsageError`."""
+    """Which isolated tests are saved as repros.
+
+    Raises :class:`pytest.UsageError` if the value is not valid.
+    """
     value = _choice(config, "keep", ("failed", "all", "none"), "none")
     return cast('Literal["failed", "all", "none"]', value)
 
 
 def repro_directory(config: pytest.Config) -> Path:
-    """Where repros are kept; an absolute path."""
+    """The directory that repros are saved in, as an absolute path."""
     option = config.getoption("mountns_dir")
     if option:
         return Path(config.invocation_params.dir, option)
@@ -173,7 +219,10 @@ def repro_directory(config: pytest.Config) -> Path:
 
 
 def layer_limits(config: pytest.Config) -> Limits:
-    """How much a layer may be. Raises :class:`pytest.UsageError`."""
+    """How large a layer may be when it is unpacked.
+
+    Raises :class:`pytest.UsageError` if the ini value is not valid.
+    """
     try:
         return Limits.parse(config.getini("mountns_layer_limits"))
     except SpecError as error:
@@ -181,15 +230,18 @@ def layer_limits(config: pytest.Config) -> Limits:
 
 
 def is_audit(config: pytest.Config) -> bool:
-    """Whether what tests write is to be listed; a file to write it to implies that."""
+    """Whether an audit is wanted. The options that name a file for it ask for one as well."""
     names = ("mountns_audit", "mountns_audit_json", "mountns_audit_html")
     return any(config.getoption(name) for name in names)
 
 
 def session_keys(config: pytest.Config, profile: str | None = None) -> dict[str, object]:
-    """The marker keys that every sandbox has: of command line, profile and ini, nearest first.
+    """The marker keys that every sandbox has.
 
-    ``profile``: its name, if a mark has one. Raises :class:`pytest.UsageError`.
+    They come from the command line, a profile, ini options and ``[tool.mountns]``; of these the
+    first that has a key counts. ``profile`` is the name of the profile that a mark asks for; it
+    takes the place of the one that is configured. Raises :class:`pytest.UsageError` if one of them
+    is not valid.
     """
     base = str(config.rootpath)
     known = profiles_of(config)
@@ -215,7 +267,10 @@ def session_keys(config: pytest.Config, profile: str | None = None) -> dict[str,
 
 
 def profiles_of(config: pytest.Config) -> profiles.Profiles:
-    """What pyproject.toml says, read once. Raises :class:`pytest.UsageError`."""
+    """What pyproject.toml says about sandboxes. The file is read once in a session.
+
+    Raises :class:`pytest.UsageError` if something in it is not valid.
+    """
     known = config.stash.get(profiles_key, None)
     if known is None:
         inipath = config.inipath
@@ -231,7 +286,7 @@ def profiles_of(config: pytest.Config) -> profiles.Profiles:
 def _parse_volumes(option: str, texts: list[str], base: str) -> tuple[Volume, ...]:
     try:
         volumes = tuple(Volume.parse(text, base) for text in texts)
-        # Together, so that two of one origin for the same place are refused.
+        # Two volumes of one origin that have the same target are refused by this.
         SandboxSpec(volumes=volumes)
     except SpecError as error:
         raise pytest.UsageError(f"{option}: {error}") from None
@@ -239,7 +294,7 @@ def _parse_volumes(option: str, texts: list[str], base: str) -> tuple[Volume, ..
 
 
 def _text_setting(config: pytest.Config, name: str) -> str:
-    """From the command line, an ini file, or pyproject.toml; "" if it is nowhere."""
+    """The value from the command line, else the ini file, else ``[tool.mountns]``, else ""."""
     value = config.getoption(f"mountns_{name}") or config.getini(f"mountns_{name}")
     return str(value or profiles_of(config).settings.get(name, ""))
 
@@ -258,32 +313,36 @@ def _valid(name: str, value: str, valid: tuple[str, ...]) -> str:
 
 
 def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
-    """What marks and fixtures of ``item``, over the session's keys, add up to.
+    """The spec of ``item``: what its marks, its fixtures and the keys of the session add up to.
 
-    The nearest mark wins, key by key; so does the nearest one that names a profile. Volumes of
-    the session are added to a mark's own. Raises :class:`pytest.UsageError` naming the test.
+    Of several marks the nearest one that has a key counts, and for the profile the nearest one
+    that names a profile. Volumes of the session are added to those of marks. Raises
+    :class:`pytest.UsageError` if its marks are not valid; the message names the test.
     """
     marked: dict[str, object] = {}
     profile: object = None
+    problems: list[str] = []
     for mark in item.iter_markers("mountns"):
         if mark.args and profile is None:
             profile = mark.args[0]
         if len(mark.args) > 1:
-            _refuse(item, f"one profile is wanted, not {len(mark.args)}: {mark.args!r}")
+            problems.append(f"takes at most one profile, not {len(mark.args)}: {mark.args!r}")
         for key, value in mark.kwargs.items():
             marked.setdefault(key, value)
     if profile is not None:
         if not isinstance(profile, str) or not profile:
-            _refuse(item, f"the name of a profile is wanted, not {profile!r}")
-        try:
-            session = session_keys(item.config, profile)
-        except pytest.UsageError as error:
-            _refuse(item, str(error))
+            problems.append(f"the profile must be given by its name, not as {profile!r}")
+        else:
+            try:
+                session = session_keys(item.config, profile)
+            except pytest.UsageError as error:
+                problems.append(str(error))
     try:
-        base = item.config.rootpath
-        own = {key: marker_keys.read(key, value, base) for key, value in marked.items()}
-    except ValueError as error:
-        _refuse(item, str(error))
+        own = marker_keys.read_all(marked, item.config.rootpath)
+    except marker_keys.KeysError as error:
+        problems.extend(error.problems)
+    if problems:
+        raise _mark_error(item, problems)
     wanted = marker_keys.merge(session, own)
     if "isolated_proc" in getattr(item, "fixturenames", ()):
         wanted["pid"] = True
@@ -292,16 +351,53 @@ def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
     try:
         spec = SandboxSpec(**cast("dict[str, Any]", wanted))
     except SpecError as error:
-        _refuse(item, str(error))
+        raise _mark_error(item, [str(error)]) from None
     other: object = item.ihook.pytest_mountns_spec(item=item, spec=spec)
     if other is not None and not isinstance(other, SandboxSpec):
         raise pytest.UsageError(
-            f"{item.nodeid}: pytest_mountns_spec returned {other!r}, which is no SandboxSpec"
+            f"{item.nodeid}: pytest_mountns_spec returned {other!r}, which is not a SandboxSpec"
         )
     return other or spec
 
 
-def _refuse(item: pytest.Item, problem: str) -> NoReturn:
-    raise pytest.UsageError(
-        f"{item.nodeid}: @pytest.mark.mountns: {problem.removeprefix('mountns: ')}"
-    )
+def _mark_error(item: pytest.Item, problems: list[str]) -> pytest.UsageError:
+    problems = [problem.removeprefix("mountns: ") for problem in problems]
+    start = f"{item.nodeid}: @pytest.mark.mountns:"
+    if len(problems) == 1:
+        return pytest.UsageError(f"{start} {problems[0]}")
+    return pytest.UsageError(_indented([start, *problems]))
+
+
+def raise_together(errors: Sequence[tuple[pytest.Item, pytest.UsageError]]) -> None:
+    """Raise one :class:`pytest.UsageError` that says what :func:`item_spec` has raised for items.
+
+    Returns if there are no ``errors``. Many tests can have the same problem, as all tests of a
+    module with a wrong mark. So the first test of each problem is listed before the others: these
+    then do not crowd out another problem.
+    """
+    if not errors:
+        return
+    if len(errors) == 1:
+        raise errors[0][1]
+    #: For each problem the test that is the first to have it.
+    first: dict[str, str] = {}
+    lines: list[str] = []
+    repeated: list[str] = []
+    for item, error in errors:
+        problem = str(error).removeprefix(item.nodeid)
+        if problem in first:
+            repeated.append(f"{item.nodeid}: the same problem as {first[problem]}")
+        else:
+            first[problem] = item.nodeid
+            lines.append(str(error))
+    lines += repeated
+    more = len(lines) - _MOST_LISTED
+    if more > 0:
+        lines[_MOST_LISTED:] = [f"and {more} more"]
+    title = f"{len(errors)} tests have marks that are not valid:"
+    raise pytest.UsageError(_indented([title, *lines]))
+
+
+def _indented(lines: Sequence[str]) -> str:
+    """The first of ``lines``, and the others indented below it."""
+    return "\n".join(lines).replace("\n", "\n  ")

@@ -1,4 +1,4 @@
-"""``[tool.mountns]`` and ``[tool.mountns.profiles.NAME]`` of pyproject.toml."""
+"""Reads ``[tool.mountns]`` and ``[tool.mountns.profiles.NAME]`` of pyproject.toml."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, Final, final
 
 from . import marker_keys
 
-#: Keys of ``[tool.mountns]`` that are not the marker's: ini values, without ``mountns_``.
+#: Keys of ``[tool.mountns]`` that are not keys of the marker, and the types of their values. They
+#: mean what the ini options of these names mean, which begin with ``mountns_``.
 _SETTINGS: Final[Mapping[str, type]] = {
     "mountns": bool,
     "profile": str,
@@ -19,39 +20,42 @@ _SETTINGS: Final[Mapping[str, type]] = {
     "keep": str,
     "dir": str,
 }
+#: TOML's names of the types in :data:`_SETTINGS`.
+_TYPE_NAMES: Final = {bool: "true or false", str: "a string"}
 
 
 @final
 class ProfileError(Exception):
-    """Something in the file is wrong. Says the file, the profile and the key."""
+    """The file is not valid. The message names the file, and each profile and key that is wrong."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Profiles:
-    """``defaults``: keys of every sandbox. ``settings``: see the ini values of the same names.
-
-    ``tables``: the profiles as they are written; ``read``: as a spec wants them.
-    """
+    """What one pyproject.toml says about sandboxes."""
 
     file: Path
+    #: The marker keys of ``[tool.mountns]``, which hold for every sandbox, as a spec takes them.
     defaults: Mapping[str, object] = field(default_factory=dict)
+    #: The other keys of ``[tool.mountns]``, which mean what the ini options of these names mean.
     settings: Mapping[str, object] = field(default_factory=dict)
+    #: The profiles by name, as they are written in the file.
     tables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    #: The profiles by name, with the values that a spec takes and without the description.
     read: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def profile(self, name: str) -> Mapping[str, object]:
-        """The keys of one. Raises :class:`ProfileError`."""
+        """The keys of the profile ``name``. Raises :class:`ProfileError` if there is none."""
         try:
             return self.read[name]
         except KeyError:
-            there = ", ".join(self.read) or "no profile"
+            there = ", ".join(self.read) or "none"
             raise ProfileError(
-                f"{self.file}: there is no [tool.mountns.profiles.{name}]; it has {there}"
+                f"{self.file}: there is no [tool.mountns.profiles.{name}]; profiles there: {there}"
             ) from None
 
     def describe(self) -> Iterator[str]:
-        """One paragraph for each."""
+        """Describe each profile in a paragraph, in the form of ``pytest --markers``."""
         for name, table in self.tables.items():
             words = [f"{key}={value!r}" for key, value in table.items() if key != "description"]
             text = str(table.get("description", ""))
@@ -61,9 +65,10 @@ class Profiles:
 
 
 def read(file: Path, base: Path) -> Profiles:
-    """The profiles in a file, none if there is no such file.
+    """Read the profiles in ``file``. If there is no such file, there are no profiles.
 
-    ``base``: where relative paths begin. Raises :class:`ProfileError`.
+    Relative paths in it start at ``base``. Raises :class:`ProfileError` if it cannot be read or
+    something in it is not valid.
     """
     try:
         content = file.read_bytes()
@@ -71,53 +76,49 @@ def read(file: Path, base: Path) -> Profiles:
         return Profiles(file)
     except OSError as error:
         raise ProfileError(f"{file}: {error.strerror}") from None
-    # Not worth a parser's time in every project.
+    # Most projects have nothing for this plugin in the file, and then it need not be parsed.
     if b"mountns" not in content:
         return Profiles(file)
     table = _parse(file, content).get("tool", {}).get("mountns", {})
     if not isinstance(table, dict):
-        raise ProfileError(f"{file}: [tool.mountns] is no table")
-    defaults: dict[str, object] = {}
-    settings: dict[str, object] = {}
-    for key, value in table.items():
-        if key == "profiles":
-            continue
-        kind = _SETTINGS.get(key)
-        if kind is None:
-            defaults[key] = _value(file, "tool.mountns", key, value, base, [*_SETTINGS, "profiles"])
-        elif isinstance(value, kind):
-            settings[key] = value
-        else:
-            raise ProfileError(
-                f"{file}: [tool.mountns]: {key}={value!r}: a {kind.__name__} is wanted"
-            )
+        raise ProfileError(f"{file}: [tool.mountns] must be a table")
     tables = table.get("profiles", {})
     if not isinstance(tables, dict) or not all(isinstance(one, dict) for one in tables.values()):
-        raise ProfileError(f"{file}: [tool.mountns.profiles] is to hold a table for each profile")
-    profiles = {name: _profile(file, name, one, base) for name, one in tables.items()}
+        raise ProfileError(f"{file}: [tool.mountns.profiles] must have a table for each profile")
+    problems: list[str] = []
+    written = {key: value for key, value in table.items() if key != "profiles"}
+    defaults = _keys(written, "tool.mountns", base, {**_SETTINGS, "profiles": dict}, problems)
+    settings = {key: value for key, value in written.items() if key in _SETTINGS}
+    profiles = {
+        name: _keys(one, f"tool.mountns.profiles.{name}", base, {"description": str}, problems)
+        for name, one in tables.items()
+    }
+    if problems:
+        raise ProfileError("\n".join(f"{file}: {problem}" for problem in problems))
     return Profiles(file, defaults, settings, tables, profiles)
 
 
-def _profile(file: Path, name: str, table: Mapping[str, object], base: Path) -> dict[str, object]:
-    place = f"tool.mountns.profiles.{name}"
-    found = {}
-    for key, value in table.items():
-        if key == "description":
-            if not isinstance(value, str):
-                raise ProfileError(f"{file}: [{place}]: {key}={value!r}: a str is wanted")
-            continue
-        found[key] = _value(file, place, key, value, base, ["description"])
-    return found
+def _keys(
+    table: Mapping[str, object],
+    place: str,
+    base: Path,
+    others: Mapping[str, type],
+    problems: list[str],
+) -> dict[str, object]:
+    """The marker keys of a table, as a spec takes them.
 
-
-def _value(
-    file: Path, place: str, key: str, value: object, base: Path, besides: list[str]
-) -> object:
+    ``others`` are the keys that it may have besides, and the types of their values. What is not
+    valid is added to ``problems``.
+    """
+    for key, kind in others.items():
+        if key in table and not isinstance(table[key], kind):
+            problems.append(f"[{place}]: {key}={table[key]!r}: must be {_TYPE_NAMES[kind]}")
+    marked = {key: value for key, value in table.items() if key not in others}
     try:
-        return marker_keys.read(key, value, base)
-    except ValueError as error:
-        more = f", {', '.join(besides)}" if key not in marker_keys.READERS else ""
-        raise ProfileError(f"{file}: [{place}]: {error}{more}") from None
+        return marker_keys.read_all(marked, base, also_valid=others)
+    except marker_keys.KeysError as error:
+        problems.extend(f"[{place}]: {problem}" for problem in error.problems)
+        return {}
 
 
 def _parse(file: Path, content: bytes) -> dict[str, Any]:
@@ -133,7 +134,10 @@ def _parse(file: Path, content: bytes) -> dict[str, Any]:
 
 
 def find(directory: Path) -> Path:
-    """The nearest pyproject.toml, in a directory or above it; the one it would be if none is."""
+    """The nearest pyproject.toml, in ``directory`` or above it.
+
+    If there is none, this is the path that one would have in ``directory``.
+    """
     for place in (directory, *directory.parents):
         if (place / "pyproject.toml").is_file():
             return place / "pyproject.toml"

@@ -1,33 +1,35 @@
-"""What fork(2) breaks in the test process's memory, and how that is mended."""
+"""Repairs what fork(2) breaks in the memory of a test process: thread pools and child processes."""
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 
-# Bound here: used while what the test has replaced in `os` and `time` is in place.
+# Imported by name, as a test may have replaced attributes of `os` and `time` when they are used.
 from os import close, getppid, read, waitid
 from os import open as open_
 from time import sleep
 from typing import Any, Final
 
-#: Seconds between two looks at a process whose end nobody announces.
-_LOOK: Final = 0.02
+from ..engine.linux.untouched import os
+
+#: Seconds between two looks at a process that is not a child, whose end the kernel does not tell.
+_INTERVAL: Final = 0.02
 
 
-def mend() -> None:
-    """In the test process, before anything of the test runs."""
-    _mend_executors()
-    _mend_subprocesses()
+def repair() -> None:
+    """Repair this test process. Called after the fork, before anything of the test runs."""
+    _repair_executors()
+    _repair_subprocesses()
 
 
-def _mend_executors() -> None:
-    """Have thread pools of the parent start threads of their own in this process.
+def _repair_executors() -> None:
+    """Let thread pools that were made before the fork start new threads in this process.
 
-    A ``ThreadPoolExecutor`` counts its idle threads. Those have not come along, and it would wait
-    for one of them for ever: an event loop that has resolved a name in a wider fixture hangs at
-    the next. Looked at when it is used, since there is no list of them.
+    A ``ThreadPoolExecutor`` counts its idle threads. They do not exist in this process, and the
+    pool would wait for one of them for ever. For example, an event loop that has resolved a name in
+    a wider fixture would hang when it resolves the next one. There is no list of all pools, so each
+    is repaired when it is used.
     """
     module = sys.modules.get("concurrent.futures.thread")
     if module is None or not module._threads_queues:
@@ -45,11 +47,12 @@ def _mend_executors() -> None:
     executor._adjust_thread_count = adjust_thread_count
 
 
-def _mend_subprocesses() -> None:
-    """Let this process ask after programs that wider fixtures have started.
+def _repair_subprocesses() -> None:
+    """Let this process see whether programs still run that wider fixtures have started.
 
-    They are its siblings, and waitpid(2) knows only children: subprocess takes that for an end
-    with status 0, and signals to such a process would not be sent; multiprocessing raises.
+    They are its siblings, and waitpid(2) only knows children. :mod:`subprocess` takes the error of
+    waitpid for an end with status 0, and then sends no signals to the process;
+    :mod:`multiprocessing` raises an error.
     """
     module = sys.modules.get("subprocess")
     if module is not None:
@@ -65,7 +68,7 @@ def _mend_subprocesses() -> None:
             while _is_living_sibling(self.pid):
                 if flags & os.WNOHANG:
                     return 0, 0
-                sleep(_LOOK)
+                sleep(_INTERVAL)
             return original_try(self, flags)
 
         popen._internal_poll, popen._try_wait = internal_poll, try_wait
@@ -76,7 +79,10 @@ def _mend_subprocesses() -> None:
 
 
 def _is_living_sibling(pid: int) -> bool:
-    """False, too, where it is out of sight: in another PID namespace."""
+    """Whether ``pid`` is a running child of this process's parent.
+
+    It is False as well if this process is in a PID namespace in which that process does not exist.
+    """
     try:
         waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

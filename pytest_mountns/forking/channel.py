@@ -1,53 +1,52 @@
-"""Events from a forked test process to its parent: reports, warnings, descriptors, the end.
+"""The channel between a test process and the pytest process, and the end that the test has.
 
-Here are the form that they have and the end that sends; :mod:`.receiver` is the other.
+:mod:`.messages` has what is said, and :mod:`.receiver` is the end of the pytest process.
 
-A frame is a magic word, 4 bytes of length and a pickled tuple whose first member is the event's
-name. What a test has written in between is seen by the missing word, and not waited for. The last
-frame is "leave"; the end of the stream proves nothing, since a daemon that the test has left
-behind may hold the socket open for ever. A process that is gone without "leave" has crashed,
-whatever its exit status.
+A frame is a magic word, 4 bytes of length and a pickled message. If the test has written to the
+socket, the magic word is missing; the rest of that frame is then not waited for. The last message
+is :class:`.messages.Leave`. The end of the stream proves nothing, since a daemon that the test has
+started may hold the socket open for ever. A process that is gone without having sent ``Leave`` has
+crashed, whatever its exit status.
 """
 
 from __future__ import annotations
 
-import _socket
 import array
 import contextlib
 import linecache
 import pickle
-import socket
 import struct
 import sys
 import tracemalloc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from itertools import islice
 
-# Bound here: reports are sent while what the test has replaced in `os` and `pickle` is in place.
-from os import getpid
+# Taken when the plugin is loaded: a test may have replaced them when its reports are sent.
 from pickle import PicklingError, dumps, loads
-from socket import socket as Socket
 from typing import Any, Final, final
 
 import pytest
 
 from .. import pytest_internals
 from ..engine.linux.namespaces import high
+from ..engine.linux.untouched import _socket, os, socket
+from . import messages
+from .messages import Message
 
 _HEADER: Final = struct.Struct("!4sI")
 _MAGIC: Final = b"\xf7mns"
 #: Bytes to receive at a time.
 CHUNK: Final = 1 << 18
 
-#: How far a test got: the values of the byte that parent and child share.
+#: How far a test has got: the values of the byte that both processes share.
 SETUP, CALL, TEARDOWN, LEAVING = range(4)
 
 
 @final
 class _Known:
-    """The modules that were imported when this object was made: those the parent has too."""
+    """The modules that were imported when this object was made: the pytest process has them too."""
 
     def __init__(self) -> None:
         self._count = len(sys.modules)
@@ -57,9 +56,9 @@ class _Known:
         return len(sys.modules) == self._count or module in set(islice(sys.modules, self._count))
 
 
-def as_frame(content: tuple[object, ...]) -> bytes:
-    """The bytes of one."""
-    data = dumps(content, protocol=5)
+def as_frame(message: Message) -> bytes:
+    """The bytes of a frame."""
+    data = dumps(message, protocol=5)
     return _HEADER.pack(_MAGIC, len(data)) + data
 
 
@@ -67,8 +66,12 @@ class Garbled(Exception):
     """Something else than frames has come through the channel."""
 
 
-def whole_frames(buffer: bytearray) -> Iterator[tuple[Any, ...]]:
-    """Take from ``buffer`` what is complete. Raises :class:`Garbled`."""
+def whole_frames(buffer: bytearray) -> Iterator[Any]:
+    """Take the messages that are complete out of ``buffer``.
+
+    Raises :class:`Garbled` if there is something else than frames in it, and
+    :class:`.messages.UnknownMessage` if a frame holds something else than a message.
+    """
     while len(buffer) >= _HEADER.size:
         magic, length = _HEADER.unpack_from(buffer)
         if magic != _MAGIC:
@@ -77,15 +80,15 @@ def whole_frames(buffer: bytearray) -> Iterator[tuple[Any, ...]]:
         if len(buffer) < end:
             return
         try:
-            frame = loads(memoryview(buffer)[_HEADER.size : end].tobytes())
+            message = loads(memoryview(buffer)[_HEADER.size : end].tobytes())
         except Exception as error:
             raise Garbled from error
         del buffer[:end]
-        yield frame
+        yield messages.checked(message)
 
 
 class _Pickler(pickle.Pickler):
-    """Refuses what the parent cannot load: classes of modules only the child has imported."""
+    """Refuses classes of modules that the pytest process has not imported: it cannot load them."""
 
     def __init__(self, file: BytesIO, known: _Known) -> None:
         super().__init__(file, protocol=5)
@@ -94,19 +97,22 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: object) -> Any:
         module = getattr(obj, "__module__", None)
         if isinstance(module, str) and module not in self._known:
-            raise PicklingError(f"{module} is not imported in the parent")
+            raise PicklingError(f"{module} is not imported in the pytest process")
         return NotImplemented
 
 
 @final
 class Sender:
-    """The child's end. Sends nothing from a copy that the test itself forked."""
+    """The test process's end. It sends nothing from a copy that the test itself has forked."""
 
-    def __init__(self, channel: socket.socket, config: pytest.Config) -> None:
-        self._socket = Socket(fileno=high(channel.detach()))
+    def __init__(
+        self, channel: socket.socket, config: pytest.Config, trace: Callable[..., None]
+    ) -> None:
+        self._socket = socket.socket(fileno=high(channel.detach()))
         self._config = config
+        self._trace = trace
         self._known = _Known()
-        self._owner = getpid()
+        self._owner = os.getpid()
         self._answers = bytearray()
         self._kept = b""
         self._reports = 0
@@ -114,21 +120,22 @@ class Sender:
 
     def adopt(self) -> None:
         """From now on this process, a fork of the one that made the sender, is the sender."""
-        self._owner = getpid()
+        self._owner = os.getpid()
 
     @property
     def is_copy(self) -> bool:
-        """This process was forked by the test and has come back up the stack."""
-        return getpid() != self._owner
+        """Whether the test has forked this process, and let it return up the stack."""
+        return os.getpid() != self._owner
 
-    def send(self, name: str, *content: object, descriptor: int | None = None) -> None:
-        """One frame. ``content`` is of plain types.
+    def send(self, message: messages.FromTest, descriptor: int | None = None) -> None:
+        """Send one message, with a descriptor if it has one.
 
-        Raises :class:`OSError` when the parent is gone or the test has closed the socket.
+        Raises :class:`OSError` if the pytest process is gone or the test has closed the socket.
         """
         if self.is_copy:
             return
-        frame = self._kept + as_frame((name, *content))
+        self._trace("sent", type(message).__name__)
+        frame = self._kept + as_frame(message)
         self._kept = b""
         sent = 0
         if descriptor is not None:
@@ -137,51 +144,62 @@ class Sender:
             sent = self._socket.sendmsg([frame], rights)
         self._socket.sendall(frame[sent:])
 
-    def keep(self, name: str, *content: object) -> None:
-        """A frame that goes with the next one: nobody waits for it."""
-        self._kept += as_frame((name, *content))
+    def keep(self, message: messages.FromTest) -> None:
+        """Send a message together with the next one, since nobody waits for it."""
+        self._kept += as_frame(message)
 
     def report(self, report: pytest.TestReport, item: pytest.Item) -> None:
-        """A report as it is if that can be pickled, else what pytest's own serialisation keeps."""
+        """Send a report: as it is if it can be pickled, else what pytest's serialisation keeps."""
         self._reports += 1
-        self.send("report", self._pack(report, item), pytest_internals.failed_subtests(item))
+        packed = self._pack(report, item)
+        self.send(messages.Report(packed, pytest_internals.failed_subtests(item)))
 
-    def settle(self) -> Any:
-        """Wait until the parent has dealt with every report; what it answers.
+    def settle(self) -> messages.Settled | None:
+        """Wait until the pytest process has dealt with every report. Returns what it answers.
 
-        None if there is nothing to wait for, or nobody.
+        None if there was nothing to wait for, or if nobody answers.
         """
-        answer = None
+        answer: messages.Settled | None = None
         with contextlib.suppress(OSError):
             if not self.is_copy and self._settled < self._reports:
-                self.send("settle", self._reports)
+                self.send(messages.Settle(self._reports))
             while not self.is_copy and self._settled < self._reports:
-                data = self._socket.recv(CHUNK)
-                if not data:
+                received = self._receive()
+                if received is None:
                     return None
-                self._answers += data
-                for frame in whole_frames(self._answers):
-                    self._settled, answer = frame
+                if isinstance(received, messages.Settled):
+                    self._settled, answer = received.reports, received
         return answer
 
-    def ask(self, name: str, *content: object) -> Any:
-        """Send a frame that the parent answers, and wait for the answer; None if nobody gives one.
+    def ask_objection(self) -> str:
+        """Ask whether observers object to what the test has written, and wait for the answer.
 
-        All reports have been settled before: each answer belongs to the last question.
+        "" if nobody objects, and if nobody answers.
         """
+        # So that the next answer is the one to this question.
         self.settle()
         if self.is_copy:
-            return None
+            return ""
         with contextlib.suppress(OSError):
-            self.send(name, *content)
-            while data := self._socket.recv(CHUNK):
-                self._answers += data
-                for frame in whole_frames(self._answers):
-                    return frame[0]
-        return None
+            self.send(messages.AskObjection())
+            while (received := self._receive()) is not None:
+                if isinstance(received, messages.Objection):
+                    return received.text
+        return ""
+
+    def _receive(self) -> messages.Answer | None:
+        """The next answer; None if the pytest process has closed the channel."""
+        while True:
+            for message in whole_frames(self._answers):
+                answer: messages.Answer = message
+                return answer
+            data = self._socket.recv(CHUNK)
+            if not data:
+                return None
+            self._answers += data
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
-        """A recorded warning; a message that cannot be pickled becomes its text."""
+        """Send a recorded warning; a message that cannot be pickled becomes its text."""
         fields = {
             "category": message.category,
             "filename": message.filename,
@@ -200,10 +218,10 @@ class Sender:
                 break
             except Exception:  # noqa: BLE001 - any class may raise anything when pickled
                 continue
-        self.send("warning", packed, when, nodeid)
+        self.send(messages.WarningRecorded(packed, when, nodeid))
 
-    def interrupt(self, error: KeyboardInterrupt) -> bytes:
-        """Where it came up; empty if that cannot be pickled."""
+    def pack_interrupt(self, error: KeyboardInterrupt) -> bytes:
+        """Where ``error`` came up; empty if that cannot be pickled."""
         try:
             return self._pickle(pytest_internals.interrupt_text(error))
         except Exception:  # noqa: BLE001 - arguments of functions may raise anything
@@ -219,7 +237,7 @@ class Sender:
         return data
 
     def _pack(self, report: pytest.TestReport, item: pytest.Item) -> bytes:
-        # Without what the parent has itself, nearly all are of plain types alone.
+        # Without what the pytest process has itself, nearly all reports are of plain types alone.
         whole = type(report) is not pytest.TestReport
         content = report if whole else (pytest_internals.fields_of(report, item),)
         try:
@@ -242,10 +260,10 @@ class Sender:
 
 
 def _origin(message: warnings.WarningMessage) -> dict[str, object]:
-    """Fields that say what ``source``, which only this process has, would have said.
+    """Fields that stand in for ``source``, an object that only this process has.
 
-    pytest appends where tracemalloc has seen the source made, or how to turn that on. It never
-    has seen ``()`` made.
+    pytest appends to the warning where tracemalloc has seen that object being made, or how to
+    turn tracemalloc on. Of ``()`` it never knows where it was made.
     """
     if message.source is None:
         return {}
@@ -276,13 +294,17 @@ def unpack_warning(packed: bytes) -> warnings.WarningMessage:
 
 
 def unpack_interrupt(packed: bytes) -> object:
-    """What :meth:`Sender.interrupt` has packed."""
+    """What :meth:`Sender.pack_interrupt` has packed."""
     return loads(packed)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Parent's and child's end. The parent learns who sent a message, in its own pids."""
+    """The ends of the pytest process and of the test process.
+
+    With each message the kernel tells the pytest process who has sent it, by the process id that
+    it knows it by (``SO_PASSCRED``, unix(7)).
+    """
     first, second = _socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours, theirs = Socket(fileno=first.detach()), Socket(fileno=second.detach())
+    ours, theirs = socket.socket(fileno=first.detach()), socket.socket(fileno=second.detach())
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return ours, theirs

@@ -1,9 +1,9 @@
-"""No log record is half written when a test process is forked.
+"""Holds the locks of logging during a fork, so that no log record is half written then.
 
-fork(2) copies a lock that another thread holds, but not the thread that would release it. Python
-gives the log handlers of the child new locks, and those buffers that are its standard streams; the
-buffer of any other file that a handler writes to stays locked, and the child's next record waits
-for ever. pytest itself has such a handler, for ``log_file``, in every run.
+fork(2) copies a lock that another thread holds, but not the thread that would release it. In the
+child Python makes new locks for log handlers and for the buffers of its standard streams. The
+buffer of any other file that a handler was writing to stays locked, and the child waits for ever
+when it logs its next record. pytest itself has such a handler, for ``log_file``, in every run.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ import contextlib
 import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-#: Seconds to wait for handlers that are in the middle of a record. One that hangs longer, say on
-#: a network, is not waited for.
+from ..engine.linux.untouched import time
+
+#: Seconds to wait for handlers that are writing a record. A handler that takes longer, for example
+#: on a network, is not waited for.
 _PATIENCE: Final = 1.0
 
 _RLock: Final = type(threading.RLock())
 
 
 @contextlib.contextmanager
-def handlers_at_rest() -> Iterator[None]:
-    """Fork in here. Leaves at once if there is no other thread."""
+def hold_locks() -> Iterator[None]:
+    """A context in which no other thread writes a log record, to fork in.
+
+    If there is no other thread, it holds no locks. It holds none either if they are not free in
+    time.
+    """
     held: list[Any] = []
     if len(sys._current_frames()) > 1:
         held = _acquire(_locks(), time.monotonic() + _PATIENCE)
@@ -33,24 +38,27 @@ def handlers_at_rest() -> Iterator[None]:
         yield
     finally:
         for lock in held:
-            # In the child they are new.
+            # In the child these are new locks, which it does not hold.
             with contextlib.suppress(RuntimeError):
                 lock.release()
 
 
 def _locks() -> list[Any]:
-    # That of logging itself first, as in logging.config: who holds it may want a handler's.
+    """The locks of logging and of all its handlers."""
+    # The lock of logging itself comes first, since a thread that holds it may wait for the lock of
+    # a handler.
     module: Any = logging
     handlers = (reference() for reference in list(module._handlerList))
     locks = [module._lock, *(handler.lock for handler in handlers if handler is not None)]
-    # Those that something like gevent has put there are not for us to wait for.
+    # Libraries such as gevent put locks of other kinds there; to wait for one could block for ever.
     return list(dict.fromkeys(lock for lock in locks if isinstance(lock, _RLock)))
 
 
 def _acquire(locks: list[Any], deadline: float) -> list[Any]:
-    """All of ``locks``, or none if that takes too long.
+    """Acquire all of ``locks``, or none if that takes until ``deadline``. Returns those it holds.
 
-    Waits only while it holds none: a handler that passes records on to another holds two.
+    It never waits for a lock while it holds another one. A thread may hold the lock of a handler
+    that passes records on, and wait for that of the handler that gets them.
     """
     while locks:
         first, *others = locks

@@ -1,22 +1,19 @@
-"""The parent's end of the relay: what a test process says, and whether it is still there."""
+"""The pytest process's end of the channel: what a test process says, and whether it still lives."""
 
 from __future__ import annotations
 
 import array
 import contextlib
 import mmap
-import os
-import select
-import signal
-import socket
 import struct
-import time
-from collections.abc import Iterator
-from typing import Any, Final, final
+from collections.abc import Callable, Iterator
+from typing import Final, final
 
 from ..engine.linux import processes
+from ..engine.linux.untouched import os, select, signal, socket, time
 from .channel import CALL, CHUNK, LEAVING, as_frame, whole_frames
 from .interrupts import Interrupts
+from .messages import Answer, FromTest, Leave
 
 # A number: with members of an enumeration each test would make a new one.
 _AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
@@ -29,32 +26,41 @@ _LOOK_UP: Final = 50
 
 @final
 class Receiver:
-    """The parent's end: frames until the child leaves or is gone.
+    """The pytest process's end: messages, until the test process leaves or is gone.
 
-    ``phase`` is the byte that says how far the child got. ``apart``: the test process is in a
-    process group of its own, so that a Ctrl-C does not reach it by itself. ``descriptor`` is the
-    last one the child has sent, -1 before. ``interrupted``: there was a SIGINT that the child
-    cannot have answered.
+    ``phase`` is the byte that says how far the test has got; the test process writes it.
+    ``apart`` says that the test process is in a process group of its own, so that a Ctrl-C does
+    not reach it by itself.
     """
 
     def __init__(
-        self, channel: socket.socket, child: int, phase: mmap.mmap, *, apart: bool
+        self,
+        channel: socket.socket,
+        child: int,
+        phase: mmap.mmap,
+        trace: Callable[..., None],
+        *,
+        apart: bool,
     ) -> None:
         self._socket = channel
         self._child = child
         self._test = child
         self._buffer = bytearray()
         self._phase = phase
+        self._trace = trace
         self.apart = apart
         self._pass_on_at: float | None = None
+        #: The last descriptor that the test process has sent, -1 before there is one.
         self.descriptor = -1
+        #: Whether there was a SIGINT that the test process cannot have answered.
         self.interrupted = False
 
-    def frames(self, interrupts: Interrupts) -> Iterator[tuple[Any, ...]]:
-        """Every whole frame, "leave" the last. Without it, the child is dead when this ends.
+    def messages(self, interrupts: Interrupts) -> Iterator[FromTest]:
+        """Every message of the test process, ``Leave`` being the last.
 
-        A Ctrl-C reaches the child as well and is for it to answer; a SIGINT sent to this process
-        alone is passed on. Raises :class:`Garbled`.
+        Without ``Leave``, the test process is dead when this ends. A Ctrl-C reaches the test
+        process as well, and it answers it; a SIGINT that was sent to this process alone is passed
+        on. Raises :class:`.channel.Garbled` if the test has written to the socket.
         """
         with _pidfd(self._child) as pidfd:
             poll = select.poll()
@@ -71,12 +77,13 @@ class Receiver:
                 self._pass_on()
                 if gone or self._socket.fileno() in ready:
                     ended = self._receive(everything=gone)
-                    for frame in whole_frames(self._buffer):
-                        if frame[0] == "leave":
+                    for message in whole_frames(self._buffer):
+                        self._trace("received", type(message).__name__)
+                        if isinstance(message, Leave):
                             self._settle(interrupts)
-                            yield frame
+                            yield message
                             return
-                        yield frame
+                        yield message
                     if ended and not gone:
                         # Closed by the test; its process may live on.
                         poll.unregister(self._socket.fileno())
@@ -99,12 +106,12 @@ class Receiver:
         if code != _SI_KERNEL or self.apart:
             self._pass_on_soon()
         elif self._phase[0] > CALL:
-            # From the terminal, to both; the child may be past answering.
+            # From the terminal, to both processes; the test's may be too far to answer it.
             self.interrupted = True
 
     def _pass_on_soon(self) -> None:
-        # Not at once: sent to the whole process group, the child has it already, and a second
-        # one would interrupt the teardown that answers the first.
+        # Not at once: if it was sent to the whole process group, the test process has it already,
+        # and a second one would interrupt the teardown that answers the first.
         if self._pass_on_at is None:
             self._pass_on_at = time.monotonic() + (0 if self.apart else _GRACE)
 
@@ -112,7 +119,7 @@ class Receiver:
         if self._pass_on_at is None or time.monotonic() < self._pass_on_at:
             return
         if self.apart and self._test == self._child:
-            # On its way in, and not heard of yet: what is there ignores it.
+            # It is on its way into the sandbox and has sent nothing yet; it ignores SIGINT.
             return
         self._pass_on_at = None
         if self._phase[0] < LEAVING:
@@ -120,7 +127,7 @@ class Receiver:
                 os.kill(self._test, signal.SIGINT)
 
     def _settle(self, interrupts: Interrupts) -> None:
-        """The child has left: what it could not answer is for this process to answer."""
+        """The test process has left: a SIGINT that it could not answer interrupts this one."""
         self._take_interrupt(interrupts)
         if self._pass_on_at is not None:
             self.interrupted = True
@@ -157,14 +164,14 @@ class Receiver:
             if not everything:
                 return False
 
-    def answer(self, *content: object) -> None:
-        """To a child that waits in :meth:`Sender.settle`."""
+    def answer(self, message: Answer) -> None:
+        """Answer a test process that waits for it."""
         # It may have died meanwhile.
         with contextlib.suppress(OSError):
-            self._socket.sendall(as_frame(content))
+            self._socket.sendall(as_frame(message))
 
     def close(self) -> None:
-        """Let go of the socket and of the descriptor the child has sent."""
+        """Let go of the socket and of the descriptor that the test process has sent."""
         self._socket.close()
         self._let_go()
 

@@ -1,71 +1,81 @@
-"""The clocks that run while a test is set up, and that fork(2) does not hand on.
+"""Moves the timers of a test from the pytest process to the test process.
 
-Three can be set when the gate is reached: the interval timer (pytest-timeout's signal method), a
-``threading.Timer`` (its thread method), and the faulthandler's watchdog. The first is cleared in
-the child; the others are threads, which stay behind: there the one would end the whole session,
-and the other keep a lock that the child waits for in vain. So they are stopped before the fork
-and set again, with what is left of their time, in the test process alone.
+Three timers can be set when a test process is forked: the interval timer (used by pytest-timeout's
+signal method), a ``threading.Timer`` (used by its thread method), and the watchdog of faulthandler.
+
+fork(2) takes none of them along. The interval timer is cleared in the child. The other two are
+threads, which go on in the pytest process only: the ``threading.Timer`` would end the whole session
+there, and the watchdog holds a lock that the child would wait for. So all are stopped before the
+fork, and started in the test process for the time that is left.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import signal
-import time
 from typing import Any, Final, Protocol, cast, final
 
 import pytest
 
 from .. import pytest_internals
+from ..engine.linux.untouched import signal, time
 
-#: Nothing can be set to no time at all.
+#: Seconds to set a timer to if its time is up: setting it to 0 would turn it off.
 _SOON: Final = 0.001
 
 
 class TimeoutSettings(Protocol):
-    """pytest-timeout's, a named tuple."""
+    """The settings of pytest-timeout for one test, which are a named tuple."""
 
     @property
-    def timeout(self) -> float: ...
+    def timeout(self) -> float:
+        """The time that the test may take, in seconds."""
+        ...
 
     def _replace(self, *, timeout: float) -> TimeoutSettings: ...
 
 
 @final
 class Timers:
-    """The clocks of one item, from the begin of its protocol on."""
+    """The timers of one test. It is made when the protocol of the item begins."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
         self._began = time.monotonic()
+        #: What pytest-timeout's timer is set to, and the time at which it was set.
         self._settings: TimeoutSettings | None = None
         self._set_at = 0.0
+        #: What was left of the interval timer, and its interval, in seconds.
         self._interval = (0.0, 0.0)
+        #: What pytest-timeout's thread method was set to when it was stopped.
         self._threaded: TimeoutSettings | None = None
 
     def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
-        """pytest-timeout has set its timer, or cancelled it (None)."""
+        """Note that pytest-timeout has set its timer, or cancelled it (None)."""
         self._settings = settings
         if settings is not None:
             self._set_at = time.monotonic()
 
     def stop(self) -> None:
-        """In the parent, before the fork."""
+        """Stop the timers. Called in the pytest process before the fork."""
         faulthandler.cancel_dump_traceback_later()
         self._interval = signal.setitimer(signal.ITIMER_REAL, 0)
         settings = self._settings
         if settings is not None and not self._interval[0]:
-            # The hook, and not its thread: other plugins may keep time in their own way.
+            # The hook is called, because other plugins may implement it with something other than a
+            # thread.
             self._item.ihook.pytest_timeout_cancel_timer(item=self._item)
             self._threaded = settings
 
     def resume(self) -> None:
-        """In the parent, if there is no test process after all, or it is done."""
+        """Start the interval timer again in the pytest process.
+
+        It is called when there is no test process after all, or when that has ended.
+        """
         if self._interval[0]:
             signal.setitimer(signal.ITIMER_REAL, *self._interval)
 
-    def hand_over(self) -> None:
-        """In the test process."""
+    def start_in_child(self) -> None:
+        """Start the timers, for the time that is left. Called in the test process."""
         if self._interval[0]:
             signal.setitimer(signal.ITIMER_REAL, *self._interval)
         if self._threaded is not None:

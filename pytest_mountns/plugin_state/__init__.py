@@ -1,8 +1,21 @@
-"""What other plugins keep in memory while a test runs, brought from its process to pytest's.
+"""What other plugins keep in memory while a test runs, and how the pytest process gets it.
 
-Reports and warnings cross by themselves. Some plugins keep more: lists and tables that they look
-at when the session ends. A companion knows one such plugin. Nothing is imported for it: a plugin
-that is not loaded has no companion.
+The channel between a test process and the pytest process carries reports and warnings. Some
+plugins keep more than that: lists and tables in memory, which they print or write when the session
+ends. What such a plugin keeps in a forked test process would be lost, and what it writes during a
+test that runs inline would be written into the sandbox. For each of these plugins there is a module
+here with a subclass of :class:`PluginState` that knows what to do.
+
+To add the state of another plugin:
+
+1. Add a module that is named after the plugin, with a subclass of :class:`PluginState`. Override
+   the methods that are needed. For a plugin that keeps a list, these are ``begin`` (note the length
+   of the list), ``collect`` (return what was added) and ``merge`` (add it to the list).
+2. Add a function ``find_...`` to the module. It takes pytest's config and returns the object, or
+   None if the plugin is not loaded. It must not import the plugin: it looks for it in the plugin
+   manager, in attributes of the config, or in :data:`sys.modules`.
+3. Add that function to :data:`_FINDERS` below.
+4. Add a test that compares a run with ``--mountns`` to a run without.
 """
 
 from __future__ import annotations
@@ -14,63 +27,70 @@ from typing import TypeAlias
 
 import pytest
 
-from .base import Failure, PluginState
+from .base import PluginState, StateError
 from .benchmark import find_benchmark
+from .coverage import find_coverage
 from .flaky import find_flaky
 from .junit import find_junit
-from .measurement import find_coverage
-from .parcel import pack, unpack
+from .pickling import pack, unpack
 from .rerunfailures import find_rerunfailures
-from .stopping import find_session
+from .stop_requests import find_stop_requests
 from .syrupy import find_syrupy
 
 __all__ = ["PluginState", "PluginStates"]
 
 _Find: TypeAlias = Callable[[pytest.Config], "PluginState | None"]
 
+#: In the order in which the states are collected and merged.
 _FINDERS: tuple[_Find, ...] = (
     find_coverage,
     find_junit,
     find_flaky,
     find_benchmark,
     find_syrupy,
-    find_session,
+    find_stop_requests,
     find_rerunfailures,
 )
 
 
 class PluginStates:
-    """The companions of one session."""
+    """The states of all plugins that are loaded in one session.
+
+    Its methods call the methods of the same names in each :class:`PluginState`, which say when and
+    in which process that is.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._found: dict[str, PluginState] | None = None
 
     def _all(self) -> dict[str, PluginState]:
-        # At the first isolated test: every plugin is loaded and has begun its session.
+        # This is first called for the first isolated test. By then every plugin is loaded and has
+        # set up what it keeps for the session.
         if self._found is None:
             found = (find(self._config) for find in _FINDERS)
             self._found = {one.name: one for one in found if one is not None}
         return self._found
 
     def look_up(self) -> None:
-        """In the parent, before a fork: find them once, and not in each child."""
+        """Find the plugins. Called in the pytest process before a fork, so that it is done once."""
         self._all()
 
     def begin(self, item: pytest.Item) -> None:
-        """In the test process, before the test."""
+        """Note in a forked test process what plugins have in memory already."""
         for plugin_state in self._all().values():
             plugin_state.begin(item)
 
     def before_reset(self) -> None:
-        """In the test process, before its root is dropped for a fresh one."""
+        """Save what plugins have in files of the sandbox that are about to be dropped."""
         for plugin_state in self._all().values():
             plugin_state.before_reset()
 
     def pack(self, item: pytest.Item) -> Iterator[tuple[str, bytes | None]]:
-        """In the test process, at its end: name and state of each that has some.
+        """Collect the states in a forked test process: the name of each plugin and its pickle.
 
-        None for what cannot be pickled.
+        Plugins that have added nothing are left out. If a state cannot be pickled, None stands in
+        the place of the pickle.
         """
         for name, plugin_state in self._all().items():
             try:
@@ -83,55 +103,55 @@ class PluginStates:
                 yield name, packed
 
     def merge(self, item: pytest.Item, name: str, packed: bytes | None) -> None:
-        """In the parent: what :meth:`pack` gave."""
+        """Add in the pytest process what :meth:`pack` has yielded in a test process."""
         plugin_state = self._all()[name]
-        with _told(name, item):
+        with _failure_as_warning(name, item):
             if packed is None:
                 plugin_state.lost()
-                raise Failure("its objects cannot be pickled")
+                raise StateError("its objects cannot be pickled")
             plugin_state.merge(item, unpack(packed, plugin_state.shared(item)))
 
     def before_enter(self, item: pytest.Item) -> None:
-        """At home, before this process enters a sandbox for ``item``."""
+        """Prepare plugins on the host for an inline test in a sandbox."""
         for plugin_state in self._all().values():
             plugin_state.before_enter(item)
 
     def after_enter(self, item: pytest.Item) -> None:
-        """In the sandbox, before the test."""
+        """Prepare plugins in the sandbox for an inline test."""
         for plugin_state in self._all().values():
             plugin_state.after_enter(item)
 
     def before_leave(self, item: pytest.Item) -> None:
-        """In the sandbox, after the test."""
+        """Save what plugins have in files of the sandbox, after an inline test."""
         for name, plugin_state in self._all().items():
-            with _told(name, item):
+            with _failure_as_warning(name, item):
                 plugin_state.before_leave(item)
 
     def after_leave(self, item: pytest.Item) -> None:
-        """At home again."""
+        """Restore plugins on the host, after an inline test."""
         for name, plugin_state in self._all().items():
-            with _told(name, item):
+            with _failure_as_warning(name, item):
                 plugin_state.after_leave(item)
 
     def repeated(self, item: pytest.Item) -> None:
-        """In the parent: a report has said that the attempt will be repeated."""
+        """Tell plugins in the pytest process that a test will be run again."""
         for plugin_state in self._all().values():
             plugin_state.repeated(item)
 
     def lost(self) -> None:
-        """In the parent: a test process has died and sent nothing."""
+        """Tell plugins in the pytest process that a test process has died without its states."""
         for plugin_state in self._all().values():
             plugin_state.lost()
 
     def finish(self) -> None:
-        """In the parent, when the last test has run."""
+        """Tell plugins in the pytest process that the last test has run."""
         for plugin_state in (self._found or {}).values():
             plugin_state.finish()
 
 
 @contextmanager
-def _told(name: str, item: pytest.Item) -> Iterator[None]:
-    """A companion that fails is said, and fails no test."""
+def _failure_as_warning(name: str, item: pytest.Item) -> Iterator[None]:
+    """Turn an exception into a warning: the loss of a plugin's state must fail no test."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - objects of other plugins may raise anything
@@ -140,7 +160,8 @@ def _told(name: str, item: pytest.Item) -> Iterator[None]:
         message = warnings.WarningMessage(
             pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1
         )
-        # Not by way of the filters: turned to an error it would end the session.
+        # Recorded directly, because a warning filter that turns it into an error would make it end
+        # the session.
         item.ihook.pytest_warning_recorded.call_historic(
             kwargs={
                 "warning_message": message,

@@ -1,55 +1,91 @@
-"""What a companion is."""
+"""The base class of what knows one plugin's state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 
 
-class Failure(Exception):
-    """State that did not get through."""
+class StateError(Exception):
+    """The state of a plugin could not be brought to the pytest process."""
 
 
 class PluginState:
-    """Knows what one plugin keeps in memory. Made in the parent; each fork has its copy."""
+    """Knows what one plugin keeps in memory.
 
-    name = ""
+    An object of it is made in the pytest process, before the first isolated test. Each forked test
+    process has a copy of that object, as it was when the process was forked.
+    """
+
+    #: The name of the plugin, for messages.
+    name: ClassVar[str] = ""
 
     def begin(self, item: pytest.Item) -> None:
-        """In the test process: what is there already is the parent's."""
+        """Called in a forked test process, in the sandbox, before the function-scoped fixtures.
 
-    def before_reset(self) -> None:
-        """In the test process: the files written so far are about to go."""
+        Notes what the plugin has in memory already, since the pytest process has that as well.
+        """
 
     def collect(self, item: pytest.Item) -> object:
-        """In the test process, at its end: what was added; None if nothing was."""
+        """Called in a forked test process, in the sandbox, when the test has been torn down.
+
+        Returns what the plugin has added to its memory since :meth:`begin`, as an object that can
+        be pickled, or None if it has added nothing.
+        """
         return None
 
     def shared(self, item: pytest.Item) -> Mapping[str, object]:
-        """Objects that are the same in both processes: named, not copied."""
+        """Called in both processes, before the state is pickled or unpickled.
+
+        Returns objects that both processes have, by a name for each. If the state refers to one of
+        them, only its name is pickled, and the other process uses its own object.
+        """
         return {"item": item, "config": item.config, "session": item.session}
 
     def merge(self, item: pytest.Item, state: object) -> None:
-        """In the parent: add what :meth:`collect` gave."""
+        """Called in the pytest process when a forked test process has sent its state.
 
-    def before_enter(self, item: pytest.Item) -> None:
-        """At home, before this process enters a sandbox for the item."""
-
-    def after_enter(self, item: pytest.Item) -> None:
-        """In the sandbox, before the test."""
-
-    def before_leave(self, item: pytest.Item) -> None:
-        """In the sandbox, after the test: its files are about to go."""
-
-    def after_leave(self, item: pytest.Item) -> None:
-        """At home again."""
-
-    def repeated(self, item: pytest.Item) -> None:
-        """In the parent: the attempt that was reported so far will be repeated."""
+        Adds to the plugin's memory what :meth:`collect` has returned there.
+        """
 
     def lost(self) -> None:
-        """In the parent: what a test process had to say will never come."""
+        """Called in the pytest process when the state of a forked test process will never come.
+
+        That process has died, or the state could not be pickled.
+        """
+
+    def before_enter(self, item: pytest.Item) -> None:
+        """Called in the pytest process, on the host, before it enters a sandbox for an inline test.
+
+        Fixtures of wider scope have been set up already.
+        """
+
+    def after_enter(self, item: pytest.Item) -> None:
+        """Called in the pytest process, in the sandbox, before an inline test's own fixtures."""
+
+    def before_leave(self, item: pytest.Item) -> None:
+        """Called in the pytest process, in the sandbox, when an inline test has been torn down.
+
+        What was written in the sandbox can be read for the last time.
+        """
+
+    def after_leave(self, item: pytest.Item) -> None:
+        """Called in the pytest process when it is on the host again after an inline test."""
+
+    def before_reset(self) -> None:
+        """Called in the process that is in the sandbox, before files written there are dropped.
+
+        This happens when the test resets its root or a checkpoint ends, and before a test that is
+        run again by another plugin.
+        """
+
+    def repeated(self, item: pytest.Item) -> None:
+        """Called in the pytest process when a report says that the test will be run again.
+
+        The outcome of the attempt that has been reported so far does not count then.
+        """
 
     def finish(self) -> None:
-        """In the parent: no more tests."""
+        """Called in the pytest process, once, when the last test of the session has run."""

@@ -1,4 +1,4 @@
-"""pytest-benchmark: its list of results becomes the table and the JSON file."""
+"""pytest-benchmark: the list of results that it prints as a table and writes to JSON files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from .base import PluginState
 
 
 class _Fixture:
-    """In place of the fixture that a result points to: all that is asked of it afterwards."""
+    """Stands in for the fixture that a result refers to, which cannot be pickled.
+
+    When tests are over, pytest-benchmark asks for this one attribute only.
+    """
 
     def __init__(self, has_error: bool) -> None:
         self.has_error = has_error
 
 
 class Benchmark(PluginState):
+    """Brings results to the list of the pytest process."""
+
     name = "pytest-benchmark"
 
     def __init__(self, session: Any) -> None:
@@ -25,9 +30,11 @@ class Benchmark(PluginState):
         self._known = 0
 
     def begin(self, item: pytest.Item) -> None:
+        """Note how many results there are."""
         self._known = len(self._results)
 
     def collect(self, item: pytest.Item) -> object:
+        """Return the results that were added."""
         results = []
         for result in self._results[self._known :]:
             light = copy.copy(result)
@@ -36,9 +43,11 @@ class Benchmark(PluginState):
         return results or None
 
     def merge(self, item: pytest.Item, state: object) -> None:
+        """Add the results to the list."""
         self._results.extend(cast("list[Any]", state))
 
 
 def find_benchmark(config: pytest.Config) -> PluginState | None:
+    """The state if pytest-benchmark is loaded."""
     session = getattr(config, "_benchmarksession", None)
     return None if session is None else Benchmark(session)

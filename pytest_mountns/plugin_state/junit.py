@@ -1,6 +1,7 @@
-"""pytest's own JUnit XML: ``record_testsuite_property`` and ``record_xml_attribute``.
+"""pytest's JUnit XML: what ``record_testsuite_property`` and ``record_xml_attribute`` record.
 
-Both write into the object that writes the file; ``record_property`` does not, it is in reports.
+Both change the object that writes the file when the session ends. What ``record_property`` records
+is part of reports and needs nothing here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from .base import PluginState
 
 
 class JUnit(PluginState):
+    """Brings properties of the test suite and attributes of tests to the pytest process."""
+
     name = "junitxml"
 
     def __init__(self, xml: Any) -> None:
@@ -21,14 +24,17 @@ class JUnit(PluginState):
         self._properties = 0
 
     def begin(self, item: pytest.Item) -> None:
+        """Note how many properties there are."""
         self._properties = len(self._xml.global_properties)
 
     def collect(self, item: pytest.Item) -> object:
+        """Return the properties that were added, and the attributes of the test."""
         properties = self._xml.global_properties[self._properties :]
         attributes = dict(pytest_internals.junit_reporter(self._xml, item).attrs)
         return (properties, attributes) if properties or attributes else None
 
     def merge(self, item: pytest.Item, state: object) -> None:
+        """Add the properties and the attributes."""
         properties, attributes = cast("tuple[list[Any], dict[str, str]]", state)
         self._xml.global_properties.extend(properties)
         if attributes:
@@ -36,5 +42,6 @@ class JUnit(PluginState):
 
 
 def find_junit(config: pytest.Config) -> PluginState | None:
+    """The state if the session writes a JUnit XML file."""
     xml = pytest_internals.junit_log(config)
     return None if xml is None else JUnit(xml)

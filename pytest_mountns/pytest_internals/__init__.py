@@ -1,6 +1,6 @@
-"""The one room that touches pytest's internals, ``_pytest`` and pluggy's lists.
+"""The one package that touches pytest's internals: ``_pytest``, and pluggy's lists of hooks.
 
-Each function says which internal it rests on. Works from pytest 8.0 to 9.x.
+Each function says which internal it uses. All of them work with pytest 8.0 to 9.x.
 """
 
 from .failures import noted_failures
@@ -67,6 +67,8 @@ from .settings import (
     Watchdog,
     base_temporary_directory,
     cache_directory,
+    flush_trace,
+    is_tracing,
     make_cache_directory,
     user_name,
     watchdog,
@@ -96,8 +98,10 @@ __all__ = [
     "fill_wider_fixtures",
     "finalize_last",
     "flush_output",
+    "flush_trace",
     "forget_setup",
     "interrupt_text",
+    "is_tracing",
     "junit_log",
     "junit_reporter",
     "keep_reporters_quiet",

@@ -1,7 +1,8 @@
-"""Exceptions that pytest could only note down: those of threads, and of ``__del__``.
+"""Exceptions that are raised where nobody can catch them: in threads and in ``__del__``.
 
-A plugin for each kind notes them as they happen and reports them when a phase of a test ends: from
-pytest 8.4 on in a queue in the stash, before that the last one in a hook of that phase.
+A plugin of pytest notes each of them when it happens, and reports it when a phase of a test ends.
+From pytest 8.4 on the notes are in a queue in ``config.stash``; before that, an object that is
+active during the phase holds the last one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ except ImportError:  # before pytest 8.4
 
 
 def noted_failures(config: pytest.Config) -> Callable[[], None]:
-    """Those that are noted now. Call what it gives when another process has reported them."""
+    """Remember the exceptions that are noted now.
+
+    Returns a function that removes these notes, to be called when another process has reported
+    them.
+    """
     notes = [cast("deque[object]", config.stash.get(key, deque())) for key in _KEYS]
     counts = [len(queue) for queue in notes]
     hooks = [] if _KEYS else _catching_hooks()
@@ -37,7 +42,7 @@ def noted_failures(config: pytest.Config) -> Callable[[], None]:
         for (catcher, name), known in zip(hooks, caught, strict=True):
             found = getattr(catcher, name)
             if found is not None and found is not known:
-                # Too late for the phase that it would be reported in: to standard error.
+                # The phase that would report it is over, so it goes to standard error.
                 catcher._old_hook(found)
             setattr(catcher, name, None)
 

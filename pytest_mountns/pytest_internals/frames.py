@@ -1,4 +1,4 @@
-"""Frames of ours in tracebacks: there are none, as there are none of pytest's."""
+"""Keeps frames of the plugin out of tracebacks, as pytest keeps its own out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _R = TypeVar("_R")
 
 
 def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Leave the function out of tracebacks, as pytest leaves out its own frames.
+    """Keep the function out of tracebacks, as pytest keeps its own frames out.
 
-    ``filter_traceback`` drops frames of generated code, which it knows by the file's name. Hiding
-    them is not enough: where only frames of pytest are left, it says that all are hidden.
+    pytest's ``filter_traceback`` drops frames of generated code, which it recognises by the name
+    of the file. ``__tracebackhide__`` alone is not enough: where only frames of pytest are left,
+    pytest says that all frames are hidden.
     """
     raw = cast(Any, function)
     raw.__code__ = raw.__code__.replace(co_filename=_UNSEEN)
@@ -23,9 +24,10 @@ def unseen(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def drop_unseen(error: BaseException) -> None:
-    """Take :func:`unseen` functions out of a traceback.
+    """Remove the frames of :func:`unseen` functions from a traceback.
 
-    Items that are not Python functions show it whole (``Node._traceback_filter``).
+    Needed for items that are not Python functions, whose tracebacks pytest does not filter
+    (``Node._traceback_filter``).
     """
     entry = error.__traceback__
     while entry is not None:

@@ -1,4 +1,4 @@
-"""Reports and warnings: made, merged, and what pytest notes beside them."""
+"""Makes and merges reports and warnings, and reads what pytest notes about them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ except ImportError:  # before pytest 9
 
 
 def _recorded_warnings() -> list[warnings.WarningMessage] | None:
-    """The list that pytest's wrapper of the protocol records into.
+    """The list in which pytest records warnings while an item runs.
 
-    Inside ``warnings.catch_warnings(record=True)`` the shower is the ``append`` of that list.
+    Inside ``warnings.catch_warnings(record=True)``, the function that shows a warning
+    (``warnings._showwarnmsg_impl``) is the ``append`` method of that list.
     """
     recorded = getattr(getattr(warnings, "_showwarnmsg_impl", None), "__self__", None)
     return recorded if isinstance(recorded, list) else None
 
 
 def take_recorded_warnings() -> list[warnings.WarningMessage]:
-    """Take out what was recorded so far: in the child since it is the parent's to hand over."""
+    """Remove and return what was recorded so far, for another process or protocol to report."""
     recorded = _recorded_warnings()
     taken = list(recorded or ())
     if recorded:
@@ -41,7 +42,7 @@ def take_recorded_warnings() -> list[warnings.WarningMessage]:
 
 
 def record_warnings(messages: Sequence[warnings.WarningMessage]) -> bool:
-    """Record them as if they had come up here; False if nothing is recording."""
+    """Record them as if they were issued here. Returns False if nothing is recording."""
     recorded = _recorded_warnings()
     if recorded is None:
         return False
@@ -50,17 +51,17 @@ def record_warnings(messages: Sequence[warnings.WarningMessage]) -> bool:
 
 
 def shown_by_debugger(report: pytest.CollectReport | pytest.TestReport) -> bool:
-    """Whether ``--pdb`` has shown this failure: the summary leaves it out then."""
+    """Whether ``--pdb`` has shown this failure; the summary then leaves it out."""
     return getattr(report, "_pdbshown", False) is True
 
 
 def mark_as_shown(report: pytest.TestReport) -> None:
-    """See :func:`shown_by_debugger`."""
+    """Note that ``--pdb`` has shown this failure, see :func:`shown_by_debugger`."""
     cast(Any, report)._pdbshown = True
 
 
 def expects_failure(item: pytest.Item) -> str | None:
-    """The reason of an xfail mark that covers any failure, a crash included; None without one."""
+    """The reason of an xfail mark that expects any failure, a crash too; None if there is none."""
     xfail = evaluate_xfail_marks(item)
     if xfail is None or xfail.raises is not None or item.config.option.runxfail:
         return None
@@ -74,7 +75,7 @@ def failed_subtests(item: pytest.Item) -> int:
 
 
 def set_failed_subtests(item: pytest.Item, count: int) -> None:
-    """Make it known to this process: the terminal fails a test by its failed subtests."""
+    """Note how many have failed: the terminal fails a test that has failed subtests."""
     counts = _subtest_counts(item)
     if counts is not None:
         counts[_item_id(item)] = count
@@ -87,12 +88,12 @@ def _subtest_counts(item: pytest.Item) -> dict[object, int] | None:
 
 
 def _item_id(item: pytest.Item) -> object:
-    # From 9.2 on keyed by a NodeId, before by its text.
+    # From pytest 9.2 on the key is a NodeId, before that its text.
     return cast(Any, item).id if _has_node_ids else item.nodeid
 
 
 def fields_of(report: pytest.TestReport, item: pytest.Item) -> dict[str, object]:
-    """The attributes of a report of ``item``, but for the object that identifies the item."""
+    """The attributes of a report of ``item``, without the object that identifies the item."""
     fields = report.__dict__
     if _has_node_ids and fields.get("_id") is cast(Any, item).id:
         fields = {name: value for name, value in fields.items() if name != "_id"}
@@ -100,7 +101,7 @@ def fields_of(report: pytest.TestReport, item: pytest.Item) -> dict[str, object]
 
 
 def report_of(item: pytest.Item, fields: dict[str, object]) -> pytest.TestReport:
-    """The report whose :func:`fields_of` these are."""
+    """The report that :func:`fields_of` has taken apart."""
     report = pytest.TestReport.__new__(pytest.TestReport)
     if _has_node_ids:
         cast(Any, report)._id = cast(Any, item).id
@@ -109,7 +110,7 @@ def report_of(item: pytest.Item, fields: dict[str, object]) -> pytest.TestReport
 
 
 def failed_report(item: pytest.Item, message: str, phase: Phase, stop: float) -> pytest.TestReport:
-    """A report of the parent's own, by no plugin's ``makereport``. An xfail mark applies."""
+    """A failed report that no hook of a plugin sees being made. An xfail mark applies to it."""
     report = pytest.TestReport.from_item_and_call(item, _call(message, phase))
     reason = expects_failure(item)
     if reason is not None and phase != "teardown":
@@ -148,7 +149,7 @@ def merge_teardown(
         titles = [name for name, _ in report.sections]
         if title in titles:
             index = titles.index(title)
-            # Of logs, pytest cuts the end.
+            # pytest strips the last line end of captured logs.
             separator = "\n" if title in _TEARDOWN_SECTIONS[2:] else ""
             report.sections[index] = (title, report.sections[index][1] + separator + content)
         else:
@@ -167,7 +168,7 @@ def merge_teardown(
 
 
 def interrupt_text(error: KeyboardInterrupt) -> object:
-    """Where ``error`` came up, as the terminal asks for it (``ExceptionInfo.getrepr``)."""
+    """Where ``error`` was raised, as ``ExceptionInfo.getrepr`` returns it to the terminal."""
     return pytest.ExceptionInfo.from_exception(error).getrepr(funcargs=True)
 
 
@@ -182,5 +183,5 @@ def junit_log(config: pytest.Config) -> Any:
 
 
 def junit_reporter(log: Any, item: pytest.Item) -> Any:
-    """What it notes of ``item``, for ``record_xml_attribute``."""
+    """The object in which ``log`` collects what it writes about ``item``."""
     return log.node_reporter(_item_id(item))

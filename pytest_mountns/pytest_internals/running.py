@@ -1,4 +1,4 @@
-"""Items, fixtures and hooks: what runs, in which process, and what is torn down."""
+"""Items, fixtures and hooks: what is set up, run and torn down, and in which process."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ _TEMPORARY: Final = frozenset({"tmp_path", "tmp_path_factory", "tmpdir", "tmpdir
 
 
 class Delegated(Exit):
-    """Ends the protocol of a test in the parent: a child has run it.
+    """Ends the protocol of a test in the pytest process, since a test process has run it.
 
-    A kind of Exit, because nothing in between catches that: not ``CallInfo.from_call``, nor the
-    loops of plugins that own the protocol to run a test again.
+    It is a kind of ``Exit``, because nothing in between catches that: neither
+    ``CallInfo.from_call`` nor the loops of plugins that implement the protocol to run a test
+    again.
     """
 
 
@@ -61,15 +62,15 @@ def fill_wider_fixtures(item: pytest.Item, within: Within) -> None:
         cast(Any, item)._testcase = cast(Any, item.parent).obj(item.name)
     for name, scope, definition in _wider_fixtures(item):
         if name not in funcargs:
-            # A parametrized one is finished here as well, where its parameter changes.
+            # If the parameter of a parametrized fixture has changed, the old instance ends here.
             with within(scope, _scope_node(item, scope, definition)):
                 funcargs[name] = request.getfixturevalue(name)
 
 
 def sets_up_wider_fixtures(item: pytest.Item) -> bool:
-    """Whether :func:`fill_wider_fixtures` will run a fixture, and not only look up its value.
+    """Whether :func:`fill_wider_fixtures` will run a fixture, and not only look up values.
 
-    Rests on ``FixtureDef.cached_result``: the value, and the parameter that it was made for.
+    Uses ``FixtureDef.cached_result``, which has the value and the parameter it was made for.
     """
     if not getattr(item, "_request", None):
         return False
@@ -102,16 +103,16 @@ def _scope_node(item: pytest.Item, scope: WiderScope, definition: Any) -> pytest
         return cast(pytest.Collector, get_scope_package(item, definition))
     kinds: dict[str, type[pytest.Collector]] = {"class": pytest.Class, "module": pytest.Module}
     node = item.getparent(kinds[scope]) if scope in kinds else None
-    # Items of other kinds have no module.
+    # An item that is no Python function has no module.
     return node or item.session
 
 
 def wider_scope(
     request: pytest.FixtureRequest,
 ) -> tuple[pytest.Item, WiderScope, pytest.Collector] | None:
-    """Of the fixture that is being set up: for which item, its scope, its node.
+    """The item, scope and node of the fixture that is being set up, if it is a wider one.
 
-    None if it is the item's own. Rests on ``FixtureRequest._pyfuncitem``.
+    None for function scope. Uses ``FixtureRequest._pyfuncitem``.
     """
     if request.scope == "function" or isinstance(request.node, pytest.Item):
         return None
@@ -119,7 +120,7 @@ def wider_scope(
 
 
 class Reporters:
-    """Whoever hears of reports while a test runs. Rests on pluggy's ``HookImpl``."""
+    """The plugins that hear reports while a test runs. Uses pluggy's ``HookImpl``."""
 
     def __init__(self, config: pytest.Config) -> None:
         hook = config.hook
@@ -128,7 +129,7 @@ class Reporters:
         self._own = False
 
     def are_builtin(self) -> bool:
-        """Whether all of them are pytest's, or of this plugin."""
+        """Whether all of them belong to pytest or to this plugin."""
         found = [caller.get_hookimpls() for caller in self._callers]
         if found != self._known:
             self._known = found
@@ -138,35 +139,36 @@ class Reporters:
 
 def _is_own(listener: pluggy.HookImpl) -> bool:
     plugin = listener.plugin
-    # Of a subclass, what it inherits may call what it overrides.
-    home = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
-    places = (home, listener.function.__module__)
+    # The methods that a subclass inherits may call those that it overrides.
+    defined = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
+    places = (defined, listener.function.__module__)
     return all(place.partition(".")[0] in ("_pytest", "pytest_mountns") for place in places)
 
 
 def choose_basetemp(item: pytest.Item) -> None:
-    """Have the directory of ``tmp_path`` chosen, once, outside of any sandbox, if it is needed.
+    """Choose the directory of ``tmp_path`` once, outside of any sandbox, if the item needs it.
 
-    Each child would choose its own, and clean up those of others.
+    Otherwise each test process would choose one of its own, and clean up those of others. Uses
+    ``config._tmp_path_factory``.
     """
     if not _TEMPORARY.isdisjoint(getattr(item, "fixturenames", ())):
         cast(Any, item.config)._tmp_path_factory.getbasetemp()
 
 
 def basetemp(config: pytest.Config) -> object:
-    """The directory of ``tmp_path`` if one was chosen, for :func:`set_basetemp`."""
+    """The directory of ``tmp_path``, None if none was chosen yet; for :func:`set_basetemp`."""
     return getattr(getattr(config, "_tmp_path_factory", None), "_basetemp", None)
 
 
 def set_basetemp(config: pytest.Config, directory: object) -> None:
-    """What was chosen since is forgotten: it lies in a sandbox."""
+    """Set the directory of ``tmp_path``: one that was chosen in a sandbox is gone with it."""
     factory = getattr(config, "_tmp_path_factory", None)
     if factory is not None:
         factory._basetemp = directory
 
 
 class _Placed(list[Callable[[], object]]):
-    """Finalizers of a node, each of which runs in a place; the first one, run last, is ours."""
+    """The finalizers of a node, each of which runs within a context, and one that runs last."""
 
     def __init__(
         self,
@@ -195,25 +197,28 @@ def place_finalizers(
     place: Callable[[], AbstractContextManager[object]],
     close: Callable[[], object],
 ) -> None:
-    """Have what ends with ``node``, but for nodes below, end in ``place``; call ``close`` last."""
+    """Run the finalizers of ``node`` within ``place()``, and call ``close`` after the last one.
+
+    Those of nodes below it are not concerned. Uses ``SetupState.stack``.
+    """
     stack = cast(Any, node.session._setupstate.stack)
     finalizers, error = stack[node]
     stack[node] = (_Placed(finalizers, place, close), error)
 
 
 def finalize_last(item: pytest.Item, finalizer: Callable[[], object]) -> None:
-    """Have it called when all else that ends with ``item`` has ended."""
+    """Call ``finalizer`` after all other finalizers of ``item`` (``SetupState.stack``)."""
     _setup_state(item).stack[item][0].insert(0, finalizer)
 
 
 def skip_item(reason: str) -> NoReturn:
-    """Skip, located at the test and not in here (``skip.Exception`` has a private switch)."""
+    """Skip the item. The report names the test's line and not this one (``_use_item_location``)."""
     __tracebackhide__ = True
     raise pytest.skip.Exception(reason, _use_item_location=True)
 
 
 def forget_setup(item: pytest.Item) -> None:
-    """The item's own setup has not run in this process: its teardown must not run either."""
+    """Remove the item's teardown, since its setup has not run in this process."""
     entry = _setup_state(item).stack.get(item)
     if entry is not None:
         finalizers = entry[0]
@@ -222,7 +227,7 @@ def forget_setup(item: pytest.Item) -> None:
 
 
 def drop(item: pytest.Item) -> None:
-    """Forget, in the parent, an item that a child has set up, run and torn down."""
+    """In the pytest process: forget an item that a test process has set up, run and torn down."""
     _setup_state(item).stack.pop(item, None)
     if hasattr(item, "_request"):
         cast(Any, item)._request = False
@@ -235,9 +240,9 @@ def drop(item: pytest.Item) -> None:
 
 
 def stop_at_item(item: pytest.Item) -> None:
-    """In the child: teardown ends at the item; of wider nodes only what was added since now.
+    """In the test process: tear down the item, and of wider nodes only what is added from now on.
 
-    A wider fixture first asked for inside the test lives and dies in the child.
+    A wider fixture that the test asks for while it runs is set up and torn down in this process.
     """
     state = _setup_state(item)
     known = {node: len(entry[0]) for node, entry in state.stack.items() if node is not item}
@@ -265,12 +270,12 @@ def stop_at_item(item: pytest.Item) -> None:
 
 
 def tear_down_item(item: pytest.Item) -> None:
-    """In the child, when the session is interrupted: what ``pytest_sessionfinish`` does."""
+    """In the test process, when the session is interrupted: as ``pytest_sessionfinish`` does it."""
     _setup_state(item).teardown_exact(None)
 
 
 def tear_down_function_scope(item: pytest.Item) -> None:
-    """When the session is interrupted: what ends with the item, and no more."""
+    """When the session is interrupted: tear down what ends with the item, and no more."""
     if item in _setup_state(item).stack:
         _setup_state(item).teardown_exact(cast(Any, item.parent))
 
@@ -283,9 +288,9 @@ def wider_teardown_is_due(item: pytest.Item, nextitem: pytest.Item | None) -> bo
 
 
 def wider_teardown_runs_code(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-    """Whether anything is done when the nodes that end before ``nextitem`` do, beside forgetting.
+    """Whether code runs when the nodes that end before ``nextitem`` are torn down.
 
-    Each has its own ``teardown`` as a finalizer, which does nothing unless it was overridden.
+    Each node has its own ``teardown`` as a finalizer, which does nothing unless it is overridden.
     """
     needed = nextitem.listchain() if nextitem is not None else []
     return any(
@@ -298,10 +303,10 @@ def wider_teardown_runs_code(item: pytest.Item, nextitem: pytest.Item | None) ->
 def tear_down_wider(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> tuple[pytest.CallInfo[None], list[tuple[str, str]]]:
-    """Tear down, in the parent, what ends with ``item``. Returns the call and captured sections.
+    """In the pytest process: tear down the wider nodes that end with ``item``.
 
-    Only pytest's own hooks run (capture, logging, warnings): those of other plugins have seen
-    this item's teardown in the child.
+    Returns the call and the captured sections. Only pytest's own hooks run (capture, logging,
+    warnings): the hooks of other plugins have seen this item's teardown in the test process.
     """
     hook = _own_hook(item, "pytest_runtest_teardown")
     before = len(item._report_sections)
@@ -334,9 +339,10 @@ def _own_hook(item: pytest.Item, name: str, besides: object = None) -> pluggy.Ho
 
 
 def keep_reporters_quiet(config: pytest.Config, keep: Sequence[object]) -> None:
-    """In the child: reports and warnings go to the ``keep`` plugins and the live log alone.
+    """In the test process: only the ``keep`` plugins and the live log hear reports and warnings.
 
-    Or they would be counted twice, and an xdist worker's channel written by two processes.
+    Otherwise they would be counted twice, and two processes would write to an xdist worker's
+    channel.
     """
     live_log = config.pluginmanager.get_plugin("logging-plugin")
     for name in (
@@ -345,7 +351,7 @@ def keep_reporters_quiet(config: pytest.Config, keep: Sequence[object]) -> None:
         "pytest_runtest_logfinish",
         "pytest_warning_recorded",
     ):
-        # In place: callers for subsets of plugins (conftests) look at the same list.
+        # In place, since the callers of subsets of plugins (conftest.py) use the same list.
         implementations = getattr(config.hook, name)._hookimpls
         implementations[:] = [
             impl for impl in implementations if impl.plugin is live_log or impl.plugin in keep
@@ -353,13 +359,13 @@ def keep_reporters_quiet(config: pytest.Config, keep: Sequence[object]) -> None:
 
 
 def stopping(session: pytest.Session) -> tuple[bool | str, bool | str]:
-    """Whether the session is to end before the next test, and why: ``-x`` and the like."""
+    """Whether the session ends before the next test, and why: ``-x``, ``--maxfail``."""
     return session.shouldfail, session.shouldstop
 
 
 def set_stopping(session: pytest.Session, shouldfail: bool | str, shouldstop: bool | str) -> None:
-    """What the other process has decided."""
-    # Setting them to False is a mistake that pytest warns of.
+    """Set in this process what the other process has decided."""
+    # pytest warns when they are set to False.
     if shouldfail:
         session.shouldfail = shouldfail
     if shouldstop:

@@ -1,4 +1,4 @@
-"""Capture, terminal and live log: who writes, and where the cursor is."""
+"""Capture, terminal and live log: which process writes, and where the cursor is."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def capture_suspended(config: pytest.Config) -> Iterator[None]:
 
 
 def before_output_is_released(config: pytest.Config, action: Callable[[], None]) -> None:
-    """Have ``action`` called in this process whenever output is about to reach the terminal.
+    """Call ``action`` in this process whenever output is about to reach the terminal.
 
-    Debuggers, live logs, ``capsys.disabled()`` and ``--setup-show`` all suspend the capture.
+    Debuggers, live logs, ``capsys.disabled()`` and ``--setup-show`` all suspend the capture
+    (``CaptureManager.suspend_global_capture``).
     """
     manager = config.pluginmanager.get_plugin("capturemanager")
     if manager is None:
@@ -32,7 +33,7 @@ def before_output_is_released(config: pytest.Config, action: Callable[[], None])
     original = manager.suspend_global_capture
 
     def suspend_global_capture(in_: bool | None = None) -> None:
-        # Said in so many words at the end of each phase, where nothing is written.
+        # pytest passes in_=False at the end of each phase, where nothing is written.
         if in_ is not False:
             action()
         original(bool(in_))
@@ -49,7 +50,7 @@ def output_is_seen_at_once(config: pytest.Config) -> bool:
 
 
 def flush_output(config: pytest.Config) -> None:
-    """What waits in buffers of this process goes where it would have gone."""
+    """Write out what is buffered in this process."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     for stream in (sys.stdout, sys.stderr, getattr(reporter, "_tw", None)):
         # The test may have closed it, or set it to None.
@@ -58,19 +59,22 @@ def flush_output(config: pytest.Config) -> None:
 
 
 class _Unmoved(str):
-    """The line up to the cursor, as long as nothing is written: writing makes a new text."""
+    """The line up to the cursor. Writing replaces it by a new string, and so can be noticed."""
 
     __slots__ = ()
 
 
 def cursor(config: pytest.Config) -> tuple[str, object]:
-    """Where the terminal reporter takes the cursor to be: the line so far, and whose it is."""
+    """The line up to the cursor and whose it is, as the terminal reporter has them.
+
+    Uses ``TerminalWriter._current_line`` and ``TerminalReporter.currentfspath``.
+    """
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     return ("", None) if reporter is None else (reporter._tw._current_line, reporter.currentfspath)
 
 
 def set_cursor(config: pytest.Config, line: str, owner: object) -> None:
-    """The other process has written meanwhile, and its :func:`cursor` was this."""
+    """Set the cursor to where it is in the other process, which has written meanwhile."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         reporter._tw._current_line = _Unmoved(line)
@@ -90,13 +94,13 @@ _LIVE_LOG_STATE = ("_first_record_emitted", "_when", "_section_name_shown", "_te
 
 
 def live_log_state(config: pytest.Config) -> dict[str, object]:
-    """Which headings and line ends the live log has written already; empty if it is off."""
+    """Which headings and line ends the live log has already written; empty if it is off."""
     handler = _live_log(config)
     return {name: vars(handler)[name] for name in _LIVE_LOG_STATE} if handler else {}
 
 
 def set_live_log_state(config: pytest.Config, state: dict[str, object]) -> None:
-    """What the live log has written in the other process."""
+    """Set what the live log has written in the other process."""
     handler = _live_log(config)
     if handler:
         vars(handler).update(state)
@@ -105,13 +109,13 @@ def set_live_log_state(config: pytest.Config, state: dict[str, object]) -> None:
 def _live_log(config: pytest.Config) -> Any:
     plugin = config.pluginmanager.get_plugin("logging-plugin")
     handler = getattr(plugin, "log_cli_handler", None)
-    # Without live logs there is a handler that has none of this.
+    # Without live logs the handler has no such attributes.
     return handler if hasattr(handler, "_section_name_shown") else None
 
 
 @contextlib.contextmanager
 def live_log_of_one_teardown(config: pytest.Config) -> Iterator[None]:
-    """No second heading above what wider teardowns log, if the test process has written one."""
+    """Write no second heading above what wider teardowns log: the test process has written one."""
     handler = _live_log(config)
     if handler is None or handler._when != "teardown":
         yield
@@ -124,10 +128,10 @@ def live_log_of_one_teardown(config: pytest.Config) -> Iterator[None]:
 
 
 def captured_so_far(config: pytest.Config) -> tuple[str, str]:
-    """Take what the global capture holds: after a crash, what the test process wrote.
+    """Remove and return what is captured: after a crash, what the test process has written.
 
-    With ``--capture=fd`` it lies in a file that parent and child share; with ``sys`` it was in
-    the child's memory and is lost.
+    With ``--capture=fd`` it is in a file that both processes share. With ``sys`` it was in the
+    memory of the test process and is lost.
     """
     manager = config.pluginmanager.get_plugin("capturemanager")
     if manager is None or not manager.is_globally_capturing():

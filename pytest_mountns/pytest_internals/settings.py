@@ -1,4 +1,4 @@
-"""What pytest's own plugins are set to: the cache, the faulthandler."""
+"""The settings of pytest's own plugins: cache, temporary directory, faulthandler, trace."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from _pytest.tmpdir import get_user
 
 
 def cache_directory(config: pytest.Config) -> Path | None:
-    """Where ``config.cache`` lies; None without the cache plugin."""
+    """The directory of ``config.cache`` (``Cache._cachedir``); None without the cache plugin."""
     cache = getattr(config, "cache", None)
     return None if cache is None else Path(os.path.abspath(cast(Any, cache)._cachedir))
 
 
 def make_cache_directory(config: pytest.Config) -> None:
-    """Make it as pytest does when it first writes there: with the files that explain it.
+    """Make the directory of the cache as pytest does, with the files that explain it.
 
-    Raises :class:`OSError`.
+    Raises :class:`OSError` if it cannot be made.
     """
     cache = cast(Any, config).cache
     if hasattr(cache, "_ensure_cache_dir_and_supporting_files"):
@@ -32,28 +32,31 @@ def make_cache_directory(config: pytest.Config) -> None:
 
 
 def base_temporary_directory(config: pytest.Config) -> str | None:
-    """Where the directories of ``tmp_path`` lie; None if no test has asked for one yet."""
+    """The parent directory of ``tmp_path``; None if no test has asked for one yet."""
     factory = getattr(config, "_tmp_path_factory", None)
     chosen = None if factory is None else factory._basetemp
     return None if chosen is None else str(chosen)
 
 
 def user_name() -> str:
-    """As in the name of pytest's directory for all runs of a user."""
+    """The name of the user in the name of pytest's directory for all runs of a user."""
     return get_user() or "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Watchdog:
-    """The settings of pytest's ``faulthandler_timeout``, seconds; ``stderr`` is a descriptor."""
+    """The settings of pytest's ``faulthandler_timeout``."""
 
+    #: Seconds.
     timeout: float
+    #: The descriptor that the traceback is written to.
     stderr: int
+    #: Whether the process ends then.
     exit: bool
 
 
 def watchdog(config: pytest.Config) -> Watchdog | None:
-    """None where it is off."""
+    """The settings of ``faulthandler_timeout``; None if it is off."""
     stderr = config.stash.get(fault_handler_stderr_fd_key, None)
     if stderr is None:
         return None
@@ -63,3 +66,15 @@ def watchdog(config: pytest.Config) -> Watchdog | None:
     except (KeyError, ValueError):  # before pytest 8.4
         end = False
     return Watchdog(timeout, stderr, end) if timeout > 0 else None
+
+
+def is_tracing(config: pytest.Config) -> bool:
+    """Whether ``--debug`` is on: pluggy's tracer then has a writer (``TagTracer._writer``)."""
+    return cast(Any, config.trace.root)._writer is not None
+
+
+def flush_trace(config: pytest.Config) -> None:
+    """Write out what the tracer's file has buffered (its writer is the file's ``write``)."""
+    file = getattr(cast(Any, config.trace.root)._writer, "__self__", None)
+    if file is not None:
+        file.flush()

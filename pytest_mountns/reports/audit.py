@@ -1,7 +1,7 @@
-"""``--mountns-audit``: which tests write where outside their ``tmp_path``.
+"""``--mountns-audit``: lists which tests write where outside of their ``tmp_path``.
 
-A test's record is made in the pytest process when the test has ended. With pytest-xdist that is a
-worker, whose records travel with the reports of teardowns to the process that shows them.
+The record of a test is made in the pytest process when the test has ended. With pytest-xdist that
+is a worker; its records travel with the reports of teardowns to the controller, which shows them.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, final
 
 import pytest
 
 from ..engine.changes.changes import Change, Changes
 from ..engine.changes.diffs import printable
 from ..engine.changes.render import Limits, describe, diffs
+from ..session.observers import Observer, WrittenByTest
+from ..session.temporary import temporary_directories
+from .filter import FilteredChanges, filter_changes
 
-if TYPE_CHECKING:
-    from .changes import Sorted
-
-#: Of the JSON file. It grows when a reader of the format before could not go on.
+#: The format of the JSON file. It grows when older readers could not read what is written.
 FORMAT: Final = 1
-#: What is kept of one test: paths, files with a diff, lines of a diff, bytes of a file.
+#: How much is recorded of one test: paths, files with a diff, lines of a diff, bytes of a file.
 MOST_PATHS: Final = 300
 _DIFFS: Final = Limits(files=1, lines=60, size=32 << 10)
 _MOST_DIFFS: Final = 20
@@ -37,19 +37,19 @@ _DATA: Final = "/*DATA*/"
 
 @dataclass
 class Record:
-    """What one test has changed outside of its ``tmp_path``. Of plain types: it becomes JSON.
-
-    ``places`` counts the changes by directory, see :func:`places`. ``changes`` are the first of
-    them, as in :meth:`Change.as_dict`, with "what" (the change in words) and, of small text files,
-    "diff". ``omitted`` is how many more there are; ``temporary`` and ``bytecode`` count what is
-    pytest's and Python's own.
-    """
+    """What one test has changed outside of its ``tmp_path``, as plain types for JSON."""
 
     nodeid: str
+    #: How many changes there are in each directory, see :func:`places`.
     places: dict[str, int] = field(default_factory=dict)
+    #: How many changes there are of each kind.
     kinds: dict[str, int] = field(default_factory=dict)
+    #: The first changes, as :meth:`.Change.as_dict` has them, with "what" (the change in words)
+    #: and "diff" (for small text files).
     changes: list[dict[str, Any]] = field(default_factory=list)
+    #: How many more changes there are.
     omitted: int = 0
+    #: How many changes are pytest's own, and how many are Python's bytecode.
     temporary: int = 0
     bytecode: int = 0
     outcome: str = "passed"
@@ -61,10 +61,10 @@ class Record:
 
 
 def places(changes: Changes) -> Counter[str]:
-    """How many changes belong to which directory.
+    """Counts the changes by directory.
 
-    What lies in a directory that the test has made belongs to where that stands: so temporary
-    directories of any name and number are one place.
+    What lies in a directory that the test has made counts for that directory's parent. So
+    temporary directories, whatever their names and number, are counted in one place.
     """
     counted: Counter[str] = Counter()
     made = home = ""
@@ -77,7 +77,7 @@ def places(changes: Changes) -> Counter[str]:
     return counted
 
 
-def record(nodeid: str, found: Sorted) -> Record:
+def record(nodeid: str, found: FilteredChanges) -> Record:
     """The record of a test. Reads contents for the diffs."""
     kept = []
     with_diff = 0
@@ -103,9 +103,12 @@ def _diff(change: Change) -> str:
 
 
 @final
-class Audit:
-    """The hooks of one session, in the worker or process that runs tests and in the one that
-    shows what came of it; they may be one."""
+class Audit(Observer):
+    """The audit of one session.
+
+    Observes in the process that runs tests, and shows the result, by pytest's hooks, in the one
+    that writes the summary. Without pytest-xdist they are one process.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -117,13 +120,20 @@ class Audit:
         self._html = _absolute(config, "mountns_audit_html")
         self._problems: list[str] = []
 
-    def note(self, item: pytest.Item, found: Sorted) -> None:
-        """In the process that has run the test, when it has ended."""
-        self._noted[item.nodeid] = record(item.nodeid, found)
+    def wants_end(self, *, died: bool) -> bool:
+        """An audit reads what every test has changed."""
+        return True
 
-    # First: a worker's own hook, which sends the report, comes later.
+    def ended(self, item: pytest.Item, written: WrittenByTest, *, died: bool) -> None:
+        """Make the record of the test, which its last report takes along."""
+        with written.changes() as changes:
+            found = filter_changes(changes, temporary_directories(self._config))
+            self._noted[item.nodeid] = record(item.nodeid, found)
+
+    # First, since a worker's own hook sends the report.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Send the record along with the report, or take it from there."""
         if report.when == "teardown":
             noted = self._noted.pop(report.nodeid, None)
             if noted is not None:
@@ -142,6 +152,7 @@ class Audit:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
+        """Write the files."""
         if self._is_worker:
             return
         for nodeid, found in self.records.items():
@@ -156,6 +167,7 @@ class Audit:
                 self._problems.append(f"cannot write {path}: {error.strerror or error}")
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Write the tables."""
         terminalreporter.section("mountns audit")
         verbose = self._config.get_verbosity() > 0
         for line in self.lines(None if verbose else _ROWS):
@@ -164,7 +176,7 @@ class Audit:
             terminalreporter.write_line(problem, red=True)
 
     def not_audited(self) -> list[str]:
-        """Tests that ran, but in no sandbox."""
+        """Tests that ran without a sandbox."""
         return [
             nodeid
             for nodeid, outcome in self._outcomes.items()
@@ -172,7 +184,7 @@ class Audit:
         ]
 
     def lines(self, rows: int | None) -> list[str]:
-        """What the terminal shows; at most so many rows of each table."""
+        """The lines for the terminal, with at most ``rows`` rows of each table."""
         records = sorted(self.records.values(), key=lambda one: (-one.paths, one.nodeid))
         writers = [one for one in records if one.paths]
         directories = by_directory(writers)
@@ -194,14 +206,17 @@ class Audit:
             said += _rest(len(writers), rows)
         if bare := self.not_audited():
             more = ", ..." if len(bare) > 3 else ""
-            said += ["", f"in no sandbox, so not known: {', '.join(bare[:3])}{more}"]
+            said += [
+                "",
+                f"not audited, since they ran without a sandbox: {', '.join(bare[:3])}{more}",
+            ]
         for path in (self._json, self._html):
             if path is not None:
                 said.append(f"written: {path}")
         return said
 
     def data(self) -> dict[str, Any]:
-        """What the JSON file and the page hold."""
+        """The content of the JSON file and of the page."""
         records = sorted(self.records.values(), key=lambda one: one.nodeid)
         return {
             "format": FORMAT,
@@ -219,7 +234,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class Directory:
-    """One place, and how many tests have changed how many paths there."""
+    """A directory, and how many tests have changed how many paths there."""
 
     path: str
     tests: int
@@ -227,7 +242,7 @@ class Directory:
 
 
 def by_directory(records: Sequence[Record]) -> list[Directory]:
-    """Those that most tests write to first."""
+    """The directories that tests write to; those of most tests first."""
     found: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
     for one in records:
         for place, paths in one.places.items():
@@ -238,8 +253,8 @@ def by_directory(records: Sequence[Record]) -> list[Directory]:
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """The page that shows such data: one file, which loads nothing."""
-    # "</script>" in a path or a diff would end the script that the data are in.
+    """The page that shows ``data``, see :meth:`Audit.data`: one file that loads nothing else."""
+    # "</script>" in a path or a diff would end the script element that holds the data.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return _PAGE.read_text(encoding="utf-8").replace(_DATA, text)
 

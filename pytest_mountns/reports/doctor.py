@@ -1,4 +1,4 @@
-"""``pytest-mountns doctor`` and ``pytest --mountns-doctor``: what works here, what not, and why."""
+"""The doctor: what works on this machine, what does not, and why."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from ..engine.planning.planner import Planner
-from ..engine.probe.features import Findings, probe_keys
+from ..engine.probe.features import ProbeResult, probe_optional
 from ..engine.probe.trials import Trial
 
-#: Of :func:`facts`. Goes up when a name in it changes its meaning or goes away.
+#: The version of what :func:`facts` returns. It grows when a name changes its meaning or goes.
 FACTS_VERSION: Final = 1
 
 
-def examine(places: Sequence[str] = ()) -> Findings:
-    """Try everything, in processes of its own that leave nothing behind.
+def examine(places: Sequence[str] = ()) -> ProbeResult:
+    """Try every step of a sandbox, in helper processes that leave nothing behind.
 
-    ``places``: directories a run needs to write to, beside the home, temporary and working ones.
+    ``places`` are directories that a run needs to write to, besides the home directory, the
+    temporary directory and the working directory.
     """
     planner = Planner([*places, sys.prefix])
     try:
-        return probe_keys(planner.findings)
+        return probe_optional(planner.findings)
     finally:
         planner.close()
 
 
-def facts(findings: Findings) -> dict[str, Any]:
+def facts(findings: ProbeResult) -> dict[str, Any]:
     """What was found, as data for JSON.
 
-    ``version`` (int), ``possible`` (bool: tests can be isolated), ``here`` (what is known of the
-    place: kernel, uid, container, sysctls, ...), ``trials`` (what was tried, in order: ``name``,
-    ``works``, ``needed``, and if it failed ``errno``, ``kernel``, ``cause``, ``remedy``,
-    ``without``), ``capabilities`` (how sandboxes are made; null if they are not), ``read_only``
-    (directories that are shown read-only because OverlayFS refuses them).
+    * ``version`` (int)
+    * ``possible`` (bool): whether tests can be isolated
+    * ``here``: what is known of this machine: kernel, uid, container, sysctls, ...
+    * ``trials``: what was tried, in order: ``name``, ``works``, ``needed`` and, if it has failed,
+      ``errno``, ``kernel``, ``cause``, ``remedy`` and ``without``
+    * ``capabilities``: the kernel's features that sandboxes are made with; null if none are made
+    * ``read_only``: directories that are shown read-only because OverlayFS refuses them
     """
     features = findings.features
     return {
@@ -50,8 +53,8 @@ def facts(findings: Findings) -> dict[str, Any]:
     }
 
 
-def lines(findings: Findings) -> Iterator[str]:
-    """The same for people."""
+def lines(findings: ProbeResult) -> Iterator[str]:
+    """What was found, as lines for a person."""
     yield findings.environment.describe()
     for trial in findings.trials:
         yield from _lines_of(trial)
@@ -91,11 +94,11 @@ def report(places: Sequence[str] = (), *, as_json: bool = False) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status, as :func:`report` does; 2 for a wrong argument."""
+    """Run the command. Returns the exit status as :func:`report` does; 2 for a wrong argument."""
     parser = argparse.ArgumentParser(
         prog="pytest-mountns doctor",
-        description="Try to make a sandbox, step by step: what works here, what does not, why, "
-        "and what mends it. Exit status 0: tests can be isolated here. 1: they cannot.",
+        description="Try every step of a sandbox on this machine. Say which steps fail, why, and"
+        " which command helps. Exit status 0: tests can be isolated here. 1: they cannot.",
     )
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     options = parser.parse_args(argv)

@@ -1,14 +1,15 @@
-"""Bundles: what is kept of a test, or of a command, to look at it again and to run it again.
+"""Bundles: what is saved of a test or of a command, to look at it and to run it again.
 
 A bundle is a directory::
 
-    repro.json      what it is of, and the conditions: see :class:`Repro`
-    report.txt      what pytest said
-    changes.txt     what was changed, and changes.json the same for programs
-    layer.tar.zst   what was written, an OCI layer; below it, if there are some, wider-N.tar.zst
+    repro.json      which test it is of, and the conditions: see :class:`Repro`
+    report.txt      what pytest reported
+    changes.txt     what the test has changed; changes.json says the same for programs
+    layer.tar.zst   what the test has written, an OCI layer
+    wider-N.tar.zst what captured fixtures of wider scope have written, if there are any
 
-A bundle may come from elsewhere: nothing in it is believed before it was checked, and a name in it
-is a name in its directory or refused.
+A bundle may come from somebody else. So everything in it is checked before it is used, and a file
+name in it has to be that of a file in its directory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ..engine.linux.errors import SandboxError, said
 from ..engine.plan.spec import SandboxSpec, Tmpfs, Volume
 from ..engine.sandbox.saved import Source
 
-#: Of ``repro.json``. It grows when a reader of the format before could not go on.
+#: The format of ``repro.json``. It grows when older versions could not read what is written.
 FORMAT: Final = 1
 DOCUMENT: Final = "repro.json"
 REPORT: Final = "report.txt"
@@ -43,63 +44,74 @@ _AS_COMMAND: Final = "import sys; del sys.path[0]; import pytest; sys.exit(pytes
 _FILE: Final = re.compile(r"(layer|wider-\d+)\.tar(\.gz|\.zst)?")
 _SECRET: Final = re.compile("token|secret|passw|key|credential", re.IGNORECASE)
 _URL_WITH_PASSWORD: Final = re.compile(r"://[^/\s@:]*:[^/\s@]+@")
-#: What pytest and pytest-xdist say of the process that the test runs in.
+#: Variables that pytest and pytest-xdist set for the process that runs a test.
 _OF_THE_RUN: Final = re.compile("PYTEST_CURRENT_TEST|PYTEST_VERSION|PYTEST_XDIST_.*")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class LayerOf:
-    """One layer of a bundle, a file in it: as :class:`.engine.oci.WrittenLayer` has it."""
+    """One layer of a bundle, as :class:`.layer_writer.WrittenLayer` has it."""
 
+    #: The name of the file in the bundle.
     file: str
+    #: The media type and the digests are those of the OCI image specification.
     media_type: str
     digest: str
     diff_id: str
+    #: The size of the file in bytes.
     size: int
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Repro:
-    """What ``repro.json`` says.
+    """The content of ``repro.json``."""
 
-    ``kind``: "test" or "command". ``name``: the node id, or the command line. ``outcome``: what
-    came of it. ``written``: when, by ISO 8601. ``run``: what bundles of one run have in common.
-    ``interpreter``: Python's own arguments, and how it was told of pytest. ``argv``: the arguments
-    of pytest, or the command. ``left_out``: variables that look like
-    secrets. ``python``, ``packages``, ``kernel``, ``machine``, ``system``: where it was.
-    ``seeds``: "random" (as of random.getstate()), "hypothesis", "randomly". ``spec``: the fields
-    of :class:`SandboxSpec`. ``plan``: its steps. ``layers``: the lowest first. ``notes``: what is
-    missing, a sentence each.
-    """
-
+    #: "test" or "command".
     kind: str
+    #: The node id of the test, or the command line.
     name: str
+    #: "passed" or "failed"; of a command, its exit status in words.
     outcome: str
+    #: When the bundle was written, in ISO 8601.
     written: str
+    #: The same text in all bundles of one run.
     run: str
+    #: The arguments of Python itself that start pytest, up to pytest's own.
     interpreter: list[str]
+    #: The arguments of pytest, or the command.
     argv: list[str]
+    #: The working directory that pytest was started in.
     cwd: str
+    #: pytest's root directory.
     root: str
     environment: dict[str, str]
+    #: Names of variables that are not saved, since they look like secrets.
     left_out: list[str]
+    #: Version, implementation and path of Python.
     python: dict[str, str]
+    #: The version of each installed distribution.
     packages: dict[str, str]
+    #: ``uname -r``, ``uname -m``, and the name of the Linux distribution.
     kernel: str
     machine: str
     system: str
     uid: int
     gid: int
+    #: "random" is ``random.getstate()``; "hypothesis" and "randomly" are seeds of those plugins.
     seeds: dict[str, Any]
+    #: The fields of :class:`SandboxSpec`.
     spec: dict[str, Any]
+    #: The steps of the plan, in words.
     plan: list[str]
+    #: The fields of each :class:`LayerOf`, the lowest layer first.
     layers: list[dict[str, Any]] = field(default_factory=list)
+    #: What is missing in the bundle, a sentence each.
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """The document; ASCII. A byte that is no UTF-8 is a lone surrogate, as ever in Python."""
+        """The document, in ASCII. A byte that is not UTF-8 becomes a lone surrogate (PEP 383)."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
 
 
@@ -107,7 +119,7 @@ class Repro:
 
 
 def environment(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """What of an environment may be kept, and the names of what may not: it looks like a secret."""
+    """Returns the variables that may be saved, and the names of those that look like secrets."""
     kept: dict[str, str] = {}
     left_out: list[str] = []
     for name, value in sorted(variables.items()):
@@ -121,12 +133,13 @@ def environment(variables: Mapping[str, str]) -> tuple[dict[str, str], list[str]
 
 
 def interpreter(whole: Sequence[str], seen: Sequence[str]) -> list[str]:
-    """Arguments that make another Python begin as one did: of ``sys.orig_argv``, ``sys.argv``.
+    """Arguments that start pytest in another Python as it was started in this one.
 
-    They end with "-m pytest", or with what starts pytest without the working directory in
-    ``sys.path``, as its command does.
+    ``whole`` is ``sys.orig_argv`` and ``seen`` is ``sys.argv``. The result ends with "-m pytest"
+    or, if pytest was started by its command, with a program that starts it without the working
+    directory in ``sys.path``, as the command does.
     """
-    # Without the program's name, and without what pytest was given.
+    # Without the program's name, and without the arguments of pytest.
     head = list(whole[1 : len(whole) - max(0, len(seen) - 1)])
     if head[-2:] == ["-m", "pytest"]:
         return head
@@ -156,7 +169,7 @@ def _packages() -> dict[str, str]:
 
     found: dict[str, str] = {}
     for distribution in distributions():
-        # Of a broken installation there is no metadata, or not all of it.
+        # A broken installation has no metadata, or only a part of it.
         with suppress(Exception):
             found.setdefault(str(distribution.metadata["Name"]), distribution.version)
     return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
@@ -171,10 +184,10 @@ def _system() -> str:
 
 
 def differences(repro: Repro) -> list[str]:
-    """What is otherwise here than where the bundle was made, a line each."""
+    """Lines that say how this machine differs from the one that the bundle was made on."""
     here = conditions()
     lines = [
-        f"{what}: {there or 'unknown'} then, {now or 'unknown'} now"
+        f"{what}: {there or 'unknown'} in the bundle, {now or 'unknown'} here"
         for what, there, now in (
             ("system", repro.system, here["system"]),
             ("kernel", repro.kernel, here["kernel"]),
@@ -191,12 +204,12 @@ def differences(repro: Repro) -> list[str]:
     for name in sorted({*repro.packages, *packages}, key=str.lower):
         there, now = repro.packages.get(name), packages.get(name)
         if there != now:
-            lines.append(f"package {name}: {there or 'none'} then, {now or 'none'} now")
+            lines.append(f"package {name}: {there or 'none'} in the bundle, {now or 'none'} here")
     return lines
 
 
 def now() -> str:
-    """The time, as ISO 8601 has it."""
+    """The time in ISO 8601."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
@@ -211,7 +224,10 @@ def spec_data(spec: SandboxSpec) -> dict[str, Any]:
 
 
 def spec_from(data: Mapping[str, Any]) -> SandboxSpec:
-    """What :func:`spec_data` gave. Raises :class:`SandboxError` if it is none."""
+    """The spec that :func:`spec_data` has made plain types of.
+
+    Raises :class:`SandboxError` if they make no valid spec.
+    """
     parts: dict[str, Any] = {}
     try:
         for key, value in data.items():
@@ -226,7 +242,7 @@ def spec_from(data: Mapping[str, Any]) -> SandboxSpec:
     except (TypeError, ValueError, AttributeError) as error:
         raise SandboxError(
             "read the spec of a bundle",
-            cause=f"it is not one of this version: {error}",
+            cause=f"this version of pytest-mountns does not understand it: {error}",
             remedy="use the version of pytest-mountns that has made the bundle",
         ) from error
     return spec
@@ -238,21 +254,21 @@ def spec_from(data: Mapping[str, Any]) -> SandboxSpec:
 @final
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that was read and checked, but for the content of its layers."""
+    """A bundle that was read and checked, except for the content of its layers."""
 
     path: str
     repro: Repro
     layers: tuple[LayerOf, ...]
 
     def text(self, name: str) -> str:
-        """A file of it. Raises :class:`SandboxError`."""
+        """The text of a file in it. Raises :class:`SandboxError` if it cannot be read."""
         return _read(self.path, name).decode("utf-8", "replace")
 
     @contextmanager
     def opened(self, layer: LayerOf) -> Iterator[int]:
-        """A descriptor of a layer; whoever unpacks it looks at its digest.
+        """A descriptor of a layer. Its digest is checked when it is unpacked.
 
-        Raises :class:`SandboxError`.
+        Raises :class:`SandboxError` if it cannot be opened or has another size than expected.
         """
         with _opened(self.path, layer.file) as fd:
             if os.fstat(fd).st_size != layer.size:
@@ -262,7 +278,7 @@ class Bundle:
     def sources(self, stack: ExitStack) -> list[Source]:
         """The layers, lowest first, open until ``stack`` ends.
 
-        Raises :class:`SandboxError`, also if there are none.
+        Raises :class:`SandboxError` if one cannot be opened, and if there are none.
         """
         return [
             Source(stack.enter_context(self.opened(one)), one.size, one.digest, one.diff_id)
@@ -282,7 +298,7 @@ class Bundle:
 
 
 def load(path: str) -> Bundle:
-    """Read a bundle. Raises :class:`SandboxError` for what is none, or is malformed."""
+    """Read a bundle. Raises :class:`SandboxError` if ``path`` is no valid bundle."""
     path = os.path.abspath(path)
     if not os.path.isdir(path):
         raise SandboxError(
@@ -355,7 +371,7 @@ def _layer(path: str, layer: object) -> LayerOf:
 
 @contextmanager
 def _opened(path: str, name: str) -> Iterator[int]:
-    """A regular file in the bundle; not what a link leads to, not a FIFO."""
+    """A descriptor of a regular file in the bundle; links are not followed, FIFOs are refused."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(os.path.join(path, name), flags)
@@ -365,7 +381,7 @@ def _opened(path: str, name: str) -> Iterator[int]:
             f"read the bundle {path}",
             said(error),
             f"it has no {name}" if missing else f"its {name} is a link, or cannot be read",
-            "keep it anew, or copy the whole directory",
+            "save the test anew, or copy the whole directory",
         ) from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -385,11 +401,14 @@ def _read(path: str, name: str) -> bytes:
 
 def _malformed(path: str, cause: str) -> SandboxError:
     return SandboxError(
-        f"read the bundle {path}", cause=cause, remedy="keep it anew; do not edit it by hand"
+        f"read the bundle {path}", cause=cause, remedy="save the test anew; do not edit the bundle"
     )
 
 
-def copied(kept: Sequence[str], now: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Of the variables left out of a bundle: those that are set here, and the names of others."""
-    found = {name: now[name] for name in kept if name in now}
-    return found, [name for name in kept if name not in now]
+def copied(left_out: Sequence[str], now: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Of the variables that a bundle lacks: those that are set here, and the names of the others.
+
+    ``left_out`` are their names, ``now`` is the environment of this process.
+    """
+    found = {name: now[name] for name in left_out if name in now}
+    return found, [name for name in left_out if name not in now]

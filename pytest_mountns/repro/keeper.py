@@ -1,8 +1,8 @@
-"""``--mountns-keep``: bundles of tests, written by the process that has forked them.
+"""``--mountns-keep``: saves bundles of tests, in the pytest process.
 
-What a test has written is saved when it fails, while it stands still, or after its process died;
-the bundle is put together when its last report is there. With pytest-xdist a worker writes it, and
-says so to the process that shows the summary with the report of the teardown.
+What a test has written is saved when it fails, while it waits, or when its process has died. The
+bundle is put together when the last report of the test is made. With pytest-xdist a worker writes
+the bundle; the report of the teardown tells the process that writes the summary.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, final
 
 import pytest
 
-from ..config import options as settings
-from ..reports.changes import sort_out, temporary_directories
+from ..config import options
+from ..reports.filter import filter_changes
+from ..session.observers import Observer, WrittenByTest
+from ..session.temporary import temporary_directories
 from . import bundle
 from .capture import Saved, save
 from .seeds import Seeds, begin
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from ..engine.changes.changes import Changes
     from ..engine.plan.model import Plan
     from ..engine.plan.spec import SandboxSpec
-    from ..engine.sandbox.written import Written
 
 _ATTRIBUTE: Final = "mountns_kept"
 _SHOWN: Final = 3
@@ -38,32 +39,34 @@ _SHOWN: Final = 3
 
 @dataclass
 class _Test:
-    """The test that is on its way. ``reports``: of its last attempt."""
+    """The test that is running."""
 
     nodeid: str
     spec: SandboxSpec
     plan: Plan
     seeds: Seeds
+    #: What its last attempt has written, if that is saved.
     saved: Saved | None = None
+    #: The reports of its last attempt.
     reports: list[pytest.TestReport] = field(default_factory=list)
 
     def forget(self) -> None:
-        """What was saved of an attempt that is repeated, or of a test that has passed."""
+        """Drop what was saved, since the test has passed or is tried once more."""
         if self.saved is not None:
             self.saved.close()
             self.saved = None
 
 
 @final
-class Keeper:
-    """The hooks of one session, and what the pytest process does for the tests it has forked."""
+class Keeper(Observer):
+    """Saves the bundles of one session."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._when = settings.keep_policy(config)
-        self._bundles = Bundles(str(settings.repro_directory(config)))
+        self._when = options.keep_policy(config)
+        self._bundles = Bundles(str(options.repro_directory(config)))
         self._worker: dict[str, Any] | None = getattr(config, "workerinput", None)
-        # Before a test or a fixture changes it.
+        # Saved now, before a test or a fixture changes it.
         self._environment = bundle.environment(os.environ)
         self._run = str((self._worker or {}).get("testrunuid", f"{os.getpid()}-{time.time_ns()}"))
         self._test: _Test | None = None
@@ -73,51 +76,61 @@ class Keeper:
 
     # While a test runs ----------------------------------------------------------------------------
 
-    def begin(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
-        """It is about to have its wider fixtures set up or, the second time, enter its sandbox."""
+    def before(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
+        """Note the conditions under which the test begins; when called again, note them anew."""
         self.close()
         self._test = _Test(item.nodeid, spec, plan, begin(item))
 
-    def waits_for(self, report: pytest.TestReport) -> bool:
-        """Whether a test has to stand still at its report; it does so anyway when it fails."""
+    def wants_pause(self, report: pytest.TestReport) -> bool:
+        """A test that passes is saved while it waits after its call."""
         return self._when == "all" and report.when == "call"
 
-    def capture(
-        self,
-        item: pytest.Item,
-        report: pytest.TestReport | None,
-        read: Callable[[], Sequence[Written]],
+    def wants_layers(self) -> bool:
+        """A test that fails in its teardown is saved when that has been reported."""
+        return True
+
+    def on_report(
+        self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
     ) -> None:
-        """Save what a test has written, if its report is one to keep it for.
-
-        ``report``: None for a process that died. ``read`` gives what is to be saved, lowest first:
-        of fixtures of wider scope, and last the test's own.
-        """
+        """Save what the test has written, if its report is one to save it for."""
         test = self._test
-        if test is None or test.nodeid != item.nodeid:
+        if written is None or test is None or test.nodeid != item.nodeid:
             return
-        if report is not None:
-            if report.when == "setup":
-                test.forget()
-            if not (report.failed or self.waits_for(report)):
-                return
-        if test.saved is None:
-            # Of a failure in the teardown after one in the call, the first state counts.
-            test.saved = self._save(read)
+        if report.when == "setup":
+            test.forget()
+        if report.failed or self.wants_pause(report):
+            self._save(test, written)
 
-    def _save(self, read: Callable[[], Sequence[Written]]) -> Saved:
+    def wants_end(self, *, died: bool) -> bool:
+        """What a dead process has written can be saved now or never."""
+        return died
+
+    def ended(self, item: pytest.Item, written: WrittenByTest, *, died: bool) -> None:
+        """Save what the test whose process has died had written."""
+        test = self._test
+        if test is not None and test.nodeid == item.nodeid:
+            self._save(test, written)
+
+    def _save(self, test: _Test, written: WrittenByTest) -> None:
+        # If the teardown fails after the call has failed, the state of the first failure counts.
+        if test.saved is None:
+            test.saved = self._saved(written)
+
+    def _saved(self, written: WrittenByTest) -> Saved:
         try:
-            return save(read(), self._bundles.directory, self._choose)
-        except Exception as error:  # noqa: BLE001 - without a fork: of what the test has replaced
+            with written.layers() as layers:
+                return save(layers, self._bundles.directory, self._choose)
+        except Exception as error:  # noqa: BLE001 - an inline test may have replaced any function
             return Saved(notes=[f"what was written is not saved: {error}"])
 
     def _choose(self, changes: Changes) -> tuple[Changes, str]:
-        found = sort_out(changes, temporary_directories(self._config))
+        found = filter_changes(changes, temporary_directories(self._config))
         return found.changes, found.note()
 
-    # First: a worker's own hook, which sends the report, comes later.
+    # First, since a worker's own hook sends the report.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect the reports of a test, and write the bundle when it is complete."""
         test = self._test
         if test is not None and test.nodeid == report.nodeid:
             if report.when == "setup":
@@ -138,14 +151,14 @@ class Keeper:
             try:
                 said = {"kept": self._keep(test)}
             except Exception as error:  # noqa: BLE001 - this is no reason for a run to end
-                said = {"problem": f"{report.nodeid} is not kept: {error}"}
+                said = {"problem": f"{report.nodeid} is not saved: {error}"}
             setattr(report, _ATTRIBUTE, said)
-        # Known still: there may be another attempt.
+        # The test itself stays known, since another attempt may follow.
         test.forget()
 
     def _keep(self, test: _Test) -> str:
         saved = test.saved or Saved(
-            notes=["nothing is saved of what was written: it did not fail in its sandbox"]
+            notes=["what was written is not saved: the test did not fail in its sandbox"]
         )
         seeds = {
             "random": test.seeds.random,
@@ -183,11 +196,12 @@ class Keeper:
         )
 
     def close(self) -> None:
-        """The session ends, or another test begins: one that never came to its end is not kept."""
+        """Drop a test that has not come to its end, as the session or another test does."""
         if self._test is not None:
             self._test.forget()
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """List the bundles, and what could not be saved."""
         where = self._shown(self._bundles.directory)
         if self._kept:
             count = len(self._kept)
@@ -199,7 +213,7 @@ class Keeper:
             terminalreporter.write_line(problem, red=True)
         if len(self._problems) > _SHOWN:
             more = len(self._problems) - _SHOWN
-            terminalreporter.write_line(f"and {more} more repros that were not kept", red=True)
+            terminalreporter.write_line(f"and {more} more tests that were not saved", red=True)
 
     def _shown(self, path: str) -> str:
         return os.path.relpath(path, self._config.invocation_params.dir)
@@ -216,10 +230,10 @@ def _text(nodeid: str, reports: Sequence[pytest.TestReport]) -> str:
     for report in reports:
         lines.append(f"{report.when}: {report.outcome} ({report.duration:.3f} s)")
         with suppress(Exception):
-            # Of whichever plugin it is.
+            # The text may come from any plugin.
             if report.longreprtext:
                 lines += ["", report.longreprtext, ""]
-    # Each report has those of the ones before.
+    # Each report has the sections of the ones before it.
     for title, text in dict.fromkeys(part for report in reports for part in report.sections):
         lines += ["", f" {title} ".center(80, "-"), text.rstrip("\n")]
     return "\n".join(lines) + "\n"

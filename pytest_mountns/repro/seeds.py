@@ -1,4 +1,4 @@
-"""What a test's random choices follow from, noted so that a replay makes the same ones."""
+"""The seeds of a test's random choices, saved so that a replay makes the same choices."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ _BITS: Final = 128
 @final
 @dataclass(frozen=True, slots=True)
 class Seeds:
-    """``random``: the state of Python's generator when the test began. ``hypothesis``: what
-    ``--hypothesis-seed`` would be, None for other tests. ``randomly``: pytest-randomly's seed."""
+    """The seeds of one test."""
 
+    #: ``random.getstate()`` when the test began.
     random: tuple[Any, ...]
+    #: The value for ``--hypothesis-seed``; None if it is not a test of Hypothesis.
     hypothesis: int | None = None
+    #: The seed of pytest-randomly; None without that plugin.
     randomly: int | None = None
 
 
 def begin(item: pytest.Item, given: Seeds | None = None) -> Seeds:
-    """The seeds of a test that is about to begin; those ``given``, if it is to repeat another."""
+    """Returns the seeds of a test that is about to begin, and sets those ``given``, if any."""
     if given is not None:
         random.setstate(given.random)
     seed = None
@@ -36,9 +38,9 @@ def begin(item: pytest.Item, given: Seeds | None = None) -> Seeds:
 
 
 def _seed_hypothesis(seed: int | None) -> int | None:
-    """Choose the seed that Hypothesis would choose at random, for its next test.
+    """Set the seed that Hypothesis would choose at random for its next test, and return it.
 
-    None if it keeps its generator elsewhere than in the versions known.
+    None if this version of Hypothesis stores its generator where it is not found.
     """
     local: Any = getattr(sys.modules.get("hypothesis.core"), "threadlocal", None)
     if not hasattr(local, "_hypothesis_global_random"):
@@ -51,7 +53,7 @@ def _seed_hypothesis(seed: int | None) -> int | None:
 
 @final
 class _Given(random.Random):
-    """A generator whose first number is known; those that follow are random."""
+    """A generator that returns a given number first; those that follow are random."""
 
     def __init__(self, first: int) -> None:
         super().__init__()

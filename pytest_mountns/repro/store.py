@@ -1,4 +1,4 @@
-"""The directory of bundles: written atomically, by one process at a time, and never without end."""
+"""The directory of bundles: each is written atomically, and the directory cannot grow for ever."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from ..engine.linux.errors import SandboxError, said
 from .bundle import DOCUMENT, Repro, load
 
-#: Bundles in a directory, and bytes in all of them.
+#: The largest number of bundles in a directory, and of bytes in all of them.
 MOST: Final = 100
 MOST_BYTES: Final = 2 << 30
 _PARTIAL: Final = ".partial-"
@@ -24,14 +24,18 @@ _PATIENCE: Final = 60.0
 @final
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What goes into a bundle beside ``repro.json``: texts, and files that are open already."""
+    """What goes into a bundle besides ``repro.json``, by the names of the files."""
 
     texts: Mapping[str, str]
+    #: Open files, which are copied.
     files: Mapping[str, IO[bytes]]
 
 
 def write(path: str, repro: Repro, content: Content) -> None:
-    """A bundle, complete or not at all. ``path``: not there yet. Raises :class:`OSError`."""
+    """Write a bundle to ``path``, which does not exist yet: completely or not at all.
+
+    Raises :class:`OSError` if it cannot be written.
+    """
     partial = f"{os.path.dirname(path)}/{_PARTIAL}{secrets.token_hex(8)}"
     os.mkdir(partial, 0o700)
     try:
@@ -40,7 +44,7 @@ def write(path: str, repro: Repro, content: Content) -> None:
             with open(f"{partial}/{name}", "xb") as target:
                 shutil.copyfileobj(file, target, 1 << 20)
         for name, text in {**content.texts, DOCUMENT: repro.to_json()}.items():
-            # What is no UTF-8 in it came from bytes.
+            # A lone surrogate stands for a byte that is not UTF-8.
             with open(f"{partial}/{name}", "x", encoding="utf-8", errors="backslashreplace") as out:
                 out.write(text)
         os.rename(partial, path)
@@ -51,16 +55,16 @@ def write(path: str, repro: Repro, content: Content) -> None:
 
 @final
 class Bundles:
-    """The bundles of a project. Safe to share between processes."""
+    """The bundles of a project. Several processes may use it at the same time."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
 
     def add(self, name: str, repro: Repro, content: Content) -> str:
-        """Keep a bundle; one of that name from before goes. Returns its path.
+        """Store a bundle in place of an older one of that name. Returns its path.
 
-        Where there are too many, the oldest of other runs go. Raises :class:`SandboxError` if it
-        cannot be written, or if all that is there is of the same run.
+        If there are too many bundles, the oldest ones of other runs are removed. Raises
+        :class:`SandboxError` if it cannot be written, or if this run has filled the directory.
         """
         path = os.path.join(self.directory, name)
         try:
@@ -69,19 +73,19 @@ class Bundles:
                 self._add(path, repro, content)
         except Timeout as error:
             raise SandboxError(
-                f"keep {path}",
+                f"save {path}",
                 cause=f"another process has had {error.lock_file} for {_PATIENCE:.0f} s",
                 remedy="look for a pytest that hangs",
             ) from error
         except OSError as error:
             raise SandboxError(
-                f"keep {path}", said(error), remedy="choose another place: --mountns-dir"
+                f"save {path}", said(error), remedy="choose another place: --mountns-dir"
             ) from error
         return path
 
     def _add(self, path: str, repro: Repro, content: Content) -> None:
         self._ignore()
-        # Whoever is killed while it writes holds the lock.
+        # Left by a process that was killed while it wrote; others hold the lock while they write.
         self._remove(entry.path for entry in self._entries() if entry.name.startswith(_PARTIAL))
         self._make_room(
             path, repro, sum(os.fstat(f.fileno()).st_size for f in content.files.values())
@@ -115,7 +119,7 @@ class Bundles:
             going.append(place)
         if len(others) - len(going) >= MOST or room < 0:
             raise SandboxError(
-                f"keep {path}",
+                f"save {path}",
                 cause=f"this run has filled {self.directory}: {MOST} bundles or"
                 f" {MOST_BYTES >> 30} GiB are the most",
                 remedy="run fewer tests, or another --mountns-dir",
@@ -148,5 +152,5 @@ def _run(path: str) -> str:
     try:
         return load(path).repro.run
     except SandboxError:
-        # Of another version: the first to go.
+        # A bundle of another version is the first to be removed.
         return ""

@@ -1,101 +1,100 @@
-"""The forked test process: enters the sandbox, forwards what it hears, leaves."""
+"""The test process: a fork of the pytest process that enters the sandbox and runs one item.
+
+It forwards what is reported in it, and never returns to the loop over items.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
 import random
-import signal
-import socket
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import Any, NoReturn, final
 
 import pytest
 
 from .. import pytest_internals
-from ..engine.linux import processes, syscalls
+from ..engine.linux import c_stdout, processes, syscalls
 from ..engine.linux.errors import SandboxError, Unavailable, said
+from ..engine.linux.untouched import os, signal, socket
 from ..engine.plan.model import Plan, User
 from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.sandbox import Sandbox
 from ..engine.sandbox.stack import SandboxStack, close
 from ..engine.sandbox.written import outline
-from ..forking import after_fork
-from ..forking.channel import LEAVING, Sender
+from ..forking import after_fork, messages
+from ..forking.channel import CALL, LEAVING, SETUP, TEARDOWN, Sender
 from ..forking.timers import Timers
-from ..plugin_state import PluginStates
-from ..reports.changes import USER_TEMPORARY, changes_key
+from ..session.temporary import USER_TEMPORARY
+from .context import RunnerContext
 
-if TYPE_CHECKING:
-    from ..repro.keeper import Keeper
+_PHASES = {"setup": SETUP, "call": CALL, "teardown": TEARDOWN}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What the child takes over from its parent beside memory: fork(2) leaves these behind.
+    """What the test process takes over from the pytest process beside its memory."""
 
-    ``written_pages``: what it is to call at its end, and to say.
-    """
-
+    #: The process id of the pytest process.
     parent: int
+    #: Its end of the channel.
     channel: socket.socket
+    #: See :meth:`.ForkedEntry.enter`.
     status: int
+    #: ``random.getstate()``: Python seeds its generator anew after a fork.
     randomness: tuple[Any, ...]
+    #: Returns which pages the process has written to; None if nobody wants to know.
     written_pages: Callable[[], bytes] | None
 
 
 @final
 class TestProcess:
-    """This process, from the fork to its end. It runs one item and never returns to the loop."""
+    """This process, from the fork to its end. Implements :class:`.current.RunningTest`."""
 
     __test__ = False
+    #: See :attr:`.current.RunningTest.forked`.
+    forked = True
 
     def __init__(
         self,
+        context: RunnerContext,
         item: pytest.Item,
         forked_entry: ForkedEntry,
         inheritance: Inheritance,
-        phase: mmap.mmap,
-        plugin_states: PluginStates,
-        keeper: Keeper | None,
     ) -> None:
+        self._context = context
+        self._session = context.session
         self._item = item
-        self._phase = phase
-        self._plugin_states = plugin_states
-        self._keeper = keeper
         self._forked_entry = forked_entry
         self._inheritance = inheritance
-        self.sender = Sender(inheritance.channel, item.config)
+        #: Sends what is reported to the pytest process.
+        self.sender = Sender(inheritance.channel, item.config, context.session.trace)
         self._live_log = pytest_internals.live_log_state(item.config)
         self._stack: SandboxStack | None = None
 
     @property
     def stack(self) -> SandboxStack:
-        """The sandbox it is in, and those to go back to."""
+        """The sandbox that the test is in, and those that it goes back to."""
         assert self._stack is not None
         return self._stack
 
-    def begin(self, keep: object, timers: Timers) -> None:
-        """Become the test process: enter the sandbox, or end with the reason why not.
-
-        ``keep``: the plugin that hears reports and warnings from now on.
-        """
-        # What is in there is the parent's to write.
-        self._has_printed = syscalls.drop_stdout()
+    def begin(self, timers: Timers) -> None:
+        """Enter the sandbox. Where that is not possible, say why and end this process."""
+        # What is in that buffer is written by the pytest process.
+        self._has_printed = c_stdout.drop_stdout()
         random.setstate(self._inheritance.randomness)
+        config = self._item.config
         pytest_internals.stop_at_item(self._item)
-        pytest_internals.keep_reporters_quiet(self._item.config, [keep])
+        pytest_internals.keep_reporters_quiet(config, [self._context.hooks])
         pytest_internals.take_recorded_warnings()
-        pytest_internals.set_cursor(self._item.config, *pytest_internals.cursor(self._item.config))
-        pytest_internals.before_output_is_released(self._item.config, self._settle)
-        after_fork.mend()
+        pytest_internals.set_cursor(config, *pytest_internals.cursor(config))
+        pytest_internals.before_output_is_released(config, self._settle)
+        after_fork.repair()
         try:
             self._stack = SandboxStack(self._enter(), close)
             if self._forked_entry.sandbox is None:
@@ -103,16 +102,20 @@ class TestProcess:
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
-            self._refuse(SandboxError("enter the sandbox", "".join(_explain(error)[1:])))
-        # In the process that stays: with a PID namespace the one above was not the last fork.
-        self._plugin_states.begin(self._item)
-        self._item.config.stash[changes_key].watch(self._item)
-        timers.hand_over()
+            self._refuse(SandboxError("enter the sandbox", _leave_message(error).text))
+        trace = self._session.trace
+        if trace.enabled and self._forked_entry.sandbox is None:
+            trace("mounted", *(one.mountpoint for one in self.stack.sandbox.overlays))
+        trace("entered", self._item.nodeid)
+        # In the process that runs the test: with a PID namespace there was another fork.
+        self._context.plugin_states.begin(self._item)
+        self._session.observers.entered(self._item, self)
+        timers.start_in_child()
 
     def _refuse(self, error: SandboxError) -> NoReturn:
         try:
             texts = (error.tried, error.kernel, error.cause, error.remedy)
-            self.sender.send("refused", isinstance(error, Unavailable), *texts)
+            self.sender.send(messages.Refused(isinstance(error, Unavailable), *texts))
         finally:
             syscalls.exit_now(0)
 
@@ -122,7 +125,7 @@ class TestProcess:
         try:
             sandbox = self._forked_entry.enter(parent, status)
         finally:
-            # With a PID namespace it is another one.
+            # With a PID namespace this is another process than before.
             self.sender.adopt()
         os.close(status)
         if user is not None:
@@ -139,56 +142,71 @@ class TestProcess:
     def _make_temporary_directory(self, user: User) -> None:
         if pytest_internals.basetemp(self._item.config) is None:
             return
-        # The one of root is closed to others.
+        # Root's own directory is closed to other users.
         base = os.path.join(tempfile.gettempdir(), USER_TEMPORARY)
         with contextlib.suppress(OSError):
-            # As in a read-only root.
+            # It cannot be made in a read-only root.
             os.makedirs(base, mode=0o700, exist_ok=True)
             os.chown(base, user.uid, user.gid)
         pytest_internals.set_basetemp(self._item.config, Path(base))
 
+    def enter_phase(self, phase: pytest_internals.Phase) -> None:
+        """Note how far the test has got, where the pytest process sees it."""
+        # A copy that the test has forked may come this far, too.
+        if not self.sender.is_copy:
+            self._context.phase[0] = _PHASES[phase]
+
+    def objection(self) -> str:
+        """See :meth:`.current.RunningTest.objection`."""
+        return self.sender.ask_objection()
+
     def reset(self) -> None:
-        """A fresh root for what follows. Raises :class:`SandboxError`."""
-        self._plugin_states.before_reset()
+        """See :meth:`.current.RunningTest.reset`."""
+        self._context.plugin_states.before_reset()
         self.stack.reset()
         self._say_entered()
 
     def restack(self, find: Callable[[], Plan]) -> None:
-        """Go on with what ``find``, called among the host's mounts, plans.
-
-        Raises :class:`SandboxError`.
-        """
+        """See :meth:`.current.RunningTest.restack`."""
         plan = self.stack.restack(find)
-        self._tell("planned", plan)
+        self._tell(messages.Planned(plan))
         self._say_entered()
 
     def _say_entered(self) -> None:
-        """Raises :class:`SandboxError`."""
+        """Raises :class:`SandboxError` if the pytest process cannot be told."""
         sandbox = self.stack.sandbox
-        self._tell("entered", outline(sandbox), descriptor=sandbox.scratch)
+        self._tell(messages.Entered(outline(sandbox)), descriptor=sandbox.scratch)
 
-    def _tell(self, name: str, content: object, descriptor: int | None = None) -> None:
-        """Raises :class:`SandboxError`."""
+    def _tell(self, message: messages.FromTest, descriptor: int | None = None) -> None:
+        """Raises :class:`SandboxError` if the pytest process cannot be told."""
         try:
-            self.sender.send(name, content, descriptor=descriptor)
+            self.sender.send(message, descriptor=descriptor)
         except OSError as error:
             raise SandboxError("tell the pytest process of the sandbox", said(error)) from error
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
-        """:meth:`Sandbox.bind`. Raises :class:`SandboxError`."""
+        """See :meth:`.current.RunningTest.bind`."""
         sandbox = self.stack.sandbox
         sandbox.bind(source, target, read_only=read_only)
         # The target may have been made for it, which is no change of the test's.
-        self._tell("outline", outline(sandbox))
+        self._tell(messages.Mounted(outline(sandbox)))
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
-        """Drop, afterwards, what was written meanwhile. Raises :class:`SandboxError`."""
+        """See :meth:`.current.RunningTest.checkpoint`."""
         with self.stack.checkpoint():
             try:
                 yield
             finally:
-                self._plugin_states.before_reset()
+                self._context.plugin_states.before_reset()
+
+    def log_start(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        """``pytest_runtest_logstart`` in this process."""
+        self.sender.send(messages.LogStart(nodeid, location))
+
+    def log_finish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        """``pytest_runtest_logfinish`` in this process; nobody waits for it."""
+        self.sender.keep(messages.LogFinish(nodeid, location))
 
     def report(self, report: pytest.TestReport) -> None:
         """``pytest_runtest_logreport`` in this process."""
@@ -201,28 +219,26 @@ class TestProcess:
         if cursor is not None or live_log != self._live_log:
             self._live_log = live_log
             with self._end_if_unheard():
-                self.sender.send("screen", cursor, live_log)
+                self.sender.send(messages.Screen(cursor, live_log))
         with self._end_if_unheard():
             self.sender.report(report, self._item)
-        # Of a failure, -x and --maxfail make something that subtests look at.
-        # And what it has changed is read meanwhile.
-        keeper = self._keeper
-        waits = config.stash[changes_key].waits_for(report) or (keeper and keeper.waits_for(report))
-        if report.failed or waits or pytest_internals.output_is_seen_at_once(config):
+        # After a failure, -x and --maxfail set what subtests look at, and observers read what the
+        # test has written.
+        waits = report.failed or self._session.observers.want_pause(report)
+        if waits or pytest_internals.output_is_seen_at_once(config):
             self._settle()
 
     def _settle(self) -> None:
-        """What this process does next comes after what the parent makes of its reports."""
+        """Wait until the pytest process has dealt with all reports."""
         answer = self.sender.settle()
         if answer is not None:
-            cursor, stopping = answer
-            pytest_internals.set_cursor(self._item.config, *cursor)
-            pytest_internals.set_stopping(self._item.session, *stopping)
+            pytest_internals.set_cursor(self._item.config, *answer.cursor)
+            pytest_internals.set_stopping(self._item.session, *answer.stopping)
 
     def shown(self, report: pytest.CollectReport | pytest.TestReport) -> None:
         """``pytest_exception_interact`` in this process has ended."""
         if pytest_internals.shown_by_debugger(report):
-            self.sender.send("shown")
+            self.sender.send(messages.ShownByDebugger())
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
@@ -231,7 +247,7 @@ class TestProcess:
 
     @contextlib.contextmanager
     def _end_if_unheard(self) -> Iterator[None]:
-        """A test whose reports do not arrive ends as if it had crashed: the session goes on."""
+        """End this process if the pytest process cannot be told: as if it had crashed."""
         try:
             yield
         except OSError:
@@ -243,41 +259,44 @@ class TestProcess:
     def leave(self, error: BaseException | None) -> NoReturn:
         """The protocol of the item has ended, by ``error`` if there is one."""
         if self.sender.is_copy:
-            # The test has forked and let the copy return: nobody waits for this one.
+            # The test has forked and let the copy return up the stack: nobody waits for it.
             syscalls.exit_now(0)
         if error is None or isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
-            self._phase[0] = LEAVING
+            self._context.phase[0] = LEAVING
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             if error is not None:
-                # In one process the session would do it when it is interrupted.
+                # Without a fork, pytest would do it when the session is interrupted.
                 with contextlib.suppress(BaseException):
                     pytest_internals.tear_down_item(self._item)
             pytest_internals.flush_output(self._item.config)
             with contextlib.suppress(OSError):
-                # As where the test has closed its standard output.
-                if printed := syscalls.take_stdout(self._has_printed):
-                    self.sender.send("printed", *printed)
-            # Its root is about to vanish.
+                # It cannot be read if the test has closed its standard output, for example.
+                if printed := c_stdout.take_stdout(self._has_printed):
+                    self.sender.send(messages.CStdout(*printed))
+            # Their root is about to vanish.
             if processes.has_children():
                 processes.kill_all(processes.children(os.getpid()))
-            for name, state in self._plugin_states.pack(self._item):
-                self.sender.send("state", name, state)
+            for name, packed in self._context.plugin_states.pack(self._item):
+                self.sender.send(messages.PluginNotes(name, packed))
             if self._inheritance.written_pages is not None:
-                self.sender.send("pages", self._inheritance.written_pages())
-            words: tuple[object, ...] = _explain(error)
+                self.sender.send(messages.WrittenPages(self._inheritance.written_pages()))
+            leave = _leave_message(error)
             if isinstance(error, KeyboardInterrupt):
-                words = (*words, self.sender.interrupt(error))
-            self.sender.send("leave", *words)
+                leave = leave._replace(interrupt=self.sender.pack_interrupt(error))
+            self.sender.send(leave)
         finally:
             syscalls.exit_now(0)
 
 
-def _explain(error: BaseException | None) -> tuple[str, ...]:
+def _leave_message(error: BaseException | None) -> messages.Leave:
+    """The last message: by what the protocol of the item was ended, None if it has returned."""
     if error is None:
-        return ("",)
+        return messages.Leave()
     if isinstance(error, KeyboardInterrupt):
-        return ("KeyboardInterrupt",)
+        return messages.Leave("KeyboardInterrupt")
     if isinstance(error, pytest.exit.Exception):
-        return ("Exit", error.msg, "" if error.returncode is None else str(int(error.returncode)))
-    return ("error", "".join(traceback.format_exception(error)))
+        # Of an enumeration's members the number is enough.
+        status = None if error.returncode is None else int(error.returncode)
+        return messages.Leave("Exit", error.msg, status)
+    return messages.Leave("error", "".join(traceback.format_exception(error)))

@@ -1,45 +1,43 @@
-"""How a test ends in the parent: what is reported late, what a dead process owes, wider scopes."""
+"""How the pytest process reports the end of a forked test.
+
+That is: what is reported late, the reports of a process that died, and the teardown of wider
+scopes.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import pytest
 
 from .. import pytest_internals
-from ..engine.changes.changes import Changes
 from ..engine.linux.pid_namespace import read_status
-from ..forking import channel
-from ..reports.changes import Sorted, changes_key
+from ..engine.linux.processes import signal_name
+from ..engine.linux.untouched import os
+from ..forking import channel, messages
+from .context import RunnerContext
 
 if TYPE_CHECKING:
     import warnings
 
-    from ..session.session import Gate
-
-#: A hook of reporters and what it is called with.
+#: The name of a hook of reporters, and what it is called with.
 _Event: TypeAlias = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a test process ended that never said it was done.
+    """How a test process has ended that did not say that it was done."""
 
-    ``read_changes``: what its sandbox has written, while that can be read.
-    """
-
+    #: In words: by which signal, or with which exit status.
     how: str
+    #: The phase that it was in.
     phase: pytest_internals.Phase
+    #: What it had written to standard output and standard error.
     out: str
     err: str
+    #: When it ended, seconds since the epoch.
     stop: float
-    read_changes: Callable[[], AbstractContextManager[Changes]]
-    changed: tuple[Sorted, str] | None = None
 
 
 class InternalErrorInTestProcess(Exception):
@@ -48,51 +46,54 @@ class InternalErrorInTestProcess(Exception):
 
 @final
 class Finish:
-    """The end of one test's way, as the parent reports it.
+    """Reports the end of one forked test."""
 
-    ``death``, ``internal_error``, ``changes_failed``: what went wrong, if it did.
-    """
-
-    def __init__(self, gate: Gate, item: pytest.Item, nextitem: pytest.Item | None) -> None:
-        self._gate = gate
+    def __init__(
+        self, context: RunnerContext, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> None:
+        self._context = context
+        self._session = context.session
         self._item = item
         self._nextitem = nextitem
         self._wider: bool | None = None
         self._held: list[_Event] = []
         self._recorded: list[warnings.WarningMessage] = []
         self._finished = False
+        #: Set if the test process has died.
         self.death: Death | None = None
+        #: What a reporter has raised, or what ended the test process outside of the test.
         self.internal_error: Exception | None = None
-        self.changes_failed: pytest.CallInfo[None] | None = None
+        #: The call of an observer that has failed at the end of the test.
+        self.observer_failed: pytest.CallInfo[None] | None = None
 
     def log(self, hook: str, **arguments: Any) -> None:
-        """Report that now."""
+        """Call the hook now."""
         getattr(self._item.ihook, hook)(**arguments)
         if getattr(arguments.get("report"), "outcome", None) == "rerun":
-            self._gate.plugin_states.repeated(self._item)
+            self._context.plugin_states.repeated(self._item)
 
     def hold(self, hook: str, **arguments: Any) -> None:
-        """Report that later, when it is known what belongs before it, or into it."""
+        """Call the hook later, when it is known what belongs before the report, or into it."""
         self._held.append((hook, arguments))
 
     def log_held(self) -> None:
-        """Report now what was held back."""
+        """Call the hooks that were held back."""
         while self._held:
             hook, arguments = self._held.pop(0)
             self.log(hook, **arguments)
 
     def go_on(self) -> None:
-        """Another report has come: report what was held back before, the end is not yet decided."""
+        """Another report has come, so what was held back is complete and the test goes on."""
         self.log_held()
         self._wider = None
 
     def log_teardown_early(self) -> None:
-        """The test process is about to write: its debugger follows the report of the failure."""
-        if self._item.config.stash[changes_key].is_wanted(died=False):
-            # What the test has changed is known only when it has ended, and belongs to this report.
+        """The test process is about to write, as a debugger does after the report of a failure."""
+        if self._session.observers.want_end(died=False):
+            # What observers are told at the end of the test may belong into this report.
             return
         if self._held and not self._wider_is_due():
-            # Decided before the report is heard of, which may end the session.
+            # Decided before reporters hear the report, since they may end the session.
             self._wider = False
             self.log_held()
 
@@ -103,8 +104,8 @@ class Finish:
             return
         if wider:
             if pytest_internals.wider_teardown_runs_code(self._item, self._nextitem):
-                self._gate.before_host_changes()
-            # To be handed over after the reports: so in the protocol in which those are made.
+                self._session.sandboxes.before_host_changes()
+            # pytest hands warnings over after the reports: so in the protocol that makes those.
             self._recorded = pytest_internals.take_recorded_warnings()
             return
         try:
@@ -115,24 +116,23 @@ class Finish:
         except Exception as error:  # noqa: BLE001 - of whichever reporter
             self.internal_error = error
 
-    def answer(self, name: str, *content: Any, interrupted: bool) -> None:
-        """End in the parent as the protocol has ended in the child."""
+    def answer(self, leave: messages.Leave, *, interrupted: bool) -> None:
+        """End the protocol in this process as it has ended in the test process."""
         __tracebackhide__ = True
-        if not name and not interrupted:
+        if not leave.ended_by and not interrupted:
             return
         self.log_held()
-        if name == "Exit":
-            reason, code = content
-            raise pytest.exit.Exception(reason, int(code) if code else None)
-        if name == "error":
-            self.internal_error = InternalErrorInTestProcess(content[0])
+        if leave.ended_by == "Exit":
+            raise pytest.exit.Exception(leave.text, leave.status)
+        if leave.ended_by == "error":
+            self.internal_error = InternalErrorInTestProcess(leave.text)
             return
-        if content and content[0]:
-            self._gate.interrupt = channel.unpack_interrupt(content[0])
+        if leave.interrupt:
+            self._session.current.interrupt = channel.unpack_interrupt(leave.interrupt)
         raise KeyboardInterrupt
 
     def finish(self, *, wider: bool = False) -> None:
-        """In the parent, when the child is done: report what is left to report.
+        """The test process is done: report what is left to report.
 
         ``wider``: tear down first what ends with the item.
         """
@@ -144,8 +144,8 @@ class Finish:
         if self.death is not None:
             self.log_held()
             self._report_death(self.death)
-        if self.changes_failed is not None:
-            self._add_wider_teardown(self.changes_failed, [])
+        if self.observer_failed is not None:
+            self._add_wider_teardown(self.observer_failed, [])
         if wider:
             self._add_wider_teardown(*pytest_internals.tear_down_wider(self._item, self._nextitem))
         self.log_held()
@@ -154,7 +154,7 @@ class Finish:
         """:meth:`finish` with the teardown of wider scopes, within pytest's own wrappers."""
         if self._finished and self.internal_error is None:
             return
-        finisher = self._gate.finisher
+        finisher = self._context.finisher
         finisher.work = lambda: self.finish(wider=True)
         try:
             pytest_internals.run_in_protocol(self._item, self._nextitem, finisher)
@@ -162,21 +162,20 @@ class Finish:
             finisher.work = None
 
     def _report_death(self, death: Death) -> None:
-        """The reports a dead process owes: the phase it died in failed, the teardown is ours."""
+        """Make the reports that are missing: the phase that it died in has failed."""
         item = self._item
-        changes = item.config.stash[changes_key]
+        observers = self._session.observers
         report = pytest_internals.failed_report(
             item, f"{death.how} during {death.phase}", death.phase, death.stop
         )
         for key, content in (("stdout", death.out), ("stderr", death.err)):
             if content:
                 report.sections.append((f"Captured {key} {death.phase}", content))
-        if death.changed is not None:
-            changes.attach(item, report, *death.changed)
+        observers.on_report(item, report, None)
         if death.phase != "teardown":
             self.log("pytest_runtest_logreport", report=report)
             report = pytest_internals.passed_report(item, "teardown")
-            changes.complete(item, report, death.read_changes)
+            observers.on_report(item, report, None)
         self.hold("pytest_runtest_logreport", report=report)
         self.hold("pytest_runtest_logfinish", nodeid=item.nodeid, location=item.location)
 
@@ -196,12 +195,11 @@ class Finish:
 
 
 def describe(reader: int, status: int) -> str:
-    """How the test process ended; of which child, see :func:`.init.read_status`."""
+    """How the test process has ended, in words.
+
+    ``reader`` and ``status``: see :func:`.pid_namespace.read_status`.
+    """
     code = os.waitstatus_to_exitcode(read_status(reader, status))
     if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = "a real-time signal"
-        return f"the test process was ended by {name} (signal {-code})"
+        return f"the test process was ended by {signal_name(-code)} (signal {-code})"
     return f"the test process exited with status {code}, before the test was done,"

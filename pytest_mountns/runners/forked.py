@@ -1,43 +1,53 @@
-"""One test's way through the gate, in the parent: fork, and listen."""
+"""Runs one test in a forked process, as the pytest process sees it: fork, and listen.
+
+In place of the item's ``setup``, the pytest process instantiates the wider fixtures, forks, and
+reports what the test process sends. Then it leaves the item's protocol by an exception that
+nothing catches. The test process enters the sandbox and lets pytest go on up the same stack:
+function-scoped fixtures, call and teardown run there, through every plugin's hooks.
+
+Things that do not work with fork, and so are done otherwise:
+
+* Tearing down a wider scope in the test process. Its teardown ends at the item. The pytest
+  process tears down the rest, and adds what that took and printed to the report of the teardown.
+* Running the pytest process's ``pytest_runtest_makereport`` hooks on a report that is complete:
+  plugins re-interpret it. Reports arrive whole and go to ``pytest_runtest_logreport``.
+* Timers and threads: fork(2) leaves them behind. See :mod:`pytest_mountns.forking`.
+* What plugins note in memory for the end of the session: see :mod:`pytest_mountns.plugin_state`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 import threading
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Final, final
 
 import pytest
 
 from .. import pytest_internals
 from ..engine.changes.changes import Changes
 from ..engine.linux import processes
+from ..engine.linux.c_stdout import put_stdout
 from ..engine.linux.errno_advice import explain
 from ..engine.linux.errors import SandboxError, Unavailable, said
 from ..engine.linux.job_control import take_terminal_back
-from ..engine.linux.syscalls import put_stdout
+from ..engine.linux.untouched import os, signal, time
 from ..engine.plan.model import Plan
 from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.written import Outline, Written, outline
-from ..forking import channel, logging_locks
+from ..forking import channel, logging_locks, messages
 from ..forking.interrupts import Interrupts
 from ..forking.receiver import Receiver
-from ..reports.changes import Sorted, changes_key
+from ..forking.timers import Timers
 from .child import Inheritance, TestProcess
+from .context import RunnerContext
 from .finish import Death, Finish, describe
 from .prepare import Preparation
 
-if TYPE_CHECKING:
-    from ..forking.timers import Timers
-    from ..session.session import Gate
-
-#: So many test processes may be on their way out while the next one runs.
+#: How many test processes may be on their way out while the next one runs.
 _LEAVING: Final = 8
 PHASES: Final[tuple[pytest_internals.Phase, ...]] = ("setup", "call", "teardown")
 
@@ -46,34 +56,40 @@ _GARBLED: Final = "the test has written to the socket of the plugin, and its pro
 
 @final
 class ForkedTest:
-    """One test's way through the gate, as the parent sees it."""
+    """Forks the test process of one item, and reports what it sends."""
 
     def __init__(
-        self, gate: Gate, item: pytest.Item, nextitem: pytest.Item | None, timers: Timers
+        self,
+        context: RunnerContext,
+        item: pytest.Item,
+        nextitem: pytest.Item | None,
+        timers: Timers,
     ) -> None:
-        self._gate = gate
+        self._context = context
+        self._session = context.session
         self._item = item
-        self.ending = Finish(gate, item, nextitem)
+        #: The end of the test, as this process reports it.
+        self.finish = Finish(context, item, nextitem)
         self._timers = timers
         self._original_setup = item.setup
-        self._preparation = Preparation(gate, item)
+        self._preparation = Preparation(context, item)
+        #: Whether a test process has run the item, or is to.
         self.delegated = False
         self._last_report: pytest.TestReport | None = None
         self._refusal: SandboxError | None = None
-        self._changes = item.config.stash[changes_key]
         self._outline: Outline | None = None
-        #: If it is another than in the beginning.
+        #: The plan of the test's root, if it is another one than in the beginning.
         self._plan: Plan | None = None
         #: What the sandbox has written, while that can be read.
-        self._written: Callable[[], Written] | None = None
+        self._find: Callable[[], Written] | None = None
 
     @pytest_internals.unseen
     def setup(self) -> None:
         """In place of the item's setup."""
         __tracebackhide__ = True
-        process = self._gate.process
+        process = self._context.process
         if process is not None:
-            # Another attempt, by a plugin that runs a failed test again: a fresh root for it.
+            # A plugin runs a failed test once more: a fresh root for another attempt.
             process.reset()
             return self._original_setup()
         try:
@@ -90,19 +106,20 @@ class ForkedTest:
         return self._original_setup()
 
     def _delegate(self, plan: Plan) -> SandboxError | None:
-        """Fork. Returns None in the test process; in the parent the reason if there is none.
+        """Fork. Returns None in the test process, and in the pytest process why there is none.
 
-        When the test process is done, it ends by an exception in the parent.
+        When the test process is done, this ends by an exception in the pytest process.
         """
         __tracebackhide__ = True
-        gate, item = self._gate, self._item
-        gate.settle()
-        gate.phase[0] = channel.SETUP
-        gate.plugin_states.look_up()
+        context, session, item = self._context, self._session, self._item
+        context.collect_garbage()
+        context.phase[0] = channel.SETUP
+        context.plugin_states.look_up()
         self._timers.stop()
         with pytest_internals.capture_suspended(item.config):
-            # Or whoever flushes next writes it once more.
+            # Or both processes would write what is buffered.
             pytest_internals.flush_output(item.config)
+        session.trace.flush()
         try:
             forked_entry = self._forked_entry(plan)
         except SandboxError as error:
@@ -123,13 +140,13 @@ class ForkedTest:
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         forget_failures = pytest_internals.noted_failures(item.config)
         inheritance = Inheritance(
-            os.getpid(), theirs, status_writer, random.getstate(), gate.fork_pages.before_fork()
+            os.getpid(), theirs, status_writer, random.getstate(), context.fork_pages.before_fork()
         )
         try:
             with Interrupts() as interrupts:
                 try:
-                    with logging_locks.handlers_at_rest():
-                        interrupts.let_in()
+                    with logging_locks.hold_locks():
+                        interrupts.restore_if_pending()
                         child = processes.fork()
                 except BaseException as error:
                     ours.close()
@@ -141,25 +158,26 @@ class ForkedTest:
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
-                    gate.fork_pages.in_child()
-                    gate.scopes.closed = True
-                    gate.process = gate.inside = TestProcess(
-                        item, forked_entry, inheritance, gate.phase, gate.plugin_states, gate.keeper
-                    )
-                    gate.process.begin(gate.hooks, self._timers)
-                    # Only now: a Ctrl-C during the way in ends the test, not the way.
-                    interrupts.release()
+                    context.fork_pages.in_child()
+                    context.fixture_scopes.closed = True
+                    process = TestProcess(context, item, forked_entry, inheritance)
+                    context.process = session.current.test = process
+                    process.begin(self._timers)
+                    # Only now: a Ctrl-C on the way into the sandbox is answered by the test.
+                    interrupts.restore()
                     return None
                 self.delegated = True
                 theirs.close()
-                gate.reap(spare=_LEAVING)
-                receiver = Receiver(ours, child, gate.phase, apart=plan.pid_namespace)
+                session.sandboxes.reap(spare=_LEAVING)
+                receiver = Receiver(
+                    ours, child, context.phase, session.trace, apart=plan.pid_namespace
+                )
                 try:
-                    self._written = partial(self._find_written, forked_entry, receiver)
+                    self._find = partial(self._find_written, forked_entry, receiver)
                     if forked_entry.sandbox is not None:
                         self._outline = outline(forked_entry.sandbox)
                         with contextlib.suppress(OSError):
-                            # Too many are open: then somebody waits.
+                            # Too many files are open: then this process waits for the unmounting.
                             forked_entry.sandbox.leave_to_child()
                     self._listen(receiver, interrupts, child, status_reader)
                 finally:
@@ -167,7 +185,7 @@ class ForkedTest:
                     # From here on nothing can be read.
                     self._outline = None
         finally:
-            if gate.process is None:
+            if context.process is None:
                 os.close(status_reader)
                 os.close(status_writer)
                 self._timers.resume()
@@ -178,30 +196,34 @@ class ForkedTest:
         if self._last_report is not None:
             # The test process had them, too, and has reported them.
             forget_failures()
-        gate.summary.isolated(item.nodeid)
+        session.observers.isolated(item)
         raise pytest_internals.Delegated("the test has run in a process of its own")
 
     def _forked_entry(self, plan: Plan) -> ForkedEntry:
-        """The sandbox for the test process, made here where that is possible.
+        """The sandbox for the test process, made in this process where that is possible.
 
-        Here what makes it is warm; in a new process each page that it touches costs a fault.
-        Raises :class:`SandboxError`.
+        The code that makes it is in use here already. In a new process, each page of memory that
+        it touches costs a page fault. Raises :class:`SandboxError` if it cannot be made.
         """
-        gate = self._gate
-        directory = gate.uppers.new() if plan.upper.medium == "disk" else None
+        sandboxes = self._session.sandboxes
+        manager = sandboxes.manager
+        directory = sandboxes.uppers.new() if plan.upper.medium == "disk" else None
         layers, cwd = self._preparation.layers(), self._preparation.working_directory()
-        outside = plan.user_namespace and (plan.fake_root or not gate.manager.in_user_namespace)
+        outside = plan.user_namespace and (plan.fake_root or not manager.in_user_namespace)
         if outside:
             return ForkedEntry(plan, cwd, directory, enter_user_namespace=True)
         alone = threading.active_count() == 1 or layers is not None
         if plan.pid_namespace and alone:
-            # Its /proc can only be mounted from within.
-            return ForkedEntry(plan, cwd, directory, gate.manager.stage, layers)
+            # Its /proc can only be mounted by a process in that PID namespace.
+            return ForkedEntry(plan, cwd, directory, manager.stage, layers)
         if not alone:
-            # To go anywhere, this thread would have to part with the others' working directory.
+            # This thread would have to stop sharing its working directory with the others
+            # (CLONE_FS), as setns(2) demands.
             return ForkedEntry(plan, cwd, directory)
-        sandbox = gate.manager.make(plan, directory=directory, layers=layers)
-        return ForkedEntry(plan, cwd, directory, gate.manager.stage, layers, sandbox)
+        sandbox = manager.make(plan, directory=directory, layers=layers)
+        if self._session.trace.enabled:
+            self._session.trace("mounted", *(one.mountpoint for one in sandbox.overlays))
+        return ForkedEntry(plan, cwd, directory, manager.stage, layers, sandbox)
 
     def _listen(
         self,
@@ -210,24 +232,18 @@ class ForkedTest:
         child: int,
         status_reader: int,
     ) -> None:
-        """Relay until the child has left or died, and reap it."""
+        """Report what the test process sends until it has left or died, and reap it."""
         __tracebackhide__ = True
-        config = self._item.config
-        last_words: tuple[Any, ...] | None = None
+        config, session = self._item.config, self._session
+        leave: messages.Leave | None = None
         ended = garbled = False
         try:
             with pytest_internals.capture_suspended(config):
-                for name, *content in receiver.frames(interrupts):
-                    if name == "leave":
-                        last_words = tuple(content)
-                    elif name == "settle":
-                        self.ending.log_teardown_early()
-                        stopping = pytest_internals.stopping(self._item.session)
-                        receiver.answer(*content, (pytest_internals.cursor(config), stopping))
-                    elif name == "strays":
-                        receiver.answer(self._changes.strays(self._item, self._read_changes))
+                for message in receiver.messages(interrupts):
+                    if isinstance(message, messages.Leave):
+                        leave = message
                     else:
-                        self._hear(name, *content)
+                        self._hear(message, receiver)
             ended = True
         except pytest.exit.Exception:
             raise
@@ -235,117 +251,155 @@ class ForkedTest:
             garbled = True
         except Exception as error:  # noqa: BLE001 - of whichever reporter
             # Not raised here: it would count as an error of the test's setup.
-            self.ending.internal_error = error
+            self.finish.internal_error = error
         finally:
             if not ended:
                 # A reporter failed here, or nobody can hear any more what the test does.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             status = 0
-            if last_words is not None and not receiver.apart:
-                # It is on its way out, and nobody has to wait for that.
-                self._gate.leaving.append(child)
+            if leave is not None and not receiver.apart:
+                # It is about to end, and nobody has to wait for that.
+                session.sandboxes.leaving.append(child)
             else:
                 status = processes.reap(child)
             if receiver.apart:
                 take_terminal_back()
-        if self.ending.internal_error is not None:
+        session.trace("left" if leave is not None else "died", self._item.nodeid)
+        if self.finish.internal_error is not None:
             return
-        died = last_words is None and self._refusal is None
-        changed = self._look_at_changes(died=died)
+        died = leave is None and self._refusal is None
+        if self._outline is not None and self._refusal is None:
+            self.finish.observer_failed = session.observers.ended(
+                self._item, _WrittenForked(self), died=died
+            )
         if died:
-            if self._gate.keeper is not None:
-                self._gate.keeper.capture(self._item, None, self._all_written)
             how = _GARBLED if garbled else describe(status_reader, status)
             out, err = pytest_internals.captured_so_far(config)
-            phase = PHASES[min(self._gate.phase[0], channel.TEARDOWN)]
-            self.ending.death = Death(
-                how, phase, out, err, time.time(), self._read_changes, changed
-            )
-            self._gate.plugin_states.lost()
-        elif last_words is not None:
-            self.ending.answer(*last_words, interrupted=receiver.interrupted)
+            phase = PHASES[min(self._context.phase[0], channel.TEARDOWN)]
+            self.finish.death = Death(how, phase, out, err, time.time())
+            self._context.plugin_states.lost()
+        elif leave is not None:
+            self.finish.answer(leave, interrupted=receiver.interrupted)
         elif receiver.interrupted:
             raise KeyboardInterrupt
-        self.ending.conclude(refused=self._refusal is not None)
+        self.finish.conclude(refused=self._refusal is not None)
+
+    def _hear(self, message: messages.FromTest, receiver: Receiver) -> None:
+        """Do what one message of the test process asks for."""
+        item, config = self._item, self._item.config
+        match message:
+            case messages.Report():
+                self._report(message)
+            case messages.WarningRecorded():
+                self._warn(message)
+            case messages.LogStart():
+                hook = "pytest_runtest_logstart"
+                self.finish.hold(hook, nodeid=message.nodeid, location=message.location)
+            case messages.LogFinish():
+                hook = "pytest_runtest_logfinish"
+                self.finish.hold(hook, nodeid=message.nodeid, location=message.location)
+            case messages.Screen():
+                if message.cursor is not None:
+                    pytest_internals.set_cursor(config, *message.cursor)
+                pytest_internals.set_live_log_state(config, message.live_log)
+            case messages.ShownByDebugger():
+                if self._last_report is not None:
+                    pytest_internals.mark_as_shown(self._last_report)
+            case messages.Settle():
+                self.finish.log_teardown_early()
+                cursor = pytest_internals.cursor(config)
+                stopping = pytest_internals.stopping(item.session)
+                receiver.answer(messages.Settled(message.reports, cursor, stopping))
+            case messages.AskObjection():
+                objection = self._session.observers.objection(item, _WrittenForked(self))
+                receiver.answer(messages.Objection(objection))
+            case messages.Entered():
+                self._outline = message.outline
+                # A fresh root: what was reported of the attempt before is complete.
+                self.finish.log_held()
+            case messages.Mounted():
+                self._outline = message.outline
+            case messages.Planned():
+                self._plan = message.plan
+            case messages.CStdout():
+                put_stdout(message.content, message.by_lines)
+            case messages.PluginNotes():
+                self._context.plugin_states.merge(item, message.plugin, message.packed)
+            case messages.WrittenPages():
+                self._context.fork_pages.learn(message.numbers)
+            case messages.Refused():
+                unavailable, *texts = message
+                self._refusal = (Unavailable if unavailable else SandboxError)(*texts)
+            case messages.Leave():
+                raise messages.UnknownMessage(message)
+            case _:
+                messages.not_handled(message)
+
+    def _report(self, message: messages.Report) -> None:
+        pytest_internals.set_failed_subtests(self._item, message.failed_subtests)
+        report = self._last_report = channel.unpack_report(message.packed, self._item)
+        self.finish.go_on()
+        self._session.observers.on_report(self._item, report, _WrittenForked(self))
+        # What wider scopes print when they are torn down belongs into the report of the teardown.
+        tell = self.finish.hold if report.when == "teardown" else self.finish.log
+        tell("pytest_runtest_logreport", report=report)
+
+    def _warn(self, message: messages.WarningRecorded) -> None:
+        warning = channel.unpack_warning(message.packed)
+        # With those of this process, which pytest reports when the protocol has ended.
+        if message.when == "runtest" and pytest_internals.record_warnings([warning]):
+            return
+        hook = self._item.ihook.pytest_warning_recorded
+        hook.call_historic(
+            kwargs={
+                "warning_message": warning,
+                "when": message.when,
+                "nodeid": message.nodeid,
+                "location": None,
+            }
+        )
 
     def _find_written(self, forked_entry: ForkedEntry, receiver: Receiver) -> Written:
+        """What the sandbox has written. Raises :class:`SandboxError` if it was never entered."""
         made = forked_entry.sandbox
-        # Of a fresh root the test process has sent another.
+        # Of a fresh root the test process has sent another descriptor.
         scratch = made.scratch if made and receiver.descriptor < 0 else receiver.descriptor
         if scratch < 0 or self._outline is None:
             raise SandboxError("read what the sandbox has written", cause="it was never entered")
         more = made.touched() if made is not None else []
         view = forked_entry.layers.view if forked_entry.layers is not None else -1
-        # It may have gone on to another root with the uppers that it had.
+        # The test may have gone on to another root with the uppers that it had.
         there = {mountpoint for mountpoint, _ in self._outline[0]}
         more = [one for one in more if one.mountpoint not in there]
         return Written.of(self._plan or forked_entry.plan, scratch, self._outline, more, view)
 
-    def _all_written(self) -> list[Written]:
-        assert self._written is not None
-        scopes = self._gate.scopes.sandboxes(self._item)
-        return [*map(Written.of_sandbox, scopes), self._written()]
+    def written(self) -> Written:
+        """What the sandbox has written. Raises :class:`SandboxError` if it cannot be read."""
+        assert self._find is not None
+        return self._find()
 
-    def _read_changes(self) -> AbstractContextManager[Changes]:
-        assert self._written is not None
-        return self._written().changes()
+    def wider_written(self) -> list[Written]:
+        """What captured wider fixtures of the item have written, lowest first."""
+        sandboxes = self._context.fixture_scopes.sandboxes(self._item)
+        return [Written.of_sandbox(one) for one in sandboxes]
 
-    def _look_at_changes(self, *, died: bool) -> tuple[Sorted, str] | None:
-        """For whoever wants to know what the test has changed, when it has ended."""
-        entered = self._outline is not None and self._refusal is None
-        if not entered or not self._changes.is_wanted(died=died):
-            return None
-        changed, self.ending.changes_failed = self._changes.ended(
-            self._item, self._read_changes, died=died
-        )
-        return changed
 
-    def _hear(self, name: str, *content: Any) -> None:
-        if name == "report":
-            packed, failed_subtests = content
-            pytest_internals.set_failed_subtests(self._item, failed_subtests)
-            report = self._last_report = channel.unpack_report(packed, self._item)
-            self.ending.go_on()
-            self._changes.complete(self._item, report, self._read_changes)
-            if self._gate.keeper is not None:
-                self._gate.keeper.capture(self._item, report, self._all_written)
-            # What wider scopes say when they end belongs into this one.
-            tell = self.ending.hold if report.when == "teardown" else self.ending.log
-            tell("pytest_runtest_logreport", report=report)
-        elif name == "warning":
-            packed, when, nodeid = content
-            message = channel.unpack_warning(packed)
-            # With those of this process, which pytest hands over when the protocol has ended.
-            if when != "runtest" or not pytest_internals.record_warnings([message]):
-                arguments = {"warning_message": message, "when": when, "nodeid": nodeid}
-                hook = self._item.ihook.pytest_warning_recorded
-                hook.call_historic(kwargs={"location": None, **arguments})
-        elif name in ("logstart", "logfinish"):
-            nodeid, location = content
-            self.ending.hold(f"pytest_runtest_{name}", nodeid=nodeid, location=location)
-        elif name == "screen":
-            cursor, live_log = content
-            if cursor is not None:
-                pytest_internals.set_cursor(self._item.config, *cursor)
-            pytest_internals.set_live_log_state(self._item.config, live_log)
-        elif name == "shown":
-            if self._last_report is not None:
-                pytest_internals.mark_as_shown(self._last_report)
-        elif name == "printed":
-            put_stdout(*content)
-        elif name == "outline":
-            (self._outline,) = content
-        elif name == "planned":
-            (self._plan,) = content
-        elif name == "entered":
-            (self._outline,) = content
-            # A fresh root: what was said of the attempt before is complete.
-            self.ending.log_held()
-        elif name == "state":
-            self._gate.plugin_states.merge(self._item, *content)
-        elif name == "pages":
-            self._gate.fork_pages.learn(*content)
-        elif name == "refused":
-            unavailable, *texts = content
-            self._refusal = (Unavailable if unavailable else SandboxError)(*texts)
+@final
+class _WrittenForked:
+    """What a forked test has written, read by the pytest process.
+
+    Implements :class:`.observers.WrittenByTest`.
+    """
+
+    #: The test process may have left, but what it has written can be read until it is reaped.
+    left = False
+
+    def __init__(self, test: ForkedTest) -> None:
+        self._test = test
+
+    def changes(self) -> AbstractContextManager[Changes]:
+        return self._test.written().changes()
+
+    def layers(self) -> AbstractContextManager[Sequence[Written]]:
+        return nullcontext([*self._test.wider_written(), self._test.written()])

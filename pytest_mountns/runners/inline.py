@@ -1,20 +1,19 @@
-"""``process="inline"``: the pytest process itself goes into a sandbox for one test, and returns.
+"""``process="inline"``: the pytest process itself enters a sandbox for one test, and returns.
 
-Everything is native, there is no relay: the test runs in the process, and on the stack, that it
-would run on without the plugin. Only files are isolated. What is done at home, in between:
+Nothing is forked and nothing is sent: the test runs in the process, and on the stack, that it
+would run on without the plugin. Only files are isolated. What is done on the host in between:
 
-* reports are heard there, since reporters write files that are not the test's; pytest's own do not
-  while tests run;
-* fixtures wider than a function that the test asks for while it runs are set up there.
+* Reports are heard there, since reporters write files that are not the test's. pytest's own
+  reporters write nothing while tests run, so they hear reports in the sandbox.
+* Fixtures wider than a function that the test asks for while it runs are set up there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any, cast, final
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, cast, final
 
 import pytest
 
@@ -22,30 +21,39 @@ from .. import pytest_internals
 from ..engine.changes.changes import Changes
 from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError
+from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.stack import SandboxStack
 from ..engine.sandbox.written import Written
-from ..reports.changes import changes_key
+from .context import RunnerContext
 from .prepare import Preparation
 
-if TYPE_CHECKING:
-    from ..session.session import Gate
-
-# Set by pytest itself in each phase.
+#: Set by pytest itself in each phase.
 _OF_PYTEST = b"PYTEST_CURRENT_TEST"
 
 
 @final
 class InlineTest:
-    """One item's way in and out of its sandbox, or of one for each attempt at it."""
+    """Takes the pytest process into the sandbox of one item and back, for each attempt at it.
 
-    def __init__(self, gate: Gate, item: pytest.Item, nextitem: pytest.Item | None) -> None:
-        self._gate = gate
-        self._item = item
+    Implements :class:`.current.RunningTest`.
+    """
+
+    #: See :attr:`.current.RunningTest.forked`.
+    forked = False
+
+    def __init__(
+        self, context: RunnerContext, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> None:
+        self.item = item
+        #: What the test has written, for observers.
+        self.written = _WrittenInline(self, context)
+        self._context = context
+        self._session = context.session
         self._nextitem = nextitem
         self._original_setup = item.setup
-        self._preparation = Preparation(gate, item)
+        self._preparation = Preparation(context, item)
         self._stack: SandboxStack | None = None
         self._directory: str | None = None
         self._children: frozenset[int] = frozenset()
@@ -55,9 +63,19 @@ class InlineTest:
 
     @property
     def stack(self) -> SandboxStack:
-        """The sandbox it is in, and those to go back to."""
+        """The sandbox that the test is in, and those that it goes back to."""
         assert self._stack is not None
         return self._stack
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its sandbox is gone, or was never made."""
+        return self._stack is None
+
+    @property
+    def has_left(self) -> bool:
+        """Whether this process is on the host again."""
+        return self._session.current.test is not self
 
     @pytest_internals.unseen
     def setup(self) -> None:
@@ -67,154 +85,181 @@ class InlineTest:
             problem = self._enter(self._preparation.prepare())
         except BaseException:
             if self._stack is None:
-                pytest_internals.forget_setup(self._item)
+                pytest_internals.forget_setup(self.item)
             raise
         if problem is not None:
-            pytest_internals.forget_setup(self._item)
+            pytest_internals.forget_setup(self.item)
             self._preparation.refuse(problem)
         return self._original_setup()
 
     def _enter(self, plan: Plan) -> SandboxError | None:
-        """Go in. Returns why not, if not."""
-        gate = self._gate
-        gate.plugin_states.before_enter(self._item)
+        """Enter the sandbox. Returns why it cannot be entered, if so."""
+        session, sandboxes = self._session, self._session.sandboxes
+        self._context.plugin_states.before_enter(self.item)
         directory = None
         try:
-            directory = gate.uppers.new() if plan.upper.medium == "disk" else None
-            sandbox = gate.manager.make(
-                plan, directory=directory, layers=self._preparation.layers()
-            )
+            directory = sandboxes.uppers.new() if plan.upper.medium == "disk" else None
+            layers = self._preparation.layers()
+            sandbox = sandboxes.manager.make(plan, directory=directory, layers=layers)
         except SandboxError as error:
             _remove(directory)
             return error
+        if session.trace.enabled:
+            session.trace("mounted", *(one.mountpoint for one in sandbox.overlays))
         self._children = frozenset(processes.children(os.getpid()))
         self._environment = dict(cast(Any, os.environ)._data)
         os.umask(umask := os.umask(0o077))
         self._umask, self._directory = umask, directory
-        self._basetemp = pytest_internals.basetemp(self._item.config)
-        # A handler of a signal may raise when this process is in and not yet back from there.
-        self._stack, gate.inside = SandboxStack(sandbox, gate.manager.release), self
-        pytest_internals.finalize_last(self._item, self.leave)
+        self._basetemp = pytest_internals.basetemp(self.item.config)
+        # Noted before: a handler of a signal may raise when this process is in the sandbox and has
+        # not yet come back from there.
+        self._stack = SandboxStack(sandbox, sandboxes.manager.release)
+        session.current.test = self
+        pytest_internals.finalize_last(self.item, self.leave)
         try:
-            gate.manager.enter(sandbox, self._preparation.working_directory())
+            sandboxes.manager.enter(sandbox, self._preparation.working_directory())
         except SandboxError as error:
             self._let_go()
             return error
-        gate.summary.isolated(self._item.nodeid)
-        gate.plugin_states.after_enter(self._item)
-        self._item.config.stash[changes_key].watch(self._item)
+        session.trace("entered", self.item.nodeid)
+        session.observers.isolated(self.item)
+        self._context.plugin_states.after_enter(self.item)
+        session.observers.entered(self.item, self)
         return None
 
     def leave(self) -> None:
-        """Return home: when all that ends with the item has ended, or never came to begin."""
-        gate = self._gate
-        if gate.inside is not self:
+        """Return to the host, when all that ends with the item has ended, or has never begun."""
+        session = self._session
+        if session.current.test is not self:
             return
-        wider = pytest_internals.wider_teardown_is_due(self._item, self._nextitem)
+        wider = pytest_internals.wider_teardown_is_due(self.item, self._nextitem)
         new = [pid for pid in processes.children(os.getpid()) if pid not in self._children]
         if new:
-            # Its root is about to vanish.
+            # Their root is about to vanish.
             _forget_tracker(processes.end(new))
-        gate.plugin_states.before_leave(self._item)
+        self._context.plugin_states.before_leave(self.item)
         problem: BaseException | None = None
-        if gate.manager.is_inside:
-            problem = self._look_at_changes()
-            gate.manager.leave()
-        gate.inside = None
-        if gate.keeper is None or (wider and self.stack.sandbox.layers is not None):
+        manager = session.sandboxes.manager
+        if manager.is_inside:
+            problem = self._tell_end()
+            manager.leave()
+            session.trace("left", self.item.nodeid)
+        session.current.test = None
+        if not session.observers.want_layers() or (wider and self.stack.sandbox.layers is not None):
             self._let_go()
         os.umask(self._umask)
-        pytest_internals.set_basetemp(self._item.config, self._basetemp)
+        pytest_internals.set_basetemp(self.item.config, self._basetemp)
         _restore(self._environment)
-        gate.plugin_states.after_leave(self._item)
-        if pytest_internals.wider_teardown_runs_code(self._item, self._nextitem):
-            gate.drop_caches()
+        self._context.plugin_states.after_leave(self.item)
+        if pytest_internals.wider_teardown_runs_code(self.item, self._nextitem):
+            session.sandboxes.drop_caches()
         if problem is not None:
-            # Of a hook, or of what was written while fixtures ended: an error of the teardown.
+            # Of an observer, or of what was written while fixtures ended: an error of the teardown.
             raise problem
 
-    def _look_at_changes(self) -> BaseException | None:
-        """For whoever wants to know what the test has changed; what is wrong with that."""
-        report = self._item.config.stash[changes_key]
-        if self._gate.spec(self._item).writes is not None:
-            strays = report.strays(self._item, self.read_changes)
-            if strays:
-                return pytest.fail.Exception(strays, pytrace=False)
-        _, failed = report.ended(self._item, self.read_changes, died=False)
+    def _tell_end(self) -> BaseException | None:
+        """Tell the observers that the test has ended. Returns what fails its teardown, if so."""
+        objection = self.objection()
+        if objection:
+            return pytest.fail.Exception(objection, pytrace=False)
+        failed = self._session.observers.ended(self.item, self.written, died=False)
         return failed.excinfo.value if failed is not None and failed.excinfo else None
 
     def _let_go(self) -> None:
-        self._gate.inside = None
+        self._session.current.test = None
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()
         directory, self._directory = self._directory, None
         _remove(directory)
 
+    def enter_phase(self, phase: pytest_internals.Phase) -> None:
+        """Nothing to note: if this process dies, there is nobody to report it."""
+
     def reset(self) -> None:
-        """A fresh root for what follows. Raises :class:`SandboxError`."""
-        self._gate.plugin_states.before_reset()
+        """See :meth:`.current.RunningTest.reset`."""
+        self._context.plugin_states.before_reset()
         self.stack.reset()
 
     def restack(self, find: Callable[[], Plan]) -> None:
-        """Go on with what ``find``, called among the host's mounts, plans.
-
-        Raises :class:`SandboxError`.
-        """
+        """See :meth:`.current.RunningTest.restack`."""
         self.stack.restack(find)
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
-        """:meth:`Sandbox.bind`. Raises :class:`SandboxError`."""
+        """See :meth:`.current.RunningTest.bind`."""
         self.stack.sandbox.bind(source, target, read_only=read_only)
 
     @contextlib.contextmanager
-    def read_changes(self) -> Iterator[Changes]:
-        """For the pytest process: what the test has changed, looked at from home."""
-        changes = self.stack.sandbox.changes()
-        with self._gate.manager.on_host():
-            yield changes
-
-    def end(self) -> None:
-        """Its last report is there: let go of what was left for that."""
-        self._let_go()
-
-    def remains(self) -> list[Written]:
-        """For the pytest process, at home: what can be saved, the test's own last.
-
-        Raises :class:`SandboxError` if that is gone.
-        """
-        if self._stack is None:
-            raise SandboxError(
-                "look at what the test has written", cause="it failed when wider fixtures had ended"
-            )
-        scopes = self._gate.scopes.sandboxes(self._item)
-        return [Written.of_sandbox(one) for one in (*scopes, self.stack.sandbox)]
-
-    @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
-        """Drop, afterwards, what was written meanwhile. Raises :class:`SandboxError`."""
+        """See :meth:`.current.RunningTest.checkpoint`."""
         with self.stack.checkpoint():
             try:
                 yield
             finally:
-                self._gate.plugin_states.before_reset()
+                self._context.plugin_states.before_reset()
+
+    def objection(self) -> str:
+        """See :meth:`.current.RunningTest.objection`."""
+        return self._session.observers.objection(self.item, self.written)
+
+    def end(self) -> None:
+        """The last report of the item is made: let go of what was left for it."""
+        self._let_go()
+
+
+@final
+class _WrittenInline:
+    """What an inline test has written, read by the same process from the host.
+
+    Implements :class:`.observers.WrittenByTest`.
+    """
+
+    def __init__(self, test: InlineTest, context: RunnerContext) -> None:
+        self._test = test
+        self._context = context
+
+    @property
+    def left(self) -> bool:
+        return self._test.has_left
+
+    @contextlib.contextmanager
+    def changes(self) -> Iterator[Changes]:
+        changes = self._test.stack.sandbox.changes()
+        with self._context.session.sandboxes.manager.on_host():
+            yield changes
+
+    @contextlib.contextmanager
+    def layers(self) -> Iterator[Sequence[Written]]:
+        if self._test.is_gone:
+            raise SandboxError(
+                "look at what the test has written", cause="it failed when wider fixtures had ended"
+            )
+        scopes = self._context.fixture_scopes.sandboxes(self._test.item)
+        sandboxes = (*scopes, self._test.stack.sandbox)
+        with self._context.session.sandboxes.manager.on_host():
+            yield [Written.of_sandbox(one) for one in sandboxes]
 
 
 @final
 class HostHooks:
-    """What is done at home in the middle of a visit. Registered with the first one."""
+    """Takes the process to the host for a moment while a test runs inline.
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-        self._reporters = pytest_internals.Reporters(gate.config)
+    Registered with the first inline test.
+    """
+
+    def __init__(self, context: RunnerContext) -> None:
+        self._context = context
+        self._session = context.session
+        self._reporters = pytest_internals.Reporters(context.config)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     @pytest_internals.unseen
     def pytest_runtest_logreport(self) -> Generator[None, object, object]:
-        # Pytest's own ones write to what is open, and keep the rest to themselves.
-        if self._gate.inside is None or self._reporters.are_builtin():
+        """Have reporters of other plugins hear reports on the host."""
+        # pytest's own write to files that are open already, and keep the rest in memory.
+        if self._session.current.test is None or self._reporters.are_builtin():
             return (yield)
-        with self._gate.manager.on_host():
+        with self._session.sandboxes.manager.on_host():
             return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -222,10 +267,14 @@ class HostHooks:
     def pytest_fixture_setup(
         self, request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
-        if self._gate.inside is None or (wider := pytest_internals.wider_scope(request)) is None:
+        """Have wider fixtures that a test asks for while it runs set up on the host."""
+        if self._session.current.test is None:
+            return (yield)
+        if (wider := pytest_internals.wider_scope(request)) is None:
             return (yield)
         item, scope, node = wider
-        with self._gate.manager.on_host(), self._gate.scopes.within(item)(scope, node):
+        within = self._context.fixture_scopes.within(item)
+        with self._session.sandboxes.manager.on_host(), within(scope, node):
             return (yield)
 
 
@@ -235,9 +284,10 @@ def _remove(directory: str | None) -> None:
 
 
 def _forget_tracker(killed: set[int]) -> None:
-    """multiprocessing's tracker is started once for a process, by whichever test needs it first.
+    """Forget multiprocessing's resource tracker if it was among the ``killed`` processes.
 
-    It would warn, in a later test, that it has died.
+    It is started once for a process, by whichever test needs it first. A later test would be
+    warned that it has died.
     """
     module = sys.modules.get("multiprocessing.resource_tracker")
     tracker: Any = getattr(module, "_resource_tracker", None)
@@ -247,11 +297,12 @@ def _forget_tracker(killed: set[int]) -> None:
 
 
 def _restore(environment: dict[bytes, bytes]) -> None:
-    # As it is kept: to decode it all takes longer than to enter a sandbox.
+    # The bytes of os.environ are compared as they are stored: to decode all of them takes longer
+    # than to enter a sandbox.
     now = cast("dict[bytes, bytes]", cast(Any, os.environ)._data)
-    kept = now.get(_OF_PYTEST)
-    if kept is not None:
-        environment[_OF_PYTEST] = kept
+    current_test = now.get(_OF_PYTEST)
+    if current_test is not None:
+        environment[_OF_PYTEST] = current_test
     if now == environment:
         return
     for name in [name for name in now if name not in environment]:

@@ -2,93 +2,103 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import NoReturn, final
 
 import pytest
 
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError, Unavailable
+from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.plan.spec import SandboxSpec
 from ..engine.sandbox.sandbox import Layers
-
-if TYPE_CHECKING:
-    from ..session.session import Gate
+from .context import RunnerContext
 
 
 @final
 class Preparation:
-    """One item's way to its sandbox, in the pytest process."""
+    """Prepares the sandbox of one item, in the pytest process and on the host."""
 
-    def __init__(self, gate: Gate, item: pytest.Item) -> None:
-        self._gate = gate
+    def __init__(self, context: RunnerContext, item: pytest.Item) -> None:
+        self._context = context
+        self._session = context.session
         self._item = item
 
     @pytest_internals.unseen
     def prepare(self) -> Plan:
-        """The plan of the item's sandbox; its wider fixtures are set up when this returns.
+        """Set up the wider fixtures of the item. Returns the plan of its sandbox.
 
         Skips or fails the item if there can be no sandbox, and raises what a fixture raises.
         """
         __tracebackhide__ = True
-        # Before wider fixtures do work for nothing, and again: they may have mounted something.
+        # Planned before wider fixtures do work in vain, and again afterwards: they may have mounted
+        # something.
         self._tell(self.plan())
-        # Where it is chosen by a wider fixture, its sandbox would keep it to itself.
+        # If a wider fixture of the item's sandbox chose it, no other test would know of it.
         pytest_internals.choose_basetemp(self._item)
         basetemp = pytest_internals.basetemp(self._item.config)
         if basetemp is not None:
-            self._gate.planner.keep(str(basetemp))
+            self._session.sandboxes.planner.add_run_directory(str(basetemp))
         if pytest_internals.sets_up_wider_fixtures(self._item):
-            self._gate.before_host_changes()
-        pytest_internals.fill_wider_fixtures(self._item, self._gate.scopes.within(self._item))
+            self._session.sandboxes.before_host_changes()
+        within = self._context.fixture_scopes.within(self._item)
+        pytest_internals.fill_wider_fixtures(self._item, within)
         plan = self.plan()
         self._tell(plan)
+        if self._session.trace.enabled:
+            self._session.trace("planned", self._item.nodeid, plan.describe())
         return plan
 
     def _tell(self, plan: Plan) -> None:
-        for told in self._gate.at_the_door:
-            told(self._item, self._gate.spec(self._item), plan)
+        spec = self._session.selection.spec(self._item)
+        self._session.observers.before(self._item, spec, plan)
 
     def spec(self) -> SandboxSpec:
-        """With the ways through. Raises :class:`pytest.UsageError`."""
-        return self._gate.run_volumes.add(self._item, self._gate.spec(self._item))
+        """The spec of the item with the volumes of the run.
+
+        Raises :class:`pytest.UsageError` if its marks are not valid.
+        """
+        spec = self._session.selection.spec(self._item)
+        return self._session.sandboxes.with_run_volumes(self._item, spec)
 
     def plan(self) -> Plan:
-        """Skips or fails the item if there can be none."""
+        """The plan of the item's sandbox. Skips or fails the item if there can be none."""
         __tracebackhide__ = True
-        gate = self._gate
-        if gate.everything is False:
+        session = self._session
+        if session.selection.everything is False:
             pytest_internals.skip_item("--no-mountns: this test runs in a sandbox or not at all")
         problem: pytest.UsageError | SandboxError | None = None
         try:
             spec = self.spec()
-            plan = gate.planner.plan(spec)
-            gate.scopes.check(spec)
+            plan = session.sandboxes.planner.plan(spec)
+            self._context.fixture_scopes.check(spec)
         except (pytest.UsageError, SandboxError) as error:
             problem = error
         if problem is not None:
-            # Not in the handler: the report would say it twice.
+            # Not in the handler: the report would show the error twice.
             self.refuse(problem)
         return plan
 
     def layers(self) -> Layers | None:
         """What the test begins on: what wider fixtures have written, if that is captured.
 
-        Raises :class:`SandboxError`.
+        Raises :class:`SandboxError` if it cannot be had.
         """
-        if self._gate.base_layers is not None:
-            return self._gate.base_layers(self.spec())
-        return self._gate.scopes.layers(self._item)
+        if self._session.sandboxes.base_layers is not None:
+            return self._session.sandboxes.base_layers(self.spec())
+        return self._context.fixture_scopes.layers(self._item)
 
     def working_directory(self) -> str:
-        """Where the test begins: a wider fixture may have gone where only its layer leads."""
-        return self._gate.scopes.working_directory or os.getcwd()
+        """Where the test begins: a wider fixture may have changed to where only its layer leads."""
+        return self._context.fixture_scopes.working_directory or os.getcwd()
 
     def refuse(self, error: SandboxError | pytest.UsageError) -> NoReturn:
-        """Skip where the machine cannot and that is allowed; fail otherwise. Never run bare."""
-        # This frame stays visible: where all are hidden, pytest says so below the message.
-        if isinstance(error, Unavailable) and self._gate.policy == "skip":
-            self._gate.summary.skipped(self._item.nodeid)
+        """Skip the item where the machine cannot isolate and that is allowed, else fail it.
+
+        It never runs without a sandbox.
+        """
+        # This frame is not hidden: where all frames are, pytest says so below the message.
+        if isinstance(error, Unavailable) and self._session.selection.policy == "skip":
+            self._session.observers.skipped(self._item)
             pytest_internals.skip_item(str(error))
         pytest.fail(str(error), pytrace=False)

@@ -1,14 +1,13 @@
-"""Scopes as layers: what fixtures wider than a function write lies under their tests' uppers.
+"""Fixture scopes as layers: what wider fixtures write lies under the uppers of their tests.
 
 With ``scope="module"`` the fixtures of class and module scope are set up in a sandbox of the node
-that they belong to, in the pytest process: it goes in for the fixture and returns. The upper of
-that sandbox is a lower of those of the tests below the node. It goes when the node ends, after
-the fixtures' finalizers, which run in there as well.
+that they belong to. The pytest process enters that sandbox for the fixture and returns. Its upper
+is a lower of the sandboxes of all tests below the node. When the node ends, the fixtures'
+finalizers run in the sandbox as well, and then it is let go.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,76 +17,89 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError, Unavailable
+from ..engine.linux.untouched import os
 from ..engine.plan.spec import SandboxSpec
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.sandbox import Layers, Sandbox
 
 if TYPE_CHECKING:
-    from .session import Gate
+    from .sandboxes import Sandboxes
+    from .selection import Selection
 
 _SCOPES: Final = ("function", "class", "module", "package", "session")
 
 
 @final
 @dataclass(slots=True)
-class _Place:
-    """The sandbox of one node; ``under`` are the layers it was made on."""
+class _NodeSandbox:
+    """The sandbox in which the captured fixtures of one node are set up."""
 
     sandbox: Sandbox
+    #: The layers that it was made on.
     under: Layers | None
+    #: Sandboxes of the same node that were made on other layers; the fixtures of then are alive.
     older: tuple[Sandbox, ...] = ()
+
+    @property
+    def all(self) -> tuple[Sandbox, ...]:
+        """Every sandbox of the node, lowest first."""
+        return (*self.older, self.sandbox)
 
 
 @final
 class FixtureScopes:
-    """The sandboxes of the nodes that are set up just now."""
+    """The sandboxes of the nodes that are set up at the moment."""
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-        self._places: dict[pytest.Collector, _Place] = {}
-        #: Where wider fixtures have gone, if that is only in their sandboxes.
+    def __init__(self, selection: Selection, sandboxes: Sandboxes) -> None:
+        self._selection = selection
+        self._sandboxes = sandboxes
+        self._nodes: dict[pytest.Collector, _NodeSandbox] = {}
+        #: The working directory of wider fixtures, if it exists in their sandboxes only.
         self.working_directory: str | None = None
-        #: In a test process: wider fixtures asked for in there are the test's own.
+        #: Set in a test process: wider fixtures that are first asked for there are the test's own.
         self.closed = False
 
     def check(self, spec: SandboxSpec) -> None:
         """Raises :class:`Unavailable` if wider fixtures are to be captured and cannot be."""
-        if spec.scope != "function" and not self._gate.can_enter_and_return:
-            raise Unavailable(
-                f"capture what fixtures of {spec.scope} scope write",
-                cause="for that, an ordinary user's pytest process has to enter a user namespace"
-                " itself, and it has other threads alive",
-                remedy='run as root, or without pytest-xdist, or use scope="function"',
-            )
+        if spec.scope == "function" or self._sandboxes.can_enter_and_return:
+            return
+        reason = self._sandboxes.why_not_inline
+        raise Unavailable(
+            f"capture what fixtures of {spec.scope} scope write",
+            kernel=reason.kernel if reason is not None else "",
+            cause="for that, an ordinary user's pytest process has to enter a user namespace itself"
+            + (f", and could not: {reason.cause}" if reason is not None and reason.cause else ""),
+            remedy='use scope="function"'
+            + (f", or: {reason.remedy}" if reason is not None and reason.remedy else ""),
+        )
 
     def within(self, item: pytest.Item) -> pytest_internals.Within:
-        """Where wider fixtures of ``item`` are to be set up."""
-        captured = _SCOPES.index(self._gate.spec(item).scope)
+        """Returns the function that says where a wider fixture of ``item`` is set up."""
+        captured = _SCOPES.index(self._selection.spec(item).scope)
 
         def within(
             scope: pytest_internals.WiderScope, node: pytest.Collector
         ) -> AbstractContextManager[object]:
             if self.closed or _SCOPES.index(scope) > captured:
                 return nullcontext()
-            return self._inside(self._place(item, node).sandbox)
+            return self._inside(self._of_node(item, node).sandbox)
 
         return within
 
     def layers(self, item: pytest.Item) -> Layers | None:
-        """What was written by the captured wider fixtures of ``item``."""
-        return self._layers_around(item, item) if self._places else None
+        """What the captured wider fixtures of ``item`` have written; None if none are captured."""
+        return self._layers_around(item, item) if self._nodes else None
 
     def sandboxes(self, item: pytest.Item) -> list[Sandbox]:
-        """Those in which the captured wider fixtures of ``item`` have written, lowest first."""
+        """The sandboxes in which the captured wider fixtures of ``item`` wrote, lowest first."""
         found: list[Sandbox] = []
-        for outer in item.listchain()[:-1] if self._places else ():
-            if outer in self._places and self._is_captured(item, outer):
-                place = self._places[outer]
-                found += [*place.older, place.sandbox]
+        for outer in item.listchain()[:-1] if self._nodes else ():
+            if outer in self._nodes and self._is_captured(item, outer):
+                found += self._nodes[outer].all
         return found
 
     def _is_captured(self, item: pytest.Item, node: pytest.Item | pytest.Collector) -> bool:
-        return _SCOPES.index(_scope_of(node)) <= _SCOPES.index(self._gate.spec(item).scope)
+        return _SCOPES.index(_scope_of(node)) <= _SCOPES.index(self._selection.spec(item).scope)
 
     def _layers_around(
         self, item: pytest.Item, node: pytest.Item | pytest.Collector
@@ -95,69 +107,69 @@ class FixtureScopes:
         """The layers of the captured nodes that ``node`` is in."""
         layers: Layers | None = None
         for outer in node.listchain()[:-1]:
-            if outer in self._places and self._is_captured(item, outer):
-                layers = self._place(item, outer).sandbox.as_layers()
+            if outer in self._nodes and self._is_captured(item, outer):
+                layers = self._of_node(item, outer).sandbox.as_layers()
         return layers
 
-    def _place(self, item: pytest.Item, node: pytest.Item | pytest.Collector) -> _Place:
-        """The place of ``node``, made if there is none, and renewed if what is below it changed.
+    def _of_node(self, item: pytest.Item, node: pytest.Item | pytest.Collector) -> _NodeSandbox:
+        """The sandbox of ``node``: made if there is none, made anew if its lower layers changed.
 
         Fails the item if it cannot be made.
         """
         assert isinstance(node, pytest.Collector)
-        place = self._places.get(node)
+        known = self._nodes.get(node)
         under = self._layers_around(item, node)
-        if place is not None and place.under == under:
-            return place
-        gate = self._gate
+        if known is not None and known.under == under:
+            return known
+        sandboxes = self._sandboxes
         problem: SandboxError
         try:
-            spec = gate.run_volumes.add(item, gate.spec(item))
-            plan = gate.planner.plan(spec.of_wider_scope())
-            directory = gate.uppers.new() if plan.upper.medium == "disk" else None
-            layers = under if place is None else place.sandbox.moved_onto(under)
-            sandbox = gate.manager.make(plan, directory=directory, layers=layers, shared=False)
+            spec = sandboxes.with_run_volumes(item, self._selection.spec(item))
+            plan = sandboxes.planner.plan(spec.of_wider_scope())
+            directory = sandboxes.uppers.new() if plan.upper.medium == "disk" else None
+            layers = under if known is None else known.sandbox.moved_onto(under)
+            sandbox = sandboxes.manager.make(plan, directory=directory, layers=layers, shared=False)
         except SandboxError as error:
             problem = error
         else:
-            older = () if place is None else (*place.older, place.sandbox)
-            made = self._places[node] = _Place(sandbox, under, older)
-            if place is None:
+            older = () if known is None else known.all
+            made = self._nodes[node] = _NodeSandbox(sandbox, under, older)
+            if known is None:
                 pytest_internals.place_finalizers(
                     node, lambda: self._again(node), lambda: self._close(node)
                 )
             return made
+        # Not in the handler: the report would show the error twice.
         pytest.fail(str(problem), pytrace=False)
 
     def _again(self, node: pytest.Collector) -> AbstractContextManager[object]:
-        return nullcontext() if self.closed else self._inside(self._places[node].sandbox)
+        return nullcontext() if self.closed else self._inside(self._nodes[node].sandbox)
 
     @contextmanager
     def _inside(self, sandbox: Sandbox) -> Iterator[None]:
-        home = os.getcwd()
-        manager = self._gate.manager
-        manager.enter(sandbox, self.working_directory or home)
+        on_host = os.getcwd()
+        manager = self._sandboxes.manager
+        manager.enter(sandbox, self.working_directory or on_host)
         try:
             yield
         finally:
-            self._follow(home, manager.leave())
+            self._follow(on_host, manager.leave())
 
-    def _follow(self, home: str, inside: str) -> None:
-        """Go where a wider fixture has gone, or remember it if that is not there at home."""
+    def _follow(self, on_host: str, inside: str) -> None:
+        """Change to where a wider fixture went, or remember that if the host has no such place."""
         self.working_directory = None
-        if inside != home:
+        if inside != on_host:
             try:
                 os.chdir(inside)
             except OSError:
                 self.working_directory = inside
 
     def _close(self, node: pytest.Collector) -> None:
-        place = self._places.pop(node, None)
-        if place is None or self.closed:
+        known = self._nodes.pop(node, None)
+        if known is None or self.closed:
             return
-        sandboxes = (*place.older, place.sandbox)
-        self._gate.manager.release(sandboxes)
-        for sandbox in sandboxes:
+        self._sandboxes.manager.release(known.all)
+        for sandbox in known.all:
             if sandbox.directory is not None:
                 disk_uppers.remove(sandbox.directory)
 

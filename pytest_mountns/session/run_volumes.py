@@ -1,14 +1,13 @@
-"""Ways through a sandbox that every suite needs: directories of the run, not of the test.
+"""Volumes of the run: directories that every suite needs to write to and that outlive it.
 
-pytest's cache and the examples that Hypothesis has found are there for the next run, so they are
-volumes unless somebody says otherwise.
+The next run reads pytest's cache and the examples that Hypothesis has found. So they are volumes
+in every sandbox, unless the spec has something else at their places.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import final
@@ -16,12 +15,13 @@ from typing import final
 import pytest
 
 from .. import pytest_internals
+from ..engine.linux.untouched import os
 from ..engine.plan.spec import SandboxSpec, SpecError, Volume
 
 
 @final
 class RunVolumes:
-    """Adds the volumes of the run to specs; makes their directories when first needed."""
+    """Adds the volumes of the run to specs, and makes their directories when first needed."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -31,7 +31,7 @@ class RunVolumes:
         self._specs: dict[tuple[SandboxSpec, bool], SandboxSpec] = {}
 
     def add(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
-        """``spec`` with the volumes of the run; what it has at their places itself stays."""
+        """Returns ``spec`` with the volumes of the run; its own ones take precedence."""
         if not self._asked:
             self._asked = True
             self._cache = pytest_internals.cache_directory(self._config)
@@ -51,7 +51,7 @@ class RunVolumes:
         for directory in directories:
             if str(directory) in taken or not self._is_there(directory):
                 continue
-            # A cache in /dev or /proc is none that a sandbox could show.
+            # A cache in /dev or /proc cannot be a volume.
             with contextlib.suppress(SpecError):
                 added.append(Volume(str(directory), str(directory)))
         return dataclasses.replace(spec, volumes=(*added, *spec.volumes)) if added else spec
@@ -66,14 +66,14 @@ class RunVolumes:
                 _make_hypothesis_directory(directory)
                 self._made.append(directory)
         except OSError:
-            # Where it cannot be made, a plain run does without, too.
+            # If it cannot be made, a run without sandboxes has none either.
             return False
         return directory.is_dir()
 
     def close(self) -> None:
-        """Remove what was made for nothing: Hypothesis makes its directory when it has to."""
+        """Remove directories that nothing was written to: Hypothesis would not have made them."""
         if hasattr(self._config, "workerinput"):
-            # Another worker may just be using it.
+            # Another worker may be using it.
             return
         for directory in self._made:
             with contextlib.suppress(OSError):

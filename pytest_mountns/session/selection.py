@@ -1,95 +1,89 @@
-"""When the plugin wakes: at the first option or test that asks for it.
+"""Which tests run in a sandbox, and what each one's sandbox is to be.
 
-A session that isolates nothing pays for this module, the options and the fixtures. All else is
-loaded here, when it is needed.
+This module is loaded in every pytest run where the plugin is installed, so it imports next to
+nothing. What else the plugin consists of is loaded by :mod:`pytest_mountns.activation`, at the
+first option or test that asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
-from ..config import options as settings
+from ..config import options
 
 if TYPE_CHECKING:
-    from .session import Gate
+    from ..engine.plan.spec import SandboxSpec
 
-#: In reports: what a test has changed.
-SECTION: Final = "filesystem changes"
-
-gate_key: Final = pytest.StashKey["Gate"]()
+_spec_key: Final = pytest.StashKey["SandboxSpec"]()
 
 
 def is_asked_for(config: pytest.Config) -> bool:
-    """Whether an option or ini value of ours is set: what it says is looked at, used or not."""
-    if settings.sandbox_everything(config) is not None:
+    """Whether an option or ini value of the plugin is set.
+
+    Then all of them are validated at the start of the run, even if no test is isolated.
+    """
+    if options.sandbox_everything(config) is not None:
         return True
-    options = (value for name, value in vars(config.option).items() if name.startswith("mountns"))
+    given = (value for name, value in vars(config.option).items() if name.startswith("mountns"))
     return (
-        any(options)
-        or any(map(config.getini, settings.INI))
-        or bool(settings.profiles_of(config).settings)
+        any(given)
+        or any(map(config.getini, options.INI))
+        or bool(options.profiles_of(config).settings)
     )
 
 
 def is_wanted(item: pytest.Item, everything: bool | None) -> bool:
-    """Whether ``item`` is to run in a sandbox, if there are to be any."""
+    """Whether ``item`` asks for a sandbox, by a mark, a fixture or an option.
+
+    ``everything`` is what :func:`.options.sandbox_everything` has returned. The nearest mark
+    decides; without one, a fixture of the plugin or ``--mountns`` does.
+    """
     for mark in item.iter_markers():
         if mark.name in ("mountns", "no_mountns"):
             return mark.name == "mountns"
     fixtures: list[str] = getattr(item, "fixturenames", [])
-    return bool(everything) or not settings.FIXTURES.isdisjoint(fixtures)
-
-
-def wake(config: pytest.Config) -> Gate:
-    """The gate of the session, with all that stands around it.
-
-    Raises :class:`pytest.UsageError` if an option makes no sense.
-    """
-    gate = config.stash.get(gate_key, None)
-    if gate is not None:
-        return gate
-    from ..reports.changes import ChangesReport, changes_key
-    from .session import Gate
-
-    manager = config.pluginmanager
-    finisher = manager.get_plugin("mountns-finisher")
-    assert isinstance(finisher, Finisher)
-    gate = config.stash[gate_key] = Gate(config, manager.get_plugin("mountns-hooks"), finisher)
-    audit = keeper = None
-    if settings.is_audit(config):
-        from ..reports.audit import Audit
-
-        audit = Audit(config)
-    changes = config.stash[changes_key] = ChangesReport(config, gate, audit)
-    if settings.keep_policy(config) != "none":
-        from ..repro.keeper import Keeper
-
-        keeper = gate.keeper = Keeper(config)
-        gate.at_the_door.append(keeper.begin)
-    plugins = ("mountns-changes", changes), ("mountns-audit", audit), ("mountns-keeper", keeper)
-    for name, plugin in plugins:
-        if plugin is not None:
-            manager.register(plugin, name)
-    return gate
+    return bool(everything) or not options.FIXTURES.isdisjoint(fixtures)
 
 
 @final
-class Finisher:
-    """A plugin that, in place of running an item, tears down what ends with it.
+class Selection:
+    """Decides, for the tests of one session, which are isolated and by which spec.
 
-    So that it happens where it always does: within pytest's own wrappers of the protocol, which
-    record warnings and explain assertions.
+    Raises :class:`pytest.UsageError` if an option or ini value is not valid.
     """
 
-    def __init__(self) -> None:
-        self.work: Callable[[], None] | None = None
+    def __init__(self, config: pytest.Config) -> None:
+        #: True: every test is isolated. False: none is. None: those that ask for it.
+        self.everything: Final = options.sandbox_everything(config)
+        #: Whether a test is skipped or fails where this machine cannot isolate it.
+        self.policy: Final = options.unavailable_policy(config)
+        #: The marker keys that every spec starts from: those of options, profile and ini.
+        self.keys: Final = options.session_keys(config)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self) -> bool | None:
-        if self.work is None:
+    def wants(self, item: pytest.Item) -> bool:
+        """Whether ``item`` is to run in a sandbox, if sandboxes are made at all."""
+        return is_wanted(item, self.everything)
+
+    def spec(self, item: pytest.Item) -> SandboxSpec:
+        """The spec of ``item``, computed once.
+
+        Raises :class:`pytest.UsageError` if its marks are not valid.
+        """
+        spec = item.stash.get(_spec_key, None)
+        if spec is None:
+            spec = item.stash[_spec_key] = options.item_spec(item, self.keys)
+        return spec
+
+    def valid_spec(self, item: pytest.Item) -> SandboxSpec | None:
+        """The spec of ``item`` if it is to be isolated and its marks are valid, else None.
+
+        For what looks ahead at all tests: a test whose marks are not valid reports that itself.
+        """
+        if not self.wants(item):
             return None
-        self.work()
-        return True
+        try:
+            return self.spec(item)
+        except pytest.UsageError:
+            return None

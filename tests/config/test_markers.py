@@ -13,7 +13,7 @@ from tests.helpers.terminals import without_summary
 @pytest.mark.parametrize(
     ("mark", "words"),
     [
-        ("sise='64m'", ["'sise' is not known", "size"]),
+        ("sise='64m'", ["unknown key 'sise'", "size"]),
         ("scope='wide'", ["function", "session"]),
         ("process='thread'", ["fork"]),
         ("size='many'", ["is no size", "64m"]),
@@ -51,6 +51,65 @@ def test_bad_marks_end_the_session_before_any_test(
     for word in words:
         assert word in text
     assert "passed" not in text
+
+
+def usage_error(pytester: pytest.Pytester) -> list[str]:
+    """The lines of the error that ends a session before its first test."""
+    result = pytester.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "passed" not in result.stdout.str()
+    return result.errlines
+
+
+def test_all_keys_that_are_wrong_are_named(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+        pytestmark = pytest.mark.mountns(inodes=0, pid=1)
+        @pytest.mark.mountns("strict", sise=1, nett="none", size="many", pid=True)
+        def test_marked(): pass
+        """
+    )
+    assert [line.partition("; ")[0] for line in usage_error(pytester) if line] == [
+        "ERROR: test_it.py::test_marked: @pytest.mark.mountns:",
+        f"  {pytester.path}/pyproject.toml: there is no [tool.mountns.profiles.strict]",
+        "  unknown keys 'sise', 'nett'",
+        "  size='many': 'many' is no size",
+        '    remedy: write bytes or a suffix, as 4096, "512k", "64m", "1g"',
+        "  inodes=0: must be a whole number above 0",
+    ]
+
+
+def test_one_bad_mark_does_not_hide_another(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+        @pytest.mark.mountns(pid=1)
+        def test_one(): pass
+        @pytest.mark.parametrize("x", range(30))
+        @pytest.mark.mountns(upper="tape", scope="wide")
+        def test_many(x): pass
+        def test_good(overlay_root): pass
+        @pytest.mark.mountns(size="1m", upper="disk")
+        def test_last(): pass
+        """
+    )
+    lines = [line for line in usage_error(pytester) if line]
+    assert lines[:9] == [
+        "ERROR: 32 tests have marks that are not valid:",
+        "  test_it.py::test_one: @pytest.mark.mountns: pid=1: must be True or False, not int",
+        "  test_it.py::test_many[0]: @pytest.mark.mountns:",
+        "    upper='tape': choose from: 'memory', 'disk'",
+        "    scope='wide': choose from: 'function', 'class', 'module', 'package', 'session'",
+        "  test_it.py::test_last: @pytest.mark.mountns: size and inodes cannot limit an upper on"
+        " disk",
+        '    remedy: leave out upper="disk", or the limits',
+        "  test_it.py::test_many[1]: the same problem as test_it.py::test_many[0]",
+        "  test_it.py::test_many[2]: the same problem as test_it.py::test_many[0]",
+    ]
+    # Of 32 tests 20 are listed.
+    assert lines[-1] == "  and 12 more"
+    assert sum("::" in line for line in lines) == 20
 
 
 @pytest.mark.parametrize(
@@ -193,4 +252,4 @@ def test_bad_marks_reach_an_xdist_user(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import pytest\n@pytest.mark.mountns(sise=1)\ndef test_marked(): pass")
     result = pytester.runpytest_subprocess("-pxdist", "-n1")
     assert result.ret != 0
-    assert "'sise' is not known" in result.stderr.str() + result.stdout.str()
+    assert "unknown key 'sise'" in result.stderr.str() + result.stdout.str()

@@ -109,19 +109,27 @@ def test_workers_know_them(pytester: pytest.Pytester) -> None:
     [
         (
             "[tool.mountns.profiles.x]\ncolour = 3",
-            "[tool.mountns.profiles.x]: 'colour' is not known; valid keys: process, scope,",
+            "[tool.mountns.profiles.x]: unknown key 'colour'; valid keys: process, scope,",
         ),
         (
             '[tool.mountns.profiles.x]\npid = "yes"',
-            "[tool.mountns.profiles.x]: pid='yes': True or False is wanted, not str",
+            "[tool.mountns.profiles.x]: pid='yes': must be True or False, not str",
         ),
         (
             '[tool.mountns]\nsize = "big"',
             "[tool.mountns]: size='big': 'big' is no size",
         ),
-        ("[tool.mountns]\nkeep = 3", "[tool.mountns]: keep=3: a str is wanted"),
+        ("[tool.mountns]\nkeep = 3", "[tool.mountns]: keep=3: must be a string"),
         ('[tool.mountns]\nkeep = "some"', "'some' is not valid; choose from: failed, all, none"),
-        ("[tool.mountns]\nprofiles = 3", "[tool.mountns.profiles] is to hold a table"),
+        ("[tool.mountns]\nprofiles = 3", "[tool.mountns.profiles] must have a table"),
+        (
+            "[tool.mountns]\nkeep = 3\nsise = 1\n[tool.mountns.profiles.x]\nnett = 1\npid = 1",
+            "pyproject.toml: [tool.mountns.profiles.x]: pid=1: must be True or False, not int",
+        ),
+        (
+            "[tool.mountns]\nkeep = 3\nsise = 1\n[tool.mountns.profiles.x]\nnett = 1\npid = 1",
+            "pyproject.toml: [tool.mountns]: unknown key 'sise'; valid keys: process, scope,",
+        ),
         ("[tool.mountns\n", "pyproject.toml: "),
         ('[tool.mountns]\nprofile = "none"', "there is no [tool.mountns.profiles.none]"),
     ],
@@ -141,9 +149,9 @@ def test_what_is_wrong_is_said(pytester: pytest.Pytester, table: str, message: s
 @pytest.mark.parametrize(
     ("mark", "message"),
     [
-        ("'none'", "there is no [tool.mountns.profiles.none]; it has small, inline"),
-        ("3", "the name of a profile is wanted, not 3"),
-        ("'small', 'inline'", "one profile is wanted, not 2"),
+        ("'none'", "there is no [tool.mountns.profiles.none]; profiles there: small, inline"),
+        ("3", "the profile must be given by its name, not as 3"),
+        ("'small', 'inline'", "takes at most one profile, not 2"),
     ],
 )
 def test_marks_with_a_wrong_profile(pytester: pytest.Pytester, mark: str, message: str) -> None:
@@ -186,4 +194,4 @@ def test_the_command_lists_them(pytester: pytest.Pytester) -> None:
     (pytester.path / "pyproject.toml").write_text("[tool.mountns.profiles.x]\ncolour = 1")
     done = listed(str(pytester.path / "pyproject.toml"))
     assert done.returncode == 2
-    assert "'colour' is not known" in done.stderr
+    assert "unknown key 'colour'" in done.stderr

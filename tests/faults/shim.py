@@ -30,7 +30,7 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux import syscalls, untouched
 from pytest_mountns.engine.linux.errors import SyscallError
 
 from .events import Called, Event, Failed, Over, Report, Target, to_line
@@ -178,13 +178,15 @@ def _install(shim: Shim) -> None:
             and name not in _NEVER
         ):
             wrapped = _wrapped(shim, name, function)
-            setattr(os, name, wrapped)
-            # Where what a test replaces in os is not to matter, they are taken from here.
-            setattr(posix, name, wrapped)
+            # The plugin calls those of its own copies of the modules, and the functions of these
+            # that are written in Python call those of the modules themselves.
+            for module in (os, posix, untouched.os, untouched.posix):
+                setattr(module, name, wrapped)
     for name in ("sendall", "sendmsg", "recv", "recvmsg"):
         setattr(socket.socket, name, _wrapped(shim, name, getattr(_socket.socket, name)))
-    _socket.socketpair = _wrapped(shim, "socketpair", _socket.socketpair)
-    builtins.open = _wrapped(shim, "open", builtins.open)
+    socketpair = _wrapped(shim, "socketpair", _socket.socketpair)
+    _socket.socketpair = untouched._socket.socketpair = socketpair
+    builtins.open = untouched.open = _wrapped(shim, "open", builtins.open)
 
 
 class Plugin:
@@ -229,6 +231,8 @@ def _over(test: str) -> Over:
     return Over(test, sorted(opened), mounts, sorted(os.listdir(".")))
 
 
+# Before the plugin is configured: its modules are imported then, and take `open` along.
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     with open(os.environ[CASES]) as file:
         cases = [(site, name) for site, name in json.load(file)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pytest_mountns.engine.probe.features import Findings
+from pytest_mountns.engine.probe.features import ProbeResult
 from pytest_mountns.reports.doctor import examine, lines
 from tests.conformance.fetch import CHECKOUT
 from tests.helpers.environments import ENVIRONMENTS, Environment
@@ -23,7 +23,7 @@ PAGE: Final = CHECKOUT / "docs" / "doctor.md"
 def said(environment: Environment) -> list[str]:
     """What the doctor prints in the environment, without what is true of this machine only."""
     findings = environment.run(examine)
-    assert isinstance(findings, Findings)
+    assert isinstance(findings, ProbeResult)
     first, *rest = lines(findings)
     first = re.sub(r"(Linux \d+\.\d+)[^, ]*", r"\1", first)
     if environment.name.startswith("docker"):

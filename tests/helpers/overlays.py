@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from pytest_mountns.engine.changes.changes import Changes
-from pytest_mountns.engine.changes.compare import Layered, read_changes
+from pytest_mountns.engine.changes.compare import read_changes
+from pytest_mountns.engine.plan.model import Layered
 from tests.helpers.processes import fork
 
 T = TypeVar("T")

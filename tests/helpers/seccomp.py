@@ -105,5 +105,5 @@ def install(refusals: Sequence[Refusal]) -> None:
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """struct sock_filter."""
+    """Struct sock_filter."""
     return struct.pack("=HBBI", code, if_true, if_false, value)

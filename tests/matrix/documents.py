@@ -74,7 +74,7 @@ def _value(value: object, where: str) -> Iterator[str]:
 
 
 def coverage(content: str) -> Lines:
-    """coverage's JSON report: lines, branches and contexts of each file."""
+    """Coverage's JSON report: lines, branches and contexts of each file."""
     report = json.loads(content)
     report.pop("meta")
     for found in report["files"].values():

@@ -102,7 +102,7 @@ class TestRun:
                 f"      4       9  {home}",
                 "  paths  test",
                 f"      5  test_suite.py::test_cache: {home}",
-                "in no sandbox, so not known: test_suite.py::test_on_the_host",
+                "not audited, since they ran without a sandbox: test_suite.py::test_on_the_host",
                 f"written: {pytester.path}/out/audit.json",
             ]
         )

@@ -354,8 +354,8 @@ def test_fails_otherwise():
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            ('"/etc"', "a list is wanted, not str"),
-            ("[1]", "a string is wanted, not int"),
+            ('"/etc"', "must be a list, not str"),
+            ("[1]", "must be a string, not int"),
             ('["etc"]', "paths are absolute"),
             ('["/[z-a]"]', "ends before it begins"),
         ],
@@ -372,7 +372,7 @@ def test_fails_otherwise():
 
     def test_a_renamed_directory_needs_both_places(self) -> None:
         from pytest_mountns.engine.changes.changes import Change, Changes
-        from pytest_mountns.reports.changes import outside
+        from pytest_mountns.reports.writes_guard import outside
 
         change = Change("/a/new", "renamed", "/b/old")
         assert outside(Changes([change]), ["/a"]) == [change]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pytest_mountns.engine.probe.diagnosis import diagnose
-from pytest_mountns.engine.probe.environment import Environment, look
-from pytest_mountns.engine.probe.features import Findings, probe
+from pytest_mountns.engine.probe.environment import Environment, read_environment
+from pytest_mountns.engine.probe.features import ProbeResult, probe
 from pytest_mountns.engine.probe.trials import Trial
 from pytest_mountns.reports import doctor
 from tests.helpers.environments import ENVIRONMENTS
@@ -47,8 +47,8 @@ def test_every_environment_is_looked_at() -> None:
     assert IMPOSSIBLE.keys() | DEGRADED.keys() == BY_NAME.keys()
 
 
-def found_in(name: str) -> Findings:
-    def examined() -> Findings:
+def found_in(name: str) -> ProbeResult:
+    def examined() -> ProbeResult:
         with host_unchanged():
             before = descriptors()
             findings = probe([BASE])
@@ -60,7 +60,7 @@ def found_in(name: str) -> Findings:
     # In a sandbox or a chroot there is no table to compare with.
     alone = name in ("chroot", "too-deep")
     findings = environment.run((lambda: probe([BASE])) if alone else examined)
-    assert isinstance(findings, Findings)
+    assert isinstance(findings, ProbeResult)
     return findings
 
 
@@ -238,15 +238,15 @@ def test_versions_are_read(kernel: str, version: tuple[int, int]) -> None:
 
 def test_circumstances_of_an_ordinary_user_and_of_a_user_namespace() -> None:
     skip_unless("user")
-    here = in_world(look, "user")
+    here = in_world(read_environment, "user")
     assert not here.sys_admin
     assert not here.seccomp
     assert here.threads == 1
     assert here.as_data()["sysctls"] == here.sysctls
-    confined = BY_NAME["no-xattrs"].run(look)
+    confined = BY_NAME["no-xattrs"].run(read_environment)
     assert isinstance(confined, Environment)
     assert confined.seccomp
-    nested = BY_NAME["no-user-namespaces"].run(look)
+    nested = BY_NAME["no-user-namespaces"].run(read_environment)
     assert isinstance(nested, Environment)
     assert nested.nested
     assert nested.sysctls["user.max_user_namespaces"] == 0
@@ -254,7 +254,7 @@ def test_circumstances_of_an_ordinary_user_and_of_a_user_namespace() -> None:
 
 def test_a_trial_that_failed_has_all_its_lines() -> None:
     trial = Trial("a step", False, "k", "c", "r", needed=False, errno="EPERM", without="w")
-    assert list(doctor.lines(Findings((trial,), None)))[1:] == [
+    assert list(doctor.lines(ProbeResult((trial,), None)))[1:] == [
         "no     a step",
         "         the kernel said: k",
         "         likely cause: c",

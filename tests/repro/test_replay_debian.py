@@ -65,7 +65,7 @@ def test_the_same_failure(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyP
     for text in said:
         assert text in done.stdout
     # It says that it is not where it was.
-    assert re.search("^  system: .* then, Debian .* now$", done.stderr, re.MULTILINE)
+    assert re.search("^  system: .* in the bundle, Debian .* here$", done.stderr, re.MULTILINE)
     assert f"  Python version: {'.'.join(map(str, sys.version_info[:3]))} then" in done.stderr
     assert (root / "etc/debian_version").exists()
     assert not (root / "opt/greeter").exists()

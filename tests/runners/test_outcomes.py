@@ -303,7 +303,7 @@ def _printed(result: pytest.RunResult) -> list[str]:
 def test_warning_with_a_source(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, frames: str
 ) -> None:
-    """pytest says where the unclosed file was opened, or how to learn that."""
+    """Pytest says where the unclosed file was opened, or how to learn that."""
     monkeypatch.delenv("PYTHONTRACEMALLOC", raising=False)
     # Tracing is slow, and most of it would be that of other plugins' imports.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

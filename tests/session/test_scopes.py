@@ -122,7 +122,8 @@ def test_a_wider_fixture_finds_no_child_of_ours(
     pytester: pytest.Pytester, record: Record, upper: str
 ) -> None:
     """Not the test process before it either, which may still be on its way out: a fixture may wait
-    for any child. With the next parameter it is set up again in the middle of its scope."""
+    for any child. With the next parameter it is set up again in the middle of its scope.
+    """
     pytester.makepyfile(
         f"""
         import os, pytest
@@ -161,7 +162,8 @@ def test_a_wider_fixture_finds_no_child_of_ours(
 
 def test_a_mount_made_by_a_wider_fixture_is_seen(pytester: pytest.Pytester) -> None:
     """The mount table is read again when it changes; the fixture mounts in a namespace of its own
-    that the whole pytest process was started in."""
+    that the whole pytest process was started in.
+    """
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
     pytester.makepyfile(

@@ -24,13 +24,13 @@ _CODES: Final = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the arguments of the command."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory in .mountns")
-    parser.add_argument("--json", action="store_true", help="all of it, as a JSON document")
+    parser.add_argument("--json", action="store_true", help="print all changes as a JSON document")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print it. Raises :class:`SandboxError`."""
+    """Print the changes. Returns 0. Raises :class:`SandboxError` if the bundle cannot be read."""
     bundle = load(options.bundle)
     if options.json:
         print(bundle.text(CHANGES_JSON), end="")
@@ -43,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def coloured(text: str, stream: IO[str]) -> Iterator[str]:
-    """Its lines; with colours, if somebody looks at them."""
+    """The lines of ``text``, with colours if ``stream`` is a terminal."""
     plain = not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     for style, raw in styled(text):
-        # A bundle may come from anywhere, and a terminal obeys.
+        # A bundle may come from anybody, and a terminal obeys control characters.
         line = printable(raw)
         yield line if plain or not style else f"\033[{_CODES[COLOURS[style]]}m{line}\033[0m"

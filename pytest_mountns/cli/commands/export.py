@@ -1,4 +1,4 @@
-"""``pytest-mountns export``: what a test has written, as an image for other programs."""
+"""``pytest-mountns export``: writes what a test has written as an image for container tools."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from ...repro.bundle import Bundle, LayerOf, load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the arguments of the command."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory in .mountns")
-    parser.add_argument("out", metavar="OUT", help="the OCI archive; there is nothing yet")
+    parser.add_argument("out", metavar="OUT", help="the OCI archive to write; it must not exist")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write it. Raises :class:`SandboxError`; then there is no such file."""
+    """Write the archive. Returns 0.
+
+    Raises :class:`SandboxError` if it cannot be written; then there is no such file.
+    """
     bundle = load(options.bundle)
     layers = bundle.own_layers()
     out = os.path.abspath(options.out)
@@ -47,7 +50,9 @@ def run(options: argparse.Namespace) -> int:
             os.rename(partial, out)
     except OSError as error:
         raise SandboxError(
-            f"write {out}", said(error), remedy="look at the directory, and at the room there"
+            f"write {out}",
+            said(error),
+            remedy="check that the directory is writable and has space",
         ) from error
     return 0
 
@@ -58,7 +63,7 @@ def _remove(path: str) -> None:
 
 
 def _gzipped(bundle: Bundle, layer: LayerOf, stack: ExitStack) -> LayerFile:
-    """umoci before 0.5 reads no other compression."""
+    """Compress a layer with gzip: umoci before 0.5 reads no other compression."""
     fd = stack.enter_context(bundle.opened(layer))
     blob = Blob(fd, 0, layer.size)
     section = blob.section()

@@ -1,4 +1,4 @@
-"""``pytest-mountns profiles``: what pyproject.toml has, as ``pytest --markers`` lists markers."""
+"""``pytest-mountns profiles``: lists the profiles in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...config import profiles
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument(
         "file",
         nargs="?",
@@ -20,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """List the profiles. 2 if there is something wrong with them."""
+    """List the profiles. Returns 0, or 2 if they are not valid."""
     file = options.file or profiles.find(Path.cwd())
     try:
         known = profiles.read(file, file.parent)

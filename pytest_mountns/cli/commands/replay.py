@@ -1,4 +1,4 @@
-"""``pytest-mountns replay``: the test of a bundle once more, under the conditions of then."""
+"""``pytest-mountns replay``: runs the test of a bundle again, under its conditions."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from .sandboxed import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the arguments of the command."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a directory in .mountns")
     parser.add_argument(
         "--root",
         metavar="ROOT",
-        help="in another root: a directory, a tar archive or an image",
+        help="run it in another root: a directory, a tar archive or an image",
     )
     parser.add_argument(
         "--from-end",
         action="store_true",
-        help="begin with what the test had written then, in place of a fresh root",
+        help="begin with what the test had written, instead of a fresh root",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Become pytest. Raises :class:`SandboxError` if that cannot be."""
+    """Replace this process by pytest. Raises :class:`SandboxError` if that is not possible."""
     bundle = load(options.bundle)
     made = bundle.repro
     if made.kind != "test":
         raise SandboxError(
             f"replay {bundle.path}",
-            cause=f"it is of a command: {made.name}",
+            cause=f"it was made of a command, not of a test: {made.name}",
             remedy=f"pytest-mountns run -- {made.name}",
         )
     more = []
     if options.root is not None:
-        # Before the working directory is another.
+        # Made absolute before the working directory changes.
         known = options.root in ("host", "minimal")
         more.append(f"--mountns-root={options.root if known else os.path.abspath(options.root)}")
     if options.from_end:
         bundle.own_layers()
         more.append("--mountns-from-end")
-    kept, missing = copied(made.left_out, os.environ)
+    set_here, missing = copied(made.left_out, os.environ)
     for line in preface(bundle, missing):
-        # A bundle may come from anywhere, and a terminal obeys.
+        # A bundle may come from anybody, and a terminal obeys control characters.
         say(printable(line))
     try:
         os.chdir(made.cwd)
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
                 *(sys.executable, *made.interpreter, "-p", "pytest_mountns.cli.replay_plugin"),
                 *("--mountns-replay", bundle.path, *more, *made.argv),
             ],
-            {**made.environment, **kept},
+            {**made.environment, **set_here},
         )
     except OSError as error:
         raise SandboxError(
@@ -66,13 +66,13 @@ def run(options: argparse.Namespace) -> int:
             said(error),
             f"{made.cwd} is not there, where pytest was started"
             if not os.path.isdir(made.cwd)
-            else "the arguments and the environment of then cannot be passed on",
-            "have the project at the same place as then",
+            else "the arguments and the environment in the bundle cannot be passed on",
+            f"put the project where it was when the bundle was made: {made.root}",
         ) from error
 
 
 def preface(bundle: Bundle, missing: list[str]) -> Iterator[str]:
-    """What is to be known before: what is run, and what is otherwise than then."""
+    """Lines that say what is run, and how this machine differs from the one in the bundle."""
     made = bundle.repro
     yield f"replay: {made.name} ({made.outcome} {made.written})"
     for line in differences(made):

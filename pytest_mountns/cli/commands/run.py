@@ -1,4 +1,4 @@
-"""``pytest-mountns run``: any command in a throwaway root, and then what it has changed."""
+"""``pytest-mountns run``: runs any command in a throwaway root, then lists what it has changed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ...repro import bundle
 from ...repro.capture import save
 from ...repro.store import Content, write
 from .diff import coloured
-from .sandboxed import Stage, say
+from .sandboxed import SandboxedCommands, say
 
-#: Keys of the marker that options give, by the same names.
+#: Keys of the marker that are options of the command, too.
 _KEYS: Final = (
     "root",
     "layers",
@@ -37,12 +37,12 @@ _KEYS: Final = (
     "user",
     "devices",
 )
-#: Exit status if there is no sandbox, as of timeout(1) and container engines.
+#: The exit status if there is no sandbox, as timeout(1) and container engines have it.
 FAILED: Final = 125
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes; its own command comes after "--", see :mod:`..main`."""
+    """Add the arguments; the command to run comes after "--", see :mod:`..main`."""
     parser.add_argument(
         "--root",
         default="host",
@@ -76,19 +76,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="SIZE", help="how much may be written: 64m, 1g")
     parser.add_argument("--inodes", type=int, metavar="N", help="how many files may be made")
     parser.add_argument(
-        "--upper", choices=("memory", "disk"), default="memory", help="where it is written"
+        "--upper",
+        choices=("memory", "disk"),
+        default="memory",
+        help="where what is written is stored",
     )
     parser.add_argument("--read-only", action="store_true", help="the root refuses writes")
     parser.add_argument("--pid", action="store_true", help="a PID namespace of its own")
     parser.add_argument(
-        "--network", choices=("host", "none"), default="host", help="none: loopback alone"
+        "--network",
+        choices=("host", "none"),
+        default="host",
+        help="none: only a loopback interface",
     )
-    parser.add_argument("--hostname", metavar="NAME", help="the machine's name in there")
+    parser.add_argument("--hostname", metavar="NAME", help="the host name in the sandbox")
     parser.add_argument(
         "--user",
         type=lambda text: int(text) if text.isdecimal() else text,
         default="keep",
-        help="root, or as root: whom it becomes",
+        help="root, or (for root) the user it runs as",
     )
     parser.add_argument(
         "--device",
@@ -96,14 +102,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="a device of the host's",
+        help="a device node of the host to show",
     )
-    parser.add_argument("--keep", metavar="DIR", help="write a bundle of it: a new directory")
-    parser.add_argument("--quiet", action="store_true", help="do not say what was changed")
+    parser.add_argument("--keep", metavar="DIR", help="write a bundle to DIR, which must not exist")
+    parser.add_argument("--quiet", action="store_true", help="do not list the changes")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run it. The command's exit status, 128 + N if signal N has ended it, 125 if it never ran."""
+    """Run the command.
+
+    Returns its exit status, 128 + N if signal N has ended it, or 125 if it never ran.
+    """
     try:
         return _run(options)
     except SandboxError as error:
@@ -118,20 +127,20 @@ def _run(options: argparse.Namespace) -> int:
         _check_place(keep)
     cwd = os.getcwd()
     before = dict(os.environ)
-    stage = Stage()
-    with stage.run(options.command, spec, cwd=cwd, environment=before) as ended:
+    commands = SandboxedCommands()
+    with commands.run(options.command, spec, cwd=cwd, environment=before) as ended:
         if not options.quiet:
             with ended.remains.changes() as changes:
                 text = "\n".join(text_of(changes))
             for line in coloured(text, sys.stderr):
                 say(line)
         if keep is not None:
-            _keep(keep, options.command, spec, stage.planner.plan(spec), ended, cwd)
+            _keep(keep, options.command, spec, commands.planner.plan(spec), ended, cwd)
         return ended.status
 
 
 def _spec(options: argparse.Namespace) -> SandboxSpec:
-    """Raises :class:`SandboxError`."""
+    """The spec of the options. Raises :class:`SandboxError` if one is not valid."""
     wanted = {name: getattr(options, name) for name in _KEYS}
     try:
         read = {name: marker_keys.read(name, value, Path.cwd()) for name, value in wanted.items()}
@@ -141,15 +150,15 @@ def _spec(options: argparse.Namespace) -> SandboxSpec:
 
 
 def _check_place(path: str) -> None:
-    """Before the command has run for nothing."""
+    """Check, before the command runs, that a bundle can be written there."""
     if os.path.lexists(path):
         raise SandboxError(
-            f"keep a bundle in {path}", cause="it is there already", remedy="choose another name"
+            f"write a bundle to {path}", cause="it is there already", remedy="choose another name"
         )
     parent = os.path.dirname(path)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise SandboxError(
-            f"keep a bundle in {path}",
+            f"write a bundle to {path}",
             cause=f"{parent} is not there, or cannot be written",
             remedy="make the directory first, or choose another place",
         )
@@ -158,7 +167,7 @@ def _check_place(path: str) -> None:
 def _keep(
     path: str, command: list[str], spec: SandboxSpec, plan: Plan, ended: Ended, cwd: str
 ) -> None:
-    """Raises :class:`SandboxError`."""
+    """Write the bundle. Raises :class:`SandboxError` if that fails."""
     try:
         saved = save([ended.remains], os.path.dirname(path))
         try:
@@ -186,4 +195,4 @@ def _keep(
         finally:
             saved.close()
     except OSError as error:
-        raise SandboxError(f"keep a bundle in {path}", said(error)) from error
+        raise SandboxError(f"write a bundle to {path}", said(error)) from error

@@ -1,4 +1,4 @@
-"""What commands have in common that run something in a sandbox."""
+"""What those commands share that run something in a sandbox."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from ...repro.bundle import Bundle
 
 
 @final
-class Stage:
-    """This process, where sandboxes can be made. Raises :class:`SandboxError`."""
+class SandboxedCommands:
+    """Runs commands in sandboxes."""
 
     def __init__(self) -> None:
         self.planner = Planner([os.getcwd()])
 
     def _lay(self, spec: SandboxSpec, saved: Bundle, stack: ExitStack) -> tuple[int, Layers]:
-        """A stage, and what was saved as layers of sandboxes that are made on that."""
+        """A stage, and the layers of ``saved`` for sandboxes that are made on it.
+
+        Raises :class:`SandboxError` if they cannot be unpacked.
+        """
         manager = SandboxManager(self.planner.places)
         if self.planner.findings.user_namespace:
             manager.move_to_user_namespace()
-            self.planner.forget_mounts()
+            self.planner.entered_user_namespace()
         base_layers = self.planner.plan(base_layers_spec(spec))
         return manager.stage, lay(manager, base_layers, saved.sources(stack))
 
@@ -44,9 +47,10 @@ class Stage:
         environment: Mapping[str, str],
         saved: Bundle | None = None,
     ) -> Iterator[Ended]:
-        """Run a command, on the layers of ``saved``. What it has written is there in the context.
+        """Run a command, on the layers of ``saved`` if given.
 
-        Raises :class:`SandboxError`.
+        What it has written can be read within the context. Raises :class:`SandboxError` if there
+        can be no sandbox.
         """
         plan = self.planner.plan(spec)
         with ExitStack() as stack:
@@ -70,5 +74,5 @@ class Stage:
 
 
 def say(text: str) -> None:
-    """A line on standard error, which belongs to this program and not to a command's output."""
+    """Print a line on standard error: standard output is that of the command."""
     print(text, file=sys.stderr, flush=True)

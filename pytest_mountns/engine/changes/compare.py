@@ -12,38 +12,24 @@ depth of a tree nor its size is limited by descriptors or by the interpreter's s
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import final
 
-from ..linux.openat import FILE as _FILE
-from ..linux.openat import open_at as _open
-from ..linux.openat import open_directory as _open_directory
-from ..linux.openat import read_xattrs as _xattrs
-from ..linux.openat import visible as _visible
+from ..linux.attributes import OVERFLOW_ID, read_xattrs, without_overlay
+from ..linux.openat import FILE, open_at, open_directory
+from ..linux.overlayfs import is_whiteout, marks, redirect_source
+from ..linux.untouched import os
+from ..plan.model import Layered
 from .changes import Change, Changes, Kind
 from .entries import Contents, Entry, Place
 
 _CHUNK = 1 << 20
-# The kernel's default overflowuid and overflowgid, user_namespaces(7).
-_NOBODY: Final = 65534
 # The sandbox and the host go on living while they are read, and not all of it is for the caller.
 _OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
 # Stands for what may not be looked at: it counts as being there, and as something else.
 _UNKNOWN = os.stat_result((0,) * 10)
-
-
-@dataclass(frozen=True, slots=True)
-class Layered:
-    """One overlay of a sandbox: where it is mounted (absolute) and its upper directory.
-
-    `upper` is relative to the descriptor that `read_changes` is given, e.g. "0/upper".
-    """
-
-    mountpoint: str
-    upper: str
 
 
 def read_changes(
@@ -145,7 +131,7 @@ class _Walk:
 
     def _read(self, directory: _Directory, fd: int) -> None:
         here = os.fstat(fd)
-        xattrs = _xattrs(fd)
+        xattrs = read_xattrs(fd)
         kind, lower, remade = self._classify(directory, xattrs)
         lower_fd = None
         if lower is not None:
@@ -159,7 +145,7 @@ class _Walk:
                 if directory.upper == self.overlay.upper:
                     below = _owned_as_far_as_mapped(below, here)
                 same = _same_stat(here, below)
-                if not same or _visible(xattrs) != _visible(_xattrs(lower_fd)):
+                if not same or without_overlay(xattrs) != without_overlay(read_xattrs(lower_fd)):
                     kind = "metadata"
             source = lower if kind == "renamed" else None
             if source is not None:
@@ -207,20 +193,15 @@ class _Walk:
     ) -> tuple[Kind | None, str | None, bool]:
         """Its kind as far as metadata do not matter, its directory below, whether it is remade."""
         lower = directory.lower
-        opaque = xattrs.get(f"{self.xattr_prefix}opaque") == b"y"
-        redirect = os.fsdecode(xattrs.get(f"{self.xattr_prefix}redirect", b""))
-        source = None
-        if opaque:
-            pass
-        elif redirect.startswith("/"):
-            source = self.overlay.mountpoint.rstrip("/") + redirect
-        elif redirect and lower is not None:
-            # A sibling as the tree below has them: the parent may have been renamed itself.
-            source = f"{lower.rpartition('/')[0]}/{redirect}"
-        # One that leads nowhere is nothing to the kernel either.
-        if source is not None and self._is_directory_below(source):
-            # Moved away and back again is not renamed.
-            return (None if source == lower else "renamed"), source, False
+        opaque, redirect = marks(xattrs, self.xattr_prefix)
+        if not opaque and redirect:
+            relative = redirect_source(
+                redirect, None if lower is None else lower[1:], self.overlay.mountpoint.strip("/")
+            )
+            # The kernel ignores a redirect that leads nowhere, too.
+            if relative is not None and self._is_directory_below(source := f"/{relative}"):
+                # A directory that was moved away and back again is not renamed.
+                return (None if source == lower else "renamed"), source, False
         if directory.below is None:
             return "added", None, False
         if directory.below != stat.S_IFDIR:
@@ -258,7 +239,7 @@ class _Walk:
                 continue
             try:
                 here = entry.stat(follow_symlinks=False)
-                if stat.S_ISCHR(here.st_mode) and here.st_rdev == 0:
+                if is_whiteout(here):
                     if below is not None:
                         was = Entry(below, place, path, "before")
                         self.gone.append((path, f"{lower}/{name}", was))
@@ -277,12 +258,17 @@ class _Walk:
                 self.gone.append((path, f"{lower}/{name}", was))
 
 
+def _open_directory(root: int, path: str) -> int:
+    return open_directory(root, path, unreadable=True)
+
+
 def _owned_as_far_as_mapped(below: os.stat_result, here: os.stat_result) -> os.stat_result:
     """The root of an upper was made by the user; an owner or group that the user namespace does
-    not map (it shows as nobody) could not be given to it, and is no change."""
+    not map (it shows as nobody) could not be given to it, and is no change.
+    """
     fields = list(below)
     for index, made in ((stat.ST_UID, here.st_uid), (stat.ST_GID, here.st_gid)):
-        if fields[index] == _NOBODY:
+        if fields[index] == OVERFLOW_ID:
             fields[index] = made
     return os.stat_result(fields)
 
@@ -302,9 +288,10 @@ def _compared(
         same = here.st_rdev == below.st_rdev
     if not same:
         return "modified"
-    # Neither is for opening, and there is no getxattrat() to be had; without /proc both are {}.
+    # Neither can be opened, and Python has no getxattrat(2); without /proc both are {}.
     xattrs, xattrs_below = (
-        _visible(_xattrs(f"/proc/self/fd/{at}/{name}", follow=False)) for at in (fd, lower_fd)
+        without_overlay(read_xattrs(f"/proc/self/fd/{at}/{name}", follow=False))
+        for at in (fd, lower_fd)
     )
     return None if _same_stat(here, below) and xattrs == xattrs_below else "metadata"
 
@@ -317,11 +304,13 @@ def _compared_files(
     opened: list[int] = []
     same_xattrs = True
     try:
-        opened.append(_open(name, _FILE, fd))
-        opened.append(_open(name, _FILE, lower_fd))
+        opened.append(open_at(name, FILE, fd))
+        opened.append(open_at(name, FILE, lower_fd))
         if not _same_content(opened[0], opened[1], here.st_size):
             return "modified"
-        same_xattrs = _visible(_xattrs(opened[0])) == _visible(_xattrs(opened[1]))
+        same_xattrs = without_overlay(read_xattrs(opened[0])) == without_overlay(
+            read_xattrs(opened[1])
+        )
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise
@@ -372,4 +361,4 @@ def _entries(fd: int) -> list[os.DirEntry[str]]:
     except OSError as error:
         if error.errno != errno.EBADF:
             raise
-        return []  # an O_PATH descriptor, from _open_directory()
+        return []  # a descriptor opened with O_PATH, see _open_directory()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, Literal, TypeAlias, final
 
+from ..linux.attributes import read_xattrs, without_overlay
 from ..linux.errors import SandboxError
-from ..linux.openat import FILE, open_at, open_directory, read_xattrs, visible
+from ..linux.openat import FILE, open_at, open_directory
+from ..linux.untouched import open, os
 
 FileType: TypeAlias = Literal[
     "file", "directory", "symlink", "fifo", "socket", "character device", "block device", "unknown"
@@ -137,7 +138,8 @@ class Entry:
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """The content of a file as text. Raises what :meth:`read_bytes` raises, and
-        :class:`UnicodeDecodeError`."""
+        :class:`UnicodeDecodeError`.
+        """
         return self.read_bytes().decode(encoding, errors)
 
     def target(self) -> str:
@@ -157,9 +159,9 @@ class Entry:
         """
         with self._within() as (directory, name):
             if not name:
-                return visible(read_xattrs(directory))
+                return without_overlay(read_xattrs(directory))
             # There is no getxattrat(2) to be had; without /proc this is empty.
-            return visible(read_xattrs(f"/proc/self/fd/{directory}/{name}", follow=False))
+            return without_overlay(read_xattrs(f"/proc/self/fd/{directory}/{name}", follow=False))
 
     @contextmanager
     def _within(self) -> Iterator[tuple[int, str]]:
@@ -175,7 +177,7 @@ class Entry:
             )
         try:
             with trees(self._side) as root:
-                directory = open_directory(root, getattr(place, self._side))
+                directory = open_directory(root, getattr(place, self._side), unreadable=True)
                 try:
                     yield directory, name
                 finally:

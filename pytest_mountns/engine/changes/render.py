@@ -35,7 +35,8 @@ _KIND_WIDTH: Final = 10
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much is shown. ``paths``: in the tree; ``siblings``: in one added directory; ``files``:
-    with a diff; ``lines``: of one diff; ``size``: bytes of a side beyond which there is none."""
+    with a diff; ``lines``: of one diff; ``size``: bytes of a side beyond which there is none.
+    """
 
     paths: int = 60
     siblings: int = 12

@@ -18,12 +18,9 @@ in ``partial`` that the next one to want that layer, or ``prune``, removes.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,9 +29,11 @@ from typing import Any, Final, cast, final
 from filelock import FileLock, Timeout
 
 from ..linux import syscalls
-from ..linux.beneath import DIRECTORY, remove_tree
 from ..linux.errors import LayerError
 from ..linux.namespaces import high
+from ..linux.openat import DIRECTORY
+from ..linux.remove_tree import remove_tree
+from ..linux.untouched import fcntl, open, os, time
 from .unpack import Form, Unpacked
 
 _VERSION: Final = 1

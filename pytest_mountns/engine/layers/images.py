@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import stat
@@ -21,10 +20,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, final
 
-from ..linux.beneath import split
 from ..linux.errors import LayerError, malformed
+from ..linux.untouched import os
 from .streams import CHUNK, Section
 from .tar_reader import FILE, LINK, SYMLINK, Reader
+from .tree import split
 
 #: A tar archive with more members than this is no archive of blobs.
 _MOST_BLOBS: Final = 20_000

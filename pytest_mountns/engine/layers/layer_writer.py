@@ -16,19 +16,20 @@ is limited by nothing, and nothing is reached through the sandbox's own root.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Final, final
 
-from ..changes.compare import Layered
-from ..idmap import Ids
-from ..linux.beneath import is_whiteout, lstat, open_deep
+from ..linux.attributes import read_xattrs
 from ..linux.errors import LayerError
+from ..linux.openat import lstat, open_directory
+from ..linux.overlayfs import is_whiteout, marks, redirect_source
+from ..linux.untouched import os
+from ..plan.model import Layered
 from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member
 from .tar_writer import MEDIA_TYPES, Compression, Writer
-from .upper_reader import Opener, content, kept_xattrs, overlay_xattrs
+from .upper_reader import Opener, content, kept_xattrs
 
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
@@ -46,7 +47,8 @@ _OUT_OF_REACH: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP)
 @dataclass(frozen=True, slots=True)
 class WrittenLayer:
     """A layer in a file. ``digest`` and ``diff_id``: ``sha256:...`` of the file, and of the tar
-    archive in it. ``size``: of the file, in bytes. ``notes``: what it lacks, a sentence each."""
+    archive in it. ``size``: of the file, in bytes. ``notes``: what it lacks, a sentence each.
+    """
 
     digest: str
     diff_id: str
@@ -65,14 +67,13 @@ def write_layer(
     xattr_prefix: str,
     compression: Compression = "gzip",
     ignore: Collection[str] = (),
-    ids: Ids | None = None,
     limit: int | None = None,
 ) -> WrittenLayer:
     """Write what the uppers of a sandbox hold to an empty file, open for reading and writing.
 
     ``overlays``, ``upper_fd``, ``lower_fd``, ``xattr_prefix`` and ``ignore``: as for
     :func:`.compare.read_changes`. Without a ``lower_fd`` every whiteout and opaque mark is written.
-    ``ids``: from the caller's ids to those in the sandbox. ``limit``: bytes of content at most.
+    ``limit``: bytes of content at most.
 
     The same content gives the same bytes. Modes in the uppers are changed for a moment where they
     keep their owner from reading. Raises :class:`LayerError` for a name that begins with ``.wh.``,
@@ -81,7 +82,7 @@ def write_layer(
     """
     writer = Writer(file, compression)
     opener = Opener(upper_fd)
-    export = _Export(writer, opener, lower_fd, xattr_prefix, frozenset(ignore), ids, limit)
+    export = _Export(writer, opener, lower_fd, xattr_prefix, frozenset(ignore), limit)
     try:
         # Outer ones before inner ones.
         for overlay in sorted(overlays, key=lambda one: one.mountpoint):
@@ -130,7 +131,6 @@ class _Export:
     lower_fd: int | None
     xattr_prefix: str
     ignore: Collection[str]
-    ids: Ids | None
     limit: int | None
     left_out: dict[str, int] = field(default_factory=dict)
     written: int = 0
@@ -168,7 +168,7 @@ class _Export:
         if path is None or self.lower_fd is None:
             return None
         try:
-            return open_deep(path, self.lower_fd)
+            return open_directory(self.lower_fd, path)
         except OSError as error:
             if error.errno not in _OUT_OF_REACH:
                 raise
@@ -203,10 +203,9 @@ class _Export:
 
     def _settle(self, place: _Place, fd: int, base_fd: int | None, top: bytes) -> bool:
         """Find what shows through a directory of the upper; whether it hides one below."""
-        xattrs = overlay_xattrs(fd, self.xattr_prefix)
+        opaque, redirect = marks(read_xattrs(fd), self.xattr_prefix)
         hides = base_fd is not None or (self.lower_fd is None and place.base is not None)
-        redirect = xattrs.get("redirect", b"")
-        if xattrs.get("opaque") == b"y":
+        if opaque:
             place.lower, place.copied = None, False
             return hides
         if redirect and self.lower_fd is None:
@@ -216,9 +215,9 @@ class _Export:
                 remedy="write it while the root that it was made on is there",
             )
         if redirect:
-            # A relative one as the tree below has it: its parent may have been renamed itself.
-            parent = top if redirect[:1] == b"/" else (place.lower or b"").rpartition(b"/")[0]
-            source = _joined(parent, redirect.lstrip(b"/"))
+            lower = None if place.lower is None else os.fsdecode(place.lower)
+            found = redirect_source(redirect, lower, os.fsdecode(top))
+            source = None if found is None else os.fsencode(found)
             there = self._open_below(source)
             if there is not None:
                 os.close(there)
@@ -340,7 +339,7 @@ class _Export:
             self._note("files that cannot be read were left out")
             return False
         try:
-            if in_upper and "metacopy" in overlay_xattrs(fd, self.xattr_prefix):
+            if in_upper and f"{self.xattr_prefix}metacopy" in os.listxattr(fd):
                 raise LayerError(
                     "write a layer",
                     cause=f"{_shown(path)} has its content in the layer below (metacopy)",
@@ -376,9 +375,7 @@ class _Export:
         self, name: bytes, kind: str, status: os.stat_result, fd: int | None = None
     ) -> Member:
         uid, gid = status.st_uid, status.st_gid
-        if self.ids is not None:
-            uid, gid = self.ids.user(uid), self.ids.group(gid)
-        xattrs = {} if fd is None else kept_xattrs(fd, self.ids)
+        xattrs = {} if fd is None else kept_xattrs(fd)
         mode = stat.S_IMODE(status.st_mode)
         return Member(name, kind, b"", mode, uid, gid, 0, status.st_mtime_ns, (0, 0), 0, xattrs)
 

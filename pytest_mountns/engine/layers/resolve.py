@@ -6,7 +6,6 @@ A directory is taken as it is. Everything else is unpacked into the cache, once:
 
 from __future__ import annotations
 
-import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, TypeAlias, final
 
 from ..linux.errors import LayerError, malformed
+from ..linux.untouched import os
 from .cache import Cache, Held, file_key
 from .images import Blob, DirectoryBox, Image, image_in_archive, image_in_layout, read_archive
 from .limits import Limits

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import final
 
 from ..linux.errors import LayerError, SandboxError, Unavailable
+from ..linux.untouched import os
 from .limits import Limits
 from .resolve import Report, Stack, resolve
 from .unpack import Form

@@ -10,7 +10,6 @@ from __future__ import annotations
 import bz2
 import hashlib
 import lzma
-import os
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from typing import IO, Final, Protocol, TypeAlias, final
 
 from ..linux.errors import LayerError, malformed
+from ..linux.untouched import os
 from .limits import UNSUSPECTED, Limits
 
 CHUNK: Final = 1 << 18

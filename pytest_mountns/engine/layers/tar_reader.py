@@ -8,13 +8,13 @@ not understood is an error.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol, final
 
 from ..linux.errors import malformed
+from ..linux.untouched import os
 from .streams import CHUNK
 
 BLOCK: Final = 512

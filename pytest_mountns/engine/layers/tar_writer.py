@@ -8,7 +8,6 @@ Extended attributes are ``SCHILY.xattr.`` records, as in what Docker and GNU tar
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import zlib
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import IO, Final, Literal, Protocol, TypeAlias, final
 
 from ..linux.errors import LayerError
+from ..linux.untouched import os
 from .streams import CHUNK
 from .tar_reader import BLOCK, FILE, XATTR, Member
 

@@ -12,7 +12,7 @@ both ``.wh.NAME`` and       the directory ``NAME``, with ``opaque=y``
 a directory ``NAME``
 ==========================  =================================================
 
-The archive may be anybody's: names are resolved by :mod:`.beneath`, and what has no place in a
+The archive may be anybody's: names are resolved by :mod:`.tree`, and what has no place in a
 layer is refused. An ordinary user owns all that is unpacked, and other owners' files lose their
 set-id bits; whiteouts are the only device nodes that user may make, since Linux 5.8.
 """
@@ -20,17 +20,19 @@ set-id bits; whiteouts are the only device nodes that user may make, since Linux
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, final
 
-from ..linux.beneath import DIRECTORY as OPEN_DIRECTORY
-from ..linux.beneath import Parts, Tree, is_whiteout, lstat, split
 from ..linux.errors import LayerError, errno_name, malformed
+from ..linux.openat import DIRECTORY as OPEN_DIRECTORY
+from ..linux.openat import lstat
+from ..linux.overlayfs import PREFIXES, is_whiteout
+from ..linux.untouched import os
 from .limits import Limits
 from .streams import Stream
 from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member, Reader
+from .tree import Parts, Tree, split
 
 #: Which kind of overlay the directory is for: root's, or one in a user namespace (``userxattr``).
 Form: TypeAlias = Literal["trusted", "user"]
@@ -38,7 +40,7 @@ Form: TypeAlias = Literal["trusted", "user"]
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OVERLAY: Final = (b"trusted.overlay.", b"user.overlay.")
+_OVERLAY: Final = tuple(map(os.fsencode, PREFIXES))
 _ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
 _LONGEST_XATTR: Final = 65536
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID

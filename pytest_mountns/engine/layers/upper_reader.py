@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Iterator
 from typing import Final, final
 
-from ..idmap import Ids
-from ..linux.beneath import open_deep
 from ..linux.errors import LayerError
+from ..linux.openat import open_directory
+from ..linux.overlayfs import PREFIXES
+from ..linux.untouched import os
 from .streams import CHUNK
 
 # O_NONBLOCK: what was a file when it was listed may be a FIFO when it is opened.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HANDLE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT: Final = ("security.capability", "system.posix_acl_access", "system.posix_acl_default")
-_OVERLAY: Final = ("trusted.overlay.", "user.overlay.")
 
 
 @final
@@ -41,7 +40,7 @@ class Opener:
     def directory(self, path: bytes) -> tuple[int, os.stat_result]:
         """A directory of the upper, to be closed by the caller, and its state as it was."""
         try:
-            fd = open_deep(path, self._upper_fd)
+            fd = open_directory(self._upper_fd, path)
             status = os.fstat(fd)
             if status.st_uid != os.geteuid() or status.st_mode & 0o500 == 0o500:
                 return fd, status
@@ -49,7 +48,7 @@ class Opener:
         except PermissionError:
             pass
         head, _, name = path.rpartition(b"/")
-        parent = open_deep(head, self._upper_fd)
+        parent = open_directory(self._upper_fd, head)
         try:
             handle = os.open(name or b".", _HANDLE, dir_fd=parent)
         finally:
@@ -59,7 +58,7 @@ class Opener:
         self._opened_up.append((handle, mode))
         # An O_PATH descriptor is not for fchmod(2).
         os.chmod(f"/proc/self/fd/{handle}", mode | 0o500)
-        return open_deep(path, self._upper_fd), status
+        return open_directory(self._upper_fd, path), status
 
     @staticmethod
     def file(name: bytes, dir_fd: int, *, in_upper: bool) -> tuple[int, os.stat_result]:
@@ -104,29 +103,16 @@ def content(fd: int, size: int, shown: str) -> Iterator[bytes]:
         yield data
 
 
-def overlay_xattrs(fd: int, prefix: str) -> dict[str, bytes]:
-    """What overlayfs noted, without the prefix."""
-    return {
-        name[len(prefix) :]: os.getxattr(fd, name)
-        for name in os.listxattr(fd)
-        if name.startswith(prefix)
-    }
-
-
-def kept_xattrs(fd: int, ids: Ids | None) -> dict[bytes, bytes]:
+def kept_xattrs(fd: int) -> dict[bytes, bytes]:
     """The attributes that belong into a layer: the user's, capabilities, access control lists."""
     found = {}
     for name in os.listxattr(fd):
-        if name.startswith(_OVERLAY) or not (name.startswith("user.") or name in _KEPT):
+        if name.startswith(PREFIXES) or not (name.startswith("user.") or name in _KEPT):
             continue
         try:
-            value = os.getxattr(fd, name)
+            found[os.fsencode(name)] = os.getxattr(fd, name)
         except OSError as error:
             # Removed meanwhile, or not for this user.
             if error.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM):
                 raise
-            continue
-        if ids is not None and name.startswith("system.posix_acl"):
-            value = ids.acl(value)
-        found[os.fsencode(name)] = value
     return found

@@ -1,45 +1,42 @@
-"""Lets go of namespaces in a process of its own.
+"""Closes descriptors of mount namespaces in a helper process.
 
-The last to close a descriptor of a mount namespace unmounts all that is in it, and waits for the
-kernel's grace periods: a third of what a sandbox costs, and far more on a busy machine. Nobody has
-to wait for that. The descriptors go to another process, which closes them.
+Whoever closes the last descriptor of a mount namespace unmounts all that is in it, and waits for
+grace periods of the kernel. So the descriptors are sent to a helper process, and that one waits.
 
-That process is no child of this one, whose tests may wait for all children. It ends when this one
-does, however that comes.
+The helper is not a child of this process, since tests may wait for all children. It ends when this
+process does, however that comes.
 """
 
 from __future__ import annotations
 
 import array
-import os
-import select
-import socket
 from collections.abc import Sequence
-from socket import socket as Socket
 from typing import Final, NoReturn, final
 
 from . import syscalls
+from .ablation import is_left_out
 from .open_directories import pair
 from .processes import fork, reap, withdraw
+from .untouched import os, select, socket
 
-# What can wait in the socket; a machine that is too slow to let go is waited for.
+#: How many descriptors come with one message.
 _MOST: Final = 16
 
 
 @final
 class BackgroundCloser:
-    """Closes descriptors elsewhere; here, if there can be no such process."""
+    """Closes descriptors in the helper or, if it cannot be started, in this process."""
 
     def __init__(self) -> None:
-        self._socket: Socket | None = None
+        self._socket: socket.socket | None = None
         self._owner = os.getpid()
-        self._failed = False
+        self._failed = is_left_out("background_close")
 
     def close(self, descriptors: Sequence[int]) -> None:
-        """Close them, as far as this process can tell at once."""
+        """Close descriptors. This process has none of them any more when this returns."""
         if self._socket is None and not self._failed and os.getpid() == self._owner:
             self._start()
-        # A fork of the owner shares the socket, but its descriptors are not the last ones.
+        # In a fork of the owner they are not the last descriptors, so nothing has to be waited for.
         if self._socket is not None and os.getpid() == self._owner:
             rights = array.array("i", descriptors)
             try:
@@ -64,7 +61,7 @@ class BackgroundCloser:
         try:
             child = fork()
             if child == 0:
-                _become_reaper(theirs, watched)
+                _become_helper(theirs, watched)
             reap(child)
             self._socket = ours
         except OSError:
@@ -75,22 +72,22 @@ class BackgroundCloser:
             theirs.close()
 
     def stop(self) -> None:
-        """No more; the process ends when it has closed what it has."""
+        """Start no helper any more; a running one ends when it has closed what was sent."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         self._failed = True
 
 
-def _become_reaper(channel: Socket, watched: int) -> NoReturn:
+def _become_helper(channel: socket.socket, watched: int) -> NoReturn:
     try:
         if os.fork() == 0:
-            _reap(channel, watched)
+            _serve(channel, watched)
     finally:
         syscalls.exit_now(0)
 
 
-def _reap(channel: Socket, watched: int) -> None:
+def _serve(channel: socket.socket, watched: int) -> None:
     withdraw((channel.fileno(), watched))
     poll = select.poll()
     poll.register(channel, select.POLLIN)

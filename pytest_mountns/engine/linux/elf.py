@@ -1,12 +1,13 @@
-"""Which shared libraries a program or library asks for: elf(5), ld.so(8)."""
+"""Reads which shared libraries a program or library needs: elf(5), ld.so(8)."""
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, final
+
+from .untouched import open, os
 
 _INTERP: Final = 3
 _LOAD: Final = 1
@@ -18,23 +19,25 @@ _RUNPATH: Final = 29
 _CACHE_MAGIC: Final = b"glibc-ld.so.cache1.1"
 _CACHE_HEAD: Final = 48
 _CACHE_ENTRY: Final = 24
-# What an honest file has at most; a dynamic section of more is none.
+#: The largest dynamic section that is read, in bytes.
 _MOST: Final = 1 << 20
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """``needed``: names of libraries. ``search``: directories to look in first, with ``$ORIGIN``
-    as it is written. ``loader``: the program that loads it, of an executable."""
+    """What the dynamic section of a file says."""
 
+    #: The names of the libraries that it needs.
     needed: tuple[str, ...] = ()
+    #: The directories to look in first; ``$ORIGIN`` is not replaced.
     search: tuple[str, ...] = ()
+    #: The path of the program that loads it; "" if it is no executable.
     loader: str = ""
 
 
 def read_linked(path: str) -> Linked | None:
-    """What the dynamic section of a file says; None if it is no ELF file, or a damaged one.
+    """What the dynamic section of a file says; None if it is not an ELF file or is damaged.
 
     Raises :class:`OSError` if it cannot be opened.
     """
@@ -43,7 +46,7 @@ def read_linked(path: str) -> Linked | None:
         try:
             return _linked(fd)
         except (struct.error, ValueError, IndexError, OverflowError, StopIteration, OSError):
-            # An offset that leads out of the file, among others.
+            # An offset may lead out of the file, for example.
             return None
 
 
@@ -77,7 +80,7 @@ def _linked(fd: int) -> Linked | None:
     strings = dict(entries).get(_STRTAB)
     if strings is None:
         return Linked(loader=loader)
-    # It is given as an address in memory.
+    # The string table is given by its address in memory.
     base = next(
         offset + strings - address
         for kind, offset, address, length in segments
@@ -101,9 +104,9 @@ def _text(raw: bytes) -> str:
 
 
 def read_cache(data: bytes) -> dict[str, str]:
-    """Names and paths in the content of ``/etc/ld.so.cache``, ldconfig(8); none of another form.
+    """Names and paths in the content of ``/etc/ld.so.cache``, ldconfig(8).
 
-    The first path of a name is the one that is taken.
+    Of several paths for a name the first one counts. Empty if it has another format.
     """
     at = data.find(_CACHE_MAGIC)
     if at < 0:

@@ -1,7 +1,8 @@
-"""From what the kernel said to why, and to the command that helps.
+"""Likely causes of what the kernel says, and commands that help.
 
-One errno means different things to different calls: EINVAL of an overlay is a limit of OverlayFS,
-EINVAL of pivot_root a chroot. So the step that failed is asked first.
+An errno means different things at different steps: EINVAL when an overlay is mounted is a limit of
+OverlayFS, and EINVAL of pivot_root(2) means that the process is in a chroot. So the errno is looked
+up together with the step first.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import Final, Literal, TypeAlias
 
-#: What was being done. Empty: nothing in particular.
+#: The step that has failed; "" if it is none of these.
 Doing: TypeAlias = Literal[
     "",
     "user namespace",
@@ -154,7 +155,7 @@ _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
 
 
 def explain(number: int, user_namespace: bool, doing: Doing = "") -> tuple[str, str]:
-    """Likely cause and remedy of an errno met at a step of making a sandbox; both may be empty."""
+    """The likely cause of an errno at a step, and a remedy; both may be empty."""
     known = _BY_STEP.get((doing, number))
     if known is not None:
         return known

@@ -1,19 +1,20 @@
-"""What can go wrong, said for the person who has to fix it."""
+"""Errors, in words for the person who has to fix something."""
 
 from __future__ import annotations
 
 import errno as errno_names
-import os
 from typing import final
+
+from .untouched import os
 
 
 def errno_name(number: int) -> str:
-    """The kernel's own name of an error number: 22 -> ``"EINVAL"``."""
+    """The kernel's name of an error number: ``"EINVAL"`` for 22."""
     return errno_names.errorcode.get(number, f"errno {number}")
 
 
 def said(error: OSError) -> str:
-    """What the kernel said, with the errno by name; the call or the path, where that is known."""
+    """What the kernel said: the errno by name, with the call or the path if that is known."""
     if isinstance(error, SyscallError) or not error.errno:
         return str(error)
     words = f"{errno_name(error.errno)} ({error.strerror})"
@@ -25,9 +26,10 @@ def said(error: OSError) -> str:
 
 @final
 class SyscallError(OSError):
-    """A system call failed. Carries the call as written and the errno; knows no causes.
+    """A system call has failed.
 
-    Never meant for users: whoever called turns it into a :class:`SandboxError`.
+    It says the call and the errno, and no cause. Users never see it: the caller turns it into a
+    :class:`SandboxError`.
     """
 
     def __init__(self, number: int, call: str) -> None:
@@ -42,17 +44,17 @@ class SyscallError(OSError):
 
 
 class SandboxError(Exception):
-    """A sandbox could not be made, changed or left.
-
-    ``tried`` is the step in words, ``kernel`` what the kernel answered, ``cause`` the likely
-    reason and ``remedy`` what to do about it. The last three may be empty.
-    """
+    """A sandbox could not be made, changed or left."""
 
     def __init__(self, tried: str, kernel: str = "", cause: str = "", remedy: str = "") -> None:
         super().__init__(tried, kernel, cause, remedy)
+        #: The step that was tried, in words.
         self.tried = tried
+        #: What the kernel answered; may be empty, as the following ones.
         self.kernel = kernel
+        #: The likely cause.
         self.cause = cause
+        #: What helps: a command, if there is one.
         self.remedy = remedy
 
     def __str__(self) -> str:
@@ -77,5 +79,5 @@ class LayerError(SandboxError):
 
 
 def malformed(cause: str, remedy: str = "make the archive anew") -> LayerError:
-    """What is wrong with a layer; whoever knows its source says what was tried."""
+    """An error about the content of a layer; the caller says which layer it is."""
     return LayerError("read a layer", cause=cause, remedy=remedy)

@@ -1,22 +1,22 @@
-"""The pages that every forked process writes to, copied by fork(2) at once.
+"""Has fork(2) copy at once the pages that every test process writes to.
 
-Otherwise each costs two faults: one in the child, which gets its copy then, and one here, where
-fork has made it read-only. A page that something has pinned is copied within fork: a device may
-write to it, and what it writes belongs to the parent. Buffers that are registered with an io_uring
-are pinned, io_uring_register(2); so these pages are registered, and nothing ever uses the ring.
+Otherwise each of these pages costs two page faults: one in the child, which gets its copy then, and
+one in the parent, where fork has made the page read-only. A page that is pinned is copied within
+fork: a device may write to it, and what it writes belongs to the parent. Buffers that are
+registered with an io_uring are pinned, io_uring_register(2). So these pages are registered, and
+nothing ever uses the ring.
 
-The child's memory is what it would have been. Only what another thread writes without the GIL
-while fork copies the page may be seen half done in there, where that thread is gone.
+The child's memory has the same content as without. There is one exception: if another thread
+writes to such a page while fork copies it, without holding the GIL, the child may see a part of
+what it writes. That thread does not exist in the child.
 
-Where it cannot be (seccomp, ``kernel.io_uring_disabled``, RLIMIT_MEMLOCK, an old kernel), nothing
-is pinned, and all goes on as without.
+Where pages cannot be pinned (seccomp, ``kernel.io_uring_disabled``, RLIMIT_MEMLOCK, an old kernel),
+fork works as usual.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import posix
 import re
 import resource
 import sys as _sys
@@ -29,7 +29,9 @@ from operator import itemgetter
 from typing import Final, TypeAlias, final
 
 from . import syscalls as sys
+from .ablation import is_left_out
 from .namespaces import high
+from .untouched import os, posix
 
 #: Address and length in bytes.
 Run: TypeAlias = "tuple[int, int]"
@@ -37,9 +39,10 @@ Run: TypeAlias = "tuple[int, int]"
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _MOST: Final = 2048
 _CAP_IPC_LOCK: Final = 14
-#: What a child says; more than that is data of its test.
+#: How many pages a child reports; what is more is data of its test.
 _MOST_SAID: Final = 1 << 15
-#: So many children are learned from, after so many forks: what runs first does not run always.
+#: How many children report what they have written to, and after how many forks they do so again:
+#: the first tests may not be typical.
 _CHILDREN: Final = 4
 _AFTER: Final = (4, 64, 1024)
 
@@ -52,16 +55,19 @@ _OWN: Final = re.compile(b"\x81")
 @final
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Private memory that can be written to, of a file or not. ``huge``: some in huge pages."""
+    """A range of private memory that can be written to."""
 
+    #: The addresses of its first byte and of the byte behind its last.
     start: int
     end: int
+    #: Whether it is mapped from a file.
     of_file: bool
+    #: Whether some of it is in huge pages.
     huge: bool
 
 
 def read_mappings(smaps: str) -> Iterator[Mapping]:
-    """From the text of ``/proc/PID/smaps``, or ``maps``, proc_pid_smaps(5)."""
+    """Parse the text of ``/proc/PID/smaps`` or ``/proc/PID/maps``, proc_pid_smaps(5)."""
     heads = list(_MAPPING.finditer(smaps))
     for head, following in zip(heads, [*heads[1:], None], strict=True):
         body = smaps[head.end() : following.start() if following else len(smaps)]
@@ -72,8 +78,9 @@ def read_mappings(smaps: str) -> Iterator[Mapping]:
 def budget(limit: int, *, exempt: bool, processes: int) -> int:
     """How many pages may be pinned.
 
-    ``limit``: RLIMIT_MEMLOCK in bytes, for all processes of a user; half of it is left to others,
-    and ``processes`` like this one share the rest. ``exempt``: it does not apply.
+    ``limit`` is RLIMIT_MEMLOCK in bytes, which all processes of a user share. Half of it is left
+    to others, and ``processes`` like this one share the rest. ``exempt``: the limit does not
+    apply to this process.
     """
     if exempt or limit == resource.RLIM_INFINITY:
         return _MOST
@@ -83,10 +90,11 @@ def budget(limit: int, *, exempt: bool, processes: int) -> int:
 def choose(
     written: Sequence[Iterable[int]], mappings: Iterable[Mapping], most: int
 ) -> Iterator[Run]:
-    """The runs of pages to pin, ``most`` pages at most.
+    """The ranges of pages to pin, with ``most`` pages at most.
 
-    ``written``: by each child, page numbers. Pinned, a page is copied for every child: that is
-    worth it for what more than half of them write to. A huge page is copied whole: never.
+    ``written`` has the numbers of the pages that each child has written to. A pinned page is
+    copied for every child, so only those are pinned that more than half of the children write
+    to. Huge pages would be copied whole, so they never are.
     """
     counts = Counter(page for pages in written for page in pages)
     spans = sorted((m.start // _PAGE, m.end // _PAGE) for m in mappings if not m.huge)
@@ -110,9 +118,9 @@ def choose(
 
 
 def written_pages() -> bytes:
-    """In a child: what it has written to since the fork, as page numbers of 8 bytes.
+    """In a child: the numbers of the pages that it has written to since the fork, 8 bytes each.
 
-    Empty where that cannot be read.
+    Empty if that cannot be read.
     """
     found = array("Q")
     try:
@@ -137,9 +145,9 @@ def written_pages() -> bytes:
 
 @final
 class ForkPages:
-    """The pages of this process that its children write to.
+    """Learns which pages children write to, and pins them in this process.
 
-    ``processes``: how many like this one there are, of the same user.
+    ``processes`` is the number of such processes of the same user.
     """
 
     def __init__(self, processes: int) -> None:
@@ -147,25 +155,30 @@ class ForkPages:
         self._forks = 0
         self._written: list[array[int]] = []
         self._ring = -1
-        self._learning = self._pinned = self._refused = False
+        self._learning = self._pinned = False
+        self._refused = is_left_out("fork_pages")
 
     def before_fork(self) -> Callable[[], bytes] | None:
-        """What the child that is forked next is to call at its end, and say, for :meth:`learn`."""
+        """Called before each fork.
+
+        Returns the function that the child calls at its end; what that returns is to be passed to
+        :meth:`learn`. None if nothing is to be learned from this child.
+        """
         if self._forks in _AFTER and not self._refused:
             self._learning = True
-            # In a child, what is pinned would look as if it had been written to.
+            # A child could not tell its copies of pinned pages from pages it has written to.
             self._unpin()
         self._forks += 1
         return written_pages if self._learning else None
 
     def in_child(self) -> None:
-        """The ring is the parent's."""
+        """In the child: close the ring, which is the parent's."""
         if self._ring >= 0:
             posix.close(self._ring)
             self._ring = -1
 
     def learn(self, pages: bytes) -> None:
-        """From what a child has said; after some of them, pin."""
+        """Take what a child has reported. After some children, pin the pages."""
         self._written.append(array("Q", pages))
         if len(self._written) == _CHILDREN:
             try:
@@ -191,7 +204,7 @@ class ForkPages:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            # Before Linux 6.5: none of what a library has written to its own data.
+            # Before Linux 6.5, memory that is mapped from files cannot be registered.
             anonymous = [mapping for mapping in mappings if not mapping.of_file]
             sys.io_uring_register_buffers(self._ring, list(choose(written, anonymous, most)))
         self._pinned = True
@@ -209,7 +222,7 @@ class ForkPages:
         self._refused, self._learning = True, False
 
     def close(self) -> None:
-        """Pin nothing any more."""
+        """Unpin all pages."""
         if self._ring >= 0:
             posix.close(self._ring)
             self._ring = -1

@@ -1,20 +1,21 @@
 """Job control for a test process in a process group of its own, credentials(7) and tty_ioctl(4).
 
-To the shell, pytest is the job, in the foreground of the terminal; the test's group is none of
-the shell's. Unaided, it would be stopped for ever as soon as it reads from the terminal, and run
-on when Ctrl-Z stops everything else. The init above it stays in pytest's group, and does for the
-test's group what a shell does for a job: lends it the terminal, stops and continues it.
+For the shell, pytest's process group is the job in the foreground of the terminal; it does not know
+the test's group. Without help, the test's group would be stopped for ever as soon as it reads from
+the terminal, and would go on when Ctrl-Z stops everything else. The init above it stays in
+pytest's group. It does for the test's group what a shell does for a job: it lends it the terminal,
+stops it and continues it.
 
-The init cannot see who has the terminal: process groups outside its PID namespace have no number
-in it. But tcsetpgrp(3) works from the foreground only, and from the background stops the group
-that tries, as the shell expects of a background job that reads.
+The init cannot find out who has the terminal, since process groups outside of its PID namespace
+have no number in it. But tcsetpgrp(3) works from the foreground only. In the background it stops
+the group that calls it, which is what the shell expects of a background job that reads.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import Final, final
+
+from .untouched import os, signal
 
 #: What an init waits for, blocked since before the test process was made.
 SIGNALS: Final = frozenset({signal.SIGCHLD, signal.SIGTSTP, signal.SIGCONT})
@@ -29,11 +30,11 @@ class Job:
         self._wants_terminal = False
         self._stopped = False
         try:
-            # Now: the test may remove the name.
+            # Opened now, since the test may remove the name.
             self._terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:
             self._terminal = -1
-        # With a handler, what is tried in vain returns; PID 1 would try again for ever.
+        # With a handler, tcsetpgrp(3) returns if it is refused; PID 1 would try for ever otherwise.
         signal.signal(signal.SIGTTOU, lambda number, frame: None)
 
     def stop(self) -> None:
@@ -47,7 +48,7 @@ class Job:
             self._wants_terminal = True
             self._lend()
         elif number == signal.SIGTSTP and not self._stopped:
-            # Ctrl-Z, while the terminal was lent. The shell has to know.
+            # Ctrl-Z was pressed while the terminal was lent, and the shell has to be told.
             self._stopped = True
             os.kill(0, signal.SIGTSTP)
 
@@ -63,10 +64,10 @@ class Job:
         try:
             os.tcsetpgrp(self._terminal, self._leader)
         except InterruptedError:
-            # From the background: now all of pytest has stopped, and goes on with "fg".
+            # pytest is in the background: its group was stopped, and goes on with "fg".
             return
         except OSError:
-            # Nobody is left who could bring it to the foreground; the kernel ends such groups so.
+            # Nobody could bring it to the foreground any more; the kernel ends such groups by this.
             self._signal(signal.SIGHUP)
         self._signal(signal.SIGCONT)
 
@@ -78,15 +79,16 @@ class Job:
 
 
 def take_terminal_back() -> None:
-    """In pytest, when a test process in a group of its own is gone: the terminal may be lent still.
+    """In pytest, when a test process in a group of its own is gone: it may still have the terminal.
 
-    Not from a living group: that is the shell, and pytest in the background.
+    It is not taken from a group that is alive: that is the shell's, and pytest is in the
+    background.
     """
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return
-    # Whoever is in the background is stopped by SIGTTOU when it changes that.
+    # SIGTTOU stops a background process that changes who has the terminal.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
         os.killpg(os.tcgetpgrp(terminal), 0)

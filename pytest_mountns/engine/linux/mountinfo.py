@@ -1,8 +1,8 @@
-"""The mount table of ``/proc/self/mountinfo``, parsed, and which of its mounts can be seen.
+"""The mount table of ``/proc/self/mountinfo``, parsed, and which of its mounts are visible.
 
-Format: proc_pid_mountinfo(5). A table lists mounts that nobody can reach any more (covered by a
-later mount of the same place or of a directory above it); what a sandbox has to rebuild is only
-what a path lookup still finds.
+The format is that of proc_pid_mountinfo(5). A table also lists mounts that no path reaches any
+more, since a later mount covers them or a directory above them. A sandbox has to show those mounts
+only that a path lookup still finds.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
+from .untouched import open
+
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo. Paths are decoded; undecodable bytes as surrogate escapes."""
+    """One line of the table.
+
+    Paths are decoded; bytes that are not UTF-8 become surrogate escapes (PEP 383).
+    """
 
     id: int
     parent: int
@@ -33,7 +38,7 @@ class Mount:
 
     @property
     def read_only(self) -> bool:
-        """The mount, or the filesystem under it, refuses writes."""
+        """Whether the mount or its filesystem refuses writes."""
         return "ro" in self.options or "ro" in self.super_options.split(",")
 
 
@@ -43,17 +48,17 @@ def _decode(field: bytes) -> str:
 
 
 def parse(table: bytes) -> list[Mount]:
-    """All mounts of a mountinfo file's content, in its order.
+    """Parse the content of a mountinfo file. Returns its mounts, in its order.
 
-    Raises :class:`ValueError` for a line that is not of the documented format.
+    Raises :class:`ValueError` if a line does not have the documented format.
     """
     mounts = []
-    # Not splitlines(): a mountpoint may hold a carriage return, which the kernel leaves as it is.
+    # Not splitlines(): a mountpoint may contain a carriage return, which is not escaped.
     for line in table.split(b"\n"):
         if not line:
             continue
         fields = line.split(b" ")
-        # Optional fields are zero or more, closed by a lone hyphen.
+        # A single hyphen ends the optional fields.
         dash = fields.index(b"-", 6)
         mounts.append(
             Mount(
@@ -73,20 +78,20 @@ def parse(table: bytes) -> list[Mount]:
 
 
 def read(path: str = "/proc/self/mountinfo") -> list[Mount]:
-    """The mounts of this process's namespace. Raises :class:`OSError` without ``/proc``."""
+    """The mounts of this process's mount namespace. Raises :class:`OSError` without ``/proc``."""
     with open(path, "rb") as file:
         return parse(file.read())
 
 
 def is_below(path: str, directory: str) -> bool:
-    """Whether ``path`` lies strictly below ``directory``; both absolute and normal."""
+    """Whether ``path`` lies below ``directory``; both are absolute and normal."""
     return path != directory and (directory == "/" or path.startswith(directory + "/"))
 
 
 def visible(mounts: Iterable[Mount]) -> list[Mount]:
-    """The mounts a path lookup finds, each mountpoint once, parents before children.
+    """The mounts that a path lookup finds, each mountpoint once, parents before children.
 
-    The first is the root when the table has one (in a chroot that is no mountpoint it does not).
+    The first one is the root, unless the table lacks it, as in a chroot that is no mountpoint.
     """
     mounts = list(mounts)
     ids = {mount.id for mount in mounts}
@@ -107,8 +112,8 @@ def visible(mounts: Iterable[Mount]) -> list[Mount]:
         if not hidden and not covered:
             found[mount.mountpoint] = mount
         for child in reversed(below):
-            # What hangs below a covered mount, or below a sibling's mountpoint, is out of reach.
-            # A mount on the very root of its parent is the cover itself.
+            # A mount below a covered mount, or below the mountpoint of a sibling, is out of reach.
+            # A mount on the root of its parent is what covers it.
             buried = (covered and child.mountpoint != mount.mountpoint) or any(
                 other is not child and is_below(child.mountpoint, other.mountpoint)
                 for other in below
@@ -118,6 +123,6 @@ def visible(mounts: Iterable[Mount]) -> list[Mount]:
 
 
 def owning(mounts: Iterable[Mount], path: str) -> Mount | None:
-    """Which of the visible ``mounts`` the absolute, normal ``path`` lies on."""
+    """The one of the visible ``mounts`` that ``path``, absolute and normal, lies on."""
     owners = [m for m in mounts if m.mountpoint == path or is_below(path, m.mountpoint)]
     return max(owners, key=lambda m: len(m.mountpoint), default=None)

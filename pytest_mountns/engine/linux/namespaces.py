@@ -2,21 +2,14 @@
 
 Things that do not work, and so are not done here:
 
-* Moving with the working directory shared between threads: setns(2) refuses. ``CLONE_FS`` apart
-  first; threads that are already there stay where they are.
-* Being away with signals let in: a handler would run in the wrong tree, and an exception out of
-  it (KeyboardInterrupt, a timeout) would leave the test there. They wait.
-
-Functions are taken from :mod:`posix`: those of :mod:`os` a test may have replaced.
+* Moving while threads share root and working directory: setns(2) refuses that. So this thread
+  stops sharing them first (unshare(2), ``CLONE_FS``). Other threads stay where they are.
+* Handling signals meanwhile: a handler would run in the wrong tree, and an exception that it
+  raises (KeyboardInterrupt, a timeout) would leave the test there. So signals are blocked.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
-import fcntl
-import os
-import posix
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar, final
@@ -24,20 +17,22 @@ from typing import Final, TypeVar, final
 from . import syscalls as sys
 from .errno_advice import Doing, explain
 from .errors import SandboxError, Unavailable, said
+from .untouched import _signal, fcntl, open, os, posix, signal
 
 T = TypeVar("T")
 
-# High, so that descriptors a test opens have the numbers they have without us.
+#: The lowest number of the plugin's own descriptors, so that those that a test opens have the
+#: numbers that they have without the plugin.
 _FD_FLOOR: Final = 500
 _NAMESPACE: Final = "/proc/thread-self/ns/mnt"
 
 
 def high(fd: int) -> int:
-    """Move a descriptor out of the way of those a test opens; close-on-exec."""
+    """Move a descriptor out of the way of those that a test opens. It is close-on-exec."""
     try:
         moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_FLOOR)
     except OSError:
-        # A low limit of open files: stay where it is.
+        # The limit of open files is too low for that.
         posix.set_inheritable(fd, False)
         return fd
     posix.close(fd)
@@ -45,13 +40,16 @@ def high(fd: int) -> int:
 
 
 def current_namespace() -> int:
-    """A descriptor of this thread's mount namespace. Raises :class:`OSError`."""
+    """A descriptor of this thread's mount namespace. Raises :class:`OSError` without ``/proc``."""
     return high(posix.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def go(namespace: int) -> None:
-    """Move this thread to the root of another mount namespace, setns(2)."""
-    # setns refuses while root and working directory are shared with other threads.
+    """Move this thread to the root of another mount namespace, setns(2).
+
+    Raises :class:`OSError` if the kernel refuses.
+    """
+    # It refuses while root and working directory are shared with other threads.
     sys.unshare(sys.CLONE_FS)
     sys.setns(namespace, sys.CLONE_NEWNS)
 
@@ -64,9 +62,9 @@ def _twice(call: Callable[[], T]) -> T:
 
 
 def enter_user_namespace(*, as_root: bool = False) -> None:
-    """unshare(CLONE_NEWUSER) with the own uid and gid kept, user_namespaces(7).
+    """Enter a new user namespace that maps this process's uid and gid, user_namespaces(7).
 
-    ``as_root``: they are shown as 0. Raises :class:`Unavailable`.
+    ``as_root``: they are shown as 0 in it. Raises :class:`Unavailable` if that is refused.
     """
     uid, gid = posix.geteuid(), posix.getegid()
     steps = (
@@ -76,7 +74,7 @@ def enter_user_namespace(*, as_root: bool = False) -> None:
     )
     what = "make a user namespace"
     try:
-        # A process that has changed its uid since its exec may not write its own maps otherwise.
+        # A process that has changed its uid since its exec could not write its own maps otherwise.
         sys.prctl(sys.PR_SET_DUMPABLE, 1)
         sys.unshare(sys.CLONE_NEWUSER)
         for path, text in steps:
@@ -89,13 +87,14 @@ def enter_user_namespace(*, as_root: bool = False) -> None:
 
 
 def enter_mount_namespace(user_namespace: bool) -> int:
-    """Move for good to a mount namespace that nothing leaks out of; returns its descriptor.
+    """Move for good to a new mount namespace that nothing leaks out of. Returns its descriptor.
 
-    It is a copy of the mounts of the one before, which it follows. Raises :class:`Unavailable`.
+    It begins as a copy of the one before, and mounts that are made there appear in it as well
+    (mount_namespaces(7), ``MS_SLAVE``). Raises :class:`Unavailable` if that is refused.
     """
     try:
         sys.unshare(sys.CLONE_NEWNS)
-        # Before anything else: on a shared root every mount of ours would appear on the host.
+        # First of all: on a shared root every mount of ours would appear on the host.
         sys.mount(None, "/", None, sys.MS_SLAVE | sys.MS_REC)
         return current_namespace()
     except OSError as error:
@@ -104,9 +103,9 @@ def enter_mount_namespace(user_namespace: bool) -> int:
 
 
 def make_stage() -> int:
-    """A descriptor of a further such namespace; this thread stays where it is.
+    """Make such a namespace and return its descriptor; this thread stays where it is.
 
-    For a process that needs no user namespace. Raises :class:`SandboxError`.
+    For a process that needs no user namespace. Raises :class:`SandboxError` if that is refused.
     """
     with signals_held(), way_back(False) as back:
         back.away()
@@ -117,7 +116,7 @@ def make_stage() -> int:
 
 
 def _adopt_chroot(namespace: int) -> None:
-    """If this process is in a chroot, make that the root of its ``namespace``."""
+    """If this process is in a chroot, make its root the root of ``namespace``."""
     root = posix.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sys.setns(namespace, sys.CLONE_NEWNS)
@@ -134,7 +133,7 @@ def _adopt_chroot(namespace: int) -> None:
 def in_chroot() -> bool:
     """Whether ``/`` is another directory than the root of this thread's mount namespace.
 
-    Raises :class:`SandboxError`.
+    Raises :class:`SandboxError` if that cannot be found out.
     """
     before = posix.stat("/")
     doing = "look at the root of the mount namespace"
@@ -155,19 +154,19 @@ class WayBack:
         self._away = False
 
     def away(self) -> None:
-        """From now on this thread may be elsewhere."""
+        """Note that this thread is about to move. Raises :class:`OSError`."""
         sys.unshare(sys.CLONE_FS)
         self._away = True
 
     def leave_for(self, namespace: int) -> None:
-        """Go there. Raises :class:`OSError`."""
+        """Move there. Raises :class:`OSError` if the kernel refuses."""
         self.away()
         sys.setns(namespace, sys.CLONE_NEWNS)
 
     def take(self) -> None:
-        """Return, if :meth:`away`. What fails here ends the process: see :func:`give_up`.
+        """Return, if this thread has moved. A failure ends the process: see :func:`give_up`.
 
-        Tried twice: the kernel may have had no memory for a moment.
+        It is tried twice, since the kernel may have had no memory for a moment.
         """
         if not self._away:
             return
@@ -182,14 +181,15 @@ class WayBack:
                     give_up(error)
                 has_failed = True
             except BaseException as error:  # noqa: BLE001 - raised below
-                # Of a signal's handler: another thread has taken the signal. Half-way is no place.
+                # A handler of a signal that another thread has taken may raise at any point. This
+                # thread must not stay half-way.
                 interruption = error
         if interruption is not None:
             raise interruption
 
     def _return(self) -> None:
         sys.setns(self._namespace, sys.CLONE_NEWNS)
-        # setns has moved to the namespace's own root; a test may be in a chroot below.
+        # setns(2) moves to the root of the namespace, and the test may be in a chroot below.
         if not os.path.samestat(posix.stat(self._root), posix.stat("/")):
             posix.fchdir(self._root)
             posix.chroot(".")
@@ -197,14 +197,17 @@ class WayBack:
 
 
 def give_up(error: BaseException) -> None:
-    """End this process: it is in the wrong tree, and whatever runs next would write there."""
+    """End this process: it is in the wrong tree, and what runs next would write there."""
     posix.write(2, f"mountns: cannot return from a sandbox: {error}; aborting\n".encode())
     posix.abort()
 
 
 @contextmanager
 def way_back(user_namespace: bool) -> Iterator[WayBack]:
-    """Note where this thread is, and take it back there. Raises :class:`SandboxError`."""
+    """Note where this thread is, and return it there when the context ends.
+
+    Raises :class:`SandboxError` if that cannot be noted.
+    """
     opened: list[int] = []
     try:
         with explained("note the way back", user_namespace):
@@ -223,10 +226,10 @@ def way_back(user_namespace: bool) -> Iterator[WayBack]:
 
 @contextmanager
 def mounting(user_namespace: bool, *, dropped: bool) -> Iterator[tuple[WayBack, list[int]]]:
-    """For making mounts elsewhere: no signal, all capabilities, no umask, and then back.
+    """For making mounts in another namespace: signals blocked, all capabilities, no umask.
 
-    ``dropped``: as for :func:`privileged`. Descriptors that are put into the list are closed if
-    that fails. Raises :class:`SandboxError`.
+    ``dropped``: see :func:`privileged`. Descriptors that are put into the list are closed if the
+    context ends by an exception. Raises :class:`SandboxError` if it cannot be entered.
     """
     opened: list[int] = []
     with signals_held(), privileged(dropped), way_back(user_namespace) as back:
@@ -243,7 +246,10 @@ def mounting(user_namespace: bool, *, dropped: bool) -> Iterator[tuple[WayBack, 
 
 @contextmanager
 def visiting(namespace: int, user_namespace: bool) -> Iterator[None]:
-    """Be there for a moment: ``/`` is what it shows. Raises :class:`SandboxError`."""
+    """Within the context, this thread is in ``namespace``, and ``/`` is its root.
+
+    Raises :class:`SandboxError` if it cannot be entered.
+    """
     with signals_held(), way_back(user_namespace) as back:
         with explained("look at the stage", user_namespace):
             back.leave_for(namespace)
@@ -252,7 +258,10 @@ def visiting(namespace: int, user_namespace: bool) -> Iterator[None]:
 
 @contextmanager
 def root_of(namespace: int, user_namespace: bool) -> Iterator[int]:
-    """A descriptor of the root that a mount namespace shows. Raises :class:`SandboxError`."""
+    """A descriptor of the root of a mount namespace, open within the context.
+
+    Raises :class:`SandboxError` if it cannot be had.
+    """
     with (
         explained("look at what is below", user_namespace),
         privileged(user_namespace),
@@ -267,11 +276,11 @@ def root_of(namespace: int, user_namespace: bool) -> Iterator[int]:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """No signal handler runs, but for signals that another thread of the test takes."""
+    """No handler of a signal runs, except for signals that another thread takes."""
     before = sys.block_all_signals()
     try:
-        # What came before is handled here: not later, in another tree. Not by the standard
-        # library's, which makes 64 enumeration members of what it returns.
+        # Signals that came before are handled here, and not later in another tree. The function of
+        # :mod:`signal` would make enumeration members of all 64 signals that it returns.
         _signal.pthread_sigmask(signal.SIG_BLOCK, ())
         yield
     finally:
@@ -279,26 +288,27 @@ def signals_held() -> Iterator[None]:
 
 
 def drop_user_capabilities() -> None:
-    """No effective capability, as an ordinary user has none.
+    """Drop all effective capabilities: an ordinary user has none, capabilities(7).
 
-    Without it, the test could read its own mode-000 files. They stay permitted, so that
-    :func:`privileged` can take them back for a moment; exec drops them, capabilities(7).
+    With them, the test could read its own files of mode 000. They stay permitted, so that
+    :func:`privileged` can take them back for a moment; execve(2) drops those, too.
     """
     _, permitted, inheritable = sys.capget()
     sys.capset(0, permitted, inheritable)
 
 
 def take_user_capabilities() -> None:
-    """Undo :func:`drop_user_capabilities`, for a process that goes on making namespaces."""
+    """Undo :func:`drop_user_capabilities`, in a process that goes on making namespaces."""
     _, permitted, inheritable = sys.capget()
     sys.capset(permitted, permitted, inheritable)
 
 
 @contextmanager
 def privileged(dropped: bool) -> Iterator[None]:
-    """What :func:`drop_user_capabilities` has dropped, for a moment.
+    """Within the context, what :func:`drop_user_capabilities` has dropped is effective.
 
-    ``dropped``: whether that may have been.
+    ``dropped``: whether capabilities may have been dropped. Raises :class:`SandboxError` if they
+    cannot be taken back.
     """
     if not dropped:
         yield
@@ -310,8 +320,8 @@ def privileged(dropped: bool) -> Iterator[None]:
     if effective == permitted:
         yield
         return
-    # Root's process that has become another user: what is made now is root's as before. Where a
-    # user namespace maps no such ids, nothing changes.
+    # If root's process has become another user, what is made now belongs to root as before. Where
+    # a user namespace does not map root, this changes nothing.
     uid, gid = sys.setfsuid(0), sys.setfsgid(0)
     try:
         yield
@@ -333,7 +343,7 @@ def explained(what: str, user_namespace: bool, doing: Doing = "") -> Iterator[No
 
 
 def working_directory() -> str:
-    """The working directory's path; ``/`` where it has none any more."""
+    """The path of the working directory; ``/`` if it has none any more."""
     try:
         return posix.getcwd()
     except OSError:
@@ -341,7 +351,7 @@ def working_directory() -> str:
 
 
 def change_directory(path: str) -> None:
-    """Go there, or to ``/`` where it is not shown: it was removed, or is another user's."""
+    """Change to ``path``, or to ``/`` if it was removed or is closed to this user."""
     try:
         posix.chdir(path)
     except OSError:

@@ -1,27 +1,22 @@
-"""Open directories: through one of the old root, a test would get out of the new one.
+"""Open directories of the old root, through which a test would get out of the new one.
 
-fchdir(2) and ``/proc/self/fd`` lead there. So on the way in each is opened again in the new root,
-under its own number. A process that returns home later keeps the old ones meanwhile where no path
-leads: in flight, in the buffer of a socket to itself.
+fchdir(2) and ``/proc/self/fd`` lead there. So when a process enters a sandbox, each open directory
+is opened again in the new root, under its own number. A process that returns to the host later
+parks the old descriptors where no path leads to: in the buffer of a socket to itself.
 """
 
 from __future__ import annotations
 
-import _socket
 import array
 import contextlib
 import errno
-import fcntl
-import os
-import posix
-import socket
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from socket import socket as Socket
 from typing import Final, TypeAlias, final
 
 from .errors import SandboxError
 from .namespaces import explained, high
+from .untouched import _socket, fcntl, os, posix, socket
 
 #: A descriptor of a directory, and the path that it is open at.
 Opened: TypeAlias = "tuple[int, str]"
@@ -30,9 +25,9 @@ _MOST: Final = 250
 
 
 def open_directories(besides: Collection[int]) -> list[Opened]:
-    """The open directories of this process, but for ``besides``. Needs ``/proc``.
+    """The open directories of this process, except for those in ``besides``. Needs ``/proc``.
 
-    Raises :class:`SandboxError`.
+    Raises :class:`SandboxError` if they cannot be listed.
     """
     with explained("look at the open directories of this process", False):
         return list(_open_directories(besides))
@@ -47,36 +42,40 @@ def _open_directories(besides: Collection[int]) -> Iterator[Opened]:
             if stat.S_ISDIR(posix.fstat(fd).st_mode):
                 yield fd, posix.readlink(f"/proc/self/fd/{name}")
         except OSError as error:
-            # The descriptor of the listing itself, closed by now. Any other may lead out.
+            # The descriptor of the listing itself is closed by now. Any other one may lead out.
             if error.errno not in (errno.EBADF, errno.ENOENT):
                 raise
 
 
 def reopen(directories: Sequence[Opened]) -> None:
-    """Have each descriptor stand for what is at its path now, or for ``/``."""
+    """Open each directory again at its path, in the root of now, under the same number.
+
+    A descriptor whose path does not exist there leads to ``/``.
+    """
     for fd, path in directories:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_PATH | os.O_DIRECTORY)
         inheritable = posix.get_inheritable(fd)
         try:
             fresh = posix.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            # Nothing stands there in the sandbox: no way out is better than the old one.
+            # It does not exist in the sandbox, and the old one must not stay open.
             fresh = posix.open("/", flags | os.O_DIRECTORY | os.O_CLOEXEC)
         posix.dup2(fresh, fd, inheritable=inheritable)
         posix.close(fresh)
 
 
-def pair() -> tuple[Socket, Socket]:
-    """Two connected sockets, also in a suite that forbids them: what it replaces is not used."""
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets, whose descriptors are out of the way of the test's."""
     first, second = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Socket(fileno=high(first.detach())), Socket(fileno=high(second.detach()))
+    return socket.socket(fileno=high(first.detach())), socket.socket(fileno=high(second.detach()))
 
 
 @final
 class ParkedDescriptors:
-    """Holds descriptors of a process out of its own reach, unix(7) ``SCM_RIGHTS``.
+    """Keeps descriptors of a process out of its own reach.
 
-    What is in flight has no number and no entry in ``/proc/self/fd``. One load at a time.
+    They are sent over a socket and not received (unix(7), ``SCM_RIGHTS``). Meanwhile they have no
+    number and no entry in ``/proc/self/fd``.
     """
 
     def __init__(self) -> None:
@@ -84,37 +83,40 @@ class ParkedDescriptors:
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """Its own."""
+        """The descriptors of the socket itself."""
         return self._sender.fileno(), self._receiver.fileno()
 
     def leave(self, descriptors: Sequence[int]) -> None:
-        """Take copies; the caller closes or replaces its own. Raises :class:`SandboxError`."""
+        """Park copies of ``descriptors`` in place of those parked before.
+
+        The caller closes or replaces its own. Raises :class:`SandboxError` if they are too many.
+        """
         if len(descriptors) > _MOST:
             raise SandboxError(
                 "keep the open directories of this process",
-                cause=f"there are {len(descriptors)}; at most {_MOST} can be kept",
+                cause=f"there are {len(descriptors)}, and at most {_MOST} can be kept",
                 remedy='process="fork"',
             )
-        # Of a visit that was interrupted when it began.
+        # There are some left if a signal handler has interrupted the way into a sandbox.
         self.clear()
         rights = array.array("i", descriptors)
         self._sender.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
     def collect(self) -> list[int]:
-        """New descriptors of what was left, in the same order; it stays there, too.
+        """New descriptors of what is parked, in the same order. It stays parked as well.
 
-        Raises :class:`OSError`.
+        Raises :class:`OSError` if there are too many open files.
         """
         flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK
         _, messages, _, _ = self._receiver.recvmsg(1, socket.CMSG_SPACE(4 * _MOST), flags)
         return [fd for _, _, data in messages for fd in array.array("i", data)]
 
     def clear(self) -> None:
-        """Drop what was left, if anything was."""
+        """Drop what is parked, if anything is."""
         with contextlib.suppress(BlockingIOError):
             self._receiver.recv(1, socket.MSG_DONTWAIT)
 
     def close(self) -> None:
-        """Drop what is in there, too."""
+        """Close the socket, and drop what is parked."""
         self._sender.close()
         self._receiver.close()

@@ -1,19 +1,16 @@
-"""A PID namespace, with a reaping init as its PID 1 and the test as an ordinary process in it.
+"""A PID namespace, with an init that reaps as its PID 1, and the test as another process in it.
 
-Three processes, because each has to be what it is: the *waiter* stays outside, since whoever
-unshares a PID namespace is not in it; the *init* is PID 1, reaps orphans, and takes everything
-with it when it ends; the *test process* is not PID 1, for PID 1 has no default signal actions.
-See pid_namespaces(7).
+There are three processes, pid_namespaces(7). The *waiter* stays outside, since a process that
+unshares a PID namespace does not enter it itself. The *init* is PID 1 in it: it reaps orphans, and
+everything in the namespace ends with it. The *test process* must not be PID 1, which has no default
+actions for signals.
 
-Waiter and init both ask for SIGKILL when their parent dies (PR_SET_PDEATHSIG): with one of the
-two missing, a SIGKILL of pytest leaves processes behind.
+Waiter and init are both killed when their parent dies (PR_SET_PDEATHSIG(2const)). If only one of
+the two were, SIGKILL of pytest would leave processes behind.
 """
 
 from __future__ import annotations
 
-import os
-import select
-import signal
 from collections.abc import Callable
 from typing import Final, NoReturn
 
@@ -22,15 +19,16 @@ from .errno_advice import explain
 from .errors import SandboxError, Unavailable, said
 from .job_control import SIGNALS, Job
 from .processes import fork, reap
+from .untouched import os, select, signal
 
-#: With the processes goes what they share by number: System V IPC and message queues.
+#: Processes share System V IPC and message queues by numbers, so these are isolated with them.
 NAMESPACES: Final = sys.CLONE_NEWPID | sys.CLONE_NEWIPC
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL for this process when ``parent`` (its parent's pid) ends, PR_SET_PDEATHSIG(2const).
+    """Have this process killed when its parent, whose id is ``parent``, ends.
 
-    The parent may be gone already, before it was asked for: then this process ends here.
+    See PR_SET_PDEATHSIG(2const). If the parent has ended already, this process ends here.
     """
     sys.prctl(sys.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -38,13 +36,13 @@ def die_with_parent(parent: int) -> None:
 
 
 def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace: bool) -> None:
-    """Return in a new process inside a new PID namespace; the caller's process becomes the waiter.
+    """Return in a new process in a new PID namespace; the calling process becomes the waiter.
 
-    ``prepare`` runs in the init before the test process is made and must not raise: both then
-    live in what it entered. The new process leads a process group of its own: kill(0, ...) goes to
-    the process group, and that would span the PID namespace; pytest and the shell above it would
-    be hit. When the test process ends, its wait status is written to the pipe
-    ``status``, as 4 bytes, little-endian. Raises :class:`SandboxError` in the calling process.
+    ``prepare`` runs in the init before the test process is forked, and must not raise; the test
+    process inherits what it has entered. The test process leads a process group of its own:
+    otherwise ``kill(0, ...)`` in the test would reach pytest and the shell above it. When the
+    test process ends, its wait status is written to the pipe ``status``, as 4 bytes,
+    little-endian. Raises :class:`SandboxError` in the calling process if that is refused.
     """
     try:
         sys.unshare(NAMESPACES)
@@ -53,7 +51,7 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
     except OSError as error:
         cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
         raise Unavailable("make a PID namespace", said(error), cause, remedy) from error
-    # Ignored, by a wider fixture for example, it would never tell waiter and init of an end.
+    # If SIGCHLD is ignored, by a wider fixture for example, waiter and init hear of no end.
     on_child = signal.getsignal(signal.SIGCHLD)
     if on_child is not None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -62,7 +60,8 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
         _wait_for(init)
     os.close(held)
     sys.prctl(sys.PR_SET_PDEATHSIG, signal.SIGKILL)
-    # getppid() is 0 in here whether the waiter lives or not; its end of the pipe tells.
+    # In a PID namespace getppid(2) is 0 whether the waiter lives or not. When it has ended, its end
+    # of the pipe is closed.
     poll = select.poll()
     poll.register(alive, 0)
     if poll.poll(0):
@@ -90,8 +89,9 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
 def read_status(reader: int, status: int) -> int:
     """The wait status of the test process, when the process that was forked for it has ended.
 
-    ``reader``: of the pipe ``status`` of :func:`enter_pid_namespace`. Without a PID namespace
-    nothing is written there, and it is ``status``.
+    ``reader`` is the other end of the pipe of :func:`enter_pid_namespace`. Without a PID namespace
+    nothing is written there, and the result is ``status``. It is not the answer of a helper
+    process: it comes when the test has ended, from an init that outlives no message.
     """
     os.set_blocking(reader, False)
     try:
@@ -102,7 +102,7 @@ def read_status(reader: int, status: int) -> int:
 
 
 def _wait_for(init: int) -> NoReturn:
-    # A Ctrl-C reaches the whole process group; what it means is for the test process to say.
+    # A Ctrl-C reaches the whole process group, and the test process is the one to answer it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reap(init)
     sys.exit_now(0)
@@ -121,7 +121,7 @@ def _reap(test: int, status: int) -> NoReturn:
             try:
                 pid, result = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
-                # Nobody is left: the test process was not for this one to see.
+                # There are no children left, and the test process was not seen to end.
                 sys.exit_now(1)
             if pid == 0:
                 break

@@ -1,35 +1,26 @@
-"""fork(2), as everything here uses it."""
+"""Processes: forked, waited for, looked at and killed."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import pickle
-import posix
-import signal
-import socket
 import sys
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from typing import Final, TypeVar, cast
+from collections.abc import Collection
+from typing import Final
 
-from . import syscalls
-from .errors import SandboxError
+from .untouched import os, posix, signal
 
-_T = TypeVar("_T")
-
-# The kernel ends a read of this file between two numbers.
+#: Bytes to read at a time. The kernel does not cut a number of ``children`` in two.
 _PAGE: Final = 4096
-#: Of clone(2) as well, wait(2).
+#: Wait for children that were made by clone(2), too: wait(2), ``__WALL``.
 _WALL: Final = 0x40000000
-_MOST_DESCRIPTORS: Final = 2
 
 
 def fork() -> int:
-    """os.fork(), without the warning of Python 3.12 and later about threads.
+    """Calls ``os.fork()`` without the warning of Python 3.12 and later about threads.
 
-    The children forked here use none of their parent's threads; a warning turned into an error
-    would end the session.
+    Children that are forked here use none of their parent's threads, and where warnings are
+    errors this one would end the session.
     """
     if sys.version_info < (3, 12):
         return os.fork()
@@ -38,56 +29,35 @@ def fork() -> int:
         return os.fork()
 
 
-def in_child(action: Callable[[], tuple[_T, Sequence[int]]], tried: str) -> tuple[_T, list[int]]:
-    """Call ``action`` in a forked process; give its result, pickled, and copies of descriptors.
-
-    Raises the :class:`SandboxError` that it raises, or one of ``tried`` for anything else.
-    """
-    ours, theirs = socket.socketpair()
-    child = fork()
-    if child == 0:
-        try:
-            syscalls.block_all_signals()
-            answer: tuple[object, SandboxError | None]
-            descriptors: Sequence[int] = ()
-            try:
-                result, descriptors = action()
-                answer = (result, None)
-            except SandboxError as error:
-                answer = (None, error)
-            except Exception as error:  # noqa: BLE001 - for the parent to say
-                answer = (None, SandboxError(tried, str(error)))
-            socket.send_fds(theirs, [b"."], descriptors)
-            with theirs.makefile("wb") as file:
-                pickle.dump(answer, file, protocol=5)
-        finally:
-            syscalls.exit_now(0)
-    theirs.close()
-    with ours:
-        _, received, _, _ = socket.recv_fds(ours, 1, _MOST_DESCRIPTORS)
-        with ours.makefile("rb") as file:
-            data = file.read()
-    reap(child)
-    found, problem = pickle.loads(data) if data else (None, SandboxError(tried))
-    if problem is not None:
-        for fd in received:
-            os.close(fd)
-        raise problem
-    return cast("_T", found), received
-
-
 def reap(child: int) -> int:
-    """Wait for ``child``. Returns its wait status."""
+    """Wait for ``child``. Returns its wait status, 0 if it is not known."""
     try:
         return os.waitpid(child, 0)[1]
     except ChildProcessError:
-        # SIGCHLD is ignored, by a wider fixture for example: the kernel has thrown it away.
+        # If SIGCHLD is ignored, by a wider fixture for example, the kernel drops the status.
         return 0
 
 
+def signal_name(number: int) -> str:
+    """The name of a signal; real-time signals have none, signal(7)."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "a real-time signal"
+
+
+def describe_status(status: int) -> str:
+    """How a process has ended, in words, from its wait status: "signal SIGKILL"."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {signal_name(-code)}" if code < 0 else f"exit status {code}"
+
+
 def withdraw(kept: Collection[int]) -> None:
-    """For a process that stays behind in the background: deaf to the terminal, with ``kept`` its
-    only descriptors beside a standard input, output and error that are nobody's, and in ``/``."""
+    """Turn this process into a background process, as daemon(7) says.
+
+    It ignores the terminal's signals, has ``/`` as working directory and ``/dev/null`` as standard
+    streams, and keeps no other descriptors than ``kept``.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
@@ -101,7 +71,7 @@ def withdraw(kept: Collection[int]) -> None:
 
 
 def state(pid: int) -> bytes:
-    """One letter, proc_pid_stat(5); ``X`` if there is no such process."""
+    """The state of a process as one letter, proc_pid_stat(5); ``X`` if there is none."""
     try:
         return _status(pid)[0]
     except OSError:
@@ -109,12 +79,15 @@ def state(pid: int) -> bytes:
 
 
 def born(pid: int) -> bytes:
-    """When it was started, proc_pid_stat(5). Raises :class:`OSError` if there is none."""
+    """When a process was started, in clock ticks since boot, proc_pid_stat(5).
+
+    Raises :class:`OSError` if there is no such process.
+    """
     return _status(pid)[19]
 
 
 def _status(pid: int) -> list[bytes]:
-    # What follows the name, which may contain anything.
+    # The name may contain anything, so what follows its last parenthesis is split.
     fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, _PAGE).rpartition(b")")[2].split()
@@ -123,7 +96,7 @@ def _status(pid: int) -> list[bytes]:
 
 
 def wake(pid: int) -> None:
-    """SIGCONT to a stopped process: it would not hear of any other signal."""
+    """Continue a stopped process: it would not react to any other signal."""
     if state(pid) == b"T":
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGCONT)
@@ -138,7 +111,7 @@ def reap_ended(child: int) -> bool:
 
 
 def has_children() -> bool:
-    """Whether this process has any, of whichever thread, ended or not."""
+    """Whether this process has children, of any of its threads, ended or not."""
     try:
         posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT | _WALL)
     except ChildProcessError:
@@ -161,11 +134,11 @@ def children(pid: int) -> list[int]:
 
 
 def kill_all(tops: Collection[int]) -> set[int]:
-    """SIGKILL to these processes and all below them. Returns whom it was sent to.
+    """Kill these processes and all their descendants. Returns the process ids.
 
     A process that has left the tree by a double fork is not found.
     """
-    # Stopped first, parents before children: what is stopped starts nothing new.
+    # They are stopped first, parents before children: a stopped process starts no new ones.
     seen: set[int] = set()
     while new := [pid for pid in _trees(tops) if pid not in seen]:
         seen.update(new)
@@ -179,7 +152,7 @@ def kill_all(tops: Collection[int]) -> set[int]:
 
 
 def end(tops: Collection[int]) -> set[int]:
-    """:func:`kill_all`, of children of this process, which are reaped."""
+    """Kill children of this process with :func:`kill_all`, and reap them."""
     killed = kill_all(tops)
     for pid in tops:
         reap(pid)

@@ -7,16 +7,13 @@ of the man pages. Every failure is a :class:`SyscallError` that names the call.
 from __future__ import annotations
 
 import ctypes
-import os
-import posix
-import signal
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from typing import Final, NoReturn
 
 from .errors import SyscallError
+from .untouched import os, signal
 
 CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000
@@ -41,10 +38,6 @@ MS_SLAVE: Final = 0x80000
 MS_RELATIME: Final = 0x200000
 
 MNT_DETACH: Final = 0x2
-
-_IOFBF: Final = 0
-_IOLBF: Final = 1
-_BUFSIZ: Final = 8192
 
 AT_FDCWD: Final = -100
 AT_NO_AUTOMOUNT: Final = 0x800
@@ -135,10 +128,6 @@ _libc.syncfs.argtypes = [_int]
 _libc.signalfd.argtypes = [_int, ctypes.c_void_p, _int]
 _libc._exit.argtypes = [_int]
 _libc.syscall.restype = _long
-_libc.fwrite.argtypes = [_str, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
-_libc.setvbuf.argtypes = [ctypes.c_void_p, _str, _int, ctypes.c_size_t]
-_libc.__fpending.restype = _libc.__fbufsize.restype = ctypes.c_size_t
-_stdout: Final = ctypes.c_void_p.in_dll(_libc, "stdout")
 
 
 def _prototype(*argtypes: type) -> ctypes._FuncPointer:
@@ -329,9 +318,9 @@ def setfsgid(gid: int) -> int:
 
 
 def block_all_signals() -> bytes:
-    """pthread_sigmask(3) of this thread: block every signal. Returns the mask before.
+    """Block every signal for this thread, pthread_sigmask(3). Returns the mask of before.
 
-    Not the standard library's: that builds a set of 64 enumeration members, twice.
+    The standard library's function makes a set of 64 enumeration members, twice.
     """
     before = ctypes.create_string_buffer(_SIGSET_SIZE)
     number = _libc.pthread_sigmask(signal.SIG_SETMASK, b"\xff" * _SIGSET_SIZE, before)
@@ -341,7 +330,7 @@ def block_all_signals() -> bytes:
 
 
 def set_signal_mask(mask: bytes) -> None:
-    """pthread_sigmask(3) of this thread, to what :func:`block_all_signals` has given."""
+    """Set the mask that :func:`block_all_signals` has returned, pthread_sigmask(3)."""
     number = _libc.pthread_sigmask(signal.SIG_SETMASK, mask, None)
     if number:
         raise SyscallError(number, "pthread_sigmask()")
@@ -360,66 +349,9 @@ def signalfd(signals: frozenset[int]) -> int:
 
 
 def exit_now(status: int) -> NoReturn:
-    """_exit(2), also where ``os._exit`` was replaced: coverage.py saves its data in there."""
+    """Call _exit(2), and not ``os._exit``: coverage.py replaces that to save its data."""
     _libc._exit(status)
     raise AssertionError("_exit() has returned")
-
-
-@contextmanager
-def _locked_stdout() -> Iterator[bool]:
-    # Not if another thread is using it: its lock may be held for long, or after a fork for ever.
-    locked = _libc.ftrylockfile(_stdout) == 0
-    try:
-        yield locked
-    finally:
-        if locked:
-            _libc.funlockfile(_stdout)
-
-
-def drop_stdout() -> bool:
-    """Forget what is in the buffer of C's own stdout, fpurge(3); whether it has a buffer at all.
-
-    Extension modules print by it, past ``sys.stdout``. It gets its buffer when first used.
-    """
-    with _locked_stdout() as locked:
-        if locked:
-            _libc.__fpurge(_stdout)
-    return bool(_libc.__fbufsize(_stdout))
-
-
-def take_stdout(had_buffer: bool) -> tuple[bytes, bool] | None:
-    """What is in the buffer of C's own stdout, and no longer then; whether it goes by lines.
-
-    ``None`` if there is nothing to say: it is empty and no newer than :func:`drop_stdout`.
-    Raises :class:`OSError`.
-    """
-    if had_buffer >= bool(_libc.__fbufsize(_stdout)) and not _libc.__fpending(_stdout):
-        return None
-    with _locked_stdout() as locked:
-        if not locked:
-            return None
-        # No function gives it; so it is written, to another place than it is for.
-        memory, own = posix.memfd_create("stdout"), posix.dup(1)
-        try:
-            posix.dup2(memory, 1)
-            _libc.fflush(_stdout)
-            data = posix.pread(memory, posix.fstat(memory).st_size, 0)
-            return data, bool(_libc.__flbf(_stdout))
-        finally:
-            posix.dup2(own, 1)
-            posix.close(own)
-            posix.close(memory)
-
-
-def put_stdout(data: bytes, by_lines: bool) -> None:
-    """Print by C's own stdout, fwrite(3), which writes it when it would have."""
-    with _locked_stdout() as locked:
-        if not locked:
-            return
-        if not _libc.__fbufsize(_stdout):
-            # Or it would look now what file it is that it writes to, which was another then.
-            _libc.setvbuf(_stdout, None, _IOLBF if by_lines else _IOFBF, _BUFSIZ)
-        _libc.fwrite(data, 1, len(data), _stdout)
 
 
 def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:

@@ -1,6 +1,9 @@
-"""Builds roots in mount namespaces of their own; nobody is in there yet.
+"""Makes new roots, each in a mount namespace of its own.
 
-From nothing, or in a copy of a :class:`.template.Template`'s namespace.
+:func:`make_new_root` carries out a plan and pivots, in another mount namespace than that of the
+caller, who then returns to where it was. Nobody is in the new namespace yet; a process enters it
+with setns(2). The namespace begins as a copy of the host's mounts, which pivoting detaches, or as
+a copy of what a :class:`.template.Template` has mounted already.
 """
 
 from __future__ import annotations
@@ -12,157 +15,177 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
-from ..changes.compare import Layered
 from ..linux import syscalls as sys
 from ..linux.errno_advice import explain
 from ..linux.errors import Unavailable, said
 from ..linux.namespaces import current_namespace, explained, high, mounting
-from ..plan.model import Bind, Plan
-from .api import Grafting, builder_for
-from .executor import Building, open_scratch
+from ..plan.model import Bind, Features, Layered, Plan
+from .api import MountApi
+from .classic_api import ClassicMountApi
+from .executor import PlanExecutor, open_scratch
+from .new_api import DeferredMountApi, NewMountApi
 from .template import Template
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Uppers of a sandbox that another one goes on with: for each mountpoint its path.
+class ReusedUppers:
+    """The uppers of a sandbox, for another one that goes on with them."""
 
-    ``scratch`` is a descriptor of where they lie.
-    """
-
+    #: A descriptor of the directory in which they lie.
     scratch: int
+    #: For the mountpoint of each overlay the path of its upper.
     uppers: Mapping[str, str]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Root:
-    """``namespace`` is a descriptor of what shows it, ``scratch`` one of where its uppers lie.
+class NewRoot:
+    """A new root, mounted."""
 
-    ``created``: what was made only to be mounted on. ``overlays``: where each is mounted, and its
-    upper.
-    """
-
+    #: A descriptor of the mount namespace whose root it is.
     namespace: int
+    #: A descriptor of the directory in which its uppers lie.
     scratch: int
+    #: The paths in it that were made only to be mounted on.
     created: set[str]
+    #: Its overlays, without those of its template.
     overlays: list[Layered]
 
 
-def make_root(
+def make_new_root(
     plan: Plan,
     stage: int,
     *,
     directory: str | None = None,
-    again: bool = False,
-    lowers: Mapping[str, tuple[str, ...]] | None = None,
+    directory_is_used: bool = False,
+    additional_lowers: Mapping[str, tuple[str, ...]] | None = None,
     bound: Sequence[Bind] = (),
     template: Template | None = None,
-    kept: Kept | None = None,
-) -> Root:
-    """A root as planned, on a copy of the stage's mounts. This thread stays where it is.
+    reused: ReusedUppers | None = None,
+) -> NewRoot:
+    """Make a root as planned, on a copy of the stage's mounts. This thread stays where it is.
 
-    ``lowers``: more of them for the overlay at a mountpoint. The rest: as for
-    :func:`.create.make`. Raises :class:`SandboxError`.
+    ``additional_lowers`` maps the mountpoint of an overlay to directories that are stacked on its
+    planned lowers. The other arguments are those of :func:`.create.make`. Raises
+    :class:`SandboxError` if a step fails, and :class:`Unavailable` if this process may not make
+    mount namespaces.
     """
-    with mounting(plan.user_namespace, dropped=plan.drops_capabilities) as (back, opened):
-        with _possible(plan):
+    user_namespace = plan.user_namespace
+    with mounting(user_namespace, dropped=plan.drops_capabilities) as (back, opened):
+        with _namespaces_are_available(user_namespace):
             back.leave_for(stage)
-        if directory is not None and again:
+        if directory is not None and directory_is_used:
             # Another root: an upper is never used twice.
-            with explained("make a directory for an upper", plan.user_namespace):
+            with explained("make a directory for an upper", user_namespace):
                 directory = tempfile.mkdtemp(dir=directory)
+        lowers = additional_lowers or {}
         if template is None:
-            building = _build(plan, directory, lowers or {}, bound, opened, kept)
+            executor = _make(plan, directory, lowers, bound, opened, reused)
         else:
-            building = _graft(plan, directory, lowers or {}, bound, opened, template)
-    overlays = [Layered(o.target, building.uppers[o.target]) for o in building.overlays]
+            executor = _make_from_template(plan, directory, lowers, bound, opened, template)
     namespace, scratch = opened
-    return Root(namespace, scratch, building.created, overlays)
+    return NewRoot(namespace, scratch, executor.created, executor.overlays)
 
 
-def make_root_filesystem(plan: Plan, stage: int) -> int:
-    """A descriptor of a mount namespace that shows what a :attr:`.plan.Plan.ground` says.
+def mount_root_filesystem(plan: Plan, stage: int) -> int:
+    """Returns a descriptor of a mount namespace that shows a root filesystem alone.
 
-    As :func:`make_root`. Raises :class:`SandboxError`.
+    ``plan`` is a :attr:`.plan.model.Plan.root_filesystem`: it has no uppers to write to. Raises
+    as :func:`make_new_root`.
     """
-    root = make_root(plan, stage)
+    root = make_new_root(plan, stage)
     os.close(root.scratch)
     return root.namespace
 
 
+def mount_api_for(features: Features) -> MountApi:
+    """Returns the mount API that works here, as :mod:`.probe.features` has found out."""
+    if features.new_api:
+        return NewMountApi(attach_scratch=not features.detached_uppers)
+    return ClassicMountApi()
+
+
 @contextmanager
-def _possible(plan: Plan) -> Iterator[None]:
+def _namespaces_are_available(user_namespace: bool) -> Iterator[None]:
+    """Turn an :class:`OSError` into :class:`Unavailable`."""
     try:
         yield
     except OSError as error:
-        cause, remedy = explain(error.errno or 0, plan.user_namespace, "namespace")
+        cause, remedy = explain(error.errno or 0, user_namespace, "namespace")
         raise Unavailable("make a mount namespace", said(error), cause, remedy) from error
 
 
-def _build(
+def _make(
     plan: Plan,
     directory: str | None,
-    lowers: Mapping[str, tuple[str, ...]],
+    additional_lowers: Mapping[str, tuple[str, ...]],
     bound: Sequence[Bind],
     opened: list[int],
-    kept: Kept | None,
-) -> Building:
-    """Build in a copy of this namespace and pivot. Adds the copy and the scratch to ``opened``.
+    reused: ReusedUppers | None,
+) -> PlanExecutor:
+    """Make the root in a copy of this mount namespace, and pivot into it.
 
-    ``kept``: the uppers that it is to have.
+    Descriptors of the copy and of the scratch are added to ``opened``.
     """
-    with _possible(plan):
+    user_namespace = plan.user_namespace
+    with _namespaces_are_available(user_namespace):
         sys.unshare(sys.CLONE_NEWNS)
         opened.append(current_namespace())
-    with explained("read the mount table", plan.user_namespace, "proc"):
-        builder = builder_for(plan.features)
+    with explained("read the mount table", user_namespace, "proc"):
+        api = mount_api_for(plan.features)
     try:
-        with explained("make a root", plan.user_namespace):
-            taken = high(os.dup(kept.scratch)) if kept else open_scratch(builder, plan, directory)
+        with explained("make a root", user_namespace):
+            taken = os.dup(reused.scratch) if reused else open_scratch(api, plan, directory)
             opened.append(scratch := high(taken))
             os.fchdir(scratch)
-            building = Building(builder, plan, lowers, kept.uppers if kept else None)
-            building.carry_out([*plan.steps, *bound])
-        with explained("pivot into the new root", plan.user_namespace, "pivot"):
-            builder.pivot()
+            uppers = reused.uppers if reused else None
+            executor = PlanExecutor(api, plan, additional_lowers, uppers)
+            executor.execute([*plan.steps, *bound])
+        with explained("pivot into the new root", user_namespace, "pivot"):
+            api.pivot_root()
     except BaseException:
-        if builder.root >= 0:
-            os.close(builder.root)
+        if api.root >= 0:
+            os.close(api.root)
         raise
-    return building
+    return executor
 
 
-def _graft(
+def _make_from_template(
     plan: Plan,
     directory: str | None,
-    lowers: Mapping[str, tuple[str, ...]],
+    additional_lowers: Mapping[str, tuple[str, ...]],
     bound: Sequence[Bind],
     opened: list[int],
     template: Template,
-) -> Building:
-    """The same, in a copy of the template's namespace, for what the template has not."""
-    builder = Grafting()
-    building = Building(builder, plan, lowers)
-    passing: list[int] = []
+) -> PlanExecutor:
+    """Make the root in a copy of the template's mount namespace.
+
+    The remaining steps are carried out on the stage, where the host's files are. Their mounts are
+    attached in the copy, together with those that the template has. There is nothing to pivot
+    away from: the new root covers the template's, which is empty.
+    """
+    api = DeferredMountApi()
+    executor = PlanExecutor(api, plan, additional_lowers)
+    to_close: list[int] = []
     try:
         with explained("make a root", plan.user_namespace):
-            scratch = high(open_scratch(builder, plan, directory))
-            passing.append(scratch)
+            scratch = high(open_scratch(api, plan, directory))
+            to_close.append(scratch)
             os.fchdir(scratch)
-            building.carry_out([*template.steps, *bound])
-            passing.append(proc := os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        with _possible(plan):
+            executor.execute([*template.remaining_steps, *bound])
+            to_close.append(proc := os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        with _namespaces_are_available(plan.user_namespace):
             sys.setns(template.namespace, sys.CLONE_NEWNS)
             sys.unshare(sys.CLONE_NEWNS)
             namespace = os.open("thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-            opened += [high(namespace), passing.pop(0)]
-        with explained("put the root together", plan.user_namespace):
-            passing.append(bench := os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            builder.graft(bench, template.tops)
+            opened += [high(namespace), to_close.pop(0)]
+        with explained("attach the mounts of a template", plan.user_namespace):
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            to_close.append(template_root := os.open(".", flags))
+            api.attach_all(template_root, template.trees)
     finally:
-        builder.close()
-        for fd in passing:
+        api.close()
+        for fd in to_close:
             os.close(fd)
-    return building
+    return executor

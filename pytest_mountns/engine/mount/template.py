@@ -1,14 +1,15 @@
-"""What all sandboxes of one plan have in common, mounted once, in a namespace to be copied.
+"""Mounts that all sandboxes of one plan share, made once, in a mount namespace that is copied.
 
-A copy of a namespace costs next to nothing for each mount, and moving a mount is one system call.
-So what no test can change (``/proc`` with its protections, ``/sys``, read-only binds, an ordinary
-user's root) is mounted on a *bench*: an empty tmpfs, the root of a namespace of its own. A
-sandbox is a copy of that namespace, in which the new root goes on top of the bench, and what
-stands on the bench is moved to its place. No tree of the host is in there that would have to be
-detached: that waits for a grace period of the kernel, each time.
+A copy of a mount namespace costs next to nothing for each mount in it, and to move a mount is one
+system call. So what no test can change (``/proc`` with its protections, ``/sys``, read-only bind
+mounts, an ordinary user's root) is mounted in the namespace of a *template*, whose root is an empty
+tmpfs. To make a sandbox, that namespace is copied, the new root is stacked on its root, and what
+is mounted below it is moved to its place. The namespace has no tree of the host that would have to
+be detached each time: that waits for a grace period of the kernel.
 
-Overlays can stand on the bench as well, as long as no test writes to them: see
-:meth:`Template.touched`. That is for mounts that a machine has many of and a suite none to do with.
+Overlays can be in a template as well, as long as no test writes to them, see
+:meth:`Template.written_overlays`. That is for machines with many mounts that the tests of a suite
+have nothing to do with.
 """
 
 from __future__ import annotations
@@ -17,126 +18,147 @@ import os
 import stat
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, final
+from typing import Final, NamedTuple, TypeAlias, final
 
-from ..changes.compare import Layered
 from ..linux import syscalls as sys
+from ..linux.ablation import is_left_out
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import current_namespace, explained, high, mounting
-from ..plan.model import Assemble, Bind, Overlay, Plan, Protect, Step
-from .api import NewApi
-from .executor import Building
+from ..plan.model import Assemble, Bind, Layered, Overlay, Plan, Protect, Step
+from .executor import PlanExecutor
+from .new_api import NewMountApi
 
-_Marks: TypeAlias = "tuple[int, tuple[int, ...]]"
-_Standing: TypeAlias = Overlay | Bind | Protect
+#: A step that can be carried out in a template.
+_Shared: TypeAlias = Overlay | Bind | Protect
 
-# So many descriptors at a time are few enough under the usual limit of 1024.
-_MOST_STEPS = 300
+#: With more remaining steps than this no template is made: each of their mounts is held as a
+#: descriptor, and the usual limit is 1024.
+_MOST_REMAINING: Final = 300
+
+
+class UpperState(NamedTuple):
+    """What differs when something was written to one of several uppers on one tmpfs."""
+
+    #: How many inodes the tmpfs has in use, statvfs(3).
+    inodes: int
+    #: The time at which each upper directory itself was changed last (``st_ctime_ns``).
+    changed: tuple[int, ...]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Template:
-    """``namespace`` is a descriptor of the one to be copied, ``scratch`` of where the uppers of
-    the overlays in it lie.
+    """Mounts that sandboxes of one plan are made from."""
 
-    ``tops``: what stands on the bench, by name, and where it belongs. ``steps``: those of the plan
-    that are left for each sandbox.
-    """
-
+    #: A descriptor of the mount namespace that is copied.
     namespace: int
+    #: A descriptor of the tmpfs in which the uppers of its overlays lie.
     scratch: int
-    tops: tuple[tuple[str, str], ...]
-    steps: tuple[Step, ...]
+    #: What is mounted below its root: the name there, and the path in the sandbox.
+    trees: tuple[tuple[str, str], ...]
+    #: The steps of the plan that are carried out for each sandbox.
+    remaining_steps: tuple[Step, ...]
+    #: Its overlays, with uppers relative to the scratch.
     overlays: tuple[Layered, ...]
-    marks: _Marks
+    #: The state of the uppers when the template was made.
+    state: UpperState
 
     @property
-    def absolute(self) -> list[Layered]:
-        """The overlays, with the paths of their uppers for this process."""
+    def absolute_overlays(self) -> list[Layered]:
+        """The overlays, with uppers as absolute paths for this process."""
         return [
             Layered(one.mountpoint, f"/proc/self/fd/{self.scratch}/{one.upper}")
             for one in self.overlays
         ]
 
-    def touched(self) -> list[str]:
-        """The mountpoints of overlays that something was written to; they cannot be used again.
+    def written_overlays(self) -> list[str]:
+        """Returns the mountpoints of the overlays that a test has written to.
 
-        Whatever changes in an upper takes an inode of the tmpfs or changes its own directory.
+        They cannot be used for another test. Whatever changes in an upper takes an inode of the
+        tmpfs or changes the upper directory itself. Raises :class:`SandboxError` if the uppers
+        cannot be looked at.
         """
         if not self.overlays:
             return []
-        used, changed = _marks(self.scratch, self.overlays)
-        before, unchanged = self.marks
+        now, before = _upper_state(self.scratch, self.overlays), self.state
         found = [
             overlay.mountpoint
-            for overlay, now, then in zip(self.overlays, changed, unchanged, strict=True)
-            if now != then or (used != before and _is_filled(self.scratch, overlay))
+            for overlay, changed, unchanged in zip(
+                self.overlays, now.changed, before.changed, strict=True
+            )
+            if changed != unchanged
+            or (now.inodes != before.inodes and _is_filled(self.scratch, overlay))
         ]
-        # Not in any upper: in a directory for work, and gone again or not.
-        return found or ([o.mountpoint for o in self.overlays] if used != before else [])
+        if not found and now.inodes != before.inodes:
+            # It is in a work directory, or something was written and removed again.
+            return [overlay.mountpoint for overlay in self.overlays]
+        return found
 
     def close(self) -> None:
-        """Let go of it; sandboxes that were made from it go on."""
+        """Close its descriptors. Sandboxes that were made from it go on."""
         os.close(self.namespace)
         os.close(self.scratch)
 
 
-def standing(plan: Plan, *, besides: Collection[str] | None) -> tuple[_Standing, ...]:
-    """The steps of a plan that can be done once.
+def shared_steps(plan: Plan, *, unshared: Collection[str] | None) -> tuple[_Shared, ...]:
+    """Returns the steps of a plan that can be carried out once, in a template.
 
-    ``besides``: mountpoints of overlays that cannot; None: no overlay can.
+    ``unshared`` are mountpoints of overlays that cannot be shared; None means that none can.
     """
-    found: list[_Standing] = []
-    fresh: list[str] = []
+    shared: list[_Shared] = []
+    made_each_time: list[str] = []
     for step in plan.steps:
         match step:
             case Overlay(target="/"):
                 continue
             case Overlay(target=target) | Assemble(target=target):
-                stands = (
+                can_be_shared = (
                     isinstance(step, Overlay)
-                    and besides is not None
-                    and not any(place == target or is_below(place, target) for place in besides)
+                    and unshared is not None
+                    and not any(place == target or is_below(place, target) for place in unshared)
                 )
             case Bind(target=target, create=False):
-                stands = True
+                can_be_shared = True
             case Protect(target=target, tree=True):
-                stands = _over(target, [one.target for one in found if isinstance(one, Bind)])
+                binds = [one.target for one in shared if isinstance(one, Bind)]
+                can_be_shared = _is_in(target, binds)
             case _:
                 continue
-        # Below what is new each time it would have to come after that.
-        if stands and not isinstance(step, Assemble) and not _over(target, fresh):
-            found.append(step)
+        # What is mounted on a mount that is made each time has to come after that.
+        if can_be_shared and not isinstance(step, Assemble) and not _is_in(target, made_each_time):
+            shared.append(step)
         elif isinstance(step, Overlay | Assemble):
-            fresh.append(target)
-    return tuple(found)
+            made_each_time.append(target)
+    return tuple(shared)
 
 
-def can_stand(plan: Plan) -> bool:
+def can_share_mounts(plan: Plan) -> bool:
     """Whether sandboxes of this plan can be made from a template."""
-    # A /proc of its own can only be mounted from within its PID namespace.
-    return plan.features.layered_uppers and not plan.pid_namespace
+    # A procfs of its own can only be mounted from within its PID namespace, pid_namespaces(7).
+    possible = plan.features.layered_uppers and not plan.pid_namespace
+    return possible and not is_left_out("templates")
 
 
-def overlays_can_stand(plan: Plan) -> bool:
-    """Whether its overlays can be shared by sandboxes, one after another, if nobody writes there.
+def can_share_overlays(plan: Plan) -> bool:
+    """Whether sandboxes can share overlays, one after another, as long as nobody writes there.
 
-    Not if they have a limit in common, or are made read-only for each sandbox.
+    They cannot if the uppers have a common limit, or if overlays are made read-only for each
+    sandbox.
     """
     limited = plan.upper.size or plan.upper.inodes or plan.upper.medium == "disk"
-    frozen = any(isinstance(step, Protect) and not step.tree for step in plan.steps)
-    return not limited and not frozen
+    read_only = any(isinstance(step, Protect) and not step.tree for step in plan.steps)
+    return not limited and not read_only
 
 
-def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) -> Template | None:
-    """Mount what can stand; None if that is not worth it, or leaves too much to be done.
+def make_template(plan: Plan, stage: int, *, unshared: Collection[str] | None) -> Template | None:
+    """Make the mounts that can be shared, as :func:`shared_steps` says.
 
-    Raises :class:`SandboxError`.
+    Returns None if there are none, or if too many steps remain. Raises :class:`SandboxError` if a
+    step fails.
     """
-    steps = standing(plan, besides=besides)
-    left = tuple(step for step in plan.steps if step not in steps)
-    if not steps or len(left) > _MOST_STEPS:
+    steps = shared_steps(plan, unshared=unshared)
+    remaining = tuple(step for step in plan.steps if step not in steps)
+    if not steps or len(remaining) > _MOST_REMAINING:
         return None
     user = plan.user_namespace
     with mounting(user, dropped=user) as (back, opened):
@@ -144,86 +166,92 @@ def make_template(plan: Plan, stage: int, *, besides: Collection[str] | None) ->
             back.leave_for(stage)
             sys.unshare(sys.CLONE_NEWNS)
             opened.append(current_namespace())
-        builder = NewApi()
-        with explained("make a bench", user, "scratch"):
-            scratch = high(builder.scratch([("mode", "0755")]))
+        api = NewMountApi()
+        with explained("mount the root of a template", user, "scratch"):
+            scratch = high(api.make_scratch([("mode", "0755")]))
             opened.append(scratch)
             os.fchdir(scratch)
-            # Before the bench is on top of it.
-            root = _clone_root(steps[0])
-            builder.mount("tmpfs", "/", [("mode", "0755")], 0)
-        building = Building(builder, plan, {})
-        tops = _lay_out(building, builder, steps, root)
-        with explained("pivot to the bench", user, "pivot"):
-            builder.pivot()
+            # Cloned before the template's root covers it.
+            host_root = _clone_root(steps[0])
+            api.mount("tmpfs", "/", [("mode", "0755")], 0)
+        executor = PlanExecutor(api, plan, {})
+        trees = _mount_trees(executor, api, steps, host_root)
+        with explained("pivot into a template", user, "pivot"):
+            api.pivot_root()
         overlays = tuple(
-            Layered(_in_place(o.target, tops), f"{o.name}.upper") for o in building.overlays
+            Layered(_sandbox_path(one.mountpoint, trees), one.upper) for one in executor.overlays
         )
-        marks = _marks(scratch, overlays)
+        state = _upper_state(scratch, overlays)
     namespace, scratch = opened
-    return Template(namespace, scratch, tops, left, overlays, marks)
+    return Template(namespace, scratch, trees, remaining, overlays, state)
 
 
-def _lay_out(
-    building: Building, builder: NewApi, steps: tuple[_Standing, ...], root: int
+def _mount_trees(
+    executor: PlanExecutor, api: NewMountApi, steps: tuple[_Shared, ...], host_root: int
 ) -> tuple[tuple[str, str], ...]:
-    """Do the steps, each top one in a place of its own on the bench. ``root``: a clone of ``/``."""
-    tops: dict[str, str] = {}
-    bench = os.fstat(builder.root).st_dev
+    """Carry out the steps, each tree of mounts at a name of its own below the template's root.
+
+    ``host_root`` is a clone of ``/``, for a step that bind-mounts it.
+    """
+    names: dict[str, str] = {}
+    device = os.fstat(api.root).st_dev
     for step in steps:
         target = step.target
-        top = max((one for one in tops if _over(target, [one])), key=len, default=target)
-        if top not in tops:
-            tops[top] = str(len(tops))
-            _placeholder(builder.root, tops[top], step)
-        place = f"/{tops[top]}{target[len(top.rstrip('/')) :].rstrip('/')}"
+        top = max((one for one in names if _is_in(target, [one])), key=len, default=target)
+        if top not in names:
+            names[top] = str(len(names))
+            _make_placeholder(api.root, names[top], step)
+        place = f"/{names[top]}{target[len(top.rstrip('/')) :].rstrip('/')}"
         if target == "/":
-            builder.attach_bind(root, place, read_only=True)
+            api.attach_tree(host_root, place, read_only=True)
         else:
-            building.carry_out([replace(step, target=place)])
-    # Without what is optional, and was refused.
+            executor.execute([replace(step, target=place)])
+    # Nothing is mounted where the kernel has refused an optional step.
     return tuple(
         (name, target)
-        for target, name in tops.items()
-        if os.stat(name, dir_fd=builder.root, follow_symlinks=False).st_dev != bench
+        for target, name in names.items()
+        if os.stat(name, dir_fd=api.root, follow_symlinks=False).st_dev != device
     )
 
 
-def _clone_root(step: _Standing) -> int:
+def _clone_root(step: _Shared) -> int:
     if step.target != "/":
         return -1
     flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
     return sys.open_tree(sys.AT_FDCWD, "/", flags | sys.AT_NO_AUTOMOUNT)
 
 
-def _placeholder(bench: int, name: str, step: _Standing) -> None:
+def _make_placeholder(template_root: int, name: str, step: _Shared) -> None:
+    """Make what the step's mount is mounted on."""
     source = step.source if isinstance(step, Bind) else "/"
     try:
         directory = stat.S_ISDIR(os.stat(source).st_mode)
     except OSError:
-        # Root may not look at it, and it is left out.
+        # Root may not look at it. The bind mount will be refused, and is optional.
         directory = True
     if directory:
-        os.mkdir(name, 0o755, dir_fd=bench)
+        os.mkdir(name, 0o755, dir_fd=template_root)
     else:
-        os.close(os.open(name, os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=bench))
+        os.close(os.open(name, os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=template_root))
 
 
-def _in_place(path: str, tops: tuple[tuple[str, str], ...]) -> str:
+def _sandbox_path(path: str, trees: tuple[tuple[str, str], ...]) -> str:
+    """Returns the path in the sandbox of a path below the template's root."""
     name, _, rest = path[1:].partition("/")
-    top = next(target for known, target in tops if known == name)
+    top = next(target for known, target in trees if known == name)
     return f"{top.rstrip('/')}/{rest}" if rest else top
 
 
-def _over(target: str, places: Collection[str]) -> bool:
+def _is_in(target: str, places: Collection[str]) -> bool:
+    """Whether ``target`` is one of the places, or lies below one."""
     return any(place == target or is_below(target, place) for place in places)
 
 
-def _marks(scratch: int, overlays: Collection[Layered]) -> _Marks:
+def _upper_state(scratch: int, overlays: Collection[Layered]) -> UpperState:
     with explained("look at the uppers of shared overlays", False):
         status = os.fstatvfs(scratch)
         changed = tuple(os.stat(overlay.upper, dir_fd=scratch).st_ctime_ns for overlay in overlays)
-    return status.f_files - status.f_ffree, changed
+    return UpperState(status.f_files - status.f_ffree, changed)
 
 
 def _is_filled(scratch: int, overlay: Layered) -> bool:
@@ -237,51 +265,61 @@ def _is_filled(scratch: int, overlay: Layered) -> bool:
 
 @final
 class Templates:
-    """The templates of one process, made when first asked for.
+    """The templates of one process, made when they are first asked for.
 
-    ``places``: overlays that hold one of them are made for each sandbox. What lies below an
-    overlay may be written to from outside while it is mounted, and it does not always notice.
+    ``places`` are directories that tests are expected to write to. Overlays that hold one of them
+    are made for each sandbox: such directories are written to on the host as well. If that happens
+    under a mounted overlay, what the overlay shows is undefined,
+    Documentation/filesystems/overlayfs.rst, "Changes to underlying filesystems".
     """
 
     def __init__(self, places: Sequence[str]) -> None:
-        self._besides = {os.path.realpath(place) for place in places}
-        # By identity: a plan is long. The plan is kept, or its number might be another's.
-        self._bases: dict[int, tuple[Plan, Template | None]] = {}
-        self._fulls: dict[int, tuple[Plan, Template | None]] = {}
+        self._unshared = {os.path.realpath(place) for place in places}
+        # By the identity of the plan: to compare long plans takes time. The plan is held as well,
+        # or its identity might become another plan's.
+        self._without_overlays: dict[int, tuple[Plan, Template | None]] = {}
+        self._with_overlays: dict[int, tuple[Plan, Template | None]] = {}
 
-    def base(self, plan: Plan, stage: int) -> Template | None:
-        """Without overlays. Raises :class:`SandboxError`."""
-        known = self._bases.get(id(plan))
+    def without_overlays(self, plan: Plan, stage: int) -> Template | None:
+        """Returns the template that has no overlays, or None if there is none for this plan.
+
+        Raises :class:`SandboxError` if it cannot be made.
+        """
+        known = self._without_overlays.get(id(plan))
         if known is None:
-            made = make_template(plan, stage, besides=None) if can_stand(plan) else None
-            known = self._bases[id(plan)] = (plan, made)
+            made = make_template(plan, stage, unshared=None) if can_share_mounts(plan) else None
+            known = self._without_overlays[id(plan)] = (plan, made)
         return known[1]
 
-    def full(self, plan: Plan, stage: int, base: Template | None) -> Template | None:
-        """With the overlays that nobody has written to so far. Raises :class:`SandboxError`."""
-        known = self._fulls.get(id(plan))
-        if known is not None and known[1] is not None and known[1] is not base:
-            touched = known[1].touched()
-            if not touched:
+    def with_overlays(self, plan: Plan, stage: int, other: Template | None) -> Template | None:
+        """Returns the template with the overlays that no test has written to so far.
+
+        ``other`` is the one without overlays, which is returned if there are no such overlays.
+        Raises :class:`SandboxError` if it cannot be made.
+        """
+        known = self._with_overlays.get(id(plan))
+        if known is not None and known[1] is not None and known[1] is not other:
+            written = known[1].written_overlays()
+            if not written:
                 return known[1]
-            # Whoever writes there once does it again, as a rule.
-            self._besides.update(touched)
-            self._fulls.pop(id(plan))
+            # A suite that writes there once usually does it again.
+            self._unshared.update(written)
+            self._with_overlays.pop(id(plan))
             known[1].close()
             known = None
         if known is None:
-            made = base
-            if base is not None and overlays_can_stand(plan):
-                steps = standing(plan, besides=self._besides)
+            made = other
+            if other is not None and can_share_overlays(plan):
+                steps = shared_steps(plan, unshared=self._unshared)
                 if any(isinstance(step, Overlay) for step in steps):
-                    made = make_template(plan, stage, besides=self._besides)
-            known = self._fulls[id(plan)] = (plan, made)
+                    made = make_template(plan, stage, unshared=self._unshared)
+            known = self._with_overlays[id(plan)] = (plan, made)
         return known[1]
 
     def close(self) -> None:
-        """Let go of all; they are made again when they are asked for."""
-        made = {id(one): one for _, one in (*self._bases.values(), *self._fulls.values()) if one}
-        for template in made.values():
+        """Close all templates. They are made again when they are asked for."""
+        known = (*self._without_overlays.values(), *self._with_overlays.values())
+        for template in {id(one): one for _, one in known if one is not None}.values():
             template.close()
-        self._bases.clear()
-        self._fulls.clear()
+        self._without_overlays.clear()
+        self._with_overlays.clear()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, final
 
 from ..linux.mountinfo import Mount
+from ..linux.overlayfs import TRUSTED, USER
 
 # Filesystems that show kernel state: a copy-on-write layer over them means nothing.
 PSEUDO: Final = frozenset(
@@ -109,7 +110,7 @@ class Features:
     @property
     def xattr_prefix(self) -> str:
         """Where overlays of this kind keep whiteout and opaque marks."""
-        return "user.overlay." if self.user_namespace else "trusted.overlay."
+        return USER if self.user_namespace else TRUSTED
 
 
 #: As a lower: an empty directory, made for the sandbox.
@@ -129,6 +130,17 @@ class Piece:
     kind: Literal["kept", "directory", "file", "link"]
     mode: int = 0o755
     link: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Layered:
+    """One overlay of a sandbox, for whoever reads its upper."""
+
+    #: Where it is mounted, an absolute path.
+    mountpoint: str
+    #: Its upper directory: "0/upper", relative to where the uppers lie, or an absolute path.
+    upper: str
 
 
 @final

@@ -1,12 +1,13 @@
-"""From specs to plans for one session: probes once, reads the mount table when it changes."""
+"""Makes the plans of one session's specs.
+
+The machine is probed once. The mount table is read again when it has changed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pwd
-import select
 import stat
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,26 +15,28 @@ from typing import TYPE_CHECKING, final
 
 from ..linux.errors import SandboxError, Unavailable, said
 from ..linux.namespaces import high
+from ..linux.untouched import os, select
 from ..plan.decide import plan
 from ..plan.model import Features, Host, Plan, User
 from ..plan.spec import SandboxSpec, SpecError, Volume
-from ..probe.features import PASSING, Findings, probe
+from ..probe.features import TRANSIENT_ERRNOS, ProbeResult, probe
 from ..probe.host import survey
-from ..probe.lowerdirs import lowers, refused_lowers
+from ..probe.lowerdirs import possible_lowers, refused_lowers
 from ..probe.trials import Trial
 
 if TYPE_CHECKING:
     from ..layers.session import Sources
-    from .rootfs import RootFilesystems
+    from .rootfs import RootPlanner
 
 
 @final
 class Planner:
-    """Plans for sandboxes on this machine. Costs nothing until the first is asked for.
+    """Makes plans for sandboxes on this machine. It does nothing until the first one is asked for.
 
-    ``places``: directories a run needs to be writable where the user can write them.
-    ``mounts_changed`` is called when the mount table is seen to be another than before.
-    ``sources`` makes those of roots and layers, when they are first asked for.
+    ``places`` are directories that tests may write to in a sandbox, if the user may write to them
+    on the host; the first one is the project. ``mounts_changed`` is called when the mount table of
+    the host has changed. ``sources`` is called when the first root or layer is needed, and returns
+    what unpacks it.
     """
 
     def __init__(
@@ -44,40 +47,48 @@ class Planner:
     ) -> None:
         self._mounts_changed = mounts_changed
         self._make_sources = sources
+        #: Made when the first root or layer is needed, like :attr:`_root_planner`.
         self._sources: Sources | None = None
-        self._bases: RootFilesystems | None = None
-        #: What has to be importable in every root.
+        self._root_planner: RootPlanner | None = None
+        #: The directory that must be importable in every root.
         self._project = places[0] if places else os.getcwd()
-        self._kept: list[str] = []
-        self._settled = False
+        self._run_directories: list[str] = []
+        #: Whether this process has entered the user namespace in which sandboxes are made.
+        self._in_user_namespace = False
         home = os.path.expanduser("~")
-        #: Directories that tests are expected to write to.
+        #: Directories that tests may write to in a sandbox.
         self.places = [*places, home, tempfile.gettempdir(), os.getcwd()]
-        self._findings: Findings | None = None
+        self._findings: ProbeResult | None = None
         self._host: Host | None = None
-        self._table: int | None = None
+        #: A descriptor of ``/proc/self/mountinfo``, which the kernel notifies of changes.
+        self._mount_table: int | None = None
         self._plans: dict[SandboxSpec, Plan] = {}
-        self._tried: set[str] | None = None
+        #: Directories that were tried as the lower of an overlay, and those that were refused.
+        self._tried_lowers: set[str] | None = None
         self._unlayerable: frozenset[str] = frozenset()
 
     @property
-    def findings(self) -> Findings:
-        """What this machine can do; probed when first asked for, and again if what stands in the
-        way may pass."""
+    def findings(self) -> ProbeResult:
+        """What this machine can do.
+
+        It is probed when this is first read. If a trial has failed for a reason that may pass, as
+        a lack of memory, it is probed again the next time.
+        """
         findings = self._findings or probe(self.places)
-        if PASSING.isdisjoint(trial.errno for trial in findings.trials):
+        if TRANSIENT_ERRNOS.isdisjoint(trial.errno for trial in findings.trials):
             self._findings = findings
         return findings
 
     @findings.setter
-    def findings(self, known: Findings) -> None:
+    def findings(self, known: ProbeResult) -> None:
         self._findings = known
 
     def plan(self, spec: SandboxSpec) -> Plan:
-        """The plan of ``spec`` here and now.
+        """The plan of ``spec`` for this machine as it is now.
 
-        Raises :class:`Unavailable` if this machine cannot make it, :class:`SpecError` if the
-        spec names what is not there.
+        Raises :class:`Unavailable` if this machine cannot make such a sandbox, :class:`SpecError`
+        if the spec names a path, device or user that does not exist, and :class:`LayerError` if a
+        root or layer cannot be read.
         """
         for volume in spec.volumes:
             if not os.path.exists(volume.source):
@@ -94,45 +105,54 @@ class Planner:
             known = self._plans[spec] = self._make(spec)
         return known
 
-    def prepare(self, spec: SandboxSpec) -> None:
-        """Unpack what ``spec`` needs, which may take its time. What fails is said by its plan."""
-        features = self.findings.features if _has_base(spec) else None
+    def unpack(self, spec: SandboxSpec) -> None:
+        """Unpack the root and the layers of ``spec``, which may take long.
+
+        If that fails, nothing is raised here: :meth:`plan` raises it again.
+        """
+        features = self.findings.features if _has_root(spec) else None
         if features is not None:
             with contextlib.suppress(SandboxError):
-                self._based().prepare(spec, features)
+                self._roots().unpack(spec, features)
 
-    def keep(self, directory: str) -> None:
-        """Every root has this directory of the run, for tests to write to; what they write goes."""
-        if directory not in self._kept:
-            self._kept.append(directory)
-            self._plans = {spec: plan for spec, plan in self._plans.items() if not _has_base(spec)}
+    def add_run_directory(self, directory: str) -> None:
+        """Show ``directory``, which belongs to the test run, in every root.
 
-    def _based(self) -> RootFilesystems:
-        if self._bases is None:
+        Tests can write there; what they write is discarded.
+        """
+        if directory not in self._run_directories:
+            self._run_directories.append(directory)
+            self._plans = {spec: plan for spec, plan in self._plans.items() if not _has_root(spec)}
+
+    def _roots(self) -> RootPlanner:
+        if self._root_planner is None:
             from ..layers.session import Sources
-            from .rootfs import RootFilesystems
+            from .rootfs import RootPlanner
 
             self._sources = self._make_sources() if self._make_sources else Sources()
-            self._bases = RootFilesystems(self._sources)
-        return self._bases
+            self._root_planner = RootPlanner(self._sources)
+        return self._root_planner
 
-    def forget_mounts(self) -> None:
-        """This process has moved to another mount namespace, in a user namespace of its own."""
+    def entered_user_namespace(self) -> None:
+        """Drop what is known of the mounts, as this process is in another mount namespace now.
+
+        It is called when the process has entered a user namespace in which sandboxes are made.
+        """
         self._forget_table()
-        self._settled = True
+        self._in_user_namespace = True
         self._host = None
         self._plans.clear()
 
     def close(self) -> None:
-        """Let go of the mount table, and of layers."""
+        """Close the descriptor of the mount table, and let go of unpacked layers."""
         self._forget_table()
         if self._sources is not None:
             self._sources.close()
 
     def _forget_table(self) -> None:
-        if self._table is not None:
-            os.close(self._table)
-            self._table = None
+        if self._mount_table is not None:
+            os.close(self._mount_table)
+            self._mount_table = None
 
     def _make(self, spec: SandboxSpec) -> Plan:
         findings = self.findings
@@ -155,63 +175,70 @@ class Planner:
         user = _user(spec.user, features)
         _check_devices(spec.devices)
         if spec.root != "host":
-            return self._plan_on_base(spec, self._host, features, user)
+            return self._plan_root(spec, self._host, features, user)
         resolved = tuple(
             dataclasses.replace(volume, target=_resolve(volume)) for volume in spec.volumes
         )
         spec = dataclasses.replace(spec, volumes=resolved)
         if spec.layers:
-            return self._plan_on_base(spec, self._host, features, user)
+            return self._plan_root(spec, self._host, features, user)
         return plan(spec, self._host, features, user)
 
-    def _plan_on_base(
+    def _plan_root(
         self, spec: SandboxSpec, host: Host, features: Features, user: User | None
     ) -> Plan:
-        return self._based().plan(
+        return self._roots().plan(
             spec,
             host,
             features,
             user,
             project=self._project,
-            kept=self._kept,
-            settled=self._settled,
+            run_directories=self._run_directories,
+            in_user_namespace=self._in_user_namespace,
         )
 
     def _survey(self, features: Features) -> Host:
-        """Raises :class:`SandboxError`."""
+        """Read the mount table, and try directories as lowers that were not tried yet.
+
+        Raises :class:`SandboxError` if that is not possible.
+        """
         host = survey(user_namespace=features.user_namespace, places=self.places)
-        if self._tried is None:
-            # The probe has tried them just now.
-            self._tried = set(lowers(host))
+        if self._tried_lowers is None:
+            # The probe has just tried all that there were.
+            self._tried_lowers = set(possible_lowers(host))
             self._unlayerable = self.findings.unlayerable
-        new = [path for path in lowers(host) if path not in self._tried]
+        new = [path for path in possible_lowers(host) if path not in self._tried_lowers]
         if new:
             self._unlayerable |= refused_lowers(new, features)
-            self._tried.update(new)
+            self._tried_lowers.update(new)
         return dataclasses.replace(host, unlayerable=self._unlayerable)
 
     def _failed(self, name: str) -> tuple[str, str, str]:
-        """What the kernel said, cause and remedy of a trial."""
+        """What the kernel said, the cause and the remedy of the trial ``name``."""
         trial = next(trial for trial in self.findings.trials if trial.name == name)
         return trial.kernel, trial.cause, trial.remedy
 
     def _table_changed(self) -> bool:
-        """Whether the mount table is another than at the last call; the first time it is not.
+        """Whether the mount table has changed since the last call; False at the first call.
 
-        proc_pid_mountinfo(5): the file polls as exceptional once after each change.
+        After a change, poll(2) reports an exceptional condition for the file once: see
+        ``/proc/pid/mounts`` in proc_pid_mounts(5).
         """
-        if self._table is None:
+        if self._mount_table is None:
             try:
-                self._table = high(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
+                self._mount_table = high(
+                    os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                )
             except OSError:
-                # The probe will say it better.
+                # Without /proc the probe fails as well, with an explanation.
                 return False
         poll = select.poll()
-        poll.register(self._table, select.POLLPRI)
+        poll.register(self._mount_table, select.POLLPRI)
         return any(events & (select.POLLPRI | select.POLLERR) for _, events in poll.poll(0))
 
 
 def _unavailable(obstacle: Trial | None) -> Unavailable:
+    """The error of a machine on which the trial ``obstacle`` has failed."""
     if obstacle is None:
         return Unavailable("this machine cannot isolate tests")
     return Unavailable(
@@ -222,22 +249,24 @@ def _unavailable(obstacle: Trial | None) -> Unavailable:
     )
 
 
-def _has_base(spec: SandboxSpec) -> bool:
+def _has_root(spec: SandboxSpec) -> bool:
+    """Whether ``spec`` wants another root than the host's, or layers on it."""
     return spec.root != "host" or bool(spec.layers)
 
 
 def _user(wanted: str | int, features: Features) -> User | None:
-    """Whom root's test process becomes; None if it stays who it is, or becomes a fake root.
+    """The user that root's test process becomes.
 
-    Raises :class:`SpecError`, :class:`Unavailable`.
+    None if it stays the same user, or if an ordinary user becomes root in a user namespace. Raises
+    :class:`SpecError` if there is no such user, :class:`Unavailable` if this process is not root.
     """
     if wanted in ("keep", "root", 0):
         return None
     if features.user_namespace:
         raise Unavailable(
             f"become user {wanted}",
-            cause="only root can, and not in a user namespace",
-            remedy='run as root, or leave out user (user="root" is a fake root)',
+            cause="only root can do that, and not in a user namespace",
+            remedy='run as root, or leave out user; user="root" works for every user',
         )
     try:
         known = pwd.getpwnam(wanted) if isinstance(wanted, str) else pwd.getpwuid(wanted)
@@ -253,7 +282,7 @@ def _user(wanted: str | int, features: Features) -> User | None:
 
 
 def _check_devices(devices: Sequence[str]) -> None:
-    """Raises :class:`SpecError`."""
+    """Raise :class:`SpecError` if one of ``devices`` is not a device node of the host."""
     for device in devices:
         try:
             mode = os.stat(device).st_mode
@@ -263,11 +292,14 @@ def _check_devices(devices: Sequence[str]) -> None:
                 remedy="name a node that the host has: ls -l /dev",
             ) from None
         if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
-            raise SpecError(f"device {device} is no device node", remedy="ls -l /dev")
+            raise SpecError(f"device {device} is not a device node", remedy="ls -l /dev")
 
 
 def _resolve(volume: Volume) -> str:
-    """The target without symlinks: mounts on a path that has some would miss the sandbox."""
+    """The target without symbolic links.
+
+    A mount on a path with links would be made where the links of the host lead.
+    """
     target = os.path.realpath(volume.target)
     if target == "/":
         raise SpecError(f"volume {volume}: its target is a link to /")

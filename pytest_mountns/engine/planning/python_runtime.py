@@ -1,22 +1,22 @@
-"""What of the host a foreign root has to show, so that the running Python goes on in it.
+"""What a root other than the host's must show of the host, so that the running Python works in it.
 
-The interpreter of a test has begun on the host and goes on in a root that may have another Python,
-another C library, or nothing at all. Its modules and the libraries of its extension modules have
-to be found where they were: ``sys.path`` has absolute paths, and so have the run paths of ELF
-files. So the host's trees are shown read-only at their own places.
+The interpreter of a test has been started on the host and goes on in a root that may have another
+Python, another C library, or nothing at all. Its modules, and the libraries that its extension
+modules need, must be found at their paths on the host: ``sys.path`` has absolute paths, and so have
+the run paths of ELF files. So they are shown read-only at the same paths.
 
-* A prefix that is Python's alone (a virtual environment, a build in a home directory) is shown as
-  a whole; of one that is shared (``/usr``) only Python's own directories.
-* A shared library is shown only where the root has none of that path: programs of the root need
-  theirs. What an extension module would find there instead is in :attr:`Visible.preload`: loaded
-  before the root is entered, it is found by its name afterwards, dlopen(3), wherever it lies.
-* ``/etc/ld.so.cache`` is the root's own: one of the host would send the root's programs to
-  libraries that are not theirs. Only a root without libraries of its own gets the host's.
+* A prefix that only Python uses (a virtual environment, a build in a home directory) is shown as a
+  whole. Of a prefix that is shared (``/usr``) only Python's own directories are shown.
+* A shared library is shown only if the root has nothing at its path, because the root's programs
+  need the root's libraries. If it has one, the host's is in :attr:`RootNeeds.preload`: a library
+  that is loaded before the root is entered is found by its name afterwards, wherever its file is:
+  see dlopen(3).
+* ``/etc/ld.so.cache`` is the root's own, because the host's would lead the root's programs to
+  libraries that are not there. Only a root without libraries of its own gets the host's.
 """
 
 from __future__ import annotations
 
-import os
 import site
 import sys
 import sysconfig
@@ -26,13 +26,15 @@ from typing import Final, final
 
 from ..linux.elf import Linked, locate, read_cache, read_linked
 from ..linux.mountinfo import is_below
+from ..linux.untouched import open, os
 
-#: Prefixes that hold more than Python.
+#: Prefixes in which more than Python is installed.
 _SHARED: Final = ("/", "/usr", "/usr/local")
-_USUAL: Final = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
-#: Links at the top of a root whose directories are merged into /usr.
+#: Directories in which the dynamic loader looks for libraries by default, ld.so(8).
+_LIBRARY_DIRECTORIES: Final = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
+#: Names that are symbolic links at the top of a root if its directories are merged into /usr.
 _MERGED: Final = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-#: Small files that the standard library reads: pwd, grp, socket, time.
+#: Files that modules of the standard library read: pwd, grp, socket, time, locale.
 _FILES: Final = (
     "/etc/group",
     "/etc/host.conf",
@@ -48,123 +50,117 @@ _FILES: Final = (
     "/etc/services",
     "/usr/lib/locale",
 )
+#: How many symbolic links are followed in one path, as in the kernel: path_resolution(7).
 _MOST_LINKS: Final = 40
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The running interpreter. Paths are absolute, as Python and the loader use them.
-
-    ``prefixes``: sys.prefix and its kin. ``trees``: directories and files of modules. ``links``:
-    symbolic links met on the way to any of them, and where they lead. ``loaded``: libraries in
-    memory; ``needed``: those that extension modules will ask for; ``loader``: the dynamic loader.
-    """
+    """The files of the running interpreter, by the absolute paths that it and the loader use."""
 
     executables: tuple[str, ...]
+    #: ``sys.prefix``, ``sys.base_prefix`` and the like.
     prefixes: tuple[str, ...]
+    #: Directories and archives that modules are imported from.
     trees: tuple[str, ...]
+    #: Shared libraries that are in memory.
     loaded: tuple[str, ...] = ()
+    #: Shared libraries that extension modules need.
     needed: tuple[str, ...] = ()
+    #: The dynamic loader; "" if the interpreter is linked statically.
     loader: str = ""
+    #: The path and the target of each symbolic link that is met in the paths above.
     links: tuple[tuple[str, str], ...] = ()
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """``path`` of the host, read-only, at the same place in the root."""
+class RootNeeds:
+    """What a root must have for the running Python."""
 
-    path: str
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Visible:
-    """What a root has to show, in mounting order.
-
-    ``links``: path and target of symbolic links to make first, where there is nothing;
-    ``directories``: path and mode of those to make. ``preload``: libraries to load before the root
-    is entered.
-    """
-
-    shown: tuple[Shown, ...]
+    #: Paths of the host that are shown read-only at the same paths, in the order of mounting.
+    shown: tuple[str, ...]
+    #: The path and the target of each symbolic link that must be made, if nothing is there.
     links: tuple[tuple[str, str], ...] = ()
+    #: The path and the mode of each directory that must be made.
     directories: tuple[tuple[str, int], ...] = ()
+    #: Libraries that must be loaded before the root is entered, as they cannot be found there.
     preload: tuple[str, ...] = ()
 
 
-def visible_in_foreign(
+def needs_of_foreign_root(
     runtime: Runtime, projects: Iterable[str], present: Callable[[str], bool]
-) -> Visible:
-    """What a root from elsewhere has to show. ``projects``: rootdir and the like.
+) -> RootNeeds:
+    """What a root that has files of its own must have for ``runtime``.
 
-    ``present``: whether the root has something at a path. Pure, if that is.
+    ``projects`` are further directories that it must show, as the rootdir. ``present`` tells
+    whether the root has something at a path. Nothing else is looked at.
     """
-    paths = without_inner(resolved(_own(runtime, projects), runtime.links))
-    libraries = resolved([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
-    missing = [p for p in libraries if p and not is_in(p, paths) and not present(p)]
-    loaded = set(resolved(runtime.loaded, runtime.links))
+    paths = outermost(resolve_links(_python_paths(runtime, projects), runtime.links))
+    libraries = resolve_links([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
+    missing = [p for p in libraries if p and not is_in_any(p, paths) and not present(p)]
+    loaded = set(resolve_links(runtime.loaded, runtime.links))
     preload = [
         path
-        for path in resolved(runtime.needed, runtime.links)
-        if present(path) and path not in loaded and not is_in(path, paths)
+        for path in resolve_links(runtime.needed, runtime.links)
+        if present(path) and path not in loaded and not is_in_any(path, paths)
     ]
-    return Visible(
-        tuple(Shown(path) for path in sorted({*paths, *missing})),
+    return RootNeeds(
+        tuple(sorted({*paths, *missing})),
         tuple(
             (path, target)
             for path, target in runtime.links
-            if not present(path) and not is_in(path, paths)
+            if not present(path) and not is_in_any(path, paths)
         ),
         preload=tuple(sorted(set(preload))),
     )
 
 
-def visible_in_minimal(
+def needs_of_minimal_root(
     runtime: Runtime,
     projects: Iterable[str],
     exists: Callable[[str], bool],
     *,
     merged: Iterable[tuple[str, str]] = (),
     home: str = "",
-) -> Visible:
-    """What a root that is empty otherwise has to show: Python, the project, a few files of /etc.
+) -> RootNeeds:
+    """What a root without files of its own must have for ``runtime``.
 
-    ``exists``: whether the host has something at a path. ``merged``: links like ``/lib`` at the top
-    of the host's root, and their targets. ``home``: made as an empty directory. No shell and no
-    other program: what a test needs besides has to be a volume.
+    That is Python, the project, and a few files of ``/etc``. There is no shell and no other
+    program; a test that needs one must have it as a volume. ``exists`` tells whether the host has
+    something at a path. ``merged`` are links like ``/lib`` at the top of the host's root, and their
+    targets. ``home`` is made as an empty directory.
     """
     files = [path for path in _FILES if exists(path)]
-    wanted = [*_own(runtime, projects), *files]
-    paths = without_inner(resolved(wanted, runtime.links))
-    libraries = resolved([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
-    paths += [path for path in libraries if path and not is_in(path, paths)]
+    wanted = [*_python_paths(runtime, projects), *files]
+    paths = outermost(resolve_links(wanted, runtime.links))
+    libraries = resolve_links([*runtime.needed, *runtime.loaded, runtime.loader], runtime.links)
+    paths += [path for path in libraries if path and not is_in_any(path, paths)]
     links = sorted({*runtime.links, *merged})
-    outside = [(path, target) for path, target in links if not is_in(path, paths)]
+    outside = [(path, target) for path, target in links if not is_in_any(path, paths)]
     directories = [("/tmp", 0o1777), ("/var/tmp", 0o1777), ("/run", 0o755)]
-    if home and not is_in(home, paths):
+    if home and not is_in_any(home, paths):
         directories.append((home, 0o755))
-    return Visible(
-        tuple(Shown(path) for path in sorted(set(paths))), tuple(outside), tuple(directories)
-    )
+    return RootNeeds(tuple(sorted(set(paths))), tuple(outside), tuple(directories))
 
 
-def _own(runtime: Runtime, projects: Iterable[str]) -> list[str]:
+def _python_paths(runtime: Runtime, projects: Iterable[str]) -> list[str]:
+    """All files of Python and of the projects, without shared libraries."""
     prefixes = [path for path in runtime.prefixes if path not in _SHARED]
     return [*prefixes, *runtime.trees, *runtime.executables, *projects]
 
 
-def resolved(paths: Iterable[str], links: Iterable[tuple[str, str]]) -> list[str]:
-    """Without links on the way: a mount at a path with one would be where that leads."""
+def resolve_links(paths: Iterable[str], links: Iterable[tuple[str, str]]) -> list[str]:
+    """The paths without symbolic links: a mount at a path with one is made where it leads."""
     known = dict(links)
     return [_follow(path, known)[0] for path in paths if path]
 
 
 def _follow(path: str, known: dict[str, str]) -> tuple[str, bool]:
-    """Where links lead; False if they lead round in circles."""
+    """Where ``path`` leads; False if its links lead in a circle."""
     for _ in range(_MOST_LINKS):
-        for end in _stations(path):
+        for end in _ancestors(path):
             if end in known:
                 target = os.path.join(os.path.dirname(end), known[end])
                 path = os.path.normpath(target + path[len(end) :])
@@ -174,8 +170,8 @@ def _follow(path: str, known: dict[str, str]) -> tuple[str, bool]:
     return path, False
 
 
-def _stations(path: str) -> Iterator[str]:
-    """``/a``, ``/a/b``, ... of ``/a/b/c``."""
+def _ancestors(path: str) -> Iterator[str]:
+    """``/a``, ``/a/b`` and ``/a/b/c`` of ``/a/b/c``."""
     at = path.find("/", 1)
     while at > 0:
         yield path[:at]
@@ -183,24 +179,25 @@ def _stations(path: str) -> Iterator[str]:
     yield path
 
 
-def is_in(path: str, trees: Iterable[str]) -> bool:
-    """Whether it is one of them, or below one."""
+def is_in_any(path: str, trees: Iterable[str]) -> bool:
+    """Whether ``path`` is one of ``trees``, or below one."""
     return any(path == tree or is_below(path, tree) for tree in trees)
 
 
-def without_inner(paths: Iterable[str]) -> list[str]:
-    """Those that are in none of the others. The root itself is no tree to show."""
+def outermost(paths: Iterable[str]) -> list[str]:
+    """Those of ``paths`` that are in none of the others. The root itself is left out."""
     chosen: list[str] = []
     for path in sorted(set(paths) - {"/"}):
-        if not is_in(path, chosen):
+        if not is_in_any(path, chosen):
             chosen.append(path)
     return chosen
 
 
 def survey_runtime() -> Runtime:
-    """The interpreter that this process is. Reads ``/proc/self/maps`` and all extension modules.
+    """Find the files of the interpreter that this process runs.
 
-    What cannot be read is left out.
+    Reads ``/proc/self/maps`` and the ELF headers of all extension modules. What cannot be read is
+    left out.
     """
     places = sysconfig.get_paths()
     trees = [places[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
@@ -209,12 +206,12 @@ def survey_runtime() -> Runtime:
         trees.append(site.getusersitepackages())
     prefixes = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
     known = [*trees, *(prefix for prefix in prefixes if prefix not in _SHARED)]
-    # An editable installation may be found by an import hook, of which sys.path knows nothing.
-    trees += sorted({place for place in _module_roots() if not is_in(place, known)})
+    # The modules of an editable installation may be found by an import hook, not by sys.path.
+    trees += sorted({place for place in _module_roots() if not is_in_any(place, known)})
     trees = [path for path in trees if os.path.exists(path)]
     executables = [sys.executable] if os.path.isabs(sys.executable or "") else []
     loaded = tuple(sorted(set(_mapped_files())))
-    loader, needed = _asked_for([*executables, *_extensions(without_inner(trees))])
+    loader, needed = _needed_libraries([*executables, *_extensions(outermost(trees))])
     everything = [*executables, *prefixes, *trees, *loaded, *needed, loader]
     return Runtime(
         tuple(executables),
@@ -228,13 +225,13 @@ def survey_runtime() -> Runtime:
 
 
 def links_on_the_way(paths: Iterable[str]) -> set[tuple[str, str]]:
-    """Symbolic links that are components of paths of the host, and where they lead."""
+    """The path and the target of each symbolic link that is met in ``paths`` of the host."""
     found: dict[str, str] = {}
     seen: set[str] = set()
     for start in paths:
         path = start
         for _ in range(_MOST_LINKS):
-            link = next((end for end in _stations(path) if _is_link(end, seen, found)), None)
+            link = next((end for end in _ancestors(path) if _is_link(end, seen, found)), None)
             if link is None:
                 break
             target = os.path.join(os.path.dirname(link), found[link])
@@ -251,21 +248,23 @@ def _is_link(path: str, seen: set[str], found: dict[str, str]) -> bool:
 
 
 def merged_directories() -> tuple[tuple[str, str], ...]:
-    """``/bin``, ``/lib`` and the like, where they are links into ``/usr``."""
+    """The links of the host that lead from ``/bin``, ``/lib`` and the like into ``/usr``."""
     return tuple((path, os.readlink(path)) for path in _MERGED if os.path.islink(path))
 
 
 def _module_roots() -> Iterator[str]:
+    """The directories in which the modules that are loaded were found."""
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if "." in name or not isinstance(file, str) or not os.path.isabs(file):
             continue
         place = os.path.dirname(file)
-        # A package is found in the directory that holds it.
+        # A package was found in the directory above its own.
         yield os.path.dirname(place) if hasattr(module, "__path__") else place
 
 
 def _mapped_files() -> Iterator[str]:
+    """The shared libraries that are mapped into memory."""
     try:
         with open("/proc/self/maps", "rb") as file:
             for line in file:
@@ -277,24 +276,26 @@ def _mapped_files() -> Iterator[str]:
 
 
 def _extensions(trees: Iterable[str]) -> Iterator[str]:
+    """The shared objects in ``trees``: extension modules, and libraries that packages have."""
     for tree in trees:
         for place, inner, names in os.walk(tree):
-            # No package has such a name, and repositories and caches are large.
+            # Packages have no such names. Repositories and caches have, and they are large.
             inner[:] = [name for name in inner if name[0] != "." and name != "__pycache__"]
             for name in names:
                 if name.endswith(".so") or ".so." in name:
                     yield os.path.join(place, name)
 
 
-def _asked_for(files: list[str]) -> tuple[str, tuple[str, ...]]:
-    """The loader, and all libraries that these files need, and those that these need."""
+def _needed_libraries(files: list[str]) -> tuple[str, tuple[str, ...]]:
+    """The dynamic loader, and the libraries that ``files`` need, directly or by way of others."""
     try:
         with open("/etc/ld.so.cache", "rb") as file:
             cached = read_cache(file.read())
     except OSError:
         cached = {}
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
-    usual = [*_USUAL, *(f"{place}/{multiarch}" for place in ("/lib", "/usr/lib") if multiarch)]
+    usual = [*_LIBRARY_DIRECTORIES]
+    usual += [f"{place}/{multiarch}" for place in ("/lib", "/usr/lib") if multiarch]
     loader = ""
     found: set[str] = set()
     pending = list(files)

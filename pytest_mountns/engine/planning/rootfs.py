@@ -1,12 +1,12 @@
-"""What tests stand on, if that is not the host's root alone: roots from elsewhere, and layers.
+"""Makes the plans of specs that have a root other than the host's, or layers.
 
-Looks at what the sources of a spec hold, and plans with that: see :mod:`.stacking`.
+It unpacks roots and layers, looks at what is in them, and passes that to :mod:`.stacking`, which
+decides without looking at anything.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import stat
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -15,26 +15,35 @@ from typing import Final, final
 from ..layers.session import Sources
 from ..linux.errors import LayerError, Unavailable
 from ..linux.mountinfo import is_below
+from ..linux.untouched import os
 from ..plan.decide import host_root, is_system
 from ..plan.model import EMPTY, Assemble, Features, Host, Overlay, Plan, Upper, User
 from ..plan.spec import SandboxSpec, SpecError
 from ..plan.stacking import Foreign, Spread, plan_foreign, plan_layered
 from .python_runtime import Runtime, survey_runtime
-from .rootfs_contents import furnish
+from .rootfs_contents import find_root_contents
 
+#: How many lowers a root may have. The kernel takes 500 (OVL_MAX_STACK of fs/overlayfs); the others
+#: are left for layers that are added while tests run.
 _MOST_LOWERS: Final = 490
 
 
 @final
-class RootFilesystems:
-    """Plans for the specs of one session that have a root or layers. ``sources``: theirs."""
+class RootPlanner:
+    """Makes the plans of those specs of a session that have a root of their own, or layers.
+
+    ``sources`` unpacks them.
+    """
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._runtime: Runtime | None = None
 
-    def prepare(self, spec: SandboxSpec, features: Features) -> None:
-        """Unpack what the spec needs. Raises :class:`SandboxError`, as :meth:`plan` does then."""
+    def unpack(self, spec: SandboxSpec, features: Features) -> None:
+        """Unpack the root and the layers of ``spec``.
+
+        Raises :class:`SandboxError` if one of them cannot be read; :meth:`plan` raises it as well.
+        """
         self._directories(spec.layers, features)
         if spec.root not in ("host", "minimal"):
             self._directories([spec.root], features)
@@ -47,14 +56,16 @@ class RootFilesystems:
         user: User | None,
         *,
         project: str,
-        kept: Collection[str],
-        settled: bool,
+        run_directories: Collection[str],
+        in_user_namespace: bool,
     ) -> Plan:
-        """The plan of ``spec``, whose volumes have targets without links if its root is the host's.
+        """The plan of ``spec``.
 
-        ``project``: what has to be importable. ``kept``: directories of the run that tests write
-        to. ``user``: who the spec's is. ``settled``: an ordinary user's process lives in a user
-        namespace already. Raises :class:`SandboxError`.
+        If its root is the host's, the targets of its volumes must be without symbolic links.
+        ``user`` is the user that the test process becomes. ``project`` is the directory that must
+        be importable, and ``run_directories`` are those of the run that tests may write to.
+        ``in_user_namespace`` says that this process, an ordinary user's, has entered a user
+        namespace already. Raises :class:`SandboxError` if there can be no such plan.
         """
         layers = self._directories(spec.layers, features)
         if spec.root == "host":
@@ -69,65 +80,72 @@ class RootFilesystems:
                 remedy=f"flatten the image: OverlayFS takes no more than {_MOST_LOWERS}",
             )
         root_filesystem = (Overlay("/", lowers, "0", model=own[0]),)
-        # In an empty root, to write to the project is a mistake to be found.
-        writable = [*kept] if minimal else [project, *kept]
-        furniture = furnish(
+        # A test that wants an empty root and then writes to the project does so by mistake: there
+        # the project is read-only.
+        writable = [*run_directories] if minimal else [project, *run_directories]
+        contents = find_root_contents(
             Plan(features.user_namespace, False, Upper("none"), root_filesystem, features),
-            self._survey(),
+            self._python_runtime(),
             projects=[project] if minimal else [],
-            kept=[path for path in writable if not is_system(path)],
+            run_directories=[path for path in writable if not is_system(path)],
             targets=[*(v.target for v in spec.volumes), *(t.target for t in spec.tmpfs)],
             minimal=minimal,
-            settled=settled,
+            in_user_namespace=in_user_namespace,
         )
-        for library in furniture.preload:
+        for library in contents.preload:
             try:
                 ctypes.CDLL(library)
             except OSError:
-                # Whoever needs it will say so, and better.
+                # The extension module that needs it will fail with a better message.
                 continue
-        places = dict(furniture.targets)
+        places = dict(contents.targets)
         spec = replace(
             spec,
             volumes=tuple(replace(v, target=places[v.target]) for v in spec.volumes),
             tmpfs=tuple(replace(t, target=places[t.target]) for t in spec.tmpfs),
         )
-        foreign = Foreign(lowers, own[0], furniture.pieces, furniture.shown, furniture.kept)
+        foreign = Foreign(lowers, own[0], contents.pieces, contents.shown, contents.run_directories)
         return plan_foreign(spec, host, features, user, foreign)
 
     def _directories(self, sources: Iterable[str], features: Features) -> tuple[str, ...]:
-        """Topmost first; of several sources, the last is on top."""
+        """The directories that ``sources`` are unpacked to, the topmost first.
+
+        The last one of the sources is the topmost.
+        """
         found: tuple[str, ...] = ()
         for source in sources:
             user = features.user_namespace
             found = (*self._sources.directories(source, user_namespace=user), *found)
         return found
 
-    def _survey(self) -> Runtime:
+    def _python_runtime(self) -> Runtime:
         if self._runtime is None:
             self._runtime = survey_runtime()
         return self._runtime
 
 
 def _spread(layers: Sequence[str], host: Host, features: Features) -> Spread:
-    """Where the layers go on the host's root."""
+    """On which directories of the host's root the layers are stacked.
+
+    Raises :class:`SandboxError` if that is not possible.
+    """
     steps = host_root(host, features)
     overlays = [step.target for step in steps if isinstance(step, Overlay | Assemble)]
     for mount in host.mounts[1:]:
         _check_mountpoint(mount.mountpoint, layers)
     covered = [path for path in host.files if any(os.path.lexists(d + path) for d in layers)]
-    extra = _beside(layers, host, steps) if features.user_namespace else []
-    places = [*overlays, *extra]
-    parts = {place: tuple(_parts(layers, place)) for place in places}
+    extra = _extra_directories(layers, host, steps) if features.user_namespace else []
+    parts = {place: tuple(_parts(layers, place)) for place in [*overlays, *extra]}
     return Spread(parts, tuple(extra), covered)
 
 
 def _parts(layers: Iterable[str], place: str) -> list[str]:
+    """The directories that layers have at ``place``."""
     return [layer + place.rstrip("/") for layer in layers if _has_directory(layer, place)]
 
 
 def _has_directory(layer: str, path: str) -> bool:
-    """Whether it has, without a link on the way."""
+    """Whether ``layer`` has a directory at ``path`` that is reached without symbolic links."""
     at = layer
     for name in path.strip("/").split("/"):
         at = os.path.join(at, name) if name else at
@@ -140,7 +158,10 @@ def _has_directory(layer: str, path: str) -> bool:
 
 
 def _check_mountpoint(path: str, layers: Iterable[str]) -> None:
-    """A layer cannot take away, or turn into something else, what the host mounts on."""
+    """Raise :class:`LayerError` if a layer has something else where the host mounts on ``path``.
+
+    The directory or file that is mounted on must be there.
+    """
     if is_system(path):
         return
     parts = path.strip("/").split("/")
@@ -157,14 +178,18 @@ def _check_mountpoint(path: str, layers: Iterable[str]) -> None:
                 place = "/" + "/".join(parts[: depth + 1])
                 raise LayerError(
                     f"stack {layer} on the host's root",
-                    cause=f"it has something else than a directory at {place}, and the host has a"
+                    cause=f"it has something other than a directory at {place}, but the host has a"
                     f" mount at {path}",
-                    remedy="leave that out of the layer",
+                    remedy=f"remove {place} from the layer",
                 )
 
 
-def _beside(layers: Sequence[str], host: Host, steps: Sequence[object]) -> list[str]:
-    """Directories that an ordinary user cannot write to, and that layers have something for."""
+def _extra_directories(layers: Sequence[str], host: Host, steps: Sequence[object]) -> list[str]:
+    """Directories to stack layers on that an ordinary user cannot write to.
+
+    ``steps`` of the plan make no overlays for those. Raises :class:`Unavailable` if a layer has
+    something in a directory that no overlay can be made for.
+    """
     whole = [step.target for step in steps if isinstance(step, Overlay)]
     mixed = [step.target for step in steps if isinstance(step, Assemble)]
     points = [*(mount.mountpoint for mount in host.mounts), *host.dead]
@@ -188,9 +213,9 @@ def _beside(layers: Sequence[str], host: Host, steps: Sequence[object]) -> list[
             elif place not in mixed:
                 raise Unavailable(
                     f"put {path} of a layer on the host's root",
-                    cause=f"an ordinary user's sandbox can stack layers on directories in {place},"
-                    f" but add nothing to {place} itself, in which the host has mounts",
-                    remedy="run as root, put it into a directory that is there and has no mounts"
-                    ' in it, or use another root: root="minimal"',
+                    cause=f"the host has mounts in {place}, so an ordinary user's sandbox can stack"
+                    f" layers on directories there, but cannot add anything to {place} itself",
+                    remedy="run as root, put it into a directory that exists on the host and has no"
+                    ' mounts in it, or use another root: root="minimal"',
                 )
     return found

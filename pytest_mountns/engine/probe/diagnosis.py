@@ -1,7 +1,8 @@
-"""The same refusal has many reasons. Which it is here, by what is known of the place. Pure.
+"""Tells why a step of making a sandbox has failed in a known environment.
 
-:mod:`.errno_advice` knows what an errno of a step can mean anywhere. Where :mod:`.environment`
-leaves only one of these meanings, cause and remedy are said for that one.
+An error number can have many reasons. :mod:`.errno_advice` knows all that it can mean for a step on
+any machine. If what :mod:`.environment` has read leaves only one of them, the cause and the remedy
+for that one are given here. Nothing is looked at but the arguments.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Final, TypeAlias
 
 from .environment import Environment
 
-#: Cause and remedy.
+#: A cause and the remedy for it.
 Advice: TypeAlias = tuple[str, str]
 
 _REFUSALS: Final = ("EPERM", "EACCES")
@@ -22,7 +23,7 @@ _PODMAN: Final = (
     "podman run --privileged, or --cap-add SYS_ADMIN --security-opt seccomp=unconfined"
     " --security-opt unmask=ALL"
 )
-#: Steps that only a newer Linux can do, and what an older one says.
+#: Steps that only a newer Linux can do: the first version that can, and the error of older ones.
 _SINCE: Final = {
     "new mount API": ((5, 12), "ENOSYS"),
     "uppers on a detached mount": ((6, 15), "EINVAL"),
@@ -31,13 +32,14 @@ _SINCE: Final = {
 
 
 def diagnose(step: str, errno: str, here: Environment, *, user_namespace: bool) -> Advice | None:
-    """Why ``step`` (a trial's name) failed with ``errno`` (its name) here, if it is sure.
+    """Why ``step`` has failed with ``errno`` in the environment ``here``; None if that is not sure.
 
-    ``user_namespace``: it was tried in one, or was to make one.
+    ``step`` is the name of a trial, ``errno`` that of an error number. ``user_namespace`` says that
+    the step was tried in a user namespace, or was to make one.
     """
-    judge = _as_user if user_namespace else _as_root
+    by_privileges = _as_user if user_namespace else _as_root
     overlay = (_no_overlay, _old_overlay, _nested)
-    for rule in (_too_old, _hidden_call, *overlay, _used_up, _covered_proc, judge):
+    for rule in (_too_old, _hidden_call, *overlay, _limit_is_zero, _covered_proc, by_privileges):
         advice = rule(step, errno, here)
         if advice is not None:
             return advice
@@ -66,8 +68,8 @@ def _no_overlay(step: str, errno: str, here: Environment) -> Advice | None:
         return None
     where = " on the machine that runs the container" if here.container else ""
     return (
-        "the kernel has no OverlayFS loaded, and nobody but root may load it",
-        f"sudo modprobe overlay{where}; for good: echo overlay | sudo tee"
+        "the kernel has not loaded OverlayFS, and only root can load it",
+        f"sudo modprobe overlay{where}; to load it at each start: echo overlay | sudo tee"
         " /etc/modules-load.d/overlay.conf",
     )
 
@@ -87,11 +89,11 @@ def _nested(step: str, errno: str, here: Environment) -> Advice | None:
         return None
     return (
         "/ is an overlay on an overlay already, and OverlayFS nests two deep at most",
-        "run the tests one level further out: not in a sandbox in a container, for example",
+        "run the tests one level further out, for example not in a sandbox in a container",
     )
 
 
-def _used_up(step: str, errno: str, here: Environment) -> Advice | None:
+def _limit_is_zero(step: str, errno: str, here: Environment) -> Advice | None:
     if errno != "ENOSPC":
         return None
     for kind in ("user", "mnt", "pid"):
@@ -102,7 +104,7 @@ def _used_up(step: str, errno: str, here: Environment) -> Advice | None:
 
 
 def _kind(step: str) -> str:
-    """Of which kind the namespaces are that a step makes, in sysctl's words; empty for several."""
+    """The kind of the namespace that a step makes, in sysctl's words; "" if there are several."""
     known = {"user namespace": "user", "mount namespace": "mnt"}
     return known.get(step, "pid" if "PID" in step else "")
 
@@ -143,7 +145,7 @@ def _as_root(step: str, errno: str, here: Environment) -> Advice | None:
         return ("this root lacks CAP_SYS_ADMIN", _unconfined(here))
     sure = _by_profile(errno, here)
     if sure is None and step == "mount namespace":
-        # It has what the kernel asks for.
+        # The process has the capability that the kernel asks for, so something else forbids it.
         return (
             "a seccomp filter or a security module (AppArmor, SELinux) forbids it, as container"
             " engines set them up",
@@ -154,7 +156,8 @@ def _as_root(step: str, errno: str, here: Environment) -> Advice | None:
 
 def _by_profile(errno: str, here: Environment) -> Advice | None:
     confined = here.apparmor not in ("", "unconfined")
-    # AppArmor's word for "no" is EACCES, but for pivot_root; a seccomp profile's is EPERM.
+    # AppArmor refuses with EACCES, except for pivot_root; seccomp profiles of container engines
+    # refuse with EPERM.
     if confined and (errno == "EACCES" or not here.seccomp):
         return (f"the AppArmor profile {here.apparmor} forbids it", _unconfined(here))
     if here.seccomp and errno == "EPERM" and not confined:

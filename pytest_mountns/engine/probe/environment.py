@@ -1,21 +1,23 @@
-"""What is known of the place a process runs in, read and never tried.
+"""Reads what is known of the environment that this process runs in: kernel, user, container.
 
-None of it decides what can be done: that is found out by trying (:mod:`.features`). It tells
-apart the reasons for one and the same refusal, which the kernel does not.
+Nothing is tried here, and nothing that is read decides what can be done: :mod:`.features` finds
+that out by trying. It serves :mod:`.diagnosis`, which tells apart the reasons that the kernel has
+for one and the same error number.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from ..linux import syscalls as sys
+from ..linux.untouched import open, os
 
+#: The number of the capability: see capabilities(7), linux/capability.h.
 CAP_SYS_ADMIN: Final = 21
 
-#: Settings that forbid, or limit, what a sandbox is made of: sysctl(8) name -> file.
+#: Settings that forbid or limit what a sandbox needs: the name for sysctl(8), and the file.
 SYSCTLS: Final = {
     "kernel.apparmor_restrict_unprivileged_userns": (
         "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
@@ -31,42 +33,48 @@ SYSCTLS: Final = {
 @final
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where a process runs.
+    """The environment of a process.
 
-    ``kernel``: its release, as "6.1.0-18-amd64". ``sys_admin``: the process has CAP_SYS_ADMIN.
-    ``seccomp``: a seccomp filter is on it. ``apparmor``: its AppArmor profile without the mode,
-    empty if there is none. ``nested``: it is in a user namespace other than the machine's own.
-    ``container``: the engine's name, "a container" if that is not known, else empty. ``overlay``:
-    the kernel has OverlayFS loaded. ``root``: the type of the filesystem that is ``/``.
-    ``threads``: how many the process has. ``sysctls``: those of :data:`SYSCTLS` that exist.
+    The names of the fields are those in the JSON of ``pytest-mountns doctor``.
     """
 
+    #: The release of the kernel, as "6.1.0-18-amd64".
     kernel: str = ""
+    #: The effective user id.
     uid: int = 0
+    #: Whether the process has the capability CAP_SYS_ADMIN.
     sys_admin: bool = True
+    #: Whether the process has a seccomp filter.
     seccomp: bool = False
+    #: The AppArmor profile of the process without its mode, "" if there is none.
     apparmor: str = ""
+    #: Whether the process is in another user namespace than the machine's first one.
     nested: bool = False
+    #: The name of the container engine, "a container" if it is not known which one, else "".
     container: str = ""
+    #: Whether the kernel has OverlayFS loaded.
     overlay: bool = True
+    #: The type of the filesystem at ``/``.
     root: str = ""
+    #: How many threads the process has.
     threads: int = 1
+    #: The values of those settings in :data:`SYSCTLS` that exist.
     sysctls: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def version(self) -> tuple[int, int]:
-        """Major and minor number of the kernel; (0, 0) if it has a name of its own."""
+        """The major and minor number of the kernel; (0, 0) if its release has no such numbers."""
         major, _, rest = self.kernel.partition(".")
         minor = "".join(c if c.isdigit() else " " for c in rest).partition(" ")[0]
         return (int(major), int(minor)) if major.isdigit() and minor else (0, 0)
 
     def as_data(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields and their values, for JSON."""
         names = [name for name in self.__slots__ if name != "sysctls"]
         return {**{name: getattr(self, name) for name in names}, "sysctls": dict(self.sysctls)}
 
     def describe(self) -> str:
-        """One line."""
+        """The environment in one line, for people."""
         parts = [f"Linux {self.kernel}", f"uid {self.uid}"]
         parts += ["CAP_SYS_ADMIN"] * self.sys_admin
         parts += ["in a user namespace"] * self.nested
@@ -79,8 +87,8 @@ class Environment:
         return ", ".join(parts)
 
 
-def look() -> Environment:
-    """Those of this process."""
+def read_environment() -> Environment:
+    """Read the environment of this process. What cannot be read has its default."""
     status = dict(
         line.split(":", 1) for line in _text("/proc/self/status").splitlines() if ":" in line
     )
@@ -102,6 +110,7 @@ def look() -> Environment:
 
 
 def _text(path: str) -> str:
+    """The content of a file, "" if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
@@ -110,7 +119,8 @@ def _text(path: str) -> str:
 
 
 def _apparmor() -> str:
-    # The first is AppArmor's own; the other one is of whichever security module is on.
+    # The first file is AppArmor's own. The second one, which older kernels have, may be that of
+    # another security module: see proc_pid_attr(5).
     for path in ("/proc/self/attr/apparmor/current", "/proc/self/attr/current"):
         label = _text(path).strip("\0\n ")
         if label:
@@ -124,7 +134,8 @@ def _container() -> str:
         return "podman"
     if os.path.exists("/.dockerenv"):
         return "docker"
-    # Set for the first process; those that it starts have it too.
+    # Container engines set this variable for the first process of a container. Processes that it
+    # starts inherit it.
     variables = [*_text("/proc/1/environ").split("\0"), *_text("/proc/self/environ").split("\0")]
     name = next((v[len("container=") :] for v in variables if v.startswith("container=")), "")
     return "a container" if name == "oci" else name

@@ -1,23 +1,24 @@
-"""What this kernel lets this user do, found out by doing every step, never by looking at the uid.
+"""Finds out what this kernel lets this user do, by trying every step of making a sandbox.
 
-:func:`probe` forks processes that make a sandbox step by step and report each; nothing of it
-outlives them. The same facts choose the capabilities of a session and fill the doctor's table.
+The user id decides nothing. :func:`probe` forks processes that make a sandbox step by step and
+report what came of each step; nothing of these sandboxes is left when they have ended. The result
+decides how the sandboxes of a session are made, and it is what the doctor shows.
 """
 
 from __future__ import annotations
 
-import _socket
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Final, final
 
 from ..linux import syscalls as sys
+from ..linux.attributes import OVERFLOW_ID
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.pid_namespace import NAMESPACES
-from ..mount.api import set_read_only
+from ..linux.untouched import _socket, os
+from ..mount.new_api import set_read_only
 from ..plan.decide import plan
 from ..plan.model import Features, Host, User
 from ..plan.spec import SandboxSpec
@@ -25,46 +26,53 @@ from ..sandbox.create import enter
 from ..sandbox.credentials import become, have_loopback
 from ..sandbox.disk_uppers import DiskUppers
 from .diagnosis import diagnose
-from .environment import Environment, look
+from .environment import Environment, read_environment
 from .host import survey
-from .lowerdirs import go_to_scratch, lowers, refused_among, trial_overlay, try_overlay
-from .trials import Answer, Log, Trial, try_in_child
+from .lowerdirs import (
+    change_to_scratch,
+    find_refused,
+    mount_trial_overlay,
+    possible_lowers,
+    try_overlay,
+)
+from .trials import Answer, Trial, TrialLog, try_in_child
 
-_NOBODY: Final = 65534
-#: What may be otherwise a moment later.
-PASSING: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
+#: The names of errors that may not occur when a step is tried again a moment later.
+TRANSIENT_ERRNOS: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Findings:
-    """The trials, and what they add up to. ``capabilities`` is None if isolation is impossible.
+class ProbeResult:
+    """What a probe has found out about this machine."""
 
-    ``unlayerable``: directories the kernel refused as a lower of an overlay.
-    """
-
+    #: All steps that were tried, in order.
     trials: tuple[Trial, ...]
+    #: What sandboxes can be made with; None if no sandbox can be made.
     features: Features | None
+    #: Directories that the kernel has refused as the lower of an overlay.
     unlayerable: frozenset[str] = frozenset()
+    #: The environment of the process that has probed.
     environment: Environment = field(default_factory=Environment)
 
     @property
     def user_namespace(self) -> bool:
-        """Whether sandboxes, if there can be any, take one."""
+        """Whether sandboxes are made in a user namespace; False if none can be made."""
         return self.features is not None and self.features.user_namespace
 
     @property
     def obstacle(self) -> Trial | None:
-        """The first needed step that failed."""
+        """The first step that has failed and without which there can be no sandbox."""
         return next((t for t in self.trials if t.needed and not t.works), None)
 
 
-def probe(places: Sequence[str]) -> Findings:
-    """Try everything, in processes of its own. ``places``: as for :func:`.host.survey`.
+def probe(places: Sequence[str]) -> ProbeResult:
+    """Try everything that a sandbox needs. ``places`` are as for :func:`.host.survey`.
 
-    Root that may not make mount namespaces is tried as an ordinary user, in a user namespace.
+    If root may not make sandboxes, as in many containers, it is tried in a user namespace as well,
+    as for an ordinary user.
     """
-    here = look()
+    here = read_environment()
     user_namespace = os.geteuid() != 0
     uppers = DiskUppers()
     try:
@@ -75,25 +83,30 @@ def probe(places: Sequence[str]) -> Findings:
                 findings, user_namespace = as_user, True
     finally:
         uppers.close()
-    trials = tuple(_judged(trial, here, user_namespace) for trial in findings.trials)
+    trials = tuple(_diagnosed(trial, here, user_namespace) for trial in findings.trials)
     return replace(findings, trials=trials, environment=here)
 
 
-def probe_keys(findings: Findings) -> Findings:
-    """With trials of what only some tests ask for: network, host name, another user."""
+def probe_optional(findings: ProbeResult) -> ProbeResult:
+    """Try what only some keys of the marker need too: network, hostname and user.
+
+    Returns ``findings`` with these trials added.
+    """
     features = findings.features
     if features is None:
         return findings
     user_namespace = features.user_namespace
     answer = try_in_child(lambda: _try_keys(user_namespace))
     trials = (
-        _judged(Trial(**trial), findings.environment, user_namespace) for trial in answer["trials"]
+        _diagnosed(Trial(**trial), findings.environment, user_namespace)
+        for trial in answer["trials"]
     )
     return replace(findings, trials=(*findings.trials, *trials))
 
 
 def _try_keys(user_namespace: bool) -> Answer:
-    log = Log(user_namespace)
+    """Try the steps of :func:`probe_optional`, in this process."""
+    log = TrialLog(user_namespace)
     if user_namespace:
         enter_user_namespace()
 
@@ -115,51 +128,53 @@ def _try_keys(user_namespace: bool) -> Answer:
     if not user_namespace:
         log.attempt(
             "another user",
-            lambda: become(User(_NOBODY, _NOBODY)),
+            lambda: become(User(OVERFLOW_ID, OVERFLOW_ID)),
             needed=False,
             without="user does not work",
         )
     return log.answer()
 
 
-def _judged(trial: Trial, here: Environment, user_namespace: bool) -> Trial:
-    """With the reason that it has here, where that is sure."""
+def _diagnosed(trial: Trial, here: Environment, user_namespace: bool) -> Trial:
+    """The trial with the cause and the remedy for this environment, if they are sure."""
     if trial.works:
         return trial
     advice = diagnose(trial.name, trial.errno, here, user_namespace=user_namespace)
     return trial if advice is None else replace(trial, cause=advice[0], remedy=advice[1])
 
 
-def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool) -> Findings:
-    log = Log(user_namespace)
+def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool) -> ProbeResult:
+    """Probe as root, or as an ordinary user in a user namespace."""
+    log = TrialLog(user_namespace)
     found: list[Host] = []
     if not log.attempt(
         "read /proc/self/mountinfo",
         lambda: found.append(survey(user_namespace=user_namespace, places=places)),
         doing="proc",
     ):
-        return Findings(tuple(log.trials), None)
-    matter = [os.path.realpath(place) for place in places]
-    steps = try_in_child(lambda: _try_steps(found[0], matter, user_namespace))
+        return ProbeResult(tuple(log.trials), None)
+    wanted = [os.path.realpath(place) for place in places]
+    steps = try_in_child(lambda: _try_steps(found[0], wanted, user_namespace))
     trials = [*log.trials, *(Trial(**trial) for trial in steps["trials"])]
     if any(trial.needed and not trial.works for trial in trials):
-        return Findings(tuple(trials), None)
+        return ProbeResult(tuple(trials), None)
     features = Features(user_namespace, **steps["features"])
+    # If a tmpfs cannot be an upper, each of the three processes below has a directory on disk.
     directories: list[str | None] = [None] * 3
     if not features.memory_upper:
-        log, on_disk = Log(user_namespace), list[str | None]()
+        log, on_disk = TrialLog(user_namespace), list[str | None]()
         if log.attempt(
             "a directory for uppers on disk",
             lambda: on_disk.extend(uppers.new() for _ in directories),
         ):
             directories = on_disk
-            steps = try_in_child(lambda: _try_on_disk(found[0], matter, features, directories[0]))
+            steps = try_in_child(lambda: _try_on_disk(found[0], wanted, features, directories[0]))
             log.trials.extend(Trial(**trial) for trial in steps["trials"])
             detached = bool(steps.get("detached_uppers"))
             features = replace(features, detached_uppers=detached)
         trials += log.trials
         if any(trial.needed and not trial.works for trial in trials):
-            return Findings(tuple(trials), None)
+            return ProbeResult(tuple(trials), None)
     unlayerable = frozenset(steps["unlayerable"])
     host = replace(found[0], unlayerable=unlayerable)
     whole, pid = (
@@ -168,18 +183,22 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     )
     trials += [whole, replace(pid, needed=False)]
     if not whole.works:
-        return Findings(tuple(trials), None, unlayerable)
+        return ProbeResult(tuple(trials), None, unlayerable)
     features = replace(features, pid_namespace=pid.works)
-    return Findings(tuple(trials), features, unlayerable)
+    return ProbeResult(tuple(trials), features, unlayerable)
 
 
-def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answer:
-    log = Log(user_namespace)
+def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answer:
+    """Try the namespaces and filesystems of a sandbox one by one, in this process.
+
+    In at least one of the directories ``wanted`` it must be possible to write.
+    """
+    log = TrialLog(user_namespace)
     if user_namespace and not log.attempt("user namespace", enter_user_namespace):
         return log.answer()
     if not log.attempt("mount namespace", lambda: enter_mount_namespace(user_namespace)):
         return log.answer()
-    # Root's tests have one in any case.
+    # The sandboxes of root always have a UTS namespace.
     uts = user_namespace or log.attempt("UTS namespace", lambda: sys.unshare(sys.CLONE_NEWUTS))
     if not uts:
         return log.answer()
@@ -191,7 +210,7 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answe
         without="mount(2) is used; bind_volume does not work",
     )
     features = Features(user_namespace, new_api=new_api)
-    if not log.attempt("tmpfs", lambda: go_to_scratch(features)):
+    if not log.attempt("tmpfs", lambda: change_to_scratch(features)):
         return log.answer()
     memory = log.attempt(
         "extended attributes on tmpfs",
@@ -211,39 +230,43 @@ def _try_steps(host: Host, matter: Sequence[str], user_namespace: bool) -> Answe
     kinds = {"new_api": new_api, "memory_upper": memory, "mknod": mknod}
     if not memory:
         return log.answer(features=kinds)
-    refused, detached = _try_overlays(log, host, matter, features, None)
+    refused, detached = _try_overlays(log, host, wanted, features, None)
     kinds["detached_uppers"] = detached
     return log.answer(features=kinds, unlayerable=refused)
 
 
 def _try_on_disk(
-    host: Host, matter: Sequence[str], features: Features, directory: str | None
+    host: Host, wanted: Sequence[str], features: Features, directory: str | None
 ) -> Answer:
-    """What is left to try where a tmpfs is no upper."""
-    log = Log(features.user_namespace)
+    """Try the rest of the steps with an upper on disk, where a tmpfs cannot be one."""
+    log = TrialLog(features.user_namespace)
 
     def go() -> None:
         if features.user_namespace:
             enter_user_namespace()
         enter_mount_namespace(features.user_namespace)
-        go_to_scratch(features, directory)
+        change_to_scratch(features, directory)
 
     if not log.attempt("uppers on disk", go):
         return log.answer()
-    refused, detached = _try_overlays(log, host, matter, features, directory)
+    refused, detached = _try_overlays(log, host, wanted, features, directory)
     return log.answer(detached_uppers=detached, unlayerable=refused)
 
 
 def _try_overlays(
-    log: Log,
+    log: TrialLog,
     host: Host,
-    matter: Sequence[str],
+    wanted: Sequence[str],
     features: Features,
     directory: str | None,
 ) -> tuple[list[str], bool]:
-    """Which directories are refused as a lower; whether uppers may lie on a detached mount."""
-    builder = go_to_scratch(features, directory)
-    detached = Log(features.user_namespace)
+    """Try overlays, in this process.
+
+    Returns the directories that are refused as a lower, and whether uppers can lie on a detached
+    mount.
+    """
+    builder = change_to_scratch(features, directory)
+    detached = TrialLog(features.user_namespace)
     if not features.new_api or not detached.attempt(
         "uppers on a detached mount",
         lambda: try_overlay(builder, features),
@@ -253,30 +276,35 @@ def _try_overlays(
         without="they are mounted over the old root until that is left",
     ):
         features = replace(features, detached_uppers=False)
-        builder = go_to_scratch(features, directory)
+        builder = change_to_scratch(features, directory)
     if not log.attempt("overlay", lambda: try_overlay(builder, features), doing="overlay"):
         return [], False
-    # If neither way has worked, the reason is another.
+    # An overlay works, so a failure of the first way is due to the detached mount. If neither way
+    # works, it is not, and then that trial is left out.
     log.trials[-1:-1] = detached.trials
-    refused = refused_among(log, builder, lowers(host), features)
-    # A sandbox in which none of the places that matter can be written to is none.
-    needed = [path for path in lowers(host) if any(p == path or is_below(p, path) for p in matter)]
+    refused = find_refused(log, builder, possible_lowers(host), features)
+    # If tests could write to none of the wanted directories, there is no use in a sandbox.
+    needed = [
+        path
+        for path in possible_lowers(host)
+        if any(p == path or is_below(p, path) for p in wanted)
+    ]
     if features.user_namespace and needed and not set(needed) - set(refused):
         log.attempt(
             f"overlay of {needed[0]}",
-            lambda: os.close(trial_overlay(needed[0], builder, features)),
+            lambda: os.close(mount_trial_overlay(needed[0], builder, features)),
             doing="overlay",
         )
     return refused, features.detached_uppers
 
 
 def _use_new_api() -> None:
-    """Every call of it that :class:`.executor.NewApi` rests on, the youngest (5.12) last."""
+    """Make every call of the new mount API that is needed, the newest one (Linux 5.12) last."""
     context = sys.fsopen("tmpfs")
     sys.fsconfig_create(context, "tmpfs")
     os.close(sys.fsmount(context, 0))
     os.close(context)
-    # Of an attached tree: before Linux 6.15 a detached one cannot be cloned.
+    # The tree that is cloned is attached: before Linux 6.15 detached trees cannot be cloned.
     flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
     tree = sys.open_tree(sys.AT_FDCWD, "/proc", flags)
     try:
@@ -286,8 +314,8 @@ def _use_new_api() -> None:
 
 
 def _try_whole(host: Host, features: Features, directory: str | None, *, pid: bool) -> Answer:
-    """A sandbox as a test will have it, pivot_root included."""
-    log = Log(features.user_namespace)
+    """Enter a sandbox as tests will have it, pivot_root included."""
+    log = TrialLog(features.user_namespace)
 
     def make() -> None:
         if features.user_namespace:
@@ -315,7 +343,8 @@ def _try_whole(host: Host, features: Features, directory: str | None, *, pid: bo
 
 
 def _try_proc(host: Host, features: Features, directory: str | None) -> Answer:
-    log = Log(features.user_namespace)
+    """Enter a sandbox with a ``/proc`` of its own, as the first process of a PID namespace."""
+    log = TrialLog(features.user_namespace)
     wanted = plan(SandboxSpec(pid=True), host, features)
     log.attempt("fresh /proc", lambda: enter(wanted, directory), needed=False)
     return log.answer()

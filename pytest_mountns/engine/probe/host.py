@@ -1,12 +1,8 @@
-"""What the machine shows: mounts, kinds of mountpoints, where the user can write."""
+"""Reads what the host shows: its mounts, the kinds of its mountpoints, where the user can write."""
 
 from __future__ import annotations
 
-import os
-import select
-import signal
 import stat
-import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -14,12 +10,15 @@ from ..linux import syscalls
 from ..linux.errors import Unavailable
 from ..linux.mountinfo import Mount, is_below, read, visible
 from ..linux.processes import fork
+from ..linux.untouched import os, select, signal, time
 from ..plan.model import PROTECTED_PROC, Host
 
+#: Device nodes that a sandbox has if the host has them.
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
+#: How deep below ``/`` directories are looked for that the user can write to.
 _SCAN_DEPTH: Final = 2
 _SYSTEM: Final = ("/proc", "/sys", "/dev")
-# Whose server, or process, may be gone: to look at them can then take forever.
+#: Filesystems whose server may be gone; then system calls on their files can block forever.
 _REMOTE: Final = frozenset(
     [
         "9p",
@@ -36,17 +35,19 @@ _REMOTE: Final = frozenset(
         "smbfs",
     ]
 )
+#: Seconds that a remote mount has to answer.
 _PATIENCE: Final = 2.0
 
 
 def survey(
     *, user_namespace: bool, places: Sequence[str], unlayerable: frozenset[str] = frozenset()
 ) -> Host:
-    """Read the mount table, and for a user namespace where its user can write.
+    """Read the mount table and, for a user namespace, find where its user can write.
 
-    ``places``: directories that matter to this run (home, project, temporary directory);
-    the others are found by looking two levels deep. Raises :class:`OSError` without ``/proc``,
-    :class:`Unavailable` in a chroot.
+    ``places`` are directories in which tests must be able to write (home, project, temporary
+    directory). Others are found by looking two levels deep. ``unlayerable`` are directories that
+    cannot be the lower of an overlay. Raises :class:`OSError` if there is no ``/proc``, and
+    :class:`Unavailable` if this process is in a chroot whose ``/`` is not a mountpoint.
     """
     table = visible(read())
     dead = _dead(table)
@@ -61,7 +62,7 @@ def survey(
     files, specials = set(), set()
     for mount in mounts:
         if mount.fstype == "autofs":
-            # To look at it can mount what it stands for. Always a directory.
+            # It is always a directory. A system call on it could trigger its mount, autofs(5).
             continue
         try:
             mode = os.lstat(mount.mountpoint).st_mode
@@ -92,10 +93,10 @@ def survey(
 def _writable(
     places: Iterable[str], mountpoints: Sequence[str], untouchable: set[str]
 ) -> tuple[set[str], set[str]]:
-    """The highest directories the user can write: those without mounts below, and those with.
+    """The highest directories that the user can write to.
 
-    Of the latter only what is mounted inside is looked into: the other entries are found when a
-    sandbox is made.
+    Returns those without mounts below them, and those with mounts. In the latter only directories
+    with mounts are looked into, since the other entries are found when a sandbox is made.
     """
     candidates = {os.path.realpath(place) for place in places}
     writable: set[str] = set()
@@ -112,25 +113,27 @@ def _writable(
                 continue
             if path != "/":
                 mixed.add(path)
-        leads = mounted_below or any(c == path or is_below(c, path) for c in candidates)
-        if depth >= _SCAN_DEPTH and not leads:
+        leads_to_known = mounted_below or any(c == path or is_below(c, path) for c in candidates)
+        if depth >= _SCAN_DEPTH and not leads_to_known:
             continue
         for child in _subdirectories(path):
-            # In an assembled directory a plain child that can be written is an overlay already.
+            # A sandbox assembles a directory with mounts from its entries. An entry without mounts
+            # that the user can write to gets an overlay by that.
             below = any(point == child or is_below(point, child) for point in mountpoints)
             if path not in mixed or below or not os.access(child, os.W_OK | os.X_OK):
                 pending.append((child, depth + 1))
     for place in candidates:
-        writable.update(_cut_off(place, writable))
+        writable.update(_needing_own_overlay(place, writable))
     return writable, mixed
 
 
-def _cut_off(place: str, tops: Iterable[str]) -> list[str]:
-    """Writable directories on the way to ``place`` that the overlay above them cannot serve.
+def _needing_own_overlay(place: str, tops: Iterable[str]) -> list[str]:
+    """Writable directories on the way to ``place`` that need an overlay of their own.
 
-    To write there it would copy up what lies between, and a directory of another owner or group
-    than the user's own stops it with EOVERFLOW: as /tmp/of-root/of-the-user. Such a directory gets
-    an overlay of its own, whose top is never copied up.
+    ``tops`` are the directories that have one. To write in a directory below, the kernel copies
+    all directories up that are between the two. In a user namespace that fails with EOVERFLOW if
+    one of them belongs to another user or group, as root's directory in
+    ``/tmp/of-root/of-the-user``. The root of an overlay is never copied up.
     """
     top = next((top for top in tops if is_below(place, top)), None)
     if top is None:
@@ -152,6 +155,7 @@ def _cut_off(place: str, tops: Iterable[str]) -> list[str]:
 
 
 def _subdirectories(path: str) -> list[str]:
+    """The directories in ``path``; none if it cannot be read."""
     try:
         with os.scandir(path) as entries:
             return [
@@ -164,7 +168,10 @@ def _subdirectories(path: str) -> list[str]:
 
 
 def _dead(mounts: Iterable[Mount]) -> set[str]:
-    """Remote mounts that do not answer, each asked by a process of its own; and what is on them."""
+    """Mountpoints of remote filesystems that do not answer, and those below them.
+
+    A process is forked for each, as it may block for ever.
+    """
     mounts = list(mounts)
     remote = [
         mount.mountpoint
@@ -172,7 +179,7 @@ def _dead(mounts: Iterable[Mount]) -> set[str]:
         if mount.mountpoint != "/"
         and (mount.fstype in _REMOTE or mount.fstype.partition(".")[0] in ("fuse", "fuseblk"))
     ]
-    asked = {path: fork() or _ask(path) for path in remote}
+    asked = {path: fork() or _look_and_exit(path) for path in remote}
     deadline = time.monotonic() + _PATIENCE
     silent = [path for path, child in asked.items() if not _answers(child, deadline)]
     return {
@@ -182,7 +189,8 @@ def _dead(mounts: Iterable[Mount]) -> set[str]:
     }
 
 
-def _ask(path: str) -> int:
+def _look_and_exit(path: str) -> int:
+    """In a forked process: make the system calls that block if the filesystem does not answer."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -190,13 +198,14 @@ def _ask(path: str) -> int:
         os.statvfs(path)
         os.stat(path)
     except OSError:
-        # An answer too: a refusal, as from another user's FUSE mount, or a lost connection.
+        # An error is an answer as well, as the refusal of another user's FUSE mount.
         pass
     finally:
         syscalls.exit_now(0)
 
 
 def _answers(child: int, deadline: float) -> bool:
+    """Whether the process ``child`` ends before ``deadline``. Ends it if not."""
     try:
         watch = os.pidfd_open(child)
     except OSError:
@@ -211,7 +220,7 @@ def _answers(child: int, deadline: float) -> bool:
                 time.sleep(0.01)
                 continue
             os.kill(child, signal.SIGKILL)
-            # Not waited for without end: it may not even hear that.
+            # A process that blocks in the kernel may not end even then, so the wait is short.
             for _ in range(100):
                 if _has_ended(child):
                     break
@@ -227,5 +236,5 @@ def _has_ended(child: int) -> bool:
     try:
         return os.waitpid(child, os.WNOHANG)[0] != 0
     except ChildProcessError:
-        # SIGCHLD is ignored: nobody has to wait for it, or can.
+        # SIGCHLD is ignored, and then the kernel itself reaps children: see waitpid(2).
         return True

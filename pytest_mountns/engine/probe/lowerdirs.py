@@ -1,20 +1,22 @@
-"""Which directories can be the lower of an overlay, found out by trying."""
+"""Finds out by trying which directories can be the lower of an overlay."""
 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 from typing import Final
 
 from ..linux.errors import SandboxError
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
-from ..mount.api import Builder, builder_for
+from ..linux.untouched import os
+from ..mount.api import MountApi
+from ..mount.root import mount_api_for
 from ..plan.model import PSEUDO, Features, Host
 from ..sandbox.disk_uppers import DiskUppers
-from .trials import Answer, Log, Trial, try_in_child
+from .trials import Answer, Trial, TrialLog, try_in_child
 
-#: What is said of a directory that can be no lower: of OverlayFS, of its filesystem, of the way.
+#: Errors of mount(2) that say that a directory cannot be a lower: OverlayFS refuses it, its
+#: filesystem does, or it cannot be reached.
 _REFUSALS: Final = frozenset(
     {
         *(errno.EINVAL, errno.ELOOP, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTDIR, errno.ENOENT),
@@ -23,8 +25,11 @@ _REFUSALS: Final = frozenset(
 )
 
 
-def lowers(host: Host) -> list[str]:
-    """The directories a plan may lay overlays over, but for ``/`` which is tried as a whole."""
+def possible_lowers(host: Host) -> list[str]:
+    """The directories on which a plan may mount overlays.
+
+    ``/`` is not among them: it is tried with a whole sandbox.
+    """
     if host.writable or host.mixed:
         return list(host.writable)
     known = host.files | host.specials
@@ -36,19 +41,19 @@ def lowers(host: Host) -> list[str]:
 
 
 def refused_lowers(paths: Sequence[str], features: Features) -> frozenset[str]:
-    """Which of these directories cannot be the lower of an overlay, by trying.
+    """Which of the directories ``paths`` cannot be the lower of an overlay.
 
-    Raises :class:`SandboxError` if that cannot be found out now: what another time may be
-    otherwise is no answer to be remembered.
+    Raises :class:`SandboxError` if that cannot be found out now, as when there is no memory. The
+    result is remembered by callers, so it must not rest on an error that may pass.
     """
 
     def attempt(directory: str | None) -> Answer:
         if features.user_namespace:
             enter_user_namespace()
         enter_mount_namespace(features.user_namespace)
-        builder = go_to_scratch(features, directory)
-        log = Log(features.user_namespace)
-        refused = refused_among(log, builder, paths, features)
+        api = change_to_scratch(features, directory)
+        log = TrialLog(features.user_namespace)
+        refused = find_refused(log, api, paths, features)
         return log.answer() if log.trials else {"refused": refused, "trials": []}
 
     uppers = DiskUppers()
@@ -63,14 +68,17 @@ def refused_lowers(paths: Sequence[str], features: Features) -> frozenset[str]:
     raise SandboxError(f"try an {trial.name}", trial.kernel, trial.cause, trial.remedy)
 
 
-def refused_among(
-    log: Log, builder: Builder, paths: Sequence[str], features: Features
+def find_refused(
+    log: TrialLog, api: MountApi, paths: Sequence[str], features: Features
 ) -> list[str]:
-    """Those of ``paths``. If it cannot be told of one, there is a failed trial in ``log``."""
+    """Which of ``paths`` are refused as the lower of an overlay.
+
+    If that cannot be found out for one of them, a failed trial is added to ``log``.
+    """
     refused = []
     for path in paths:
         try:
-            if not _is_lower(builder, path, features):
+            if not _is_lower(api, path, features):
                 refused.append(path)
         except OSError as error:
             log.failed(f"overlay of {path}", error, doing="overlay")
@@ -78,20 +86,23 @@ def refused_among(
     return refused
 
 
-def go_to_scratch(features: Features, directory: str | None = None) -> Builder:
-    """Go to where the uppers of trials lie: in memory, or in ``directory`` on disk."""
-    builder = builder_for(features)
+def change_to_scratch(features: Features, directory: str | None = None) -> MountApi:
+    """Change to a new directory for uppers of trials: in memory, or in ``directory`` on disk."""
+    api = mount_api_for(features)
     if directory is None:
-        os.fchdir(builder.scratch([("mode", "0755")]))
+        os.fchdir(api.make_scratch([("mode", "0755")]))
     else:
-        os.fchdir(builder.scratch_on_disk(directory))
-    return builder
+        os.fchdir(api.make_scratch_on_disk(directory))
+    return api
 
 
-def try_overlay(builder: Builder, features: Features) -> None:
-    """Mount one and remake a merged directory in it: what fails without the right options."""
+def try_overlay(api: MountApi, features: Features) -> None:
+    """Mount an overlay, and make a directory in it anew.
+
+    The latter fails if the mount options are not those that this kernel needs.
+    """
     os.makedirs("lower/directory", exist_ok=True)
-    mount = trial_overlay("lower", builder, features)
+    mount = mount_trial_overlay("lower", api, features)
     try:
         os.rmdir("directory", dir_fd=mount)
         os.mkdir("directory", dir_fd=mount)
@@ -99,12 +110,15 @@ def try_overlay(builder: Builder, features: Features) -> None:
         os.close(mount)
 
 
-def _is_lower(builder: Builder, path: str, features: Features) -> bool:
-    """Raises :class:`OSError` if the reason is none of the directory's own."""
-    # Twice: what it is asked for once it may be denied for another reason.
+def _is_lower(api: MountApi, path: str, features: Features) -> bool:
+    """Whether ``path`` can be the lower of an overlay.
+
+    Raises :class:`OSError` if mounting fails for another reason than the directory.
+    """
+    # It is tried twice, because a single refusal may have another reason, which has passed then.
     for attempt in range(2):
         try:
-            os.close(trial_overlay(path, builder, features))
+            os.close(mount_trial_overlay(path, api, features))
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
@@ -115,8 +129,8 @@ def _is_lower(builder: Builder, path: str, features: Features) -> bool:
     return True
 
 
-def trial_overlay(lower: str, builder: Builder, features: Features) -> int:
-    """A throwaway overlay of one lower; returns a descriptor of its root."""
+def mount_trial_overlay(lower: str, api: MountApi, features: Features) -> int:
+    """Mount an overlay of ``lower`` that is dropped at the end, and return a descriptor of it."""
     name = f"trial{len(os.listdir('.'))}"
     for part in ("upper", "work", "merged"):
         os.makedirs(f"{name}.{part}")
@@ -125,4 +139,4 @@ def trial_overlay(lower: str, builder: Builder, features: Features) -> int:
         ("workdir", f"{name}.work"),
         *features.overlay_options,
     ]
-    return builder.overlay_descriptor(lower, f"{name}.merged", options)
+    return api.open_overlay(lower, f"{name}.merged", options)

@@ -1,50 +1,55 @@
-"""Steps that are tried, each in a process that ends with it, and what came of them."""
+"""Tries steps of making a sandbox in processes that end afterwards, and notes what came of them."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Final, NoReturn, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
-from ..linux import syscalls as sys
 from ..linux.errno_advice import Doing, explain
 from ..linux.errors import SandboxError, SyscallError, errno_name, said
-from ..linux.pid_namespace import die_with_parent
-from ..linux.processes import fork, reap
+from ..linux.helper_process import call_in_helper
 
-_PROBE_SECONDS: Final = 30
-#: What a process that tries something says.
+#: Seconds after which a process that tries something is ended.
+_TIMEOUT: Final = 30
+#: What such a process answers: a dictionary that has "trials" and whatever else it has found out.
 Answer: TypeAlias = dict[str, Any]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One step that was tried: whether it worked; if not, what the kernel said, why, what helps.
+    """One step that was tried. If it has worked, the texts are empty.
 
-    ``needed``: without it nothing can be isolated here. ``errno``: its name. ``without``: what is
-    done, or does not work, where the step fails.
+    The names of the fields are those in the JSON of ``pytest-mountns doctor``.
     """
 
     name: str
     works: bool
+    #: What the kernel said.
     kernel: str = ""
+    #: Why it said that, as far as this is known.
     cause: str = ""
+    #: What helps.
     remedy: str = ""
+    #: Whether nothing can be isolated on this machine without this step.
     needed: bool = True
+    #: The name of the error number, as "EPERM".
     errno: str = ""
+    #: What is done in place of the step, or what does not work without it.
     without: str = ""
 
 
-class Log:
-    """Collects trials."""
+class TrialLog:
+    """Tries steps and collects what came of them.
+
+    ``user_namespace`` says that they are tried in a user namespace.
+    """
 
     def __init__(self, user_namespace: bool) -> None:
+        #: In the order in which they were tried.
         self.trials: list[Trial] = []
-        self._user = user_namespace
+        self._user_namespace = user_namespace
 
     def attempt(
         self,
@@ -56,7 +61,11 @@ class Log:
         doing: Doing = "",
         without: str = "",
     ) -> bool:
-        """Whether it works. The rest: see :class:`Trial`, and :func:`.errno_advice.explain`."""
+        """Try a step by calling ``action``, and return whether it works.
+
+        It has not worked if ``action`` raises :class:`SandboxError` or :class:`OSError`. For the
+        other arguments see :class:`Trial`, and :func:`.errno_advice.explain` for ``doing``.
+        """
         try:
             action()
         except (SandboxError, OSError) as error:
@@ -75,27 +84,28 @@ class Log:
         doing: Doing = "",
         without: str = "",
     ) -> None:
-        """Note that: as for :meth:`attempt`."""
+        """Note a step that has failed with ``error``; see :meth:`attempt` for the others."""
         if isinstance(error, SandboxError):
             kernel, cause, advice = _in_words(error), error.cause, error.remedy
             number = _errno(error)
         else:
             kernel, number = said(error), error.errno or 0
-            cause, advice = explain(number, self._user, doing)
+            cause, advice = explain(number, self._user_namespace, doing)
         named = errno_name(number) if number else ""
         self.trials.append(
             Trial(name, False, kernel, cause, remedy or advice, needed, named, without)
         )
 
     def answer(self, **more: object) -> Answer:
-        """The trials, and more, as plain types."""
+        """The trials and ``more``, as plain types."""
         return {"trials": [asdict(trial) for trial in self.trials], **more}
 
 
 def _in_words(error: SandboxError) -> str:
+    """What the kernel said, with what was tried if that text does not say it."""
     if not error.kernel:
         return error.tried
-    # A system call names itself, and so does what has a path; a write does not say of what.
+    # The text has the name of the system call, or a path. But that of write(2) has neither.
     cause = error.__cause__
     own = error.tried.startswith("make a ") and isinstance(cause, SyscallError)
     own = own or (isinstance(cause, OSError) and cause.filename is not None)
@@ -108,39 +118,12 @@ def _errno(error: SandboxError) -> int:
 
 
 def try_in_child(action: Callable[[], Answer]) -> Answer:
-    """What a forked process answers; a failed trial if it ended without."""
-    reader, writer = os.pipe()
-    parent = os.getpid()
-    child = fork()
-    if child == 0:
-        _report(action, parent, writer)
-    os.close(writer)
-    with open(reader, "rb") as file:
-        data = file.read()
-    status = reap(child)
-    if data:
-        answer: Answer = json.loads(data)
-        return answer
-    code = os.waitstatus_to_exitcode(status)
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    lost = Trial("try a sandbox", False, f"the process that tried it ended by {how}")
-    return {"trials": [asdict(lost)]}
+    """Call ``action`` in a helper process and return its answer.
 
-
-def _report(action: Callable[[], Answer], parent: int, writer: int) -> NoReturn:
+    If the process ends without an answer, or ``action`` raises, the answer is a failed trial.
+    """
     try:
-        # A network filesystem that does not answer must not stop the session.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(_PROBE_SECONDS)
-        # In a PID namespace of its own the parent's number is not known; it waits in any case.
-        if os.getppid():
-            die_with_parent(parent)
-        try:
-            answer = action()
-        except Exception as error:  # noqa: BLE001  # the other end has to hear of any
-            answer = {"trials": [asdict(Trial("try a sandbox", False, repr(error)))]}
-        data = json.dumps(answer).encode()
-        while data:
-            data = data[os.write(writer, data) :]
-    finally:
-        sys.exit_now(0)
+        answer, _ = call_in_helper(lambda: (action(), ()), "try a sandbox", timeout=_TIMEOUT)
+    except SandboxError as error:
+        return {"trials": [asdict(Trial("try a sandbox", False, error.kernel, error.cause))]}
+    return answer

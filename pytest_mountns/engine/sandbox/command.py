@@ -46,7 +46,8 @@ _Entered: TypeAlias = tuple[int, int, Outline]
 @dataclass(frozen=True, slots=True)
 class Ended:
     """``status``: the exit status, 128 + N for one that was ended by signal N. ``remains``: what
-    it has written; its ``scratch`` is the caller's to close."""
+    it has written; its ``scratch`` is the caller's to close.
+    """
 
     status: int
     remains: Written

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..linux.errors import Unavailable
 from ..linux.namespaces import enter_mount_namespace, make_stage, working_directory
-from ..mount.root import Kept, make_root
+from ..mount.root import ReusedUppers, make_new_root
 from ..mount.template import Template
 from ..plan.model import Bind, Plan
 from .sandbox import Layers, Sandbox
@@ -26,14 +26,14 @@ def make(
     bound: Sequence[Bind] = (),
     template: Template | None = None,
     base: Template | None = None,
-    again: bool = False,
-    kept: Kept | None = None,
+    directory_is_used: bool = False,
+    reused: ReusedUppers | None = None,
 ) -> Sandbox:
     """A sandbox as planned, on a copy of the stage's mounts. This thread stays where it is.
 
-    ``directory``: an empty directory of the host for ``upper="disk"``; ``again``: it has been
-    used. ``bound``: further binds. ``template``: of this plan, and ``base`` the one that what is
-    made from the sandbox is made from. ``kept``: uppers of another sandbox, for this one to go on
+    ``directory``: an empty directory of the host for ``upper="disk"``; ``directory_is_used``: it
+    has been used. ``bound``: further binds. ``template``: of this plan, and ``base`` the one that what is
+    made from the sandbox is made from. ``reused``: uppers of another sandbox, for this one to go on
     with. The caller is in the right user and PID namespace already. Raises :class:`SandboxError`.
     """
     if layers and not plan.features.layered_uppers:
@@ -42,15 +42,15 @@ def make(
             cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
             remedy='scope="function", and reset() in place of checkpoint()',
         )
-    root = make_root(
+    root = make_new_root(
         plan,
         stage,
         directory=directory,
-        again=again,
-        lowers=layers.uppers if layers else None,
+        directory_is_used=directory_is_used,
+        additional_lowers=layers.uppers if layers else None,
         bound=bound,
         template=template,
-        kept=kept,
+        reused=reused,
     )
     return Sandbox(
         plan,

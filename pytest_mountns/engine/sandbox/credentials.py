@@ -14,8 +14,8 @@ from typing import Final
 from ..linux import syscalls as sys
 from ..linux.errno_advice import Doing, explain
 from ..linux.errors import Unavailable, said
+from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import drop_user_capabilities
-from ..linux.processes import in_child
 from ..plan.model import Plan, User
 
 _SIOCSIFFLAGS: Final = 0x8914
@@ -49,7 +49,7 @@ def have_loopback() -> None:
     except PermissionError:
         # Root of a container mostly lacks CAP_NET_ADMIN. Whoever makes a user namespace has it in
         # there.
-        _, (descriptor,) = in_child(_make_network, "make a network namespace")
+        _, (descriptor,) = call_in_helper(_make_network, "make a network namespace")
         try:
             sys.setns(descriptor, sys.CLONE_NEWNET)
         finally:

@@ -7,9 +7,7 @@ import errno
 import os
 import secrets
 import select
-import shutil
 import signal
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ from ..linux.errno_advice import explain
 from ..linux.errors import Unavailable, said
 from ..linux.mountinfo import owning, read, visible
 from ..linux.processes import born, fork, reap, withdraw
+from ..linux.remove_tree import remove_tree
 
 
 @final
@@ -100,29 +99,9 @@ def remove(directory: str) -> None:
 
 
 def _removed(directory: str) -> bool:
-    # Opened first, then removed: what rmtree calls on an error depends on Python's version.
-    for place, names, _ in os.walk(directory):
-        for name in names:
-            _open_up(os.path.join(place, name))
-    # It raises all the same, if not of every call.
     with contextlib.suppress(OSError):
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_tree(directory)
     return not os.path.lexists(directory)
-
-
-def _open_up(path: str) -> None:
-    try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        # A link, or gone.
-        return
-    try:
-        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o700 != 0o700:
-            os.chmod(f"/proc/self/fd/{fd}", 0o700)
-    except OSError:
-        pass
-    finally:
-        os.close(fd)
 
 
 @final

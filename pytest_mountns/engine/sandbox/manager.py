@@ -42,7 +42,8 @@ from .sandbox import Layers, Sandbox
 @dataclass(slots=True)
 class _Visit:
     """``home`` is the working directory there; ``directories`` what was opened again on the way
-    in, with what each stands for inside; ``left`` what was collected from the room."""
+    in, with what each stands for inside; ``left`` what was collected from the room.
+    """
 
     sandbox: Sandbox
     home: str
@@ -107,7 +108,8 @@ class SandboxManager:
 
     def drop_caches(self) -> None:
         """Let go of the stage, and of what was made on it: the host's mounts change, and they
-        would keep old ones in use."""
+        would keep old ones in use.
+        """
         self._templates.close()
         if self._stage >= 0 and self._stage != self._home:
             posix.close(self._stage)
@@ -127,8 +129,10 @@ class SandboxManager:
         ``shared``: overlays that nobody writes to may be those of the sandboxes before.
         """
         stage = self.stage
-        base = self._templates.base(plan, stage)
-        template = base if layers or not shared else self._templates.full(plan, stage, base)
+        base = self._templates.without_overlays(plan, stage)
+        template = (
+            base if layers or not shared else self._templates.with_overlays(plan, stage, base)
+        )
         return make(
             plan,
             stage,
@@ -283,7 +287,8 @@ class SandboxManager:
 
 def _is_failure(error: BaseException) -> bool:
     """Whether the kernel, or what it gave, is the cause. What a handler of a signal raises has no
-    errno, TimeoutError neither."""
+    errno, TimeoutError neither.
+    """
     if isinstance(error, OSError):
         return error.errno is not None
     return isinstance(error, SandboxError | ValueError)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, final
 
 from ..changes.changes import Changes
-from ..changes.compare import Layered, read_changes
+from ..changes.compare import read_changes
 from ..changes.entries import Contents, Side
 from ..linux import syscalls as sys
 from ..linux.errors import SandboxError, Unavailable
@@ -38,11 +38,11 @@ from ..linux.namespaces import (
     working_directory,
 )
 from ..linux.open_directories import Opened, open_directories, reopen
-from ..mount.api import set_read_only
-from ..mount.executor import make_target
-from ..mount.root import Kept, make_root_filesystem
+from ..mount.mountpoint import make_mountpoint
+from ..mount.new_api import set_read_only
+from ..mount.root import ReusedUppers, mount_root_filesystem
 from ..mount.template import Template
-from ..plan.model import Bind, Plan
+from ..plan.model import Bind, Layered, Plan
 
 if TYPE_CHECKING:
     from ..layers.layer_writer import WrittenLayer
@@ -225,7 +225,7 @@ class Sandbox:
             with root_of(self.layers.view if self.layers else self.stage, user) as root:
                 yield root
             return
-        root_filesystem = make_root_filesystem(self.plan.root_filesystem, self.stage)
+        root_filesystem = mount_root_filesystem(self.plan.root_filesystem, self.stage)
         try:
             with root_of(root_filesystem, user) as root:
                 yield root
@@ -254,14 +254,14 @@ class Sandbox:
         """The overlays of the template that were written to."""
         if self.template is None:
             return []
-        touched = self.template.touched()
-        return [one for one in self.template.absolute if one.mountpoint in touched]
+        touched = self.template.written_overlays()
+        return [one for one in self.template.absolute_overlays if one.mountpoint in touched]
 
-    def kept(self) -> Kept:
+    def reusable_uppers(self) -> ReusedUppers:
         """The uppers, for a sandbox that goes on with them. Raises :class:`SandboxError`."""
         with privileged(self.plan.drops_capabilities):
             own = (*self.overlays, *self.touched())
-        return Kept(self.scratch, {one.mountpoint: one.upper for one in own})
+        return ReusedUppers(self.scratch, {one.mountpoint: one.upper for one in own})
 
     def as_layers(self) -> Layers:
         """What was written here, and what lies below, as lowers of other sandboxes."""
@@ -270,7 +270,7 @@ class Sandbox:
         here = f"/proc/self/fd/{self.scratch}"
         own = [replace(one, upper=os.path.join(here, one.upper)) for one in self.overlays]
         if self.template is not None:
-            own += self.template.absolute
+            own += self.template.absolute_overlays
         uppers = {one.mountpoint: (one.upper, *below.get(one.mountpoint, ())) for one in own}
         scratches = self.layers.scratches if self.layers else frozenset()
         return Layers(uppers, self.namespace, scratches | {self.scratch} | self.borrowed)
@@ -313,7 +313,7 @@ class Sandbox:
                 if step.read_only:
                     set_read_only(tree)
                 is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
-                make_target(root, step.target, directory=is_directory, created=self.created)
+                make_mountpoint(root, step.target, directory=is_directory, created=self.created)
                 sys.move_mount(tree, root, step.target[1:])
             finally:
                 os.close(tree)

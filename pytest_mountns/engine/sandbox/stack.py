@@ -97,7 +97,7 @@ def _another(of: Sandbox, layers: Layers | None, bound: Sequence[Bind]) -> Sandb
         bound=bound,
         template=of.base,
         base=of.base,
-        again=True,
+        directory_is_used=True,
     )
 
 
@@ -115,7 +115,7 @@ def _on(plan: Plan, old: Sandbox) -> Sandbox:
         directory=old.directory,
         layers=old.layers,
         bound=old.bound,
-        kept=old.kept(),
+        reused=old.reusable_uppers(),
     )
     made.created |= old.created
     made.borrowed = frozenset(old.own_directories - {old.scratch})

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 
 from ..changes.changes import Changes
-from ..changes.compare import Layered, read_changes
+from ..changes.compare import read_changes
 from ..changes.entries import Contents
 from ..linux.errors import SandboxError
+from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace, make_stage, root_of
-from ..linux.processes import in_child
-from ..mount.root import make_root_filesystem
-from ..plan.model import Plan
+from ..mount.root import mount_root_filesystem
+from ..plan.model import Layered, Plan
 from .sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Written:
                 except OSError as error:
                     raise SandboxError(tried, str(error)) from error
             else:
-                result, opened = in_child(lambda: self._in_user_namespace(action), tried)
+                result, opened = call_in_helper(lambda: self._in_user_namespace(action), tried)
             yield result, opened[0]
         finally:
             for fd in opened:
@@ -177,7 +177,7 @@ class Written:
             return [os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
         stage = enter_mount_namespace(True) if self.user_namespace else make_stage()
         try:
-            root_filesystem = make_root_filesystem(self.root_filesystem, stage)
+            root_filesystem = mount_root_filesystem(self.root_filesystem, stage)
         finally:
             os.close(stage)
         with root_of(root_filesystem, self.user_namespace) as root:

@@ -20,7 +20,7 @@ import pytest
 
 from pytest_mountns.engine.changes import compare
 from pytest_mountns.engine.changes.changes import Change, Changes
-from pytest_mountns.engine.changes.compare import Layered
+from pytest_mountns.engine.plan.model import Layered
 from tests.helpers.overlays import (
     CLONE_NEWUSER,
     Box,

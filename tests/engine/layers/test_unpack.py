@@ -20,8 +20,8 @@ from pytest_mountns.engine.layers import streams
 from pytest_mountns.engine.layers.limits import Limits
 from pytest_mountns.engine.layers.streams import Section, Stream, decompressed
 from pytest_mountns.engine.layers.unpack import Form, Unpacked, unpack
-from pytest_mountns.engine.linux.beneath import remove_tree
 from pytest_mountns.engine.linux.errors import LayerError
+from pytest_mountns.engine.linux.remove_tree import remove_tree
 from pytest_mountns.engine.plan.spec import SpecError
 from tests.helpers.archives import (
     END,

@@ -16,7 +16,7 @@ import pytest
 from pytest_mountns.engine.layers.cache import Cache
 from pytest_mountns.engine.layers.resolve import resolve
 from pytest_mountns.engine.linux import syscalls
-from pytest_mountns.engine.planning.python_runtime import survey_runtime, visible_in_foreign
+from pytest_mountns.engine.planning.python_runtime import needs_of_foreign_root, survey_runtime
 from tests.engine.planning.test_python_runtime import (
     PROJECT,
     enter,
@@ -93,7 +93,7 @@ def test_a_debian_root(debian: Path, tmp_path: Path) -> None:
             root = f"{BASE}/root"
             syscalls.mount("overlay", root, "overlay", 0, options)
             os.chmod(root, 0o755)
-            visible = visible_in_foreign(
+            visible = needs_of_foreign_root(
                 runtime, [PROJECT], lambda path: os.path.lexists(root + path)
             )
             for library in visible.preload:

@@ -18,14 +18,13 @@ import pytest
 from pytest_mountns.engine.linux.elf import locate, read_cache, read_linked
 from pytest_mountns.engine.linux.namespaces import enter_user_namespace
 from pytest_mountns.engine.planning.python_runtime import (
+    RootNeeds,
     Runtime,
-    Shown,
-    Visible,
     links_on_the_way,
     merged_directories,
+    needs_of_foreign_root,
+    needs_of_minimal_root,
     survey_runtime,
-    visible_in_foreign,
-    visible_in_minimal,
 )
 from tests.helpers import worlds
 from tests.helpers.worlds import BASE, Mode, in_world
@@ -49,8 +48,8 @@ DEBIAN = Runtime(
 )
 
 
-def paths(visible: Visible) -> list[str]:
-    return [shown.path for shown in visible.shown]
+def paths(visible: RootNeeds) -> list[str]:
+    return [*visible.shown]
 
 
 def nothing(path: str) -> bool:
@@ -58,7 +57,7 @@ def nothing(path: str) -> bool:
 
 
 def test_a_shared_prefix_is_not_shown_as_a_whole() -> None:
-    visible = visible_in_foreign(DEBIAN, ["/home/me/project"], nothing)
+    visible = needs_of_foreign_root(DEBIAN, ["/home/me/project"], nothing)
     assert paths(visible) == [
         "/home/me/project",
         "/usr/bin/python3.11",
@@ -78,7 +77,7 @@ def test_libraries_of_the_root_stay() -> None:
     def present(path: str) -> bool:
         return path.startswith(("/usr/lib/x86", "/lib", "/usr/lib64"))
 
-    visible = visible_in_foreign(DEBIAN, [], present)
+    visible = needs_of_foreign_root(DEBIAN, [], present)
     assert not [path for path in paths(visible) if ".so" in path]
     # Not libc and libz: they are in memory already.
     assert visible.preload == ("/usr/lib/x86/libssl.so.3",)
@@ -92,31 +91,31 @@ def test_a_prefix_of_python_alone_is_shown_as_a_whole() -> None:
         trees=("/opt/python/lib/python3.12", "/home/me/venv/lib/python3.12/site-packages", "/src"),
         loaded=("/opt/python/lib/libpython.so",),
     )
-    visible = visible_in_foreign(runtime, ["/src/project"], nothing)
-    assert visible.shown == (Shown("/home/me/venv"), Shown("/opt/python"), Shown("/src"))
+    visible = needs_of_foreign_root(runtime, ["/src/project"], nothing)
+    assert visible.shown == ("/home/me/venv", "/opt/python", "/src")
 
 
 def test_no_mount_where_a_link_leads_elsewhere() -> None:
     runtime = Runtime((), (), ("/home/me/lib",), links=(("/home", "/data/homes"),))
-    visible = visible_in_foreign(runtime, ["/home/me/project"], nothing)
+    visible = needs_of_foreign_root(runtime, ["/home/me/project"], nothing)
     assert paths(visible) == ["/data/homes/me/lib", "/data/homes/me/project"]
     assert visible.links == (("/home", "/data/homes"),)
 
 
 def test_links_in_circles_end() -> None:
     runtime = Runtime((), (), ("/a/b",), links=(("/a", "b"), ("/b", "a")))
-    assert len(visible_in_foreign(runtime, [], nothing).shown) == 1
+    assert len(needs_of_foreign_root(runtime, [], nothing).shown) == 1
 
 
 def test_the_root_itself_is_never_shown() -> None:
     runtime = Runtime((), ("/",), ("/",))
-    assert visible_in_foreign(runtime, ["/"], nothing).shown == ()
-    assert visible_in_minimal(runtime, ["/"], nothing).shown == ()
+    assert needs_of_foreign_root(runtime, ["/"], nothing).shown == ()
+    assert needs_of_minimal_root(runtime, ["/"], nothing).shown == ()
 
 
 def test_a_minimal_root() -> None:
     there = {"/etc/passwd", "/etc/ld.so.cache"}
-    visible = visible_in_minimal(
+    visible = needs_of_minimal_root(
         DEBIAN,
         ["/home/me/project"],
         there.__contains__,
@@ -192,7 +191,7 @@ def test_where_a_library_is_found(tmp_path: Path) -> None:
     assert locate("libz.so", origin, (), {}, usual) is None
 
 
-def furnish(root: str, visible: Visible) -> None:
+def furnish(root: str, visible: RootNeeds) -> None:
     """Put what is visible into a root, as a plan would."""
     for path, target in visible.links:
         os.makedirs(os.path.dirname(root + path), exist_ok=True)
@@ -201,13 +200,13 @@ def furnish(root: str, visible: Visible) -> None:
         os.makedirs(root + path, exist_ok=True)
         os.chmod(root + path, mode)
     for shown in visible.shown:
-        place = root + shown.path
-        if os.path.isdir(shown.path):
+        place = root + shown
+        if os.path.isdir(shown):
             os.makedirs(place, exist_ok=True)
         else:
             os.makedirs(os.path.dirname(place), exist_ok=True)
             Path(place).touch()
-        worlds.bind(shown.path, place)
+        worlds.bind(shown, place)
 
 
 def enter(root: str, home: str) -> None:
@@ -270,7 +269,7 @@ def test_python_in_a_minimal_root(mode: Mode) -> None:
             pytest.skip("this user cannot read the project")
         root = f"{BASE}/root"
         os.mkdir(root)
-        visible = visible_in_minimal(
+        visible = needs_of_minimal_root(
             runtime, [PROJECT], os.path.exists, merged=merged_directories(), home="/nowhere"
         )
         furnish(root, visible)

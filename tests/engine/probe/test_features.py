@@ -21,7 +21,7 @@ from pytest_mountns.engine.plan.spec import SandboxSpec, SpecError, Volume
 from pytest_mountns.engine.planning import planner
 from pytest_mountns.engine.planning.planner import Planner
 from pytest_mountns.engine.probe import lowerdirs
-from pytest_mountns.engine.probe.features import Findings, probe
+from pytest_mountns.engine.probe.features import ProbeResult, probe
 from pytest_mountns.engine.probe.host import survey
 from pytest_mountns.engine.probe.lowerdirs import refused_lowers
 from pytest_mountns.engine.probe.trials import Trial
@@ -64,14 +64,14 @@ def forbid_user_namespaces() -> None:
     drop_user_capabilities()
 
 
-def obstacle(findings: Findings) -> Trial:
+def obstacle(findings: ProbeResult) -> Trial:
     assert findings.features is None
     assert findings.obstacle is not None
     return findings.obstacle
 
 
 def test_here_everything_that_is_needed_works(mode: Mode) -> None:
-    def host() -> Findings:
+    def host() -> ProbeResult:
         before = descriptors()
         with open("/proc/self/mountinfo", "rb") as file:
             mounts = file.read()
@@ -96,7 +96,7 @@ def test_root_without_sys_admin_is_served_as_an_ordinary_user() -> None:
     skip_unless("root")
     skip_unless("user")
 
-    def host() -> Findings:
+    def host() -> ProbeResult:
         drop_sys_admin()
         return probe([BASE])
 
@@ -110,7 +110,7 @@ def test_root_that_may_do_neither_hears_of_its_capabilities() -> None:
     skip_unless("root")
     skip_unless("user")
 
-    def host() -> Findings:
+    def host() -> ProbeResult:
         forbid_user_namespaces()
         drop_sys_admin()
         return probe([])
@@ -126,7 +126,7 @@ def test_root_that_may_do_neither_hears_of_its_capabilities() -> None:
 def test_a_user_without_user_namespaces_hears_of_the_limit() -> None:
     skip_unless("user")
 
-    def host() -> Findings:
+    def host() -> ProbeResult:
         forbid_user_namespaces()
         return probe([])
 
@@ -158,7 +158,7 @@ def test_the_planner_asks_again_after_a_moment_without(
     """What the machine had too little of when it was tried may be there for the next test."""
     missing = Trial("sandbox with a PID namespace", False, needed=needed, errno="EAGAIN")
     there = Trial(missing.name, True, needed=needed)
-    answers = [Findings((trial,), None) for trial in (missing, there, missing)]
+    answers = [ProbeResult((trial,), None) for trial in (missing, there, missing)]
     monkeypatch.setattr(planner, "probe", lambda places: answers.pop(0))
     asked = Planner([])
     assert [asked.findings.trials[0].works for _ in range(3)] == [False, True, True]
@@ -168,11 +168,11 @@ def test_the_planner_asks_again_after_a_moment_without(
 def test_the_third_level_of_sandboxes_says_why(mode: Mode) -> None:
     skip_unless_in_memory(mode)
 
-    def nested(level: int) -> Findings:
+    def nested(level: int) -> ProbeResult:
         if level == 0:
             return probe([BASE])
 
-        def test(_: Sandbox) -> Findings:
+        def test(_: Sandbox) -> ProbeResult:
             return nested(level - 1)
 
         return in_sandbox(test, mode=mode)
@@ -196,7 +196,7 @@ def test_without_proc_it_says_so(mode: Mode) -> None:
 def test_in_a_chroot_it_says_so() -> None:
     skip_unless("root")
 
-    def host() -> Findings:
+    def host() -> ProbeResult:
         mkdir("jail/proc")
         bind("/proc", "jail/proc")
         os.chroot("jail")
@@ -397,7 +397,7 @@ def test_what_passes_is_a_failure_and_no_refusal(
 
 def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) -> None:
     """So often an overlay of ``lower`` fails."""
-    original = lowerdirs.trial_overlay
+    original = lowerdirs.mount_trial_overlay
     left = [times]
 
     def overlay(path: str, *arguments: Any) -> int:
@@ -406,4 +406,4 @@ def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) 
             raise OSError(number, os.strerror(number))
         return original(path, *arguments)
 
-    monkeypatch.setattr(lowerdirs, "trial_overlay", overlay)
+    monkeypatch.setattr(lowerdirs, "mount_trial_overlay", overlay)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine.linux import processes
+from pytest_mountns.engine.linux import processes, untouched
 from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.sandbox import disk_uppers
@@ -267,7 +267,7 @@ def test_removing_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "upper/deep").mkdir(parents=True)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     for name in ("rmdir", "unlink", "open", "scandir"):
-        monkeypatch.setattr(os, name, fails)
+        monkeypatch.setattr(untouched.os, name, fails)
     disk_uppers.remove(str(tmp_path / "upper"))
     monkeypatch.undo()
     assert (tmp_path / "upper").exists()

@@ -1,4 +1,4 @@
-"""Pickles with names in the place of objects that both processes have."""
+"""Pickles an object, but not the objects in it that both processes have: these get names."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from typing import Any, final
 
 
 def pack(state: object, shared: Mapping[str, object]) -> bytes:
-    """Pickle ``state``; may raise anything."""
+    """Pickle ``state``, with names in place of ``shared`` objects.
+
+    Raises any exception if it cannot be pickled, or cannot be loaded again: classes of other
+    plugins may raise anything.
+    """
     file = BytesIO()
     _Pickler(file, shared).dump(state)
     data = file.getvalue()
-    # What cannot be loaded again is better known here.
+    # If it cannot be loaded, this process can say so; the other one could only lose the state.
     unpack(data, shared)
     return data
 
 
 def unpack(data: bytes, shared: Mapping[str, object]) -> object:
-    """What :func:`pack` has packed; may raise anything."""
+    """Return what :func:`pack` has pickled, with the ``shared`` objects of this process.
+
+    Raises any exception if it cannot be loaded.
+    """
     return _Unpickler(BytesIO(data), shared).load()
 
 

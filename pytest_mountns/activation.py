@@ -1,0 +1,78 @@
+"""Loads and connects what the plugin consists of, at the first option or test that asks for it.
+
+This is the only module that knows both the runners and the observers. It is loaded in every
+pytest run; what it connects is imported when the plugin is activated.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import pytest
+
+from .config import options
+
+if TYPE_CHECKING:
+    from .runners.protocol import Runner
+    from .session.session import Session
+
+
+class Active(NamedTuple):
+    """The plugin of one pytest session, once it is activated."""
+
+    session: Session
+    runner: Runner
+
+
+_active_key: Final = pytest.StashKey[Active]()
+
+
+def find(config: pytest.Config) -> Active | None:
+    """What has been activated in this session, None if nothing has."""
+    return config.stash.get(_active_key, None)
+
+
+def activate(config: pytest.Config) -> Active:
+    """Activate the plugin, unless it is active already.
+
+    Raises :class:`pytest.UsageError` if an option or ini value is not valid.
+    """
+    active = config.stash.get(_active_key, None)
+    if active is not None:
+        return active
+    from .reports.changes import ChangesHook, ChangesReport
+    from .reports.count import CountTests
+    from .reports.explain import FailureExplanation
+    from .reports.summary import summary_key
+    from .reports.writes_guard import WritesGuard
+    from .runners.finisher import Finisher
+    from .runners.protocol import Runner
+    from .session.session import Session
+
+    manager = config.pluginmanager
+    finisher = manager.get_plugin("mountns-finisher")
+    assert isinstance(finisher, Finisher)
+    session = Session(config)
+    runner = Runner(config, session, manager.get_plugin("mountns-hooks"), finisher)
+    active = config.stash[_active_key] = Active(session, runner)
+    observers = session.observers
+    observers.add(CountTests(config.stash[summary_key]))
+    observers.add(FailureExplanation())
+    changes = ChangesReport(config)
+    observers.add(changes)
+    observers.add(WritesGuard(config, session.selection))
+    manager.register(changes, "mountns-changes")
+    if options.is_audit(config):
+        from .reports.audit import Audit
+
+        audit = Audit(config)
+        observers.add(audit)
+        manager.register(audit, "mountns-audit")
+    if options.keep_policy(config) != "none":
+        from .repro.keeper import Keeper
+
+        keeper = Keeper(config)
+        observers.add(keeper)
+        manager.register(keeper, "mountns-keeper")
+    observers.add(ChangesHook(config))
+    return active

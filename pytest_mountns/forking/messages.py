@@ -1,0 +1,213 @@
+"""What a test process and the pytest process say to each other: one class for each message.
+
+They travel pickled, see :mod:`.channel`. Each docstring says who sends the message, and when.
+A message that the receiver does not know is an error there: both ends are forks of one process,
+so it can only be a mistake of ours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
+
+if TYPE_CHECKING:
+    from ..engine.plan.model import Plan
+    from ..engine.sandbox.written import Outline
+
+# Named tuples: making one and pickling it costs less than a dataclass does, and each test sends
+# about ten of them.
+
+# From the test process, on its way into the sandbox ---------------------------------------------
+
+
+class Refused(NamedTuple):
+    """Test process: it could not enter its sandbox, and ends. Nothing else follows."""
+
+    #: Whether the machine cannot do it (``Unavailable``), or it has failed (``SandboxError``).
+    unavailable: bool
+    tried: str
+    kernel: str
+    cause: str
+    remedy: str
+
+
+class Entered(NamedTuple):
+    """Test process: it is in a fresh root that it has made itself, at the start or after a reset.
+
+    A descriptor of where the uppers lie comes with it.
+    """
+
+    outline: Outline
+
+
+class Planned(NamedTuple):
+    """Test process: it goes on with the root of another plan, after ``add_layer()``."""
+
+    plan: Plan
+
+
+class Mounted(NamedTuple):
+    """Test process: a volume was mounted; what was made to mount it on is no change of the test."""
+
+    outline: Outline
+
+
+# From the test process, while the test runs -----------------------------------------------------
+
+
+class LogStart(NamedTuple):
+    """Test process: ``pytest_runtest_logstart`` was called there."""
+
+    nodeid: str
+    location: tuple[str, int | None, str]
+
+
+class LogFinish(NamedTuple):
+    """Test process: ``pytest_runtest_logfinish`` was called there."""
+
+    nodeid: str
+    location: tuple[str, int | None, str]
+
+
+class Report(NamedTuple):
+    """Test process: ``pytest_runtest_logreport`` was called there."""
+
+    #: See :func:`.channel.unpack_report`.
+    packed: bytes
+    #: How many of the item's subtests have failed so far.
+    failed_subtests: int
+
+
+class WarningRecorded(NamedTuple):
+    """Test process: ``pytest_warning_recorded`` was called there."""
+
+    #: See :func:`.channel.unpack_warning`.
+    packed: bytes
+    when: str
+    nodeid: str
+
+
+class Screen(NamedTuple):
+    """Test process, before a report: it has written to the terminal."""
+
+    #: The line up to the cursor and whose it is; None if it was the live log alone that wrote.
+    cursor: tuple[str, object] | None
+    live_log: dict[str, object]
+
+
+class ShownByDebugger(NamedTuple):
+    """Test process: ``--pdb`` has shown the failure that was reported last."""
+
+
+# Questions of the test process, which waits for the answer --------------------------------------
+
+
+class Settle(NamedTuple):
+    """Test process: what it does next comes after what is made of its reports. Waits."""
+
+    #: How many reports it has sent.
+    reports: int
+
+
+class AskObjection(NamedTuple):
+    """Test process: do observers object to what the test has written so far? Waits."""
+
+
+class Settled(NamedTuple):
+    """Pytest process, in answer to :class:`Settle`."""
+
+    reports: int
+    cursor: tuple[str, object]
+    #: ``session.shouldfail`` and ``shouldstop``, which reports may have set.
+    stopping: tuple[bool | str, bool | str]
+
+
+class Objection(NamedTuple):
+    """Pytest process, in answer to :class:`AskObjection`."""
+
+    #: "" if nobody objects.
+    text: str
+
+
+# From the test process, at its end --------------------------------------------------------------
+
+
+class CStdout(NamedTuple):
+    """Test process, at its end: what waits in the buffer of C's ``stdout``."""
+
+    content: bytes
+    #: Whether the buffer is written at the end of each line.
+    by_lines: bool
+
+
+class PluginNotes(NamedTuple):
+    """Test process, at its end: what one plugin has noted in memory."""
+
+    plugin: str
+    #: See :meth:`.PluginStates.pack`; None if it cannot be pickled.
+    packed: bytes | None
+
+
+class WrittenPages(NamedTuple):
+    """Test process, at its end: which pages of memory it has written to."""
+
+    numbers: bytes
+
+
+class Leave(NamedTuple):
+    """Test process: its last message. A process that is gone without it has crashed."""
+
+    #: "" if the protocol of the item has returned; "KeyboardInterrupt", "Exit" or "error" if it
+    #: has raised.
+    ended_by: str = ""
+    #: The text of an Exit or of an error.
+    text: str = ""
+    #: The exit status of an Exit.
+    status: int | None = None
+    #: Where a KeyboardInterrupt came up, see :func:`.channel.unpack_interrupt`; empty if unknown.
+    interrupt: bytes = b""
+
+
+#: Everything that a test process may send.
+FromTest: TypeAlias = (
+    Refused
+    | Entered
+    | Planned
+    | Mounted
+    | LogStart
+    | LogFinish
+    | Report
+    | WarningRecorded
+    | Screen
+    | ShownByDebugger
+    | Settle
+    | AskObjection
+    | CStdout
+    | PluginNotes
+    | WrittenPages
+    | Leave
+)
+#: Everything that the pytest process may answer.
+Answer: TypeAlias = Settled | Objection
+
+#: Any message: what the channel carries.
+Message: TypeAlias = FromTest | Answer
+_ALL: Any = (*FromTest.__args__, *Answer.__args__)
+
+
+class UnknownMessage(Exception):
+    """The other process has sent something that is no message of this module."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(f"mountns: unknown message from a test process: {message!r:.200}")
+
+
+def checked(value: object) -> Any:
+    """Returns ``value``. Raises :class:`UnknownMessage` if it is none of the messages above."""
+    if not isinstance(value, _ALL):
+        raise UnknownMessage(value)
+    return value
+
+
+def not_handled(message: NoReturn) -> NoReturn:
+    """Raises :class:`UnknownMessage`. The type checker proves that it is never called."""
+    raise UnknownMessage(message)

@@ -1,0 +1,26 @@
+"""Counts isolated and skipped tests for the summary."""
+
+from __future__ import annotations
+
+from typing import final
+
+import pytest
+
+from ..session.observers import Observer
+from .summary import Summary
+
+
+@final
+class CountTests(Observer):
+    """Tells the summary of each test."""
+
+    def __init__(self, summary: Summary) -> None:
+        self._summary = summary
+
+    def isolated(self, item: pytest.Item) -> None:
+        """Count a test that was isolated; several attempts at it are one test."""
+        self._summary.isolated(item.nodeid)
+
+    def skipped(self, item: pytest.Item) -> None:
+        """Count a test that was skipped because this machine cannot isolate it."""
+        self._summary.skipped(item.nodeid)

@@ -1,0 +1,105 @@
+"""What the runners of one session share with each other."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+from typing import TYPE_CHECKING, NoReturn, Protocol, final
+
+import pytest
+
+from ..engine.linux.fork_pages import ForkPages
+from ..engine.linux.untouched import os
+from ..plugin_state import PluginStates
+from ..session.fixture_scopes import FixtureScopes
+from ..session.session import Session
+
+if TYPE_CHECKING:
+    import warnings
+
+    from ..forking.timers import Timers
+    from .finisher import Finisher
+
+
+class ProcessOfTest(Protocol):
+    """This process, if it is a test process, as the plugin's hooks use it: they forward to it."""
+
+    def log_start(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        """``pytest_runtest_logstart`` was called in this process."""
+        ...
+
+    def log_finish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        """``pytest_runtest_logfinish`` was called in this process."""
+        ...
+
+    def report(self, report: pytest.TestReport) -> None:
+        """``pytest_runtest_logreport`` was called in this process."""
+        ...
+
+    def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
+        """``pytest_warning_recorded`` was called in this process."""
+        ...
+
+    def shown(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        """``pytest_exception_interact`` in this process has ended."""
+        ...
+
+    def reset(self) -> None:
+        """Go on in a fresh root. Raises :class:`SandboxError` if there is none."""
+        ...
+
+    def leave(self, error: BaseException | None) -> NoReturn:
+        """End this process: the protocol of its item has ended, by ``error`` if there is one."""
+        ...
+
+
+@final
+class RunnerContext:
+    """The session, and what running its tests takes besides."""
+
+    def __init__(
+        self, config: pytest.Config, session: Session, hooks: object, finisher: Finisher
+    ) -> None:
+        self.config = config
+        self.session = session
+        #: The plugin whose hooks forward what is reported in a test process.
+        self.hooks = hooks
+        #: The plugin that tears down in place of an item.
+        self.finisher = finisher
+        #: What other plugins keep in memory while tests run.
+        self.plugin_states = PluginStates(config)
+        #: Sandboxes of wider fixtures.
+        self.fixture_scopes = FixtureScopes(session.selection, session.sandboxes)
+        #: A byte that a test process and this process share: how far the test has got. It is read
+        #: when the test process has died.
+        self.phase = mmap.mmap(-1, 1)
+        #: This process, if it is a test process.
+        self.process: ProcessOfTest | None = None
+        #: The clocks of the item whose protocol is running.
+        self.timers: Timers | None = None
+        self._fork_pages: ForkPages | None = None
+        self._collected = False
+
+    @property
+    def fork_pages(self) -> ForkPages:
+        """The pages of memory that the kernel copies for a test process within fork(2)."""
+        if self._fork_pages is None:
+            self._fork_pages = ForkPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+        return self._fork_pages
+
+    def collect_garbage(self) -> None:
+        """Collect garbage once, before the first fork, so that test processes need not.
+
+        ``gc.freeze()`` would also keep their collections off the pages that they share with this
+        process. But frozen objects are missing in ``gc.get_objects()`` and ``gc.get_referrers()``,
+        where tests look for leaks.
+        """
+        if not self._collected:
+            self._collected = True
+            gc.collect()
+
+    def close(self) -> None:
+        """At the end of the session."""
+        if self._fork_pages is not None:
+            self._fork_pages.close()
+        self.phase.close()

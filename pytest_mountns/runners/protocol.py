@@ -1,0 +1,151 @@
+"""Runs isolated items: chooses between the two runners, and answers the hooks of the plugin."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, final
+
+import pytest
+
+from .. import pytest_internals
+from ..engine.linux.errors import SandboxError
+from ..forking.timers import TimeoutSettings, Timers
+from ..session.session import Session
+from .context import ProcessOfTest, RunnerContext
+from .forked import ForkedTest
+from .inline import HostHooks, InlineTest
+
+if TYPE_CHECKING:
+    from .finisher import Finisher
+
+__all__ = ["Runner", "TimeoutSettings"]
+
+
+@final
+class Runner:
+    """Runs the isolated items of one session.
+
+    ``hooks`` is the plugin that forwards, in a test process, what is reported there.
+    """
+
+    def __init__(
+        self, config: pytest.Config, session: Session, hooks: object, finisher: Finisher
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._context = RunnerContext(config, session, hooks, finisher)
+        #: The test that was the last to run inline in this process.
+        self._last_inline: InlineTest | None = None
+
+    @property
+    def process(self) -> ProcessOfTest | None:
+        """This process, if it is a test process."""
+        return self._context.process
+
+    def begin(self, items: Sequence[pytest.Item]) -> None:
+        """After collection, before the first test."""
+        self._session.begin(items)
+
+    def _is_inline(self, item: pytest.Item) -> bool:
+        try:
+            spec = self._session.selection.spec(item)
+            if spec.process != "inline" or spec.needs_process:
+                return False
+            return self._session.sandboxes.can_enter_and_return
+        except (pytest.UsageError, SandboxError):
+            return False
+
+    def protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        """Around ``pytest_runtest_protocol`` of an isolated item."""
+        if self._is_inline(item):
+            return (yield from self._protocol_inline(item, nextitem))
+        context = self._context
+        timers = context.timers = Timers(item)
+        test = ForkedTest(context, item, nextitem, timers)
+        item.setup = test.setup  # type: ignore[method-assign]
+        result: object = True
+        try:
+            result = yield
+        except pytest_internals.Delegated:
+            pass
+        except BaseException as error:
+            if context.process is not None:
+                context.process.leave(error)
+            if test.delegated:
+                pytest_internals.drop(item)
+            raise
+        finally:
+            item.__dict__.pop("setup", None)
+            context.timers = None
+        if context.process is not None:
+            context.process.leave(None)
+        # Not in the handler above: an error in here would be shown as a consequence of that one.
+        if test.delegated:
+            pytest_internals.drop(item)
+            test.finish.finish_in_protocol()
+        return result
+
+    def _protocol_inline(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        if self._last_inline is None:
+            hooks = HostHooks(self._context)
+            self._config.pluginmanager.register(hooks, "mountns-host-hooks")
+        test = self._last_inline = InlineTest(self._context, item, nextitem)
+        item.setup = test.setup  # type: ignore[method-assign]
+        try:
+            return (yield)
+        except BaseException:
+            # The session ends. What would be torn down with the session is torn down here, in the
+            # sandbox that it belongs to.
+            with contextlib.suppress(BaseException):
+                pytest_internals.tear_down_function_scope(item)
+            raise
+        finally:
+            test.leave()
+            test.end()
+            item.__dict__.pop("setup", None)
+
+    def outside(self) -> None:
+        """An item that is not isolated is about to run."""
+        self._session.sandboxes.before_host_changes()
+
+    def make_report(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Around ``pytest_runtest_makereport`` of any item."""
+        if call.excinfo is not None:
+            pytest_internals.drop_unseen(call.excinfo.value)
+        report = yield
+        test = self._session.current.test
+        if call.excinfo is not None and test is not None:
+            self._session.observers.on_failure(report, call.excinfo.value, test.stack.sandbox)
+        if isinstance(test, InlineTest):
+            self._session.observers.on_report(item, report, test.written)
+        elif test is None and self._last_inline is not None and report.when == "teardown":
+            if self._last_inline.item is item:
+                self._session.observers.on_report(item, report, self._last_inline.written)
+            self._last_inline.end()
+        return report
+
+    def show_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Have the terminal show where a Ctrl-C has met a test process, if it has met one."""
+        if self._session.current.interrupt is not None:
+            pytest_internals.show_interrupt(excinfo, self._session.current.interrupt)
+
+    def timeout_is_set(self, settings: TimeoutSettings | None) -> None:
+        """pytest-timeout has set a timer for the running item, or cancelled it (None)."""
+        if self._context.timers is not None:
+            self._context.timers.timeout_is_set(settings)
+
+    def finish(self) -> None:
+        """The last test has run."""
+        self._context.plugin_states.finish()
+
+    def close(self) -> None:
+        """At the end of the session."""
+        self._session.close()
+        self._context.close()

@@ -1,0 +1,220 @@
+"""Observers: what reports, audits and saves tests hears of them through this module alone.
+
+The runners call an event here; they do not know who listens. An observer that needs an event
+overrides its method. Each docstring says in which process the event is called, and when:
+
+* the *pytest process* collects tests and reports them; with pytest-xdist that is a worker;
+* the *test process* runs one test; with ``process="inline"`` it is the pytest process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Protocol, final
+
+import pytest
+
+if TYPE_CHECKING:
+    from ..engine.changes.changes import Changes
+    from ..engine.plan.model import Plan
+    from ..engine.plan.spec import SandboxSpec
+    from ..engine.sandbox.sandbox import Sandbox
+    from ..engine.sandbox.written import Written
+    from .current import RunningTest
+
+
+class WrittenByTest(Protocol):
+    """What a test has written, for the pytest process to read."""
+
+    @property
+    def left(self) -> bool:
+        """Whether the test has left its sandbox, after :meth:`Observer.ended`."""
+        ...
+
+    def changes(self) -> AbstractContextManager[Changes]:
+        """The changes; what they hold can be read within the context.
+
+        Raises :class:`SandboxError` if they cannot be read.
+        """
+        ...
+
+    def layers(self) -> AbstractContextManager[Sequence[Written]]:
+        """What can be saved as layers, lowest first, the test's own last.
+
+        Those below are of fixtures of wider scope, where ``scope=`` captures them. They can be
+        read within the context. Raises :class:`SandboxError` if they are gone.
+        """
+        ...
+
+
+class Observer:
+    """Hears what happens to isolated tests. Every method does nothing unless overridden."""
+
+    def before(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
+        """Pytest process, on the host: the wider fixtures of ``item`` are set up next.
+
+        Called again, with the plan of now, when they are set up and the test enters its sandbox.
+        """
+
+    def isolated(self, item: pytest.Item) -> None:
+        """Pytest process: ``item`` has been in a sandbox. Called for each attempt at it."""
+
+    def skipped(self, item: pytest.Item) -> None:
+        """Pytest process: ``item`` is skipped because this machine cannot isolate it."""
+
+    def entered(self, item: pytest.Item, test: RunningTest) -> None:
+        """Test process, in the sandbox: the function-scoped fixtures of ``item`` come next."""
+
+    def on_failure(self, report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
+        """Test process, in the sandbox: a phase has failed by ``error``, and this is its report."""
+
+    def wants_pause(self, report: pytest.TestReport) -> bool:
+        """Test process: whether the test has to wait until :meth:`on_report` has returned.
+
+        After a failure it waits in any case.
+        """
+        return False
+
+    def on_report(
+        self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
+    ) -> None:
+        """Pytest process: a report of ``item``, before reporters hear it.
+
+        ``written`` is None where nothing can be read any more, as after the test process has died.
+        """
+
+    def objection(self, item: pytest.Item, written: WrittenByTest) -> str:
+        """Pytest process: why the test fails for what it has written so far; "" if it does not."""
+        return ""
+
+    def wants_end(self, *, died: bool) -> bool:
+        """Whether :meth:`ended` is to be called. Reading what a test has written takes time."""
+        return False
+
+    def ended(self, item: pytest.Item, written: WrittenByTest, *, died: bool) -> None:
+        """Pytest process: ``item`` and its function-scoped fixtures have ended.
+
+        ``died``: its process has ended before that. What is raised fails the test's teardown.
+        """
+
+    def wants_layers(self) -> bool:
+        """Pytest process: whether ``written.layers()`` is read until the last report is made."""
+        return False
+
+    def close(self) -> None:
+        """Pytest process: the session ends."""
+
+
+@final
+class Observers:
+    """The observers of one session, called in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self._observers: list[Observer] = []
+
+    def add(self, observer: Observer) -> None:
+        """Have it called from now on, after the others."""
+        self._observers.append(observer)
+
+    def before(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
+        """See :meth:`Observer.before`."""
+        for observer in self._observers:
+            observer.before(item, spec, plan)
+
+    def isolated(self, item: pytest.Item) -> None:
+        """See :meth:`Observer.isolated`."""
+        for observer in self._observers:
+            observer.isolated(item)
+
+    def skipped(self, item: pytest.Item) -> None:
+        """See :meth:`Observer.skipped`."""
+        for observer in self._observers:
+            observer.skipped(item)
+
+    def entered(self, item: pytest.Item, test: RunningTest) -> None:
+        """See :meth:`Observer.entered`."""
+        for observer in self._observers:
+            observer.entered(item, test)
+
+    def on_failure(self, report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
+        """See :meth:`Observer.on_failure`."""
+        for observer in self._observers:
+            observer.on_failure(report, error, sandbox)
+
+    def want_pause(self, report: pytest.TestReport) -> bool:
+        """Whether any observer wants the test to wait; see :meth:`Observer.wants_pause`."""
+        return any(observer.wants_pause(report) for observer in self._observers)
+
+    def on_report(
+        self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
+    ) -> None:
+        """See :meth:`Observer.on_report`."""
+        for observer in self._observers:
+            observer.on_report(item, report, written)
+
+    def objection(self, item: pytest.Item, written: WrittenByTest) -> str:
+        """The first objection, "" if there is none; see :meth:`Observer.objection`."""
+        return next(
+            filter(None, (observer.objection(item, written) for observer in self._observers)), ""
+        )
+
+    def want_end(self, *, died: bool) -> bool:
+        """Whether any observer wants to hear of the end; see :meth:`Observer.wants_end`."""
+        return any(observer.wants_end(died=died) for observer in self._observers)
+
+    def ended(
+        self, item: pytest.Item, written: WrittenByTest, *, died: bool
+    ) -> pytest.CallInfo[None] | None:
+        """Tell those who want it; all are told, also when one fails.
+
+        The changes are read once for all of them. Returns the first call that has failed, None if
+        none has.
+        """
+        wanting = [one for one in self._observers if one.wants_end(died=died)]
+        if not wanting:
+            return None
+        failed: pytest.CallInfo[None] | None = None
+        with ExitStack() as stack:
+            once = _ReadOnce(written, stack)
+            for observer in wanting:
+
+                def tell(observer: Observer = observer) -> None:
+                    observer.ended(item, once, died=died)
+
+                call = pytest.CallInfo.from_call(tell, when="teardown")
+                if call.excinfo is not None and failed is None:
+                    failed = call
+        return failed
+
+    def want_layers(self) -> bool:
+        """Whether any observer reads layers late; see :meth:`Observer.wants_layers`."""
+        return any(observer.wants_layers() for observer in self._observers)
+
+    def close(self) -> None:
+        """See :meth:`Observer.close`."""
+        for observer in self._observers:
+            observer.close()
+
+
+@final
+class _ReadOnce:
+    """Hands out the same changes as often as they are asked for, until ``stack`` ends."""
+
+    def __init__(self, written: WrittenByTest, stack: ExitStack) -> None:
+        self._written = written
+        self._stack = stack
+        self._changes: Changes | None = None
+
+    @property
+    def left(self) -> bool:
+        return self._written.left
+
+    @contextmanager
+    def changes(self) -> Iterator[Changes]:
+        if self._changes is None:
+            self._changes = self._stack.enter_context(self._written.changes())
+        yield self._changes
+
+    def layers(self) -> AbstractContextManager[Sequence[Written]]:
+        return self._written.layers()

@@ -1,0 +1,151 @@
+"""The sandboxes of one session: planned, made, kept for reuse, and let go."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, final
+
+import pytest
+
+from ..config import options
+from ..engine.linux import processes
+from ..engine.linux.errors import Unavailable
+from ..engine.planning.planner import Planner
+from ..engine.probe.features import ProbeResult
+from ..engine.sandbox import disk_uppers
+from ..engine.sandbox.manager import SandboxManager
+from .progress import UnpackingProgress
+from .run_volumes import RunVolumes
+
+if TYPE_CHECKING:
+    from ..engine.layers.limits import Limits
+    from ..engine.layers.session import Sources
+    from ..engine.plan.model import Plan
+    from ..engine.plan.spec import SandboxSpec
+    from ..engine.sandbox.sandbox import Layers
+
+
+@final
+class Sandboxes:
+    """Plans sandboxes for the tests of a session, and has what they are made with."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        limits = options.layer_limits(config)
+        self._progress = UnpackingProgress(config)
+        self._run_volumes = RunVolumes(config)
+        self._manager: SandboxManager | None = None
+        #: Finds out what this machine can do, and plans sandboxes accordingly.
+        self.planner = Planner(
+            [str(config.rootpath), sys.prefix],
+            self.drop_caches,
+            lambda: self._sources(limits),
+        )
+        #: Uppers on disk.
+        self.uppers = disk_uppers.DiskUppers()
+        #: Layers that every test begins on, if these are not those of its fixtures.
+        self.base_layers: Callable[[SandboxSpec], Layers] | None = None
+        #: Test processes that have sent their last message and are about to end.
+        self.leaving: list[int] = []
+        self._why_not: Unavailable | None = None
+
+    @property
+    def manager(self) -> SandboxManager:
+        """Makes sandboxes, and moves this process in and out of them."""
+        if self._manager is None:
+            self._manager = SandboxManager(self.planner.places)
+        return self._manager
+
+    def adopt_manager(self, manager: SandboxManager, findings: ProbeResult) -> None:
+        """Use a manager whose process has entered its user namespace already.
+
+        ``findings`` are those of before: in the user namespace the probe would find other ones.
+        """
+        self._manager = manager
+        self.planner.findings = findings
+        self.planner.entered_user_namespace()
+
+    def plan(self, item: pytest.Item, spec: SandboxSpec) -> Plan:
+        """The plan of ``spec`` with the volumes of the run.
+
+        Raises :class:`SandboxError` if there can be none.
+        """
+        return self.planner.plan(self.with_run_volumes(item, spec))
+
+    def with_run_volumes(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
+        """``spec`` with the volumes of the run: see :class:`.run_volumes.RunVolumes`."""
+        return self._run_volumes.add(item, spec)
+
+    def unpack(self, specs: Iterable[SandboxSpec]) -> None:
+        """Unpack the roots and layers of these now, and not in the time of the first test."""
+        try:
+            for spec in dict.fromkeys(specs):
+                self.planner.unpack(spec)
+        finally:
+            self._progress.end()
+
+    def _sources(self, limits: Limits) -> Sources:
+        from ..engine.layers.session import Sources
+
+        return Sources(limits, self._progress)
+
+    def move_to_user_namespace(self) -> None:
+        """Move an ordinary user's process into a user namespace, for tests that run in it.
+
+        Root needs none. Where it is refused, :attr:`why_not_inline` says why.
+        """
+        if not self.planner.findings.user_namespace or self.manager.in_user_namespace:
+            return
+        try:
+            self.manager.move_to_user_namespace()
+        except Unavailable as error:
+            self._why_not = error
+        else:
+            self.planner.entered_user_namespace()
+
+    @property
+    def can_enter_and_return(self) -> bool:
+        """Whether this process itself can enter a sandbox and return to the host."""
+        features = self.planner.findings.features
+        if features is None:
+            return False
+        return not features.user_namespace or self.manager.in_user_namespace
+
+    @property
+    def why_not_inline(self) -> Unavailable | None:
+        """Why this process could not move into a user namespace, if it has tried."""
+        return self._why_not
+
+    def drop_caches(self) -> None:
+        """Let go of what is kept for reuse: the host's mounts have changed, or may do so.
+
+        Nobody is in a sandbox.
+        """
+        if self._manager is not None:
+            self._manager.drop_caches()
+
+    def reap(self, *, spare: int = 0) -> None:
+        """Wait for the test processes that are about to end, but for ``spare`` of them.
+
+        To unmount what was mounted in them, the kernel waits for a grace period.
+        """
+        self.leaving = [child for child in self.leaving if not processes.reap_ended(child)]
+        while len(self.leaving) > spare:
+            processes.reap(self.leaving.pop(0))
+
+    def before_host_changes(self) -> None:
+        """Something is about to run in this process that may mount, unmount, or wait for children.
+
+        Afterwards no child of the plugin's is alive and no mount of the host is kept in use.
+        """
+        self.reap()
+        self.drop_caches()
+
+    def close(self) -> None:
+        """Let go of everything, at the end of the session."""
+        self._run_volumes.close()
+        self.planner.close()
+        self.reap()
+        if self._manager is not None:
+            self._manager.close()
+        self.uppers.close()

@@ -1,0 +1,72 @@
+"""``pytest --debug``: what is planned, mounted, entered, sent, received and left."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+import pytest
+
+pytestmark = pytest.mark.sandboxes
+
+
+class Step(NamedTuple):
+    """A traced step."""
+
+    seconds: float
+    process: int
+    what: str
+    detail: str
+
+
+def traced(pytester: pytest.Pytester, *options: str) -> list[Step]:
+    """The steps of a run, in the order in which they were written."""
+    pytester.makepyfile(test_it="def test_it(overlay_root): pass")
+    pytester.runpytest_subprocess("--debug", *options).assert_outcomes(passed=1)
+    text = (pytester.path / "pytestdebug.log").read_text()
+    pattern = re.compile(
+        r"^ *(\d+\.\d{4}) (\d+) (\w+): (.*?)(?: \[config:mountns\])?$", re.MULTILINE
+    )
+    return [Step(float(a), int(b), c, d) for a, b, c, d in pattern.findall(text)]
+
+
+def test_a_forked_test(pytester: pytest.Pytester) -> None:
+    steps = traced(pytester)
+    assert [step.seconds for step in steps] == sorted(step.seconds for step in steps)
+    parent, test = (
+        next(step.process for step in steps if step.what == what) for what in ("planned", "entered")
+    )
+    assert parent != test
+    of_parent = [step for step in steps if step.process == parent]
+    # Which process mounts depends on whether other threads are alive.
+    order = [one for one in dict.fromkeys(step.what for step in steps) if one != "sent"]
+    assert order[:3] == ["planned", "mounted", "entered"]
+    assert order[-1] == "left"
+    assert of_parent[0].detail == "test_it.py::test_it"
+    sent = [step.detail for step in steps if step.process == test and step.what == "sent"]
+    received = [step.detail for step in of_parent if step.what == "received"]
+    assert sent[-1] == received[-1] == "Leave"
+    assert sent.count("Report") == received.count("Report") == 3
+
+
+def test_an_inline_test(pytester: pytest.Pytester) -> None:
+    steps = traced(pytester, "--mountns-process=inline")
+    whats = [step.what for step in steps]
+    if len({step.process for step in steps}) > 1:
+        pytest.skip("it was forked: this user's process could not enter a user namespace")
+    assert whats == ["planned", "mounted", "entered", "left"]
+    assert "/" in steps[1].detail or os.geteuid() != 0
+
+
+def test_a_plan_is_shown_whole(pytester: pytest.Pytester) -> None:
+    traced(pytester)
+    text = (pytester.path / "pytestdebug.log").read_text()
+    planned = text[text.index("planned: ") :]
+    assert "pivot_root" in planned or "overlay" in planned
+
+
+def test_nothing_is_traced_without_debug(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(overlay_root): pass")
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    assert not (pytester.path / "pytestdebug.log").exists()
