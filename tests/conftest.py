@@ -44,7 +44,8 @@ def _default_signals() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    # With CI set, a machine that cannot isolate is an error and not a skip; tests say which.
+    # With CI set, tests fail on a machine that cannot isolate, and are not skipped. Tests that are
+    # about that set it themselves.
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
@@ -52,8 +53,8 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_configuration(request: pytest.FixtureRequest) -> None:
-    # Or a suite under test would be run with this project's settings, and its warnings be errors.
-    # The file that `makeini` writes.
+    # Otherwise a suite under test would be run with this project's settings, which make errors of
+    # warnings. It is the file that `makeini` writes.
     if "pytester" in request.fixturenames:
         pytester: pytest.Pytester = request.getfixturevalue("pytester")
         pytester.makeini("[pytest]")

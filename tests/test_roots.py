@@ -1,4 +1,4 @@
-"""`root=` and `layers=` of the marker: what a test stands on."""
+"""`root=` and `layers=` of the marker: the root filesystem that a test runs on."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_an_image_as_a_root(
             os.unlink("/data/new")
             os.mkdir("/data/directory")
             open("/added", "w").close()
-            # Already gone, and not ours to report.
+            # It is gone already, and that is no error of this test.
             open("/etc/gone", "w").close()
             os.unlink("/etc/gone")
             expected = {{
@@ -682,7 +682,7 @@ def test_workers_share_what_is_unpacked(
 
 def test_long_unpacking_is_shown(pytester: pytest.Pytester, process: str, cache: Path) -> None:
     image("oci-archive", pytester.path)
-    # What takes long is for the test to say.
+    # Any time counts as long here.
     pytester.makeconftest("from pytest_mountns.session import progress; progress._LONG = 0.0")
     pytester.makepyfile(
         """

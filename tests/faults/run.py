@@ -22,11 +22,11 @@ from tests.conformance.fetch import CHECKOUT
 from . import shim, suite
 from .events import Called, Event, Failed, Over, Report, Target, from_line
 
-#: A session that says nothing for so long hangs.
+#: A session that writes nothing for so many seconds is taken to hang.
 PATIENCE: Final = 60.0
-#: What may come of a fault. The others are defects.
+#: The outcomes that a fault may have. Any other is a defect.
 GOOD: Final = ("works", "named", "died", "aborted", "not reached")
-#: Of the stack that faulthandler shows; what is said before may be captured.
+#: From the stack that faulthandler shows. The message before it may be captured.
 _NO_RETURN: Final = " in give_up"
 _LEFT_AT_HOME: Final = ".mountns-faults-left"
 
@@ -73,8 +73,8 @@ class Runner:
         self._files = sorted(path.name for path in self._project.iterdir())
 
     def record(self) -> list[str]:
-        """The sites that one test on its way calls, in the order of their first call."""
-        # Of two, the second one's: what is made once in a session is there already.
+        """The sites that one test calls, in the order of their first call."""
+        # Of two tests, that of the second: what is made once in a session is there by then.
         events, status = self._session([("", "")] * 2)
         if status != 0:
             said = [event for event in events if isinstance(event, Report)]
@@ -84,7 +84,7 @@ class Runner:
         return list(dict.fromkeys(called))
 
     def try_all(self, cases: Sequence[Case]) -> Iterator[Outcome]:
-        """What comes of each. A session that a fault ends is followed by one for the rest."""
+        """The outcome of each case. After a session that a fault ends, another tries the rest."""
         rest = list(cases)
         while rest:
             events, status = self._session(rest)
@@ -99,14 +99,14 @@ class Runner:
         listed.write_text(json.dumps(cases))
         self._record.unlink(missing_ok=True)
         self._record.touch()
-        # One after the other: what a fault has left meets the next test.
+        # Each is followed by another test, which meets what the fault has left.
         order = ["test_it.py::test_first"]
         order += [
             f"test_it.py::{name}[{number}]"
             for number in range(len(cases))
             for name in ("test_target", "test_after")
         ]
-        # With the last one the module ends, and what is kept for its tests is let go of.
+        # With the last one the module ends, and what is held for its tests is released.
         order.append("test_it.py::test_last")
         arguments = self._place / "arguments"
         arguments.write_text("\n".join(order))
@@ -174,7 +174,7 @@ class Runner:
             if len(over) < 2:
                 output = self._output()
                 ended = "hang" if status is None else "the session ended"
-                # Who cannot go back where he came from must not go on.
+                # A process that cannot return to the host must not go on.
                 yield Outcome(cases[count], "aborted" if _NO_RETURN in output else ended, output)
                 return
             yield self._verdict(cases[count], part, over, usual)
@@ -212,7 +212,7 @@ class Runner:
         return Outcome(case, "a bare error", text)
 
     def _left(self) -> list[str]:
-        """What the tests have written, where it must not be seen; removed here."""
+        """The files of tests that can be seen on the host, where none may be. Removes them."""
         found = []
         for path in (Path.home() / _LEFT_AT_HOME, *self._project.iterdir()):
             if path.name not in self._files and path.exists() and path.name != "__pycache__":
@@ -229,13 +229,13 @@ def _counted(state: Over) -> list[Counter[str]]:
 
 
 def _most(usual: list[Counter[str]], now: Over) -> list[Counter[str]]:
-    """What there was at any time: what is kept for the next tests may be dropped and made anew."""
+    """The most that there was at any time. What is held for later tests may be made anew."""
     counted = _counted(now)
     return [old | new for old, new in zip(usual, counted, strict=True)] if usual else counted
 
 
 def _more(usual: list[Counter[str]], now: Over) -> list[str]:
-    """What is there now and never was before."""
+    """What is there now and was not there at any time before."""
     pairs = zip(usual, _counted(now), strict=True) if usual else ()
     return [name for old, new in pairs for name in (new - old).elements()]
 
@@ -265,7 +265,7 @@ def all_cases(sites: Sequence[str], names: Sequence[str] = ()) -> list[Case]:
 
 
 def sample(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
-    """Some, each site as likely as any other."""
+    """A number of cases by chance, with each site as likely as any other."""
     shuffled = list(cases)
     random.Random(seed).shuffle(shuffled)
     first: dict[str, Case] = {}

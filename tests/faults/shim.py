@@ -222,7 +222,7 @@ def _over(test: str) -> Over:
         mounts = file.read().count(b"\n")
     opened = []
     for name in os.listdir("/proc/self/fd"):
-        # But for that of the listing itself.
+        # The descriptor of the listing itself is gone by now.
         with contextlib.suppress(FileNotFoundError):
             link = os.readlink(f"/proc/self/fd/{name}")
             # The pages of a process are pinned after some tests, and by one descriptor.
@@ -238,7 +238,7 @@ def pytest_configure(config: pytest.Config) -> None:
         cases = [(site, name) for site, name in json.load(file)]
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     fd = os.open(os.environ[RECORD], flags, 0o644)
-    # Out of the way of what is counted and closed.
+    # A number that no test counts or closes.
     record = os.dup2(fd, 900, inheritable=False)
     os.close(fd)
     shim = Shim(cases, record)

@@ -59,10 +59,10 @@ def test_reports_that_cannot_be_pickled(pytester: pytest.Pytester, record: Recor
         recorded = record(option, "-rA", "--junitxml=out.xml")
         xml = (pytester.path / "out.xml").read_text()
         xml = re.sub(r'(time|timestamp|hostname)="[^"]*"', "", xml)
-        # Its class has become that of a text.
+        # In the isolated run a text stands in for the object.
         events = [event.replace("'Text'", "'str'") for event in _events(recorded)]
         summary = re.sub(r"in [\d.]+s", "", recorded.out.partition("short test summary")[2])
-        # pytest puts the begin of a text there, and of another object nothing.
+        # pytest shows the beginning of a text there, and nothing of another object.
         lines = [line for line in summary.splitlines() if "::test_text" not in line]
         runs.append((events, xml, lines))
     assert runs[1] == runs[0]
@@ -117,7 +117,7 @@ def test_one_directory_for_temporary_files(pytester: pytest.Pytester, record: Re
     out = record(ISOLATED, "-s").out
     bases = set(re.findall("BASE (.*)", out))
     assert len(bases) == 1, out
-    # The parent's own, which is kept as in a plain run.
+    # The directory of the parent, which stays there as after a plain run.
     assert Path(bases.pop()).is_dir()
 
 

@@ -171,7 +171,7 @@ def test_ctrl_c_on_a_terminal(pytester: pytest.Pytester) -> None:
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
     with pytest.MonkeyPatch.context() as patch:
-        # The child of this process has threads of nobody: the warning of Python 3.12 is not ours.
+        # preexec_fn makes subprocess fork, and Python 3.12 warns of that where threads are alive.
         patch.setenv("PYTHONWARNINGS", "default")
         process = _start(
             pytester, stdin=slave, stdout=slave, stderr=slave, preexec_fn=take_terminal

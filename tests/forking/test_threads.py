@@ -46,7 +46,7 @@ def test_a_live_server(pytester: pytest.Pytester, record: Record) -> None:
                 assert answer.read() == b"/%d" % number
         """
     )
-    # What it logs to standard error is of the test in a plain run, and of the parent otherwise.
+    # What the server logs belongs to the test in a plain run, and to the parent in an isolated one.
     options = ("-Werror", "--show-capture=no", "-pno:cacheprovider")
     plain, isolated = (record(option, *options) for option in (PLAIN, ISOLATED))
     assert isolated.status == plain.status == 0, isolated.out
@@ -88,7 +88,7 @@ def test_threads_that_log(pytester: pytest.Pytester) -> None:
         """
     )
     command = [sys.executable, "-m", "pytest", ISOLATED, "-q", "--log-file=x.log"]
-    # Without end if it blocks.
+    # If it blocks, it does so for ever.
     done = subprocess.run(
         command, cwd=pytester.path, capture_output=True, text=True, timeout=120, check=False
     )
@@ -103,7 +103,7 @@ def test_what_fails_in_wider_fixtures_is_reported_once(
     pytester.makepyfile(FAILURES)
     options = (f"-W{filter_}", "-pno:cacheprovider")
     plain, isolated = (record(option, *options) for option in (PLAIN, ISOLATED))
-    # Not their text: as errors they show pytest's own stack, in which some frames are others.
+    # Without their text: as errors they show pytest's own stack, where some frames differ.
     assert isolated.outline == plain.outline
 
 

@@ -106,7 +106,7 @@ def _snapshots(pytester: pytest.Pytester) -> dict[str, str]:
 
 
 def test_snapshots(pytester: pytest.Pytester) -> None:
-    """Missing, made, compared, changed, unused: as plainly, and never a used one deleted."""
+    """Missing, made, compared, changed and unused snapshots, as in a plain run."""
     pytest.importorskip("syrupy")
     stages = []
     for option in (PLAIN, ISOLATED):
@@ -180,7 +180,7 @@ def test_state_that_cannot_be_pickled_is_said(pytester: pytest.Pytester, record:
 
 
 def test_the_cache_is_a_way_through(pytester: pytest.Pytester, record: Record) -> None:
-    """Also where it did not exist: with the files that pytest puts there."""
+    """Also where the cache did not exist yet, with the files that pytest puts into it."""
     pytester.makeini("[pytest]\ncache_dir = the-cache")
     pytester.makepyfile(
         """
@@ -247,7 +247,7 @@ def test_examples_of_hypothesis_survive(pytester: pytest.Pytester, record: Recor
     examples = pytester.path / ".hypothesis"
     assert (examples / "examples").is_dir()
     out = record("--mountns", "-p", "no:randomly").out
-    # The smallest failing example, found before, is what the second run begins with.
+    # The second run begins with the smallest failing example that the first has found.
     first = out.partition("SEEN ")[2].splitlines()[0]
     assert int(first) == 1000
     assert not Path("/tmp/mountns-seen-by-hypothesis").exists()

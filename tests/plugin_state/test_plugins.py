@@ -1,4 +1,4 @@
-"""Other plugins, those that own the protocol of a test above all."""
+"""Other plugins, above all those that run the protocol of a test themselves."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_rerunfailures_reports_what_it_does_plainly(
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
 def test_subtests_of_an_attempt_that_is_repeated(pytester: pytest.Pytester, record: Record) -> None:
-    """They do not count: newer releases of pytest-rerunfailures take them back."""
+    """Their subtests do not count: newer releases of pytest-rerunfailures withdraw them."""
     pytest.importorskip("pytest_rerunfailures")
     pytester.makepyfile(
         """
@@ -143,7 +143,7 @@ def test_hypothesis(pytester: pytest.Pytester, record: Record) -> None:
 
 @pytest.mark.no_mountns(reason="nests as deep as it goes")
 def test_pytester_in_a_sandbox(pytester: pytest.Pytester, record: Record) -> None:
-    """A suite that itself runs pytest with this plugin: two levels; the third says why not."""
+    """A suite that runs pytest with this plugin itself. A third level says why it is impossible."""
     pytester.makeconftest("pytest_plugins = ['pytester']")
     pytester.makepyfile(
         """
@@ -169,7 +169,7 @@ def test_pytester_in_a_sandbox(pytester: pytest.Pytester, record: Record) -> Non
 
 
 def test_a_suite_that_forbids_sockets(pytester: pytest.Pytester, record: Record) -> None:
-    """As pytest-socket does: the class in its module is replaced before a test is set up."""
+    """pytest-socket replaces the class in its module before a test is set up."""
     pytester.makeconftest(
         """
         import socket, pytest

@@ -71,7 +71,7 @@ def home(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sections(record: Record) -> Callable[..., dict[tuple[str, str], str]]:
-    """Test and phase -> the text of the section."""
+    """Runs the suite. Returns the text of the section by test and phase."""
 
     def run(*arguments: str) -> dict[tuple[str, str], str]:
         found = {}

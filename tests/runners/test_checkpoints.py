@@ -11,8 +11,9 @@ pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
 
 @pytest.fixture
 def record(record: Record, process: str) -> Record:
-    # `process` is named for pytest 8.0, which would not see that the other one wants it. The plugin
-    # keeps a thread, and an ordinary user's process with a second one cannot go in and out.
+    # pytest 8.0 does not see that the overridden `record` needs `process`, unless it is named here.
+    # pytest-rerunfailures keeps a thread, and an ordinary user's process can enter and leave
+    # sandboxes only while it has one thread.
     return lambda *arguments: record("-pno:rerunfailures", *arguments)
 
 

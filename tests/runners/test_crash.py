@@ -125,7 +125,7 @@ def test_xfail_covers_a_crash(pytester: pytest.Pytester, record: Record) -> None
 def test_a_copy_that_returns_is_not_a_second_session(
     pytester: pytest.Pytester, record: Record
 ) -> None:
-    """A test forks and lets the copy run on, up pytest's stack."""
+    """A test forks, and its copy returns into pytest as the test does."""
     pytester.makepyfile(
         """
         import os
@@ -146,7 +146,7 @@ def test_a_copy_that_returns_is_not_a_second_session(
 def test_a_daemon_that_holds_everything_open_stalls_nothing(
     pytester: pytest.Pytester, record: Record
 ) -> None:
-    """The daemon has the relay's socket; only the frame that says "leave" ends the waiting."""
+    """The daemon has the channel's socket open; the message "leave" ends the waiting."""
     pytester.makepyfile(
         """
         import os, time, pytest

@@ -1,4 +1,4 @@
-"""What a plain run reports, a run with ``--mountns`` reports: every kind of outcome."""
+"""A run with ``--mountns`` reports what a plain run reports, for every kind of outcome."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUBTESTS = (Path(__file__).parents[1] / "suites" / "subtests_fixture.py").read_t
 
 
 def same(plain: Recorded, isolated: Recorded) -> None:
-    """Compare two runs event by event, but for addresses and process-wide counters."""
+    """Compare two runs event by event, without addresses and process-wide counters."""
     assert isolated.status == plain.status
     assert [_normal(e) for e in isolated.events] == [_normal(e) for e in plain.events]
 
@@ -37,7 +37,7 @@ def _normal(event: object) -> str:
 
 
 def test_every_outcome(pytester: pytest.Pytester, record: Record) -> None:
-    """Events one by one; junit XML and the summary to the letter."""
+    """Compares events one by one, and JUnit XML and the summary to the letter."""
     pytester.makepyfile(SUITE)
     runs, documents, summaries = [], [], []
     for option in ("-pno:mountns", "--mountns"):
@@ -58,7 +58,7 @@ def test_unittest(pytester: pytest.Pytester, record: Record) -> None:
 
 
 def test_subtests_of_unittest(pytester: pytest.Pytester, record: Record) -> None:
-    """But for sections: plain pytest 9 captures its own progress marks as output of the test."""
+    """Without sections: pytest 9 captures its own progress marks as output of the test."""
     pytester.makepyfile(
         """
         import unittest
@@ -201,7 +201,7 @@ def test_warnings_turned_to_errors(pytester: pytest.Pytester, record: Record) ->
 
 
 def test_threads_of_the_parent_raise_no_warning(pytester: pytest.Pytester, record: Record) -> None:
-    """Python 3.12 and later warn of a fork with threads alive; ours is a safe one."""
+    """Python 3.12 and later warn of forks while threads are alive. The plugin's fork is safe."""
     pytester.makepyfile(
         """
         import threading, pytest
@@ -256,7 +256,7 @@ def test_the_environment_of_the_next_test(pytester: pytest.Pytester, record: Rec
 
 
 def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> None:
-    """Where only pytest's own frames are in the way, they are shown as plainly."""
+    """Errors without frames of the suite show pytest's own, as in a plain run."""
     pytester.makepyfile(
         """
         import pytest
@@ -289,7 +289,7 @@ def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> N
         if not options:
             same(plain, isolated)
         else:
-            # The frames on the way are others; the errors are not.
+            # Some frames in the tracebacks differ; the errors do not.
             assert plain.without(*TEXTS) == isolated.without(*TEXTS)
 
 

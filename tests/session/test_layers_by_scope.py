@@ -1,4 +1,4 @@
-"""``scope=``: what wider fixtures write is a layer under their tests, and goes with their node."""
+"""``scope=``: what wider fixtures write is a layer below their tests, until their node ends."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def names():
 
 @pytest.fixture
 def record(record: Record, process: str) -> Record:
-    # `process` is named for pytest 8.0, which would not see that the other one wants it. The plugin
-    # keeps a thread, and an ordinary user's process with a second one cannot go in and out.
+    # pytest 8.0 does not see that the overridden `record` needs `process`, unless it is named here.
+    # pytest-rerunfailures keeps a thread, and an ordinary user's process can enter and leave
+    # sandboxes only while it has one thread.
     return lambda *arguments: record("-pno:rerunfailures", *arguments)
 
 
@@ -83,7 +84,7 @@ def installed():
     write("installed", "module")
     os.remove(os.path.join(PLACE, "host"))
     yield "installed"
-    # The tests' writes are not here; one's own are.
+    # The fixture sees its own writes, and not those of the tests.
     assert names() == ["installed"] and read("installed") == "module"
 
 @pytest.mark.parametrize("number", range(3))
@@ -154,7 +155,7 @@ def test_uncaptured(overlay_root):
 
 
 def test_parametrized_wide_fixtures(pytester: pytest.Pytester, record: Record, home: Path) -> None:
-    """One parameter's instance ends in the sandbox that it began in, before the next begins."""
+    """A fixture ends in the sandbox that it began in, before it begins for the next parameter."""
     pytester.makepyfile(
         f"""{COMMON}
 pytestmark = pytest.mark.mountns(scope="module")

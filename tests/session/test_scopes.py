@@ -70,7 +70,7 @@ def test_state_of_a_test_does_not_reach_the_next(pytester: pytest.Pytester, reco
 def test_a_wider_fixture_first_asked_for_in_a_test(
     pytester: pytest.Pytester, record: Record
 ) -> None:
-    """It lives and dies in that test's process; each test that asks has one of its own."""
+    """It is set up and torn down in that test's process, for each test that asks for it."""
     pytester.makepyfile(
         """
         import os, pytest
@@ -121,8 +121,10 @@ def test_a_directory_descriptor_of_a_wider_fixture_leads_inside(
 def test_a_wider_fixture_finds_no_child_of_ours(
     pytester: pytest.Pytester, record: Record, upper: str
 ) -> None:
-    """Not the test process before it either, which may still be on its way out: a fixture may wait
-    for any child. With the next parameter it is set up again in the middle of its scope.
+    """A fixture may wait for any child, and sees no process of the plugin.
+
+    Nor does it see the process of the test before, which may still be ending. With the next
+    parameter the fixture is set up again in the middle of its scope.
     """
     pytester.makepyfile(
         f"""
@@ -161,8 +163,10 @@ def test_a_wider_fixture_finds_no_child_of_ours(
 
 
 def test_a_mount_made_by_a_wider_fixture_is_seen(pytester: pytest.Pytester) -> None:
-    """The mount table is read again when it changes; the fixture mounts in a namespace of its own
-    that the whole pytest process was started in.
+    """The mount table is read again when it changes.
+
+    The fixture mounts in a mount namespace of its own, in which the whole pytest process was
+    started.
     """
     if os.geteuid() != 0:
         pytest.skip("only root can mount")

@@ -1,6 +1,6 @@
 """PID namespaces: an init that reaps, and an end that nothing survives.
 
-That a process has ended is seen by the end of a pipe that all of them hold, not by waiting.
+All processes of a sandbox hold a pipe open; its end shows that they have ended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SECONDS = 20
 
 @dataclass
 class Started:
-    """The processes of a sandbox with a PID namespace: the waiter, and pipes to hear them by."""
+    """The processes of a sandbox with a PID namespace: the waiter, and pipes from the others."""
 
     waiter: int
     status: int
@@ -36,7 +36,7 @@ class Started:
     held: int
 
     def wait(self) -> tuple[int, str]:
-        """The wait status of the test process, and what it said; when all of them are gone."""
+        """Wait until all are gone. Returns the wait status of the test process, and its answer."""
         ended(self.held)
         os.waitpid(self.waiter, 0)
         with open(self.status, "rb") as status, open(self.said) as said:
@@ -69,7 +69,7 @@ def start(test: Callable[[], object], mode: Mode) -> Started:
             for fd in readers:
                 os.close(fd)
             die_with_parent(parent)
-            # Removed by a guard when this process ends.
+            # A guard removes it when this process ends.
             directory = DiskUppers().new() if plan.upper.medium == "disk" else None
             if mode == "user":
                 enter_user_namespace()
@@ -145,7 +145,7 @@ def test_the_exit_status_arrives(mode: Mode, code: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_the_signal_that_ended_the_test_arrives(mode: Mode, number: signal.Signals) -> None:
     def test() -> NoReturn:
-        # As PID 1 it would not die of the last two.
+        # As PID 1 it would not die of the last two signals (pid_namespaces(7)).
         os.kill(os.getpid(), number)
         pause_for_ever()
 
