@@ -1,4 +1,4 @@
-"""For every suite of the project: `pytester`, and what a machine must be able to do."""
+"""For every suite of the project: `pytester`, and marks for what a machine must be able to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ findings_key = pytest.StashKey[ProbeResult]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Once: what the tests start writes no bytecode, and would compile it all each time.
+    # Once here, because processes that tests start write no bytecode, and would compile each time.
     compileall.compile_dir(os.path.dirname(pytest_mountns.__file__), quiet=2)
     config.addinivalue_line("markers", "sandboxes: needs a machine that can isolate tests")
     config.addinivalue_line("markers", "layered: needs a kernel that takes uppers as lowers")
@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip by what was found out by trying, and say what failed."""
+    """Skip a test if this machine cannot do what its marks ask for, found out by trying."""
     wanted = {mark.name for mark in item.iter_markers()} & {
         *("sandboxes", "as_root", "layered", "binding", "limiting"),
     }

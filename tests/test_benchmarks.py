@@ -242,7 +242,7 @@ print(wait_for_orphans(60))
 
 
 def record(tests: int) -> str:
-    """As strace writes it: the machine's own namespace opened, and a sandbox for each test."""
+    """A trace as of strace: the host's namespace is opened, and a sandbox is made for each test."""
 
     def text(plain: str) -> str:
         return '"' + "".join(f"\\x{byte:02x}" for byte in plain.encode()) + '"'

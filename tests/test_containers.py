@@ -93,7 +93,7 @@ class Machine:
 
 
 def _file_mounts() -> None:
-    """As Docker's over /etc/hosts."""
+    """A file like those that Docker mounts over /etc/hosts."""
     for name in ("hosts", "resolv.conf", "hostname"):
         target = f"/etc/{name}"
         if os.path.isfile(target) and not os.path.islink(target):
@@ -130,7 +130,7 @@ def _in_an_overlay(go: Callable[[], str]) -> str:
 
 
 def _as_root_of_a_user_namespace(go: Callable[[], str]) -> str:
-    """Root there, nobody outside: rootless podman."""
+    """Root in it and an ordinary user outside, as with rootless podman."""
     uid, gid = os.geteuid(), os.getegid()
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
     syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
@@ -172,7 +172,7 @@ def _read_only_root() -> None:
 
 
 def _empty_tmp() -> None:
-    """But for what the tests run with, where that lies in there."""
+    """Mount an empty /tmp. What the tests need and lies below /tmp stays visible."""
     needed = {sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])}
     inside = [(path, os.open(path, os.O_PATH)) for path in needed if path.startswith("/tmp/")]
     mount_tmpfs("/tmp", "mode=1777")

@@ -14,7 +14,7 @@ from docs import draw
 from tests.helpers.pages import ROOT, Block, pages, read
 from tests.helpers.walk import walk
 
-#: Every test of an example runs in a sandbox, whatever the example says: it may write to /etc.
+#: Every test of an example is run in a sandbox, because examples write to /etc.
 GUARD = """
 import os
 import re
@@ -51,7 +51,7 @@ def test_example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, blo
             _write(pytester.path / other.words["file"], other.code)
     _write(pytester.path / "guard.py", GUARD)
     _write(pytester.path / "test_example.py", block.code)
-    # Unknown without the plugin: then nothing runs.
+    # The option is unknown without the plugin, so that nothing is run then.
     plugins = ["guard", "pytest_mountns.plugin", *block.words.get("plugins", "").split(",")]
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     result = pytester.runpytest_subprocess("--mountns", *(f"-p{name}" for name in plugins if name))
@@ -69,12 +69,12 @@ def test_words_of_comments_are_known() -> None:
 @pytest.mark.sandboxes
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_a_page_word_for_word(tmp_path: Path, page: str) -> None:
-    """Its files are written, its commands typed, and they say what it shows."""
+    """Its files are written and its commands typed; they print what the page shows."""
     home = tmp_path / "you"
     project = home / "greeter"
     project.mkdir(parents=True)
     (tmp_path / "temp").mkdir()
-    # Or the root directory of the run would be this checkout.
+    # Otherwise the root directory of the run would be this checkout.
     (project / "pytest.ini").touch()
     environment = {
         "HOME": str(home),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from .conftest import GUARD
+from tests.helpers.guard import GUARD
+from tests.helpers.recording import Record, Recorded
 
 pytestmark = pytest.mark.sandboxes
 
@@ -19,13 +19,10 @@ def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-Record = Callable[..., dict[str, Any]]
-
-
-def passes(recorded: dict[str, Any]) -> bool:
-    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
+def passes(recorded: Recorded) -> bool:
+    failed = recorded.not_passed
     assert not failed, failed
-    return bool(recorded["status"] == 0)
+    return bool(recorded.status == 0)
 
 
 @pytest.mark.as_root
@@ -245,9 +242,9 @@ def test_processes(pytester: pytest.Pytester, record: Record) -> None:
 def test_asked_for_too_late(pytester: pytest.Pytester, record: Record, fixture: str) -> None:
     pytester.makepyfile(f"def test_one(request): request.getfixturevalue({fixture!r})")
     recorded = record()
-    failed = next(e for e in recorded["events"] if e[0] == "report" and e[3] == "failed")
-    assert f"{fixture}: this test is not in a sandbox" in failed[6]
-    assert "Name the fixture" in failed[6]
+    failed = recorded.failed[0]
+    assert f"{fixture}: this test is not in a sandbox" in failed.text
+    assert "Name the fixture" in failed.text
 
 
 @pytest.mark.limiting
@@ -344,8 +341,8 @@ def test_an_ordinary_user_stays_one(pytester: pytest.Pytester, record: Record) -
 def test_what_cannot_be_written_is_explained(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile("def test_one(overlay_root): open('/usr/new', 'w')")
     recorded = record()
-    failed = next(e for e in recorded["events"] if e[0] == "report" and e[3] == "failed")
-    sections = dict(failed[7])
+    failed = recorded.failed[0]
+    sections = dict(failed.sections)
     assert "/usr/new" in sections["mountns"]
     assert "read-only" in sections["mountns"]
     assert "volume" in sections["mountns"]

@@ -73,7 +73,7 @@ def test_reporters_of_failures_are_asleep_too(pytester: pytest.Pytester) -> None
 
 @pytest.mark.sandboxes
 def test_a_session_that_isolates(pytester: pytest.Pytester) -> None:
-    """What keeps, audits, unpacks or shows is not loaded for it."""
+    """The modules for bundles, audits, layers and reports are not loaded for it."""
     pytester.makepyfile("def test(overlay_root): pass")
     found = _modules(pytester, "-p", "pytest_mountns.plugin")
     for name in (

@@ -1,4 +1,4 @@
-"""SIGKILL of pytest, at any moment: nothing is left."""
+"""SIGKILL of pytest at any moment leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.sandboxes
 
-#: Without the plugins that make a directory in any case.
+#: Without the plugins that always make a directory.
 COMMAND = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark")
 
 SUITE = """

@@ -1,4 +1,4 @@
-"""What leaks if nobody thinks of it: what a test does to the machine is not there afterwards.
+"""Ways to leak that are easily overlooked: nothing that a test does is left on the machine.
 
 Each suite checks in its tests that they are isolated before they do anything.
 """
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.no_mountns(reason="looks for what tests leave on the machine"),
 ]
 
-#: Before all of them. `keys` are those of the mark.
+#: The beginning of each suite. `keys` are those of the mark.
 HEAD = """
 import ctypes, os, signal, socket, subprocess, sys, time
 from pathlib import Path
@@ -59,7 +59,7 @@ def run(pytester: pytest.Pytester, keys: str, suite: str, *arguments: str) -> py
 
 
 def test_directories_that_were_open_lead_nowhere(pytester: pytest.Pytester, way: str) -> None:
-    """Opened by a wider fixture, on the host: fchdir() and dir_fd would lead back there."""
+    """A wider fixture opened them on the host: fchdir() and dir_fd would lead back there."""
     result = run(
         pytester,
         WAYS[way],
@@ -97,7 +97,7 @@ def test_it(directory, home_directory):
 
 
 def test_no_open_directory_leads_to_the_host(pytester: pytest.Pytester, way: str) -> None:
-    """Whatever descriptor there is, of the plugin as well."""
+    """None of the process's descriptors, those of the plugin included."""
     word = f"mountns-{secrets.token_hex(8)}"
     result = run(
         pytester,
@@ -195,7 +195,7 @@ def test_it():
 @pytest.mark.as_root
 def test_the_kernels_settings_are_read_only_to_root(pytester: pytest.Pytester, way: str) -> None:
     """/proc/sys, /proc/sysrq-trigger, /sys and the cgroups: of the whole machine."""
-    # What is written is what stands there already: harmless where this fails.
+    # It writes the value that is there already, which is harmless if it is let through.
     result = run(
         pytester,
         WAYS[way],

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 _PATIENCE = 30.0
-#: All of it takes minutes: docs/contributing.md.
+#: All of them take minutes: see docs/contributing.md.
 _ALL = "MOUNTNS_LEAKS" in os.environ
 COUNT = 1000 if _ALL else 200
 
@@ -41,7 +41,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def test_a_thousand_sandboxes(pytester: pytest.Pytester, way: str) -> None:
-    """Descriptors, mounts, children and memory of the session are no more than after 100."""
+    """Descriptors, mounts, children and memory are no more than after the first hundred tests."""
     pytester.makeconftest(
         f"""
         import gc, os
@@ -81,7 +81,7 @@ def test_it(number):
         if "FIGURES" in line
     ][::-1]
     assert after[:2] == before[:2]
-    # Those that are on their way out.
+    # Some helper processes may still be ending.
     assert after[2] < 20
     # Kibibytes. The terminal keeps reports; a sandbox would be far more.
     assert after[3] - before[3] < 20 * COUNT
@@ -117,7 +117,7 @@ def is_ours(pid):
 
 
 def test_a_fork_bomb_that_leaves_the_tree(pytester: pytest.Pytester, machine: Machine) -> None:
-    """Daemons: sessions of their own, signals ignored. With a PID namespace they end, too."""
+    """They are daemons that ignore signals. With a PID namespace they end as well."""
     pytester.makepyfile(
         HEAD.format(keys="pid=True")
         + """
@@ -146,7 +146,7 @@ def test_whoever_signals_all_it_sees_hits_only_its_own(
         HEAD.format(keys="pid=True")
         + """
 def test_it():
-    # Or this would be the end of the machine.
+    # Otherwise it would kill all processes of the machine.
     assert in_own_pid_namespace()
     assert max(int(name) for name in os.listdir("/proc") if name.isdigit()) < 100
     sleeper = subprocess.Popen(["sleep", "1000"])
@@ -174,7 +174,7 @@ def test_next():
 
 
 def test_a_memory_hog_within_its_limit(pytester: pytest.Pytester) -> None:
-    """What is written is limited by size=; what is allocated by the test's own rlimit."""
+    """size= limits what is written, and the test's own rlimit what is allocated."""
     result = run(
         pytester,
         "size='8m'",
@@ -242,7 +242,7 @@ def test_next():
 
 
 def test_descriptors_all_closed(pytester: pytest.Pytester, machine: Machine, way: str) -> None:
-    """Forked, the test fails. Inline, the way home was one of them: the session ends loudly."""
+    """Forked, the test fails. Inline, the session aborts: a descriptor to return by is closed."""
     pytester.makepyfile(
         HEAD.format(keys=WAYS[way])
         + """
@@ -334,7 +334,7 @@ def test_next():
 
 @pytest.mark.parametrize("pid", [False, True])
 def test_the_relay_is_garbled(pytester: pytest.Pytester, pid: bool) -> None:
-    """Every socket gets garbage; a frame is never waited for, and nothing is believed."""
+    """The test writes garbage to every socket: the plugin neither waits nor believes it."""
     result = run(
         pytester,
         f"pid={pid}",
@@ -380,7 +380,7 @@ def test_shut():
 def test_next():
     pass
 """,
-        # Its server has a socket as well.
+        # The server of pytest-rerunfailures has a socket as well.
         "-p",
         "no:rerunfailures",
     )
@@ -390,7 +390,7 @@ def test_next():
 
 
 def test_children_are_not_to_be_waited_for(pytester: pytest.Pytester, way: str) -> None:
-    """SIGCHLD is ignored, by a wider fixture: whoever waits gets ECHILD, or nothing at all."""
+    """A wider fixture ignores SIGCHLD: wait calls fail with ECHILD, or return nothing."""
     pytester.makeconftest(
         """
         import signal, pytest
@@ -517,7 +517,7 @@ def test_pytest_is_ended(
 def test_a_test_that_stops_itself(
     pytester: pytest.Pytester, machine: Machine, keys: str, end: str
 ) -> None:
-    """As without the plugin, pytest waits; a stopped process hears of Ctrl-C all the same."""
+    """Pytest waits for it as without the plugin, and Ctrl-C ends the stopped process."""
     pytester.makepyfile(
         f"""
         import os, signal, pytest
@@ -541,7 +541,7 @@ def _below(pid: int) -> list[int]:
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
-        # It has ended since it was found.
+        # The process has ended since it was found.
         return []
     found = [int(p) for p in text.split()]
     return found + [deeper for child in found for deeper in _below(child)]

@@ -1,4 +1,4 @@
-"""Network, host name, user, devices: what a test has of its own besides files and processes."""
+"""What a test has of its own besides files and processes: network, host name, user, devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.no_mountns(reason="asks for what is the machine's"),
 ]
 
-#: A test that asks for a process of its own gets one in both.
+#: The two ways to isolate. A test that asks for a process of its own gets one in both.
 PROCESSES = ["fork", "inline"]
 
 
@@ -86,7 +86,7 @@ def test_network_without_the_right_to_administrate_one(pytester: pytest.Pytester
 
 
 def test_ports_of_the_host_are_free(pytester: pytest.Pytester, process: str) -> None:
-    """Two tests of which each wants the port that a program of the host has."""
+    """Two tests each want the port that a program of the host has."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -154,7 +154,7 @@ def test_host_name(pytester: pytest.Pytester, process: str) -> None:
 
 
 def test_fake_root(pytester: pytest.Pytester, process: str) -> None:
-    """Of an ordinary user. Root is root already, and its own."""
+    """An ordinary user is shown as root. Root stays root."""
     result = run(
         pytester,
         process,

@@ -84,7 +84,7 @@ def test_the_sdist_can_be_tested(built: list[Path]) -> None:
 
 
 def test_metadata(built: list[Path]) -> None:
-    """Of the wheel: the page of the index shows README, where links cannot be relative."""
+    """The wheel's description is README, whose links cannot be relative on the index's page."""
     (wheel,) = built[0].glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("METADATA"))

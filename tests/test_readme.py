@@ -1,4 +1,4 @@
-"""What README shows is what is there."""
+"""What README shows exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`root=` and `layers=` of the marker: what a test stands on."""
+"""`root=` and `layers=` of the marker: the root filesystem that a test runs on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import lzma
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,8 @@ from tests.helpers.archives import (
     packed,
     symlink,
 )
-
-from .conftest import GUARD, Recorded
+from tests.helpers.guard import GUARD
+from tests.helpers.recording import Record
 
 pytestmark = pytest.mark.sandboxes
 
@@ -76,7 +75,7 @@ def image(kind: str, place: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["layout", "oci-archive", "docker-save"])
 def test_an_image_as_a_root(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], cache: Path, kind: str
+    pytester: pytest.Pytester, record: Record, cache: Path, kind: str
 ) -> None:
     source = image(kind, pytester.path)
     pytester.makeconftest(GUARD)
@@ -111,7 +110,7 @@ def test_an_image_as_a_root(
             os.unlink("/data/new")
             os.mkdir("/data/directory")
             open("/added", "w").close()
-            # Already gone, and not ours to report.
+            # It is gone already, and that is no error of this test.
             open("/etc/gone", "w").close()
             os.unlink("/etc/gone")
             expected = {{
@@ -140,15 +139,13 @@ def test_an_image_as_a_root(
         """
     )
     recorded = record()
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
     assert len(list((cache / "layers").iterdir())) == 2
     assert not list((cache / "partial").iterdir())
 
 
 @pytest.mark.parametrize("packer", ["gz", "xz", "zst"])
-def test_a_compressed_tar_as_a_root(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], packer: str
-) -> None:
+def test_a_compressed_tar_as_a_root(pytester: pytest.Pytester, record: Record, packer: str) -> None:
     if packer == "zst":
         zstandard = pytest.importorskip("zstandard")
         data = zstandard.ZstdCompressor().compress(BASE)
@@ -165,7 +162,7 @@ def test_a_compressed_tar_as_a_root(
         """
     )
     recorded = record()
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
 
 
 def tree(place: Path, **files: str) -> str:
@@ -176,7 +173,7 @@ def tree(place: Path, **files: str) -> str:
     return str(place)
 
 
-def test_a_directory_as_a_root(pytester: pytest.Pytester, record: Callable[..., Recorded]) -> None:
+def test_a_directory_as_a_root(pytester: pytest.Pytester, record: Record) -> None:
     tree(pytester.path / "rootfs", etc__name="directory")
     pytester.makepyfile(
         """
@@ -193,13 +190,13 @@ def test_a_directory_as_a_root(pytester: pytest.Pytester, record: Callable[..., 
     )
     pytester.mkdir("kept")
     recorded = record()
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
     assert (pytester.path / "rootfs/etc/name").read_text() == "directory"
     assert sorted(os.listdir(pytester.path / "rootfs")) == ["etc"]
     assert (pytester.path / "kept/file").read_text() == "kept"
 
 
-def test_a_minimal_root(pytester: pytest.Pytester, record: Callable[..., Recorded]) -> None:
+def test_a_minimal_root(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile(
         """
         import errno, os, pwd, socket, subprocess, sys
@@ -237,21 +234,17 @@ def test_a_minimal_root(pytester: pytest.Pytester, record: Callable[..., Recorde
         """
     )
     recorded = record()
-    outcomes = {
-        event[1].rpartition("::")[2]: event[3]
-        for event in recorded["events"]
-        if event[0] == "report" and event[2] == "call"
-    }
+    outcomes = {report.name: report.outcome for report in recorded.reports if report.when == "call"}
     assert outcomes == {
         "test_python_and_nothing_else": "passed",
         "test_the_project_is_read_only": "passed",
         "test_everything_else_is_writable": "passed",
         "test_what_is_needed_besides_is_a_volume": "passed",
         "test_an_undeclared_dependency": "failed",
-    }, recorded["out"]
+    }, recorded.out
 
 
-def test_layers_on_the_host(pytester: pytest.Pytester, record: Callable[..., Recorded]) -> None:
+def test_layers_on_the_host(pytester: pytest.Pytester, record: Record) -> None:
     tree(pytester.path / "one", etc__mountns_layer="one", usr__share__mountns_layer__file="one")
     (pytester.path / "two.tar").write_bytes(
         archive(
@@ -293,15 +286,13 @@ def test_layers_on_the_host(pytester: pytest.Pytester, record: Callable[..., Rec
         """
     )
     recorded = record()
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
     assert sorted(os.listdir("/etc")) == before
     assert (pytester.path / "one/etc/mountns_layer").read_text() == "one"
 
 
 @pytest.mark.parametrize("count", [100, 490])
-def test_many_layers(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], count: int
-) -> None:
+def test_many_layers(pytester: pytest.Pytester, record: Record, count: int) -> None:
     for number in range(count):
         tree(pytester.path / str(number), **{f"etc__mountns_layer_{number}": str(number)})
     pytester.makepyfile(
@@ -316,10 +307,10 @@ def test_many_layers(
         """
     )
     recorded = record()
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
 
 
-def test_layers_on_other_roots(pytester: pytest.Pytester, record: Callable[..., Recorded]) -> None:
+def test_layers_on_other_roots(pytester: pytest.Pytester, record: Record) -> None:
     tree(pytester.path / "one", etc__name="one", opt__deep__file="one")
     image("layout", pytester.path)
     pytester.makepyfile(
@@ -343,14 +334,12 @@ def test_layers_on_other_roots(pytester: pytest.Pytester, record: Callable[..., 
         """
     )
     recorded = record()
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
 
 
 @pytest.mark.layered
 @pytest.mark.parametrize("root", ["host", "minimal", "image"])
-def test_wider_fixtures_write_on_them(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], root: str
-) -> None:
+def test_wider_fixtures_write_on_them(pytester: pytest.Pytester, record: Record, root: str) -> None:
     tree(pytester.path / "one", etc__mountns_layer="one")
     image("layout", pytester.path)
     pytester.makepyfile(
@@ -376,16 +365,14 @@ def test_wider_fixtures_write_on_them(
         """
     )
     recorded = record()
-    if "it has" in recorded["out"] and "threads" in recorded["out"]:
+    if "it has" in recorded.out and "threads" in recorded.out:
         pytest.skip("an ordinary user's process cannot settle here")
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
     assert not os.path.exists("/etc/mountns_layer")
 
 
 @pytest.mark.parametrize("root", ["host", "minimal", "image"])
-def test_other_keys_work_in_them(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], root: str
-) -> None:
+def test_other_keys_work_in_them(pytester: pytest.Pytester, record: Record, root: str) -> None:
     tree(pytester.path / "one", etc__mountns_layer="one")
     image("layout", pytester.path)
     pytester.makepyfile(
@@ -422,11 +409,11 @@ def test_other_keys_work_in_them(
         """
     )
     recorded = record()
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
 
 
 def test_a_dead_test_says_what_it_changed(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], process: str
+    pytester: pytest.Pytester, record: Record, process: str
 ) -> None:
     if process == "inline":
         pytest.skip("there it takes the session with it")
@@ -448,7 +435,7 @@ def test_a_dead_test_says_what_it_changed(
             os._exit(3)
         """
     )
-    out = record()["out"]
+    out = record().out
     for root in ("host", "minimal", "image"):
         assert f" one\n+{root}\n" in out
     assert out.count("modified    mountns_layer") == 3
@@ -456,9 +443,7 @@ def test_a_dead_test_says_what_it_changed(
 
 @pytest.mark.layered
 @pytest.mark.parametrize("root", ["host", "minimal", "image"])
-def test_layers_can_be_added(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], root: str
-) -> None:
+def test_layers_can_be_added(pytester: pytest.Pytester, record: Record, root: str) -> None:
     one = tree(pytester.path / "one", etc__mountns_layer="one", etc__mountns_both="one")
     two = pytester.path / "two.tar"
     two.write_bytes(
@@ -519,11 +504,10 @@ def test_layers_can_be_added(
         """
     )
     recorded = record()
-    outcomes = [event[3] for event in recorded["events"] if event[0] == "report"]
-    assert outcomes.count("failed") == 1, recorded["out"]
-    section = recorded["out"].partition("filesystem changes")[2]
-    assert "added       mountns_own" in section, recorded["out"]
-    assert "modified    mountns_two" in section, recorded["out"]
+    assert len(recorded.failed) == 1, recorded.out
+    section = recorded.out.partition("filesystem changes")[2]
+    assert "added       mountns_own" in section, recorded.out
+    assert "modified    mountns_two" in section, recorded.out
 
 
 MALFORMED = {
@@ -545,7 +529,7 @@ MALFORMED = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_archives(
     pytester: pytest.Pytester,
-    record: Callable[..., Recorded],
+    record: Record,
     cache: Path,
     process: str,
     case: str,
@@ -569,26 +553,22 @@ def test_malformed_archives(
         """
     )
     recorded = record()
-    reports = {
-        event[1].rpartition("::")[2]: event
-        for event in recorded["events"]
-        if event[0] == "report" and event[2] == "setup"
-    }
+    reports = {report.name: report for report in recorded.reports if report.when == "setup"}
     for name in ("test_root", "test_layer"):
-        assert reports[name][3] == "failed"
-        text = reports[name][6]
+        assert reports[name].outcome == "failed"
+        text = reports[name].text
         assert text.startswith(f"mountns: use {pytester.path}/bad.tar as a layer")
         assert "likely cause: " in text
         assert "remedy: " in text
         assert words in text
         assert "Traceback" not in text
-    assert reports["test_beside"][3] == "passed"
+    assert reports["test_beside"].outcome == "passed"
     assert not list((cache / "layers").glob("*"))
     assert not list((cache / "partial").glob("*"))
 
 
 def test_a_layer_with_a_wrong_digest(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], cache: Path
+    pytester: pytest.Pytester, record: Record, cache: Path
 ) -> None:
     layout = Layout()
     layout.image([(BASE, BASE)], diff_ids=[f"sha256:{'0' * 64}"])
@@ -603,12 +583,12 @@ def test_a_layer_with_a_wrong_digest(
         """
     )
     recorded = record()
-    assert recorded["status"] == 1
-    assert "does not have the digest" in recorded["out"]
+    assert recorded.status == 1
+    assert "does not have the digest" in recorded.out
     assert not list((cache / "layers").glob("*"))
 
 
-def test_one_image_of_several(pytester: pytest.Pytester, record: Callable[..., Recorded]) -> None:
+def test_one_image_of_several(pytester: pytest.Pytester, record: Record) -> None:
     layout = Layout()
     layout.image([(BASE, BASE)], name="repo/old:1")
     layout.image([(BASE, BASE), (ABOVE, ABOVE)], name="new")
@@ -631,12 +611,12 @@ def test_one_image_of_several(pytester: pytest.Pytester, record: Callable[..., R
         """
     )
     recorded = record()
-    assert recorded["out"].count("there are several images in it: repo/old:1, new") >= 1
-    pytester_outcomes = [e[3] for e in recorded["events"] if e[0] == "report" and e[2] == "call"]
-    assert pytester_outcomes == ["passed", "passed"], recorded["out"]
+    assert recorded.out.count("there are several images in it: repo/old:1, new") >= 1
+    outcomes = [report.outcome for report in recorded.reports if report.when == "call"]
+    assert outcomes == ["passed", "passed"], recorded.out
 
 
-def test_what_is_not_there(pytester: pytest.Pytester, record: Callable[..., Recorded]) -> None:
+def test_what_is_not_there(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -646,7 +626,7 @@ def test_what_is_not_there(pytester: pytest.Pytester, record: Callable[..., Reco
             pass
         """
     )
-    out = record()["out"]
+    out = record().out
     assert f"mountns: use {pytester.path}/nowhere as a layer" in out
     assert "there is nothing of that name" in out
 
@@ -678,7 +658,7 @@ def test_values_that_make_no_sense(
 
 
 def test_workers_share_what_is_unpacked(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], cache: Path
+    pytester: pytest.Pytester, record: Record, cache: Path
 ) -> None:
     pytest.importorskip("xdist")
     image("oci-archive", pytester.path)
@@ -694,7 +674,7 @@ def test_workers_share_what_is_unpacked(
         """
     )
     recorded = record("-n2")
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
     assert len(list((cache / "layers").iterdir())) == 2
     owners = {path.lstat().st_uid for path in cache.rglob("*")}
     assert owners == {os.geteuid()}
@@ -702,7 +682,7 @@ def test_workers_share_what_is_unpacked(
 
 def test_long_unpacking_is_shown(pytester: pytest.Pytester, process: str, cache: Path) -> None:
     image("oci-archive", pytester.path)
-    # What takes long is for the test to say.
+    # Any time counts as long here.
     pytester.makeconftest("from pytest_mountns.session import progress; progress._LONG = 0.0")
     pytester.makepyfile(
         """
@@ -725,7 +705,7 @@ def test_long_unpacking_is_shown(pytester: pytest.Pytester, process: str, cache:
 
 
 def test_the_cache_can_be_pruned_afterwards(
-    pytester: pytest.Pytester, record: Callable[..., Recorded], cache: Path
+    pytester: pytest.Pytester, record: Record, cache: Path
 ) -> None:
     image("layout", pytester.path)
     pytester.makepyfile(
@@ -745,7 +725,7 @@ def test_the_cache_can_be_pruned_afterwards(
         """
     )
     recorded = record()
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
     program = "from pytest_mountns.cli.main import main; main()"
     command = [sys.executable, "-c", program, "cache", "ls", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The page that says what is promised names, for each promise, tests that are there."""
+"""The security page names tests for each promise, and these tests exist."""
 
 from __future__ import annotations
 

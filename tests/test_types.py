@@ -1,4 +1,4 @@
-"""The public names, to those who check types: an example without objections, and a wrong one."""
+"""The public names under type checkers: an example without errors, and one with errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _check(checker: str, file: Path, home: Path) -> subprocess.CompletedProcess[
     command: Sequence[str] = CHECKERS[checker]
     if importlib.util.find_spec(checker) is None:
         pytest.skip(f"{checker} is not installed")
-    # By default it passes over directories with a dot, as the one that tests lie in.
+    # By default it ignores directories whose name begins with a dot, such as the tests' basetemp.
     settings = {"include": ["."], "exclude": ["nothing"], "typeCheckingMode": "strict"}
     (file.parent / "pyrightconfig.json").write_text(json.dumps(settings))
     # pyright's package fetches the checker itself when it is first used.
@@ -51,7 +51,7 @@ def _check(checker: str, file: Path, home: Path) -> subprocess.CompletedProcess[
 
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_typed_example(tmp_path: Path, checker: str) -> None:
-    # Away from the checkout and its settings: what is checked is what is installed.
+    # Outside of the checkout and its settings, so that the installed package is checked.
     shutil.copy(EXAMPLE, tmp_path)
     done = _check(checker, tmp_path / EXAMPLE.name, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -188,7 +188,7 @@ def processes_with(mark: str) -> list[int]:
 @pytest.mark.parametrize("pid", [[], ["--pid"]])
 def test_what_it_leaves_running(tmp_path: Path, pid: list[str]) -> None:
     mark = f"86400.{os.getpid()}"
-    # Their output would keep whoever reads it waiting.
+    # Otherwise they would hold the output open, and its reader would wait for them.
     shown = sh(f"(setsid sleep {mark} &) > /dev/null 2>&1; exit 5", *pid, cwd=tmp_path)
     assert shown.returncode == 5
     assert processes_with(mark) == []
@@ -226,7 +226,7 @@ def test_killed(tmp_path: Path, pid: list[str]) -> None:
         assert process.stdout.readline() == "ready\n"
         process.kill()
         process.wait()
-        # Whoever has it open is alive still.
+        # It ends when no process has the output open any more.
         assert process.stdout.read() == ""
     deadline = time.monotonic() + 60
     while processes_with(mark) and time.monotonic() < deadline:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.helpers.terminals import without_tally
-
-Record = Callable[..., dict[str, Any]]
+from tests.helpers.recording import Record
+from tests.helpers.terminals import without_summary
 
 
 @pytest.mark.parametrize(
@@ -141,10 +138,10 @@ def test_a_volume_that_is_not_there(pytester: pytest.Pytester, record: Record) -
         """
     )
     recorded = record()
-    failed = next(e for e in recorded["events"] if e[0] == "report" and e[3] == "failed")
-    assert failed[2] == "setup"
-    assert "there is no /no/such/directory" in failed[6]
-    assert "mkdir -p" in failed[6]
+    failed = recorded.failed[0]
+    assert failed.when == "setup"
+    assert "there is no /no/such/directory" in failed.text
+    assert "mkdir -p" in failed.text
 
 
 def test_markers_are_listed_with_their_keys(pytester: pytest.Pytester) -> None:
@@ -179,7 +176,7 @@ def test_nearest_mark_wins_key_by_key(pytester: pytest.Pytester, record: Record)
             assert size() == 8 << 20
         """
     )
-    assert record()["status"] == 0
+    assert record().status == 0
 
 
 @pytest.mark.sandboxes
@@ -197,12 +194,12 @@ def test_who_is_isolated(pytester: pytest.Pytester, record: Record) -> None:
         def test_kept_out(): assert os.getpid() == HOME
         """
     )
-    assert record()["status"] == 0
+    assert record().status == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVERY", "1")
-        assert record("--mountns")["status"] == 0
+        assert record("--mountns").status == 0
         pytester.makeini("[pytest]\nmountns = true")
-        assert record()["status"] == 0
+        assert record().status == 0
 
 
 def test_turned_off_is_skipped_never_bare(pytester: pytest.Pytester, record: Record) -> None:
@@ -216,9 +213,9 @@ def test_turned_off_is_skipped_never_bare(pytester: pytest.Pytester, record: Rec
         """
     )
     recorded = record("--no-mountns", "-rs")
-    assert recorded["status"] == 0
-    assert "1 passed, 2 skipped" in recorded["out"]
-    assert "--no-mountns" in recorded["out"]
+    assert recorded.status == 0
+    assert "1 passed, 2 skipped" in recorded.out
+    assert "--no-mountns" in recorded.out
 
 
 @pytest.mark.sandboxes
@@ -238,7 +235,7 @@ def test_volume_option_is_for_every_sandbox(
         def test_two(): assert (TARGET / "written").read_text() == "by a test"
         """
     )
-    assert record(f"--mountns-volume={source}:{Path.home() / 'shown'}")["status"] == 0
+    assert record(f"--mountns-volume={source}:{Path.home() / 'shown'}").status == 0
     assert (source / "written").read_text() == "by a test"
 
 
@@ -247,7 +244,7 @@ def test_header(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_one(): pass")
     assert "mountns: every test" in pytester.runpytest_subprocess("--mountns").stdout.str()
     assert "mountns: off" in pytester.runpytest_subprocess("--no-mountns").stdout.str()
-    assert "mountns:" not in without_tally(pytester.runpytest_subprocess().stdout.str())
+    assert "mountns:" not in without_summary(pytester.runpytest_subprocess().stdout.str())
 
 
 def test_bad_marks_reach_an_xdist_user(pytester: pytest.Pytester) -> None:

@@ -70,7 +70,7 @@ def test_precedence(pytester: pytest.Pytester) -> None:
         "named": f"fork {M} ['/tmp/default', '/tmp/profile']",
         "both": f"fork {3 * M} ['/tmp/default', '/tmp/profile', '/tmp/marker']",
     }
-    # The command line is nearer than a profile, and a mark's profile than the command line's.
+    # The command line wins over a profile, and a mark's profile over that of the command line.
     options = ("-s", "--mountns-profile=inline", "--mountns-volume=.:/tmp/option")
     assert lines(pytester.runpytest_subprocess(*options)) == {
         "plain": f"inline {9 * M} ['/tmp/default', '/tmp/option']",

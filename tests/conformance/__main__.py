@@ -130,7 +130,7 @@ def as_user(name: str, options: argparse.Namespace) -> int:
             command += ["--json", str(results)]
         environ = clean_environ(os.environ)
         environ.update(HOME=user.pw_dir, USER=name, LOGNAME=name, SHELL=user.pw_shell)
-        # Root's own directories are of no use to them; bytecode would go into the copy.
+        # They cannot use root's directories, and bytecode would be written into the copy.
         environ.update(PATH="/usr/local/bin:/usr/bin:/bin", PYTHONDONTWRITEBYTECODE="1")
         done = subprocess.run(
             command,

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 Kind = Literal["unexpected", "allowed", "exdev"]
 
-# Less than the recorder keeps: where it cuts depends on the length of what `normal` takes out.
+# Less than the recorder keeps, because it cuts before `normal` shortens the text.
 COMPARED = 18_000
 
 EXDEV = ("Invalid cross-device link", "[Errno 18]")
@@ -177,7 +177,7 @@ def normal(text: str) -> str:
     # those an isolated test does not see.
     text = re.sub(r"(/pytest/[^/\s]*?)\d+(?=[/\s'\")]|$)", r"\1", text)
     text = re.sub(r"(<Dir [^\s>]*?)\d+>", r"\1>", text)
-    # Rulers of pytest are as long as the line leaves room.
+    # pytest's rulers fill the line.
     text = re.sub(r"([-=_])\1*", r"\1", text)
     text = re.sub(r"\d+\.\d+ ?s\b", "0s", text)
     return re.sub(r"\d{4,}", "0", text)
@@ -249,7 +249,7 @@ def classify(
 ) -> Kind:
     if any(fnmatchcase(nodeid, pattern) for pattern in allowed):
         return "allowed"
-    # Looked for in the whole test: what it reports next differs for the same reason.
+    # In any report of the test, because the following reports differ for the same reason.
     if exdev and says_exdev(isolated, nodeid) and not says_exdev(plain, nodeid):
         return "exdev"
     return "unexpected"

@@ -32,7 +32,7 @@ RECORDER_MODULE = "mountns_conformance_recorder"
 RECORD = "MOUNTNS_CONFORMANCE_RECORD"
 """The same in recorder.py."""
 
-# Of the caller's environment, what would make a run here and one there differ.
+# Variables of the caller's environment that would make runs differ between machines.
 DROPPED = ("CI", "BUILD_NUMBER", "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME")
 DROPPED_PREFIXES = ("PYTEST_", "COV_", "COVERAGE_", "GITHUB_", "VIRTUAL_ENV", "PYENV_", "XDG_")
 
@@ -163,7 +163,7 @@ class Workshop:
             partial = directory.with_name(f"{directory.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            # Only this one as source: for its build requirements a wheel is as good.
+            # Only the suite itself as source; its build requirements may be wheels.
             self.environment("tools").pip(
                 "download",
                 "--no-deps",

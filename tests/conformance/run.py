@@ -81,7 +81,7 @@ class Bench:
         environ["VIRTUAL_ENV"] = str(self.environment.path)
         environ["PATH"] = f"{self.environment.bin}{os.pathsep}{environ.get('PATH', os.defpath)}"
         environ[fetch.RECORD] = str(record)
-        # Or sets come out in another order in each run.
+        # Otherwise the order of sets would differ from run to run.
         environ["PYTHONHASHSEED"] = "0"
         return environ
 
@@ -130,7 +130,7 @@ def run_suite(
     if plain_only:
         isolated, isolated_seconds, left = plain, None, trace.Trace([], [])
     else:
-        # A section of its own is the one thing that a failing test is meant to have more.
+        # The only thing that a failing test is meant to have in addition is the plugin's section.
         options = ["--mountns", "--mountns-unavailable=error", "--mountns-changes=none"]
         if process != "fork":
             options.append(f"--mountns-process={process}")

@@ -1,4 +1,4 @@
-"""As whom, and with which system calls, a sandbox is made."""
+"""The users and the mount APIs that sandboxes are made with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers import worlds
 
 @pytest.fixture(params=["root", "user"])
 def mode(request: pytest.FixtureRequest) -> worlds.Mode:
-    """Root's sandboxes and an ordinary user's; what cannot be made here is skipped."""
+    """Root's sandboxes and an ordinary user's. Skips what cannot be made here."""
     chosen = cast(worlds.Mode, request.param)
     worlds.skip_unless(chosen)
     return chosen

@@ -1,4 +1,4 @@
-"""Let every system call of entering, leaving and the relay fail in every way it may.
+"""Let every system call of entering, leaving and the channel fail in every way it may.
 
 A run is recorded first: what a test on its way calls. Then each of these calls fails once with each
 errno. Whatever happens, the test must not run un-isolated, the session goes on with a test that
@@ -20,7 +20,7 @@ from typing import Final
 
 from .run import GOOD, Outcome, Runner, Way, all_cases, sample
 
-#: Root that has to use a user namespace is an ordinary user to the engine.
+#: To the engine, root that has to use a user namespace is an ordinary user.
 _USER: Final = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
 _LETTERS: Final = {"works": "w", "named": "n", "died": "d", "aborted": "a", "not reached": "."}
 
@@ -87,7 +87,7 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
     for outcome in outcomes:
         site, name = outcome.case
         letter = _LETTERS.get(outcome.kind, "X") if outcome.kind in GOOD else "X"
-        # One line for the calls of one place: the worst of them is shown.
+        # All calls of one place share a line, which shows the worst of them.
         row = sites.setdefault(site.rpartition(" ")[0], {})
         row[name] = max(row.get(name, ""), letter, key=".wndaX".find)
     width = max(map(len, sites), default=0)

@@ -15,17 +15,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tests.conformance.fetch import CHECKOUT
 
 from . import shim, suite
+from .events import Called, Event, Failed, Over, Report, Target, from_line
 
-#: A session that says nothing for so long hangs.
+#: A session that writes nothing for so many seconds is taken to hang.
 PATIENCE: Final = 60.0
-#: What may come of a fault. The others are defects.
+#: The outcomes that a fault may have. Any other is a defect.
 GOOD: Final = ("works", "named", "died", "aborted", "not reached")
-#: Of the stack that faulthandler shows; what is said before may be captured.
+#: From the stack that faulthandler shows. The message before it may be captured.
 _NO_RETURN: Final = " in give_up"
 _LEFT_AT_HOME: Final = ".mountns-faults-left"
 
@@ -72,18 +73,18 @@ class Runner:
         self._files = sorted(path.name for path in self._project.iterdir())
 
     def record(self) -> list[str]:
-        """The sites that one test on its way calls, in the order of their first call."""
-        # Of two, the second one's: what is made once in a session is there already.
+        """The sites that one test calls, in the order of their first call."""
+        # Of two tests, that of the second: what is made once in a session is there by then.
         events, status = self._session([("", "")] * 2)
         if status != 0:
-            said = [event for event in events if event[0] == "report"]
+            said = [event for event in events if isinstance(event, Report)]
             raise RuntimeError(f"{self._way.name}: the suite fails without any fault: {said}")
-        second = max(index for index, event in enumerate(events) if event[0] == "target")
-        called = [event[1] for event in events[second:] if event[0] == "called"]
+        second = max(index for index, event in enumerate(events) if isinstance(event, Target))
+        called = [event.site for event in events[second:] if isinstance(event, Called)]
         return list(dict.fromkeys(called))
 
     def try_all(self, cases: Sequence[Case]) -> Iterator[Outcome]:
-        """What comes of each. A session that a fault ends is followed by one for the rest."""
+        """The outcome of each case. After a session that a fault ends, another tries the rest."""
         rest = list(cases)
         while rest:
             events, status = self._session(rest)
@@ -93,19 +94,19 @@ class Runner:
                 yield outcome
             rest = rest[done:]
 
-    def _session(self, cases: Sequence[Case]) -> tuple[list[list[Any]], int | None]:
+    def _session(self, cases: Sequence[Case]) -> tuple[list[Event], int | None]:
         listed = self._place / "cases.json"
         listed.write_text(json.dumps(cases))
         self._record.unlink(missing_ok=True)
         self._record.touch()
-        # One after the other: what a fault has left meets the next test.
+        # Each is followed by another test, which meets what the fault has left.
         order = ["test_it.py::test_first"]
         order += [
             f"test_it.py::{name}[{number}]"
             for number in range(len(cases))
             for name in ("test_target", "test_after")
         ]
-        # With the last one the module ends, and what is kept for its tests is let go of.
+        # With the last one the module ends, and what is held for its tests is released.
         order.append("test_it.py::test_last")
         arguments = self._place / "arguments"
         arguments.write_text("\n".join(order))
@@ -140,7 +141,7 @@ class Runner:
             )
             status = self._wait(process)
         lines = self._record.read_text().splitlines()
-        return [json.loads(line) for line in lines], status
+        return [from_line(line) for line in lines], status
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int | None:
         """The exit status; None for a session that hangs, and is ended here."""
@@ -159,44 +160,48 @@ class Runner:
                 return None
 
     def _judge(
-        self, cases: Sequence[Case], events: list[list[Any]], status: int | None
+        self, cases: Sequence[Case], events: list[Event], status: int | None
     ) -> Iterator[Outcome]:
         """One outcome for each case that was begun."""
-        begun = [index for index, event in enumerate(events) if event[0] == "target"]
+        begun = [index for index, event in enumerate(events) if isinstance(event, Target)]
         if not begun:
             raise RuntimeError(f"no test was begun; see {self._place}/output")
         usual: list[Counter[str]] = []
         for count, start in enumerate(begun):
             last = count == len(begun) - 1
             part = events[start : None if last else begun[count + 1]]
-            over = [event for event in part if event[0] == "over"]
+            over = [event for event in part if isinstance(event, Over)]
             if len(over) < 2:
                 output = self._output()
                 ended = "hang" if status is None else "the session ended"
-                # Who cannot go back where he came from must not go on.
+                # A process that cannot return to the host must not go on.
                 yield Outcome(cases[count], "aborted" if _NO_RETURN in output else ended, output)
                 return
             yield self._verdict(cases[count], part, over, usual)
-            usual = _most(usual, over[1][2:])
+            usual = _most(usual, over[1])
 
     def _verdict(
-        self, case: Case, part: list[list[Any]], over: list[list[Any]], usual: list[Counter[str]]
+        self, case: Case, part: list[Event], over: list[Over], usual: list[Counter[str]]
     ) -> Outcome:
         reports = {
-            name: [event for event in part if event[0] == "report" and event[1].startswith(name)]
+            name: [
+                event for event in part if isinstance(event, Report) and event.test.startswith(name)
+            ]
             for name in ("test_target", "test_after")
         }
-        text = "\n".join(event[4] for event in reports["test_target"] if event[3] != "passed")
-        after = [event for event in reports["test_after"] if event[3] != "passed"]
+        text = "\n".join(
+            report.text for report in reports["test_target"] if report.outcome != "passed"
+        )
+        after = [report for report in reports["test_after"] if report.outcome != "passed"]
         left = self._left()
         if left or "NOT ISOLATED" in text or "NOT FRESH" in text:
             return Outcome(case, "NOT ISOLATED", f"{left} {text}")
         if after or not reports["test_after"]:
             return Outcome(case, "the next test fails", str(after))
-        if more := _more(usual, over[1][2:]):
+        if more := _more(usual, over[1]):
             # Descriptors, mounts and files of the pytest process.
             return Outcome(case, "something is left", f"{more} {text}")
-        if not any(event[0] == "failed" for event in part):
+        if not any(isinstance(event, Failed) for event in part):
             return Outcome(case, "not reached")
         if not text:
             return Outcome(case, "works")
@@ -207,7 +212,7 @@ class Runner:
         return Outcome(case, "a bare error", text)
 
     def _left(self) -> list[str]:
-        """What the tests have written, where it must not be seen; removed here."""
+        """The files of tests that can be seen on the host, where none may be. Removes them."""
         found = []
         for path in (Path.home() / _LEFT_AT_HOME, *self._project.iterdir()):
             if path.name not in self._files and path.exists() and path.name != "__pycache__":
@@ -219,19 +224,18 @@ class Runner:
         return (self._place / "output").read_text(errors="replace")[-20_000:]
 
 
-def _counted(state: list[Any]) -> list[Counter[str]]:
-    descriptors, mounts, files = state
-    return [Counter(descriptors), Counter({"mounts": mounts}), Counter(files)]
+def _counted(state: Over) -> list[Counter[str]]:
+    return [Counter(state.descriptors), Counter({"mounts": state.mounts}), Counter(state.files)]
 
 
-def _most(usual: list[Counter[str]], now: list[Any]) -> list[Counter[str]]:
-    """What there was at any time: what is kept for the next tests may be dropped and made anew."""
+def _most(usual: list[Counter[str]], now: Over) -> list[Counter[str]]:
+    """The most that there was at any time. What is held for later tests may be made anew."""
     counted = _counted(now)
     return [old | new for old, new in zip(usual, counted, strict=True)] if usual else counted
 
 
-def _more(usual: list[Counter[str]], now: list[Any]) -> list[str]:
-    """What is there now and never was before."""
+def _more(usual: list[Counter[str]], now: Over) -> list[str]:
+    """What is there now and was not there at any time before."""
     pairs = zip(usual, _counted(now), strict=True) if usual else ()
     return [name for old, new in pairs for name in (new - old).elements()]
 
@@ -261,7 +265,7 @@ def all_cases(sites: Sequence[str], names: Sequence[str] = ()) -> list[Case]:
 
 
 def sample(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
-    """Some, each site as likely as any other."""
+    """A number of cases by chance, with each site as likely as any other."""
     shuffled = list(cases)
     random.Random(seed).shuffle(shuffled)
     first: dict[str, Case] = {}

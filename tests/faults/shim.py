@@ -1,13 +1,13 @@
 """A pytest plugin that lets system calls of the plugin under test fail: ``-p tests.faults.shim``.
 
-It stands where the calls are made: the functions of the engine's one room for system calls, those
-of ``os`` and of sockets, ``open``. Only calls that pytest_mountns makes are touched, and only
-while a test of :mod:`.suite` is on its way that says so. What there is to let fail is found by
-recording a run, not known here.
+It replaces the functions that make calls: those of ``engine/linux/syscalls.py``, of ``os`` and of
+sockets, and ``open``. Only calls that pytest_mountns makes are touched, and only while a
+``test_target`` of :mod:`.suite` is run. Which calls there are to let fail is found by recording a
+run, and is not listed here.
 
-Told by the environment: MOUNTNS_FAULTS_CASES (a JSON list of [site, errno]; the tests' number is
-the index), MOUNTNS_FAULTS_RECORD (a file: what was called, what was made to fail, what came of
-it; one JSON list a line).
+The environment says what to do. MOUNTNS_FAULTS_CASES names a file with a JSON list of [site,
+errno], of which each test takes the one at its number. MOUNTNS_FAULTS_RECORD names the file that
+:mod:`.events` are written to.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ import pytest
 from pytest_mountns.engine.linux import syscalls, untouched
 from pytest_mountns.engine.linux.errors import SyscallError
 
+from .events import Called, Event, Failed, Over, Report, Target, to_line
+
 CASES: Final = "MOUNTNS_FAULTS_CASES"
 RECORD: Final = "MOUNTNS_FAULTS_RECORD"
 
 _PACKAGE: Final = "pytest_mountns"
-#: Called by the package on behalf of it.
+#: Modules that call what the package asks for; the caller above them is looked at.
 _BETWEEN: Final = frozenset(
     ("contextlib", "genericpath", "os", "pathlib", "posixpath", "shutil", "socket", "tempfile")
 )
-#: They do not fail, or answer a question only.
+#: Calls that do not fail, or only answer a question.
 _NEVER: Final = frozenset(
     (
         *("_exit", "abort", "close", "cpu_count", "fspath", "get_inheritable", "getcwd", "getegid"),
@@ -94,7 +96,7 @@ def errnos(site: str) -> tuple[str, ...]:
 
 
 def is_engines(site: str) -> bool:
-    """Whether it is a call of the engine's own room for system calls."""
+    """Whether it is a call of ``engine/linux/syscalls.py``."""
     return site.split(" ")[1] in _ENGINE
 
 
@@ -124,8 +126,8 @@ class Shim:
     counts: Counter[str] = field(default_factory=Counter)
     write: Callable[[int, bytes], int] = os.write
 
-    def say(self, *content: object) -> None:
-        self.write(self.record, json.dumps(content).encode() + b"\n")
+    def say(self, event: Event) -> None:
+        self.write(self.record, to_line(event))
 
     def arm(self, index: int) -> None:
         self.site, name = self.cases[index] if index < len(self.cases) else ("", "")
@@ -147,9 +149,9 @@ class Shim:
         self.counts[place] += 1
         site = f"{place} {self.counts[place]}"
         if not self.site:
-            self.say("called", site)
+            self.say(Called(site))
         elif site == self.site:
-            self.say("failed", self.site, self.number)
+            self.say(Failed(self.site, self.number))
             if call in _ENGINE:
                 raise SyscallError(self.number, f"{call}()")
             raise OSError(self.number, os.strerror(self.number))
@@ -199,34 +201,34 @@ class Plugin:
         shim = self._shim
         found = re.fullmatch(r"test_target\[(\d+)\]", item.name)
         if found:
-            shim.say("target", int(found[1]))
+            shim.say(Target(int(found[1])))
             shim.arm(int(found[1]))
         try:
             return (yield)
         finally:
             shim.armed = False
             if os.getpid() == self._home:
-                shim.say("over", item.name, *_state())
+                shim.say(_over(item.name))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if os.getpid() == self._home and (report.when == "call" or not report.passed):
             name = report.nodeid.rpartition("::")[2]
-            self._shim.say("report", name, report.when, report.outcome, report.longreprtext)
+            self._shim.say(Report(name, str(report.when), report.outcome, report.longreprtext))
 
 
-def _state() -> tuple[list[str], int, list[str]]:
-    """Of this process: what its descriptors are of, how many mounts, its directory."""
+def _over(test: str) -> Over:
+    """The end of ``test``, with the state of this process."""
     with open("/proc/self/mountinfo", "rb") as file:
         mounts = file.read().count(b"\n")
     opened = []
     for name in os.listdir("/proc/self/fd"):
-        # But for that of the listing itself.
+        # The descriptor of the listing itself is gone by now.
         with contextlib.suppress(FileNotFoundError):
             link = os.readlink(f"/proc/self/fd/{name}")
             # The pages of a process are pinned after some tests, and by one descriptor.
             if link != "anon_inode:[io_uring]":
                 opened.append(re.sub(r"\d+", "N", link))
-    return sorted(opened), mounts, sorted(os.listdir("."))
+    return Over(test, sorted(opened), mounts, sorted(os.listdir(".")))
 
 
 # Before the plugin is configured: its modules are imported then, and take `open` along.
@@ -236,7 +238,7 @@ def pytest_configure(config: pytest.Config) -> None:
         cases = [(site, name) for site, name in json.load(file)]
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     fd = os.open(os.environ[RECORD], flags, 0o644)
-    # Out of the way of what is counted and closed.
+    # A number that no test counts or closes.
     record = os.dup2(fd, 900, inheritable=False)
     os.close(fd)
     shim = Shim(cases, record)

@@ -45,7 +45,7 @@ def test_target(number, overlay_root, bind_volume):
             action()
         except SandboxError as error:
             errors.append(str(error))
-            # Wherever that has left this process: not outside.
+            # Wherever this process is after that, it must not be outside of a sandbox.
             (HERE / "left").write_text("x")
     if errors:
         pytest.fail("\\n".join(errors), pytrace=False)

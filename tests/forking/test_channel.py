@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.helpers.recording import Record, Recorded
 
 pytestmark = pytest.mark.sandboxes
 
 PLAIN, ISOLATED = "-pno:mountns", "--mountns"
 
-Record = Callable[..., dict[str, Any]]
 
-
-def _events(recorded: dict[str, Any]) -> list[str]:
-    return [re.sub(r"0x[0-9a-f]+", "0x", str(event[:8])) for event in recorded["events"]]
+def _events(recorded: Recorded) -> list[str]:
+    events = recorded.without("keywords", "context", "properties")
+    return [re.sub(r"0x[0-9a-f]+", "0x", str(event)) for event in events]
 
 
 def test_reports_that_cannot_be_pickled(pytester: pytest.Pytester, record: Record) -> None:
@@ -60,10 +59,10 @@ def test_reports_that_cannot_be_pickled(pytester: pytest.Pytester, record: Recor
         recorded = record(option, "-rA", "--junitxml=out.xml")
         xml = (pytester.path / "out.xml").read_text()
         xml = re.sub(r'(time|timestamp|hostname)="[^"]*"', "", xml)
-        # Its class has become that of a text.
+        # In the isolated run a text stands in for the object.
         events = [event.replace("'Text'", "'str'") for event in _events(recorded)]
-        summary = re.sub(r"in [\d.]+s", "", recorded["out"].partition("short test summary")[2])
-        # pytest puts the begin of a text there, and of another object nothing.
+        summary = re.sub(r"in [\d.]+s", "", recorded.out.partition("short test summary")[2])
+        # pytest shows the beginning of a text there, and nothing of another object.
         lines = [line for line in summary.splitlines() if "::test_text" not in line]
         runs.append((events, xml, lines))
     assert runs[1] == runs[0]
@@ -89,7 +88,7 @@ def test_properties_that_cannot_be_pickled(pytester: pytest.Pytester, record: Re
     )
     properties = []
     for option in (PLAIN, ISOLATED):
-        assert record(option, "--junitxml=out.xml")["status"] == 0
+        assert record(option, "--junitxml=out.xml").status == 0
         xml = (pytester.path / "out.xml").read_text()
         xml = re.sub(' time="[^"]*"', "", xml[xml.index("<properties>") :])
         properties.append(re.sub("0x[0-9a-f]+", "0x", xml))
@@ -115,10 +114,10 @@ def test_one_directory_for_temporary_files(pytester: pytest.Pytester, record: Re
             print("BASE", wide.parent)
         """
     )
-    out = record(ISOLATED, "-s")["out"]
+    out = record(ISOLATED, "-s").out
     bases = set(re.findall("BASE (.*)", out))
     assert len(bases) == 1, out
-    # The parent's own, which is kept as in a plain run.
+    # The directory of the parent, which stays there as after a plain run.
     assert Path(bases.pop()).is_dir()
 
 
@@ -167,4 +166,4 @@ def test_another_plugin_that_forks(pytester: pytest.Pytester, record: Record) ->
     )
     recorded = record(ISOLATED, "-Wignore")
     assert not (pytester.path / "bare").exists()
-    assert [e for e in recorded["events"] if e[0] == "report"], recorded["out"]
+    assert recorded.reports, recorded.out

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.helpers.recording import Record
 
 pytestmark = pytest.mark.sandboxes
 
 FAILURES = (Path(__file__).parents[1] / "suites" / "wider_failures.py").read_text()
 PLAIN, ISOLATED = "-pno:mountns", "--mountns"
-
-Record = Callable[..., dict[str, Any]]
 
 
 def test_a_live_server(pytester: pytest.Pytester, record: Record) -> None:
@@ -48,11 +46,11 @@ def test_a_live_server(pytester: pytest.Pytester, record: Record) -> None:
                 assert answer.read() == b"/%d" % number
         """
     )
-    # What it logs to standard error is of the test in a plain run, and of the parent otherwise.
+    # What the server logs belongs to the test in a plain run, and to the parent in an isolated one.
     options = ("-Werror", "--show-capture=no", "-pno:cacheprovider")
     plain, isolated = (record(option, *options) for option in (PLAIN, ISOLATED))
-    assert isolated["status"] == plain["status"] == 0, isolated["out"]
-    assert [e[:4] for e in isolated["events"]] == [e[:4] for e in plain["events"]]
+    assert isolated.status == plain.status == 0, isolated.out
+    assert isolated.outline == plain.outline
 
 
 def test_threads_that_log(pytester: pytest.Pytester) -> None:
@@ -90,7 +88,7 @@ def test_threads_that_log(pytester: pytest.Pytester) -> None:
         """
     )
     command = [sys.executable, "-m", "pytest", ISOLATED, "-q", "--log-file=x.log"]
-    # Without end if it blocks.
+    # If it blocks, it does so for ever.
     done = subprocess.run(
         command, cwd=pytester.path, capture_output=True, text=True, timeout=120, check=False
     )
@@ -105,8 +103,8 @@ def test_what_fails_in_wider_fixtures_is_reported_once(
     pytester.makepyfile(FAILURES)
     options = (f"-W{filter_}", "-pno:cacheprovider")
     plain, isolated = (record(option, *options) for option in (PLAIN, ISOLATED))
-    # Not their text: as errors they show pytest's own stack, in which some frames are others.
-    assert [e[:4] for e in isolated["events"]] == [e[:4] for e in plain["events"]]
+    # Without their text: as errors they show pytest's own stack, where some frames differ.
+    assert isolated.outline == plain.outline
 
 
 def test_processes_of_wider_fixtures_can_be_asked_after(
@@ -152,4 +150,4 @@ def test_processes_of_wider_fixtures_can_be_asked_after(
     )
     for option in (PLAIN, ISOLATED):
         # Python 3.12 warns of forks where threads are: multiprocessing's, not ours.
-        assert record(option, "-Wignore", "-pno:cacheprovider")["status"] == 0
+        assert record(option, "-Wignore", "-pno:cacheprovider").status == 0

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-pytestmark = pytest.mark.sandboxes
+from tests.helpers.recording import Record
 
-Record = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.sandboxes
 
 
 @pytest.mark.parametrize("method", ["signal", "thread"])
@@ -34,13 +31,10 @@ def test_timeout_ends_the_test_and_not_the_session(
         """
     )
     recorded = record(f"--timeout-method={method}")
-    reports = [
-        (e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"
-    ]
-    assert ("test_slow", "call", "failed") in reports
-    assert ("test_slow_function", "call", "failed") in reports
-    assert ("test_next", "call", "passed") in reports
-    said = recorded["out"] + recorded["err"]
+    assert recorded.outcomes["test_slow", "call"] == "failed"
+    assert recorded.outcomes["test_slow_function", "call"] == "failed"
+    assert recorded.outcomes["test_next", "call"] == "passed"
+    said = recorded.out + recorded.err
     assert said.count("def the_line_that_waits(): time.sleep(60)") >= 2, said
 
 
@@ -62,7 +56,7 @@ def test_a_timeout_counts_from_the_begin_of_the_test(
             assert 40 < timer.interval < 59.1
         """
     )
-    assert record()["status"] == 0
+    assert record().status == 0
 
 
 def test_the_timer_of_a_wider_fixture(pytester: pytest.Pytester, record: Record) -> None:
@@ -80,8 +74,8 @@ def test_the_timer_of_a_wider_fixture(pytester: pytest.Pytester, record: Record)
         """
     )
     recorded = record("--timeout-method=signal")
-    assert "Timeout" in recorded["out"]
-    assert recorded["status"] == 1
+    assert "Timeout" in recorded.out
+    assert recorded.status == 1
 
 
 def test_faulthandler_timeout(pytester: pytest.Pytester, record: Record) -> None:
@@ -97,10 +91,10 @@ def test_faulthandler_timeout(pytester: pytest.Pytester, record: Record) -> None
         """
     )
     recorded = record()
-    assert recorded["status"] == 0
-    assert recorded["err"].count("in wait_here") == 2
-    assert "in test_one" in recorded["err"]
-    assert "passage.py" not in recorded["err"].partition("in test_one")[0]
+    assert recorded.status == 0
+    assert recorded.err.count("in wait_here") == 2
+    assert "in test_one" in recorded.err
+    assert "pytest_mountns" not in recorded.err.partition("in test_one")[0]
 
 
 def test_thread_pools_of_wider_fixtures_work_in_tests(
@@ -134,7 +128,7 @@ def test_thread_pools_of_wider_fixtures_work_in_tests(
                 assert list(pool.map(abs, [1, -2, 3])) == [1, 2, 3]
         """
     )
-    assert record()["status"] == 0
+    assert record().status == 0
 
 
 def test_garbage_collection_sees_what_a_plain_run_sees(
@@ -155,4 +149,4 @@ def test_garbage_collection_sees_what_a_plain_run_sees(
             assert gc.get_freeze_count() == 0
         """
     )
-    assert record()["status"] == 0
+    assert record().status == 0

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", help="where to work; default: a temporary directory")
     parser.add_argument("--keep", default="fuzz-failures", help="where inputs that fail are kept")
     options = parser.parse_args(arguments)
-    # A reader that asks for more would take it from the machine.
+    # A reader must not be able to use up the machine's memory.
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
     signal.signal(signal.SIGALRM, _alarm)
     with tempfile.TemporaryDirectory(dir=options.work) as place:

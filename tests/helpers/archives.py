@@ -1,4 +1,4 @@
-"""Archives as tests need them: well made, and made wrong on purpose.
+"""Archives for tests: some are well made, others are malformed on purpose.
 
 Members are put together by :func:`member` from bytes, not by the code under test, and not by
 :mod:`tarfile`, which refuses to write most of what an attacker would.
@@ -31,7 +31,7 @@ def member(
     checksum: bytes | None = None,
     pax: dict[str, bytes] | None = None,
 ) -> bytes:
-    """A header and its content; ``pax`` puts an extended header in front."""
+    """A member: its header and content. ``pax`` puts an extended header in front of it."""
     name = name.encode() if isinstance(name, str) else name
     link = link.encode() if isinstance(link, str) else link
     block = b"".join(
@@ -58,11 +58,12 @@ def member(
 
 
 def extended(content: bytes, kind: bytes = b"x") -> bytes:
-    """An extended header of any content."""
+    """An extended header with this content, which need not be well formed."""
     return member("PaxHeaders/x", content, kind=kind)
 
 
 def records(values: dict[str, bytes]) -> bytes:
+    """The records of an extended header, pax(1)."""
     parts = []
     for key, value in values.items():
         rest = b" " + key.encode() + b"=" + value + b"\n"
@@ -74,33 +75,39 @@ def records(values: dict[str, bytes]) -> bytes:
 
 
 def archive(*members: bytes) -> bytes:
+    """A whole archive of these members."""
     return b"".join(members) + END
 
 
 def directory(name: str, mode: int = 0o755) -> bytes:
+    """A member that is a directory."""
     return member(name, kind=b"5", mode=mode)
 
 
 def symlink(name: str, target: str) -> bytes:
+    """A member that is a symbolic link."""
     return member(name, kind=b"2", link=target, mode=0o777)
 
 
 def hardlink(name: str, target: str) -> bytes:
+    """A member that is a hard link."""
     return member(name, kind=b"1", link=target)
 
 
 def sha256(data: bytes) -> str:
+    """The digest of ``data``, as images name it."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 class Layout:
-    """An OCI image layout being put together, by the specification."""
+    """An OCI image layout that is being put together, as the image specification describes it."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
         self.manifests: list[dict[str, Any]] = []
 
     def blob(self, data: bytes, media_type: str) -> dict[str, Any]:
+        """Add a blob. Returns its descriptor."""
         digest = sha256(data)
         self.files[f"blobs/{digest.replace(':', '/')}"] = data
         return {"mediaType": media_type, "digest": digest, "size": len(data)}
@@ -113,7 +120,10 @@ class Layout:
         platform: dict[str, str] | None = None,
         diff_ids: list[str] | None = None,
     ) -> dict[str, Any]:
-        """An image of layers, each as it is stored and as it is uncompressed."""
+        """Add an image of layers, each given as it is stored and as it is uncompressed.
+
+        Returns the descriptor of its manifest.
+        """
         tar = "application/vnd.oci.image.layer.v1.tar"
         document = {
             "os": "linux",
@@ -138,13 +148,16 @@ class Layout:
         return descriptor
 
     def json(self, document: object, media_type: str) -> dict[str, Any]:
+        """Add a blob that is a JSON document. Returns its descriptor."""
         return self.blob(json.dumps(document).encode(), media_type)
 
     def all_files(self) -> dict[str, bytes]:
+        """The content of each file of the layout, by its path."""
         index = {"schemaVersion": 2, "manifests": self.manifests}
         return {**self.files, "index.json": json.dumps(index).encode()}
 
     def write(self, place: Path) -> Path:
+        """Write the layout into the directory ``place``, and return that."""
         for name, data in self.all_files().items():
             file = place / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -152,11 +165,12 @@ class Layout:
         return place
 
     def archive(self) -> bytes:
+        """The layout as a tar archive."""
         return packed(self.all_files())
 
 
 def packed(files: dict[str, bytes]) -> bytes:
-    """Files as a tar archive, by the standard library."""
+    """These files as a tar archive that the standard library has made."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, data in files.items():

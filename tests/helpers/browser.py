@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools protocol by a pair of pipes."""
+"""A headless Chromium that is driven by its DevTools protocol over a pair of pipes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-
 
 
 def find_browser() -> str | None:
+    """The path of a browser, None if there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """One page; ``requests`` is what it has asked for, ``errors`` what its scripts have raised."""
+    """One page that is open in a browser."""
 
     def __init__(self, write: int, read: int) -> None:
         self._write = write
@@ -30,11 +31,13 @@ class Page:
         self._buffer = b""
         self._number = 0
         self._session = ""
+        #: The URLs that the page has asked for.
         self.requests: list[str] = []
+        #: What its scripts have raised, and the errors in the browser's log.
         self.errors: list[str] = []
 
     def open(self, url: str) -> None:
-        """Load it, to the end."""
+        """Load ``url`` and wait until it is loaded."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
@@ -45,16 +48,18 @@ class Page:
             pass
 
     def evaluate(self, script: str) -> Any:
-        """The value of an expression."""
+        """The value of a JavaScript expression."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def screenshot(self, file: Path) -> None:
+        """Write what is visible to a PNG file."""
         data = self.call("Page.captureScreenshot", format="png")["data"]
         file.write_bytes(base64.b64decode(data))
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Call a method of the protocol. Returns its result."""
         self._number += 1
         message: dict[str, object] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -86,21 +91,22 @@ class Page:
 
 @contextmanager
 def browse(browser: str) -> Iterator[Page]:
-    """A browser with an empty profile, ended afterwards; it leaves nothing behind."""
-    # A test's own directory has too long a name for the sockets that it makes.
+    """Start a browser with an empty profile; end it and remove its files afterwards."""
+    # It makes sockets in there. A path of a socket is short (unix(7)), and that of a test's own
+    # directory would be too long.
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
         yield from _browse(browser, profile)
 
 
 def _browse(browser: str, profile: str) -> Iterator[Page]:
-    # It writes next to its profile, too: caches and crash reports at home, sockets in TMPDIR.
+    # It also writes outside of its profile: caches and crash reports to HOME, sockets to TMPDIR.
     places = dict.fromkeys(("HOME", "TMPDIR"), profile)
     environment = {name: text for name, text in os.environ.items() if not name.startswith("XDG_")}
     to_browser, write = os.pipe()
     read, from_browser = os.pipe()
 
     def place() -> None:
-        # The numbers that --remote-debugging-pipe stands for.
+        # --remote-debugging-pipe reads from descriptor 3 and writes to 4.
         copies = [os.dup(to_browser), os.dup(from_browser)]
         for number, fd in enumerate(copies, 3):
             os.dup2(fd, number)

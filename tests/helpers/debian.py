@@ -1,4 +1,4 @@
-"""Debian of another release than the one of this machine, from the network."""
+"""Another release of Debian than that of this machine, from the network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 MIRROR = "http://deb.debian.org/debian"
+#: By the version of this machine's Debian.
 RELEASES = {"12": "trixie", "13": "bookworm"}
 
-#: What tests of it need.
+#: The marks of tests that need it.
 MARKS = [
     pytest.mark.as_root,
     pytest.mark.skipif(
@@ -25,12 +26,15 @@ MARKS = [
 
 
 def bootstrap(root: Path, *packages: str) -> None:
-    """A minimal system in a new directory, and these packages. Skips if that cannot be."""
+    """Install a minimal system with these packages into a new directory.
+
+    Skips the test if that is not possible.
+    """
     here = Path("/etc/debian_version")
     version = here.read_text().partition(".")[0].strip() if here.exists() else ""
     release = RELEASES.get(version, "bookworm")
     include = [f"--include={','.join(packages)}"] if packages else []
-    # What it mounts in the root is gone with its namespace.
+    # What debootstrap mounts in the root goes away with its mount namespace.
     done = subprocess.run(
         [
             *("unshare", "--mount", "--propagation", "private"),

@@ -21,20 +21,21 @@ PAGE: Final = CHECKOUT / "docs" / "doctor.md"
 
 
 def said(environment: Environment) -> list[str]:
-    """What the doctor prints there, without what is of this machine only."""
+    """What the doctor prints in the environment, without what is true of this machine only."""
     findings = environment.run(examine)
     assert isinstance(findings, ProbeResult)
     first, *rest = lines(findings)
     first = re.sub(r"(Linux \d+\.\d+)[^, ]*", r"\1", first)
     if environment.name.startswith("docker"):
         return [first, *rest]
-    # Of what has made the environment, or of an image that this machine was made from.
+    # They come from what imitates the environment, or from the image of this machine.
     for trace in (", seccomp filter" * environment.imitates, ", in a docker container"):
         first = first.replace(trace, "")
     return [first, *rest]
 
 
 def section() -> Iterator[str]:
+    """The lines of the page's section, one heading and one block for each environment."""
     for environment in ENVIRONMENTS:
         yield f"### {environment.title}"
         yield ""
@@ -45,6 +46,7 @@ def section() -> Iterator[str]:
 
 
 def main(page: Path = PAGE) -> int:
+    """Print the section and write it into the page."""
     found = list(section())
     print("\n".join(found))
     write("environments", found[:-1], page)

@@ -1,8 +1,8 @@
-"""Places in which sandboxes cannot be made, or not all of them, each in a process of its own.
+"""Environments that cannot make some or all sandboxes, each in a process of its own.
 
-The refusals are the kernel's: by its settings, missing capabilities, or a seccomp filter with the
-answers that are known of that place. Used by the tests of the doctor, and by
-``python -m tests.helpers.doctor`` for its page.
+The kernel itself refuses: because of its settings, of missing capabilities, or of a seccomp filter
+that answers as is known of that environment. The tests of the doctor use them, and
+``python -m tests.helpers.doctor`` for the doctor's page.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ _DOCKERS: Final = frozenset((0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
 
 @dataclass(frozen=True)
 class Environment:
-    """``title``: for the page. ``needs``: whose sandboxes the machine must be able to make.
-
-    ``imitates``: the seccomp filter stands for something else. ``prepare``: as for ``in_world``.
-    """
+    """One environment, and how to get into it."""
 
     name: str
+    #: The heading on the page.
     title: str
+    #: Whose sandboxes the machine must be able to make.
     needs: Mode
+    #: Makes the environment around the calling process and calls the action in it.
     enter: Callable[[Callable[[], object]], object]
+    #: Whether a seccomp filter stands for something else, which the doctor cannot see.
     imitates: bool = False
+    #: Called before with the privileges to mount, as by :func:`in_world`.
     prepare: Callable[[], object] = lambda: None
 
     def run(self, action: Callable[[], object]) -> object:
-        """Call ``action`` there."""
+        """Call ``action`` in the environment. Returns its result."""
         return in_world(lambda: self.enter(action), self.needs, self.prepare)
 
 
 def drop_capabilities(gone: frozenset[int]) -> None:
-    """From all sets, as ``setpriv --bounding-set`` does, and container engines."""
+    """Drop capabilities from all sets, as ``setpriv --bounding-set`` and container engines do."""
     _, permitted, inheritable = syscalls.capget()
     syscalls.capset(permitted, permitted, inheritable)
     for number in gone:
@@ -58,11 +60,12 @@ def drop_capabilities(gone: frozenset[int]) -> None:
 
 
 def drop_sys_admin() -> None:
+    """Drop CAP_SYS_ADMIN."""
     drop_capabilities(frozenset((CAP_SYS_ADMIN,)))
 
 
 def forbid_user_namespaces() -> None:
-    """In a user namespace of our own, whose limit is ours to set."""
+    """Enter a user namespace, and set its limit of user namespaces to none."""
     enter_user_namespace()
     write("/proc/sys/user/max_user_namespaces", "0")
     drop_user_capabilities()
@@ -77,7 +80,7 @@ def _docker(action: Callable[[], object]) -> object:
 
 
 def _docker_with_sys_admin(action: Callable[[], object]) -> object:
-    # The seccomp profile lets those through that have the capability; AppArmor's does not.
+    # With the capability the seccomp profile allows these calls, but AppArmor's profile does not.
     mounts = refuse(("mount", "umount2", "fsmount", "move_mount", "mount_setattr"), errno.EACCES)
     install([*mounts, Refusal("pivot_root", errno.EPERM)])
     return action()
@@ -89,13 +92,14 @@ def _set_apparmors_sysctl() -> None:
 
 
 def _apparmor(action: Callable[[], object]) -> object:
-    # The namespace is made, without any capability in it: the first write of a map is refused.
+    # AppArmor lets the namespace be made, but gives no capability in it, so that the first write
+    # of a map is refused. Here no namespace is made at all, and that write is refused as well.
     install([Refusal("unshare", 0, syscalls.CLONE_NEWUSER)])
     return action()
 
 
 def _apparmor_late(action: Callable[[], object]) -> object:
-    # Where the maps may be written, what needs a capability is refused next.
+    # Where the maps may be written, the next call that needs a capability is refused.
     install([Refusal("unshare", errno.EPERM, syscalls.CLONE_NEWNS)])
     return action()
 

@@ -1,4 +1,4 @@
-"""Bundles as tests look at them, and the command as its users run it."""
+"""Read bundles, and run the command ``pytest-mountns`` as its users do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pytest_mountns.engine.layers.streams import CHUNK, Section, Stream, decompr
 
 
 def program() -> str:
-    """The command of this environment."""
+    """The path of the command in this environment. Skips the test if it is not installed."""
     found = Path(sys.executable).with_name("pytest-mountns")
     if not found.exists():
         pytest.skip("the package's commands are not installed")
@@ -28,7 +28,7 @@ def program() -> str:
 def command(
     *arguments: str, cwd: Path | None = None, text: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run it to its end, with ``text`` as its input."""
+    """Run the command to its end, with ``text`` as its input."""
     return subprocess.run(
         [program(), *arguments],
         cwd=cwd,
@@ -42,18 +42,18 @@ def command(
 
 
 def bundles(directory: Path) -> list[Path]:
-    """Those in a directory, by name."""
+    """The bundles in a directory, sorted by name."""
     return sorted(path.parent for path in directory.glob("*/repro.json"))
 
 
 def document(bundle: Path) -> dict[str, Any]:
-    """Its ``repro.json``."""
+    """The content of the bundle's ``repro.json``."""
     found: dict[str, Any] = json.loads((bundle / "repro.json").read_text())
     return found
 
 
 def members(bundle: Path, layer: str = "layer") -> dict[str, bytes | None]:
-    """Names in a layer, and the content of files."""
+    """The names in a layer of the bundle, and the content of those that are files."""
     (path,) = bundle.glob(f"{layer}.tar.*")
     with open(path, "rb") as file:
         section = Section(file.fileno(), 0, path.stat().st_size)

@@ -1,4 +1,7 @@
-"""What runs of pytest leave behind: processes, by a word in their environment; mounts; files."""
+"""Finds what runs of pytest leave behind: processes, mounts and files.
+
+Processes are found by a word in their environment.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-#: What everything that a run has started has in its environment.
+#: A variable in the environment of everything that a run starts.
 VARIABLE: Final = "MOUNTNS_LEFTOVERS"
-#: Without the plugins that make a directory in any case.
+#: pytest, without the plugins that always make a directory.
 COMMAND: Final = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark")
 _PATIENCE: Final = 30.0
 
@@ -26,7 +29,7 @@ def marked(word: str) -> list[int]:
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            # Of a zombie it is empty.
+            # It is empty for a zombie.
             with contextlib.suppress(OSError):
                 variables = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
                 if f"{VARIABLE}={word}".encode() in variables:
@@ -35,7 +38,7 @@ def marked(word: str) -> list[int]:
 
 
 def state(pid: int) -> str:
-    """One letter, proc_pid_stat(5); "" of a process that is gone."""
+    """The state of a process, one letter as in proc_pid_stat(5); "" if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -48,9 +51,11 @@ def _listed(place: Path) -> list[str]:
 
 @dataclass
 class Machine:
-    """A home and a temporary directory for runs of pytest, and all that must not change."""
+    """A home and a temporary directory for runs of pytest, and the state that must not change."""
 
+    #: The directory that holds both.
     place: Path
+    #: The value of :data:`VARIABLE`, by which the processes are found.
     word: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
@@ -60,15 +65,17 @@ class Machine:
 
     @property
     def home(self) -> Path:
+        """The home directory of the runs."""
         return self.place / "home"
 
     @property
     def tmp(self) -> Path:
+        """The directory for temporary files of the runs."""
         return self.place / "tmp"
 
     @property
     def environ(self) -> dict[str, str]:
-        # HOME of an ordinary user is not changed where Python needs what lies there.
+        """The environment of the runs."""
         return {
             **os.environ,
             VARIABLE: self.word,
@@ -83,9 +90,9 @@ class Machine:
 
     @contextlib.contextmanager
     def running(self, arguments: Sequence[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
-        """A pytest, its output in a pipe; killed when the context ends."""
+        """Start pytest with its output in a pipe. It is killed when the context ends."""
         process = subprocess.Popen(
-            # It keeps a thread, and an ordinary user's inline tests would be forked.
+            # pytest-rerunfailures keeps a thread; an ordinary user's inline tests would be forked.
             [*COMMAND, "-q", "-p", "no:rerunfailures", *arguments],
             cwd=cwd,
             env=self.environ,
@@ -103,7 +110,10 @@ class Machine:
                 process.stdout.close()
 
     def left(self) -> str:
-        """What is there that was not; "" if there is nothing, now or soon. Processes are killed."""
+        """Describe what was not there before; "" if nothing is left.
+
+        What is left is given some time to go away. Processes that stay are killed.
+        """
         deadline = time.monotonic() + _PATIENCE
         while (alive := marked(self.word)) or self._now() != self._before:
             if time.monotonic() > deadline:

@@ -1,9 +1,9 @@
-"""The way of somebody new, word for word: ``python -m tests.helpers.newcomer``, as root.
+"""Follow the documentation as a new user would: ``python -m tests.helpers.newcomer``, as root.
 
-Makes a Debian root with debootstrap and walks the tutorial and README in it, as an ordinary user
-who is new there and then as root: every file is written, every command typed, ``pip install
-pytest-mountns`` included, which installs the wheel of this checkout. Exit status 1 if something is
-printed that the pages do not show.
+Makes a Debian root with debootstrap and follows the tutorial and README in it, as an ordinary user
+and then as root. Every file is written and every command is typed, also ``pip install
+pytest-mountns``, which installs the wheel of this checkout. The exit status is 1 if a command
+prints something that the pages do not show.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ PACKAGES: Final = "python3,python3-venv"
 PAGES: Final = ("docs/tutorial.md", "README.md")
 MIRROR: Final = "http://deb.debian.org/debian"
 
-#: Into the root for good: a chroot has no user namespaces, and no root that could be left.
+#: Makes the directory the root of a mount namespace. A chroot would not do: user namespaces cannot
+#: be made in one (user_namespaces(7), EPERM).
 ENTER: Final = """
 set -e
 mount --bind "$1" "$1"
@@ -45,7 +46,7 @@ exec "$@"
 
 
 def debian(place: Path, release: str) -> None:
-    """A root at ``place``, unless there is one."""
+    """Make a root at ``place``, unless there is one already."""
     if not (place / "usr/bin/python3").exists():
         debootstrap = ("debootstrap", "--variant=minbase", f"--include={PACKAGES}")
         _run(["unshare", "--mount", *debootstrap, release, place, MIRROR])
@@ -54,7 +55,7 @@ def debian(place: Path, release: str) -> None:
 
 
 def wheels(place: Path, root: Path) -> None:
-    """This checkout and all that it needs, for the Python that is there."""
+    """Collect wheels of this checkout and of its dependencies, for the Python in ``root``."""
     version = ("chroot", root, "python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')")
     python = subprocess.check_output(version, text=True).strip()
     place.mkdir(parents=True)
@@ -66,7 +67,10 @@ def wheels(place: Path, root: Path) -> None:
 
 
 def newcomer(root: Path, user: str, home: str) -> bool:
-    """Walk the pages as this user; say what is not as they show it."""
+    """Follow the pages as this user, and print what differs from them.
+
+    Returns whether there were commands, and all printed what the pages show.
+    """
     shell = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
     shell += ["bash", "-c", ENTER, "enter", str(root)]
     shell += ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "bash", "-c"]
@@ -99,6 +103,7 @@ def _run(command: Sequence[str | Path]) -> None:
 
 
 def main() -> int:
+    """Make the root, and follow the pages in it."""
     parser = argparse.ArgumentParser(prog="python -m tests.helpers.newcomer", description=__doc__)
     parser.add_argument("--root", type=Path, help="a Debian root to use, or to make and keep")
     parser.add_argument("--release", default="trixie", help="which Debian (trixie)")

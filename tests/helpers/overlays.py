@@ -32,6 +32,7 @@ libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 
 
 def checked(result: int, what: str) -> None:
+    """Raise :class:`OSError` with errno if the result of a C function is not 0."""
     if result:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
@@ -100,7 +101,7 @@ class Box:
 
 
 def drop_capabilities() -> None:
-    """What is left is an ordinary owner, who is refused by mode 000."""
+    """Drop all capabilities: what is left is an ordinary owner, who is refused by mode 000."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     checked(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
 
@@ -140,6 +141,7 @@ Make = str | bytes | None | Callable[[Path], object]
 
 
 def build(root: Path, tree: Mapping[str, Make]) -> None:
+    """Make files and directories: a text is a file, None a directory, a function makes the rest."""
     for name, make in tree.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +165,10 @@ class Diff(Protocol):
 
 
 def skip_unless_permitted(act: Callable[[], T]) -> T:
-    """The one way to know whether a user namespace allows it: try."""
+    """Call ``act``, and skip the test if it is refused.
+
+    Whether a user namespace allows it can only be found out by trying.
+    """
     try:
         return act()
     except OSError as error:
@@ -173,6 +178,7 @@ def skip_unless_permitted(act: Callable[[], T]) -> T:
 
 
 def remove(path: Path) -> None:
+    """Remove a file or a tree."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -180,17 +186,19 @@ def remove(path: Path) -> None:
 
 
 def rewrite(path: Path, content: str) -> None:
-    """Other content, the same times."""
+    """Write other content, and put the times back."""
     before = path.stat()
     path.write_text(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def remake(path: Path, tree: Mapping[str, Make]) -> None:
+    """Remove a directory, and make it anew with this in it."""
     shutil.rmtree(path)
     path.mkdir()
     build(path, tree)
 
 
 def make_symlink(path: Path) -> None:
+    """Make a symbolic link that leads to nothing."""
     path.symlink_to("elsewhere")

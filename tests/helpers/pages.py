@@ -1,15 +1,15 @@
-"""The pages of the documentation, read as what a reader would do: files to write, commands to type.
+"""The pages of the documentation as blocks: files that a reader writes, commands that he types.
 
-A comment in front of a block says what the page itself does not::
+A comment in front of a block says what a test must know and a reader need not::
 
     <!-- example: as_root
     def install(): ...
     -->
 
-Its first line holds words, the rest is code that stands in front of that of the block.
-``as_root`` and ``layered`` say what the machine must be able to do, ``fails`` how it ends,
-``file=NAME`` and ``append`` where it is saved, ``plugins=NAME,...`` which others it is about,
-``skip=REASON`` why it is not run.
+Its first line has words; the rest is code that is put before the code of the block. ``as_root`` and
+``layered`` say what the machine must be able to do, ``fails`` that the example is meant to fail.
+``file=NAME`` saves the block to a file, with ``append`` at its end. ``plugins=NAME,...`` names the
+plugins that must be installed, and ``skip=REASON`` says why the block is not run.
 """
 
 from __future__ import annotations
@@ -33,26 +33,31 @@ _BLOCK: Final = re.compile(
 @final
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page; ``words`` is what the comment before it says."""
+    """A fenced block of a page."""
 
     page: str
     line: int
     section: str
     language: str
     text: str
+    #: The words of the comment before it. A word without "=" has the value "".
     words: Mapping[str, str]
+    #: The code of the comment.
     before: str
 
     @property
     def code(self) -> str:
+        """The whole code of the example."""
         return f"{self.before}\n{self.text}" if self.before else self.text
 
     @property
     def name(self) -> str:
+        """Page and line, as a name of a test."""
         return f"{self.page}:{self.line}"
 
 
 def pages() -> list[Path]:
+    """All pages: README and the documentation."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

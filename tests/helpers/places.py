@@ -14,7 +14,10 @@ import pytest
 
 @contextmanager
 def place_for_whiteouts(usual: Path) -> Iterator[Path]:
-    """``usual``, or if that lies on an overlay, which takes none, a directory on a tmpfs."""
+    """Yield ``usual``, or a directory on a tmpfs if ``usual`` takes no whiteouts, as on an overlay.
+
+    Skips the test where neither does.
+    """
     if _takes_whiteouts(usual):
         yield usual
         return

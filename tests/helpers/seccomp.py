@@ -1,7 +1,7 @@
-"""Makes system calls fail, for this process and all that it starts: seccomp(2) filters.
+"""Make system calls fail for this process and all that it starts, by seccomp(2) filters.
 
-What a container engine's profile, a security module or an old kernel answers is answered here by
-the kernel as well, to whoever makes the call.
+The kernel then answers as it does under the profile of a container engine, under a security module
+or as an old kernel, whoever makes the call.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pytest_mountns.engine.linux.syscalls import (
     prctl,
 )
 
+#: Every flag of clone(2) that makes a namespace.
 CLONE_NEW: Final = CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | 0x0E000000
-"""Every flag of clone(2) that makes a namespace."""
 
 # Audit numbers of the architectures, and what is not the same on both (<asm/unistd.h>).
 _ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -59,22 +59,26 @@ _LOAD, _JUMP_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x45, 0x06
 
 @dataclass(frozen=True)
 class Refusal:
-    """``call`` fails with ``number``; 0: it does nothing and says that it has worked.
+    """A system call that is refused."""
 
-    ``flags``: only if its first argument has one of these bits.
-    """
-
+    #: The name of the call.
     call: str
+    #: The errno that it fails with. With 0 it does nothing, and says that it has worked.
     number: int
+    #: If not 0, the call is refused only if its first argument has one of these bits.
     flags: int = 0
 
 
 def refuse(calls: Sequence[str], number: int) -> list[Refusal]:
+    """Refuse each of these calls with the same errno."""
     return [Refusal(call, number) for call in calls]
 
 
 def install(refusals: Sequence[Refusal]) -> None:
-    """Put the filter on this process, for good. Skips the test where that is not possible."""
+    """Put a filter on this process that it cannot get rid of.
+
+    Skips the test where that is not possible.
+    """
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         pytest.skip(f"no numbers of system calls for {machine}")

@@ -1,4 +1,4 @@
-"""pytest, or another command, on a terminal of its own, as a user sees it who types there."""
+"""Run pytest or another command on a terminal of its own, as a user would see it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
+#: Seconds to wait for output, and for the end of a command.
 DEADLINE = 90
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
 
-#: Puts a command on the terminal that its standard input is, as the session's leader.
+#: Makes the terminal at its standard input the controlling one, and runs the command there.
 STARTER = """
 import fcntl, os, sys, termios
 
@@ -32,40 +33,44 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 @final
 class Terminal:
-    """A running command, what it has written so far, and a keyboard."""
+    """A command that runs on a terminal: what it has written, and keys to type."""
 
     def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
         self._master = master
         self._process = process
         self._seen = 0
+        #: What the command has written so far.
         self.text = ""
 
     def wait_for(self, mark: str) -> None:
-        """Until ``mark`` is written, after what was waited for before."""
+        """Wait until ``mark`` is written, after what was waited for before."""
         while (place := self.text.find(mark, self._seen)) < 0:
             assert self._read(), f"no {mark!r} in {self.text!r}"
         self._seen = place + len(mark)
 
     def type(self, keys: str) -> None:
+        """Type these keys."""
         os.write(self._master, keys.encode())
 
     def end(self) -> int:
-        """Read what is left. Gives the exit status."""
+        """Read what is left until the command ends. Returns its exit status."""
         while self._read():
             pass
         return self._process.wait(DEADLINE)
 
     def settings(self) -> list[Any]:
-        """The line discipline's, tcgetattr(3)."""
+        """The terminal's settings, as of tcgetattr(3)."""
         return termios.tcgetattr(self._master)
 
     def processes(self) -> list[int]:
-        """Those of the session that are alive."""
+        """The living processes of the session, setsid(2)."""
         found = []
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
+                # proc_pid_stat(5): the name before them may contain spaces.
                 fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-                if int(fields[3]) == self._process.pid and fields[0] not in "ZX":
+                state, _parent, _group, session = fields[:4]
+                if int(session) == self._process.pid and state not in "ZX":
                     found.append(int(name))
         return found
 
@@ -122,16 +127,16 @@ def on_terminal(directory: Path, *command: str) -> Iterator[Terminal]:
         os.close(master)
 
 
-def without_tally(text: str) -> str:
-    """Without the line at the end that says how many tests were isolated."""
+def without_summary(text: str) -> str:
+    """The text without the line at the end that says how many tests were isolated."""
     return re.sub(r"^mountns: \d+ tests? isolated.*\n", "", text, flags=re.M)
 
 
 def normal(text: str) -> str:
-    """Without what differs from run to run, and without the plugin's own lines."""
-    text = re.sub(r"^mountns: every test .*\n", "", without_tally(text), flags=re.M)
+    """The text without what differs from run to run, and without the plugin's own lines."""
+    text = re.sub(r"^mountns: every test .*\n", "", without_summary(text), flags=re.M)
     text = re.sub(r"^plugins: .*\n", "", text, flags=re.M)
-    # How often it is said how many are collected so far is decided by a clock.
+    # pytest shows by a clock how many tests are collected so far.
     text = re.sub(r"\r?collecting (\.\.\.|\d+ items?) *(?=[\r\n])", "", text)
     text = re.sub(r"0x[0-9a-f]+", "0x", text)
     text = re.sub(r" *\d+\.\d+(ms|s)\b *", " TIME ", text)

@@ -1,4 +1,4 @@
-"""A page walked word for word: its files are written, its commands typed into one shell."""
+"""Follow a page word for word: write its files, and type its commands into one shell."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ _MARK: Final = "--- that was it ---"
 @final
 @dataclass(frozen=True)
 class Step:
-    """A command that was typed. ``shown`` is what the page says that it prints."""
+    """A command that was typed."""
 
+    #: Page and line of the block.
     where: str
     command: str
+    #: What the page says that the command prints.
     shown: str
+    #: What it has printed.
     output: str
 
     @property
     def as_shown(self) -> bool:
+        """Whether it has printed what the page shows."""
         return matches(self.shown, self.output)
 
 
@@ -37,10 +41,10 @@ def walk(
     shell: Iterable[str] = ("bash",),
     skipped: bool = False,
 ) -> Iterator[Step]:
-    """Do what the page says, in ``directory``; the shell's own ``cd`` is followed.
+    """Do what the page says. The shell starts in ``directory``, and its ``cd`` works.
 
-    ``home`` is shown as the page shows it. ``skipped`` takes the blocks, too, that need a machine
-    of their own.
+    In outputs ``home`` is replaced by the home directory that the pages show. With ``skipped`` the
+    blocks are taken as well that need a machine of their own.
     """
     with subprocess.Popen(
         [*shell],
@@ -72,7 +76,7 @@ def walk(
                 continue
             if name := block.words.get("file"):
                 how = ">>" if "append" in block.words else ">"
-                # Typed as well: where the shell is, another root may be.
+                # By the shell, because it may have another root than this process.
                 enter(f"cat {how} {name} <<'END OF FILE'\n{block.text}\nEND OF FILE")
             elif block.language == "console":
                 for command, shown in commands(block.text):

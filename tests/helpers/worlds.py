@@ -1,8 +1,8 @@
 """Machines to try sandboxes on, each in a process of its own.
 
 Nothing here mounts in the machine's own mount namespace. :func:`in_world` forks, enters a private
-one and mounts a tmpfs on :data:`BASE`: what a test then calls the host's files lie there, and
-whatever goes wrong is gone with the process.
+mount namespace and mounts a tmpfs on :data:`BASE`. What a test calls the host's files lies there.
+Whatever goes wrong, it is gone when the process ends.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 #: An empty tmpfs in every world, owned by the world's user.
 BASE: Final = "/srv"
-#: Whom the tests become to be an ordinary user when root runs them; known to nobody.
+#: The user that root's tests become to be an ordinary one. It has no entry in /etc/passwd.
 _SOMEBODY: Final = 54321
 _SECONDS: Final = 60
 
@@ -71,9 +71,10 @@ class Lost(Exception):
 
 
 def in_child(function: Callable[[], T]) -> T:
-    """Call ``function`` in a forked process. Returns, or raises, what it does.
+    """Call ``function`` in a forked process. Returns its result, and raises what it raises.
 
-    Exceptions but :class:`SandboxError` and skips arrive as :class:`Lost`, with the traceback.
+    Exceptions other than :class:`SandboxError` and skips are raised as :class:`Lost`, with the
+    traceback as its text.
     """
     reader, writer = os.pipe()
     parent = os.getpid()
@@ -121,7 +122,7 @@ def _child(function: Callable[[], object], parent: int, writer: int) -> NoReturn
 
 
 def private_mounts() -> None:
-    """Put this process in a mount namespace that nothing leaks out of. Verified."""
+    """Put this process in a mount namespace that nothing leaks out of, and check that."""
     before = os.readlink("/proc/self/ns/mnt")
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_SLAVE | syscalls.MS_REC)
@@ -129,7 +130,7 @@ def private_mounts() -> None:
 
 
 def become_user() -> None:
-    """As root: turn this process into an ordinary user's, for good."""
+    """Turn root's process into an ordinary user's, for good. Other users stay who they are."""
     if os.geteuid() != 0:
         return
     os.setgroups([])
@@ -170,7 +171,7 @@ def in_world(
 
 
 def mount_tmpfs(target: str, options: str = "mode=0755") -> None:
-    """A tmpfs that belongs to the world's user."""
+    """Mount a tmpfs that belongs to the world's user."""
     owner = world_owner()
     syscalls.mount("tmpfs", target, "tmpfs", 0, options)
     if target != BASE:
@@ -178,18 +179,20 @@ def mount_tmpfs(target: str, options: str = "mode=0755") -> None:
 
 
 def world_owner() -> tuple[int, int]:
+    """User and group id of the world's user."""
     status = os.stat(BASE)
     return status.st_uid, status.st_gid
 
 
 def _give(path: str) -> None:
-    """What root prepares for an ordinary user's world is that user's."""
+    """Give to the world's user what root has prepared for it."""
     owner = world_owner()
     if os.geteuid() == 0 and owner[0] != 0:
         os.chown(path, *owner)
 
 
 def bind(source: str, target: str) -> None:
+    """Bind a tree, with what is mounted below it."""
     syscalls.mount(source, target, None, syscalls.MS_BIND | syscalls.MS_REC)
 
 
@@ -199,6 +202,7 @@ def mounted(path: str) -> str:
 
 
 def remount(target: str, flags: int) -> None:
+    """Change the flags of a mount."""
     syscalls.mount(None, target, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | flags)
 
 
@@ -209,12 +213,12 @@ def plan_here(
     api: str = "best",
     places: Sequence[str] = (),
 ) -> Plan:
-    """The plan of ``spec`` on the machine this process is on.
+    """The plan of ``spec`` on the machine that this process is on.
 
     ``api``: "new" (uppers on a detached mount), "attached" (the new mount API of Linux before
     6.15), "classic" (mount(2)), or the "best" that this machine has.
     """
-    features = capabilities_of(mode)
+    features = features_of(mode)
     if api in ("new", "attached") and not features.new_api:
         pytest.skip("this kernel has no new mount API")
     if api == "new" and not features.detached_uppers:
@@ -236,11 +240,11 @@ def in_sandbox(
     places: Sequence[str] = (),
     directory: str | None = None,
 ) -> T:
-    """Call ``function`` in a sandbox on the machine this process is on."""
+    """Call ``function`` in a sandbox on the machine that this process is on. Returns its result."""
     wanted = plan_here(spec or SandboxSpec(), mode, api=api, places=places)
     outside = os.readlink("/proc/self/ns/mnt")
     uppers = DiskUppers()
-    # Not what the test is about: this machine has no other place for them.
+    # The test does not ask for it, but this machine has no other place for uppers.
     fallen_back = wanted.upper.medium == "disk" and (spec or SandboxSpec()).upper != "disk"
 
     def test() -> T:
@@ -261,7 +265,7 @@ def in_sandbox(
 
 
 def reset(sandbox: Sandbox) -> None:
-    """Start the sandbox afresh; this thread is in it."""
+    """Reset the sandbox that this thread is in."""
     SandboxStack(sandbox, close).reset()
 
 
@@ -277,14 +281,15 @@ def _findings(mode: Mode) -> tuple[str, Features | None]:
     return in_child(attempt)
 
 
-def capabilities_of(mode: Mode) -> Features:
+def features_of(mode: Mode) -> Features:
+    """What the kernel can do for these sandboxes."""
     features = _findings(mode)[1]
     assert features is not None
     return features
 
 
 def skip_unless(mode: Mode) -> None:
-    """Skip the test where no sandbox of this kind can be made, by what was tried."""
+    """Skip the test where no sandbox of this kind can be made, and say what was tried."""
     if mode == "root" and os.geteuid() != 0:
         pytest.skip("only root can make root's sandboxes")
     why, features = _findings(mode)
@@ -295,19 +300,19 @@ def skip_unless(mode: Mode) -> None:
 
 
 def skip_unless_in_memory(mode: Mode) -> None:
-    """Skip where uppers lie on disk whatever is asked for: they have no limit and do not nest."""
-    if not capabilities_of(mode).memory_upper:
+    """Skip where uppers lie on disk whatever is asked for. These have no limit and do not nest."""
+    if not features_of(mode).memory_upper:
         pytest.skip("a tmpfs takes no extended attributes of a user's here")
 
 
 def skip_unless_binding(mode: Mode) -> None:
     """Skip where a host directory cannot be bound in the middle of a test."""
-    if not capabilities_of(mode).new_api:
+    if not features_of(mode).new_api:
         pytest.skip("this kernel has no new mount API")
 
 
 def mark(path: str) -> None:
-    """An extended attribute of the user's, where the filesystem takes one."""
+    """Set an extended attribute of the user's, where the filesystem takes one."""
     try:
         os.setxattr(path, "user.mark", b"here")
     except OSError:
@@ -316,12 +321,12 @@ def mark(path: str) -> None:
 
 
 def marks(path: str) -> list[bytes]:
-    """What :func:`mark` has set."""
+    """The values that :func:`mark` has set."""
     return [os.getxattr(path, name) for name in os.listxattr(path) if name == "user.mark"]
 
 
 def mkdir(path: str) -> None:
-    """Make a directory, and those above it."""
+    """Make a directory and those above it, unless it is there."""
     if path and not os.path.isdir(path):
         mkdir(os.path.dirname(path))
         os.mkdir(path)
@@ -340,7 +345,7 @@ def write(path: str, content: str | bytes = "", mode: int | None = None) -> str:
 
 
 def set_attribute(path: str, name: str, value: bytes) -> bool:
-    """setxattr(2); False where the filesystem takes none, as tmpfs before Linux 6.6."""
+    """Set an attribute. Returns False where the filesystem takes none (tmpfs before Linux 6.6)."""
     try:
         os.setxattr(path, name, value)
     except OSError as error:
@@ -351,12 +356,13 @@ def set_attribute(path: str, name: str, value: bytes) -> bool:
 
 
 def content(path: str) -> str:
+    """The text in a file."""
     with open(path) as file:
         return file.read()
 
 
 def errno_of(action: Callable[[], object]) -> int:
-    """The errno that ``action`` fails with, 0 if it does not."""
+    """The errno that ``action`` fails with, 0 if it does not fail."""
     try:
         action()
     except OSError as error:
@@ -365,7 +371,7 @@ def errno_of(action: Callable[[], object]) -> int:
 
 
 def descriptors() -> dict[int, str]:
-    """This process's open descriptors, but the one that lists them."""
+    """This process's open descriptors and what they lead to, without the one that lists them."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -376,7 +382,7 @@ def descriptors() -> dict[int, str]:
 
 
 def tree(path: str) -> dict[str, tuple[int, bytes]]:
-    """Everything below a directory: mode and content."""
+    """Mode and content of everything below a directory, by path."""
     found = {}
     for place, directories, files in os.walk(path):
         for name in (*directories, *files):

@@ -41,10 +41,10 @@ TESTS: Final = (
     "tests/session/test_scopes.py",
 )
 _SECONDS: Final = 7200.0
-#: A machine keeps little more than one core busy: its two are for a test and what it starts.
+#: A machine has two cores, for a test and what it starts, and uses little more than one.
 _AT_ONCE: Final = 2
 _HEAD: Final = ("system", "kernel", "who", "how a sandbox is made", "tests")
-#: An ordinary user of this machine who owns nothing and needs no entry anywhere.
+#: An ordinary user of this machine who owns nothing and has no entry in /etc/passwd.
 _NOBODY_ELSE: Final = 54322
 
 
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if wanted != [HERE]:
             check_tools()
         releases = [release for release in RELEASES if release.name in wanted]
-        # What they share is fetched and built before they share it.
+        # What the machines share is fetched and built before any of them starts.
         kernels = [store.kernel(release) for release in releases]
         if releases:
             store.root()

@@ -79,7 +79,7 @@ def run(who: str, place: Path, arguments: list[str], output: str) -> None:
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
-        # Here a process takes seconds to load those that the tests do not ask for.
+        # On these machines a process takes seconds to load plugins that the tests do not need.
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTEST_PLUGINS": "pytest_mountns.plugin",
     }

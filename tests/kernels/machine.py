@@ -77,7 +77,7 @@ def make_initramfs(kernel: Path, busybox: Path, place: Path, job: Sequence[str])
             )
             found.append(module)
     init = tree / "init"
-    # The job loads the last one: it has something to see before.
+    # The job itself loads the last one, after it has looked at the machine without it.
     loaded = " ".join(module for module in found if module != "overlay")
     init.write_text(_INIT.format(modules=loaded, job=" ".join(job)))
     init.chmod(0o755)

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def in_child(
     way: Way, place: Path, options: argparse.Namespace, user: pwd.struct_passwd | None
 ) -> Tally:
-    """The tally of one way, counted by a process of its own."""
+    """The tally of one way, which a process of its own counts."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -74,7 +74,8 @@ def in_child(
                 os.setgid(user.pw_gid)
                 os.setuid(user.pw_uid)
                 os.environ["HOME"] = user.pw_dir
-                # Cleared by that; who is not dumpable may not write the maps of a user namespace.
+                # setuid(2) has cleared it, and only a dumpable process may write the maps of a user
+                # namespace (user_namespaces(7)).
                 syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
             with open(writer, "wb") as file:
                 pickle.dump(Range(way, place, options.seed).try_all(options.count), file)
@@ -94,7 +95,7 @@ def in_child(
 
 
 def set_apart() -> None:
-    """A mount namespace in which nobody else mounts, and all is shared as it often is."""
+    """Enter a mount namespace where nobody else mounts, with all mounts shared as is usual."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_PRIVATE | syscalls.MS_REC)
     syscalls.mount(None, "/", None, _MS_SHARED | syscalls.MS_REC)

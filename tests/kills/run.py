@@ -19,9 +19,9 @@ from pytest_mountns.engine.linux import processes, syscalls
 
 from . import suite
 
-#: prctl(2): orphans below this process become its children, and none is overlooked.
+#: prctl(2): orphans become children of this process, so that none is overlooked.
 _PR_SET_CHILD_SUBREAPER: Final = 36
-#: So long guards and init may take to clean up. Seconds.
+#: The seconds that guards and init may take to clean up.
 _PATIENCE: Final = 20.0
 
 
@@ -86,7 +86,7 @@ class Range:
         while tally.kills < count:
             began = time.monotonic()
             session = self._start()
-            # Beyond the end, too: the last fixtures, the summary, the exit.
+            # Also after the last test: in the last fixtures, the summary, the exit.
             time.sleep(self._random.uniform(0, seconds * 1.05))
             if self._kill(session):
                 tally.kills += 1
@@ -104,7 +104,7 @@ class Range:
         return tally
 
     def _kill(self, session: int) -> bool:
-        """Whether it was still there."""
+        """Kill the session. Returns whether it had not ended yet."""
         os.kill(session, signal.SIGKILL)
         _, status = os.waitpid(session, 0)
         return os.WIFSIGNALED(status)
@@ -119,7 +119,7 @@ class Range:
                 output = (self._project.parent / "output").read_text()
                 raise RuntimeError(f"{self._way.name}: the suite fails without a kill: {output}")
             self._survivors()
-        # Not the first: what it imports, this process has from then on, and its children.
+        # Not the first: modules that it imports are there for the later sessions.
         return times[1]
 
     def _start(self) -> int:
@@ -130,11 +130,11 @@ class Range:
 
     def _become_session(self) -> NoReturn:
         try:
-            # The kernel's test of who has ended is the descendants' only.
+            # Only this process collects orphans, and not the session.
             syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 0)
             os.chdir(self._project)
             os.environ.update(TMPDIR=str(self._tmp), HOME=str(self._home))
-            # Or Python tries by a file of its own whether it can write there, in each session.
+            # Otherwise Python tries in each session, by writing a file, whether the place is good.
             tempfile.tempdir = str(self._tmp)
             output = os.open(
                 self._project.parent / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644
@@ -152,7 +152,7 @@ class Range:
             os._exit(70)
 
     def _survivors(self) -> list[int]:
-        """Whoever is left below this process when guards have had their time; ended here."""
+        """Processes that are left after guards have had their time. They are killed."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             with contextlib.suppress(ChildProcessError):
@@ -174,7 +174,7 @@ class Range:
             for top in (self._project, self._home, self._tmp)
             for place, directories, files in os.walk(top)
             for name in (*directories, *files)
-            # pytest's own, made at home by the session before any test.
+            # pytest's own directories, which the session makes on the host before any test.
             if "pytest-of-" not in os.path.join(place, name) or self._word in name
         }
         for place in ("/dev/shm", "/tmp", os.path.expanduser("~")):

@@ -29,7 +29,7 @@ def test_it(number, wide, overlay_root, bind_volume, tmp_path):
     for place in (HERE, Path.home(), Path("/dev/shm"), tmp_path, Path("/tmp")):
         (place / "{word}").write_text("x" * 100)
     if {processes}:
-        # Left behind, in a session of its own.
+        # The process is left behind, in a session of its own.
         subprocess.Popen(["sleep", "1000"], start_new_session=True)
     if number % 3 == 0:
         bind_volume(HERE / "volume", HERE / "mounted")

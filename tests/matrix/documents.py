@@ -78,7 +78,7 @@ def coverage(content: str) -> Lines:
     report = json.loads(content)
     report.pop("meta")
     for found in report["files"].values():
-        # The same once more, by function and class.
+        # These have the same figures once more, by function and class.
         found.pop("functions", None)
         found.pop("classes", None)
         for names in found.get("contexts", {}).values():
@@ -130,7 +130,7 @@ READERS: Mapping[str, Callable[[str], Lines]] = {
     "html": html,
 }
 
-# A data file of coverage is a database that only coverage reads: run by the Python that has it.
+# Only coverage can read its data file. This is run by the Python that has coverage installed.
 DUMP = """
 import json, os, sys
 from coverage import CoverageData

@@ -19,7 +19,7 @@ LONGEST = 12
 
 @dataclass
 class Observation:
-    """What is known of one run of pytest after it."""
+    """What is known of a run of pytest after it has ended."""
 
     recording: Recording
     documents: Mapping[str, Lines] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not the same: a test, a document, the exit status."""
+    """One thing that differs: a test, a document, the exit status."""
 
     about: str
     details: tuple[str, ...]
@@ -50,7 +50,7 @@ def compare(
 def step(scenario: Scenario, before: Observation, after: Observation) -> list[Difference]:
     found = problems(scenario, before.recording, after.recording)
     if found:
-        # What follows from a run that broke off says nothing more.
+        # After a run that broke off, later differences tell nothing new.
         return found
     found += tests(before.recording, after.recording)
     if scenario.ordered:
@@ -72,7 +72,7 @@ def step(scenario: Scenario, before: Observation, after: Observation) -> list[Di
 
 
 def problems(scenario: Scenario, before: Recording, after: Recording) -> list[Difference]:
-    """What makes a run worthless, so that two broken ones do not pass for two equal ones."""
+    """What makes a run worthless. Without this check two broken runs would count as equal."""
     if not scenario.breaks_off and before.exit_status not in scenario.statuses:
         what = f"the plain run is broken, with status {before.exit_status}"
         return [Difference(what, before.last_words)]
@@ -108,7 +108,7 @@ def wording(was: Outcome, now: Outcome) -> tuple[str, ...]:
     """How two reports with the same outcome differ in what they say."""
     if was.wording() != now.wording():
         shown = wording_change(was, now)
-        # It normalises less than is done here.
+        # `wording` normalises less than `plain` does.
         if [plain(t) for _, t in was.sections] != [plain(t) for _, t in now.sections] or (
             not shown.startswith("section")
         ):

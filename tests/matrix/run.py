@@ -19,7 +19,7 @@ from . import documents, judge
 from .scenarios import Scenario, Suite
 
 PLAIN = ("-p", "no:mountns")
-# A section of its own is the one thing that a failing test is meant to have more.
+# The only thing that a failing test is meant to have in addition is the plugin's section.
 ISOLATED = ("--mountns", "--mountns-unavailable=error", "--mountns-changes=none")
 TIMEOUT = 180
 
@@ -42,7 +42,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Bench:
-    """A directory that is the same for both ways, filled anew for each."""
+    """A directory that both runs use, filled anew for each."""
 
     suite: Suite
     environment: fetch.Environment
@@ -59,7 +59,7 @@ class Bench:
             shutil.rmtree(directory, ignore_errors=True)
         ignored = shutil.ignore_patterns("matrix.toml", "__pycache__")
         shutil.copytree(self.suite.directory, self.tree, ignore=ignored)
-        # Or an ini-file above this directory would be taken.
+        # Otherwise an ini-file above this directory would be used.
         if not (self.tree / "pytest.ini").exists():
             (self.tree / "pytest.ini").write_text("[pytest]\n")
         (self.place / "home").mkdir()

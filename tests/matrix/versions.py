@@ -99,7 +99,7 @@ def candidates(version: str, environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def is_python(version: str) -> Callable[[str], bool]:
-    """Whether a path is this Python: a shim of pyenv may be there and refuse to start."""
+    """Whether a path is this Python. A shim of pyenv may exist and yet refuse to start."""
 
     def check(path: str) -> bool:
         code = "import sys; print('%d.%d' % sys.version_info[:2])"
@@ -151,7 +151,7 @@ def run_row(
 
 
 def copy_tests(tree: Path, tests: Sequence[str]) -> None:
-    """Without the package: the one that is tested is the one that is installed."""
+    """Copy the tests without the package, so that the installed package is tested."""
     shutil.rmtree(tree.parent, ignore_errors=True)
     packages = {str(Path(name).with_name("__init__.py")) for name in tests}
     for name in sorted({*NEEDED, *packages, *tests}):

@@ -1,4 +1,4 @@
-"""Coverage: the numbers of a plain run, to the line, whichever process a line ran in."""
+"""Coverage has the numbers of a plain run, whichever process a line was run in."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _with_pytest_cov(pytester: pytest.Pytester, *options: str) -> dict[str, Any]
         "--cov=module", "--cov=traced", "--cov-report=json:report.json", *options
     )
     assert result.ret == 0, result.stdout.str()
-    # Nothing that the run has not combined.
+    # The run has combined all data files.
     assert not list(pytester.path.glob(".coverage.*"))
     return _json(pytester)
 
@@ -153,7 +153,7 @@ def test_pytest_cov(project: pytest.Pytester, options: Sequence[str]) -> None:
 
 
 def test_subprocesses_are_measured_too(project: pytest.Pytester) -> None:
-    """With ``pid=True`` as well: there the numbers in the names of their files are all alike."""
+    """Also with ``pid=True``, where the process ids in the names of data files are all alike."""
     coverage = pytest.importorskip("coverage")
     if coverage.version_info < (7, 10):
         pytest.skip("patch = subprocess came with coverage 7.10")
@@ -198,7 +198,7 @@ def test_plugins_of_coverage(project: pytest.Pytester) -> None:
 
 
 def test_patches_of_forks_and_ends(project: pytest.Pytester) -> None:
-    """Our own forks and ends are no processes of the suite: no more files, no other numbers."""
+    """The plugin's own forks and exits do not count: no more data files, no other numbers."""
     coverage = pytest.importorskip("coverage")
     if coverage.version_info < (7, 10):
         pytest.skip("patches came with coverage 7.10")
@@ -222,7 +222,7 @@ def test_patches_of_forks_and_ends(project: pytest.Pytester) -> None:
 
 
 def test_what_is_measured_in_an_attempt_that_is_repeated(project: pytest.Pytester) -> None:
-    """Its root goes, and what its subprocesses measured does not."""
+    """The test's root is dropped, but not what its subprocesses have measured."""
     pytest.importorskip("pytest_rerunfailures")
     coverage = pytest.importorskip("coverage")
     if coverage.version_info < (7, 10):
@@ -244,7 +244,7 @@ def test_what_is_measured_in_an_attempt_that_is_repeated(project: pytest.Pyteste
 
 
 def test_without_coverage(pytester: pytest.Pytester) -> None:
-    """It is never imported for its own sake."""
+    """A session without coverage does not import it."""
     pytester.makepyfile(
         """
         import sys

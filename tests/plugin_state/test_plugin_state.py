@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.helpers.terminals import without_tally
+from tests.helpers.recording import Record
+from tests.helpers.terminals import without_summary
 
 pytestmark = pytest.mark.sandboxes
 
@@ -21,7 +20,6 @@ def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-Record = Callable[..., dict[str, Any]]
 PLAIN, ISOLATED = "-pno:mountns", "--mountns"
 
 
@@ -108,7 +106,7 @@ def _snapshots(pytester: pytest.Pytester) -> dict[str, str]:
 
 
 def test_snapshots(pytester: pytest.Pytester) -> None:
-    """Missing, made, compared, changed, unused: as plainly, and never a used one deleted."""
+    """Missing, made, compared, changed and unused snapshots, as in a plain run."""
     pytest.importorskip("syrupy")
     stages = []
     for option in (PLAIN, ISOLATED):
@@ -118,7 +116,7 @@ def test_snapshots(pytester: pytest.Pytester) -> None:
 
         def run(*options: str, option: str = option, stage: list[object] = stage) -> None:
             result = pytester.runpytest_subprocess(option, "-p", "no:cacheprovider", *options)
-            tail = without_tally(result.stdout.str()).partition("snapshot report summary")[2]
+            tail = without_summary(result.stdout.str()).partition("snapshot report summary")[2]
             stage.append((result.ret, re.sub(r"in [\d.]+s", "", tail), _snapshots(pytester)))
 
         pytester.makepyfile(test_snap=SNAPSHOTS)
@@ -175,14 +173,14 @@ def test_state_that_cannot_be_pickled_is_said(pytester: pytest.Pytester, record:
         """
     )
     recorded = record("--mountns", "-Werror")
-    assert recorded["status"] == 0, recorded["out"]
-    (warning,) = [e for e in recorded["events"] if e[0] == "warning"]
-    assert "pytest-benchmark" in warning[4]
-    assert "test_it" in warning[1]
+    assert recorded.status == 0, recorded.out
+    (warning,) = recorded.warnings
+    assert "pytest-benchmark" in warning.message
+    assert "test_it" in warning.nodeid
 
 
 def test_the_cache_is_a_way_through(pytester: pytest.Pytester, record: Record) -> None:
-    """Also where it did not exist: with the files that pytest puts there."""
+    """Also where the cache did not exist yet, with the files that pytest puts into it."""
     pytester.makeini("[pytest]\ncache_dir = the-cache")
     pytester.makepyfile(
         """
@@ -198,7 +196,7 @@ def test_the_cache_is_a_way_through(pytester: pytest.Pytester, record: Record) -
     made = []
     for option in (PLAIN, ISOLATED):
         recorded = record(option)
-        assert recorded["status"] == 1
+        assert recorded.status == 1
         cache = pytester.path / "the-cache"
         made.append(
             {
@@ -206,7 +204,7 @@ def test_the_cache_is_a_way_through(pytester: pytest.Pytester, record: Record) -
                 for path in cache.rglob("*")
             }
         )
-        assert "1 failed" in record(option, "--lf")["out"]
+        assert "1 failed" in record(option, "--lf").out
         if option == PLAIN:
             cache.rename(pytester.path / "the-cache-of-a-plain-run")
     assert made[0] == made[1]
@@ -214,7 +212,7 @@ def test_the_cache_is_a_way_through(pytester: pytest.Pytester, record: Record) -
 
 def test_without_a_cache_there_is_none(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile("def test_it(): pass")
-    assert record("--mountns", "-p", "no:cacheprovider")["status"] == 0
+    assert record("--mountns", "-p", "no:cacheprovider").status == 0
     assert not (pytester.path / ".pytest_cache").exists()
 
 
@@ -227,7 +225,7 @@ def test_a_mark_may_cover_the_cache(pytester: pytest.Pytester, record: Record) -
         def test_not_covered(): assert "README.md" in os.listdir(".pytest_cache")
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0
 
 
 def test_examples_of_hypothesis_survive(pytester: pytest.Pytester, record: Record) -> None:
@@ -245,11 +243,11 @@ def test_examples_of_hypothesis_survive(pytester: pytest.Pytester, record: Recor
             assert number < 1000
         """
     )
-    assert record("--mountns")["status"] == 1
+    assert record("--mountns").status == 1
     examples = pytester.path / ".hypothesis"
     assert (examples / "examples").is_dir()
-    out = record("--mountns", "-p", "no:randomly")["out"]
-    # The smallest failing example, found before, is what the second run begins with.
+    out = record("--mountns", "-p", "no:randomly").out
+    # The second run begins with the smallest failing example that the first has found.
     first = out.partition("SEEN ")[2].splitlines()[0]
     assert int(first) == 1000
     assert not Path("/tmp/mountns-seen-by-hypothesis").exists()
@@ -267,7 +265,7 @@ def test_no_examples_no_directory(pytester: pytest.Pytester, record: Record) -> 
         """
     )
     plain, isolated = (
-        (record(option)["status"], sorted(path.name for path in pytester.path.glob(".hypo*/*")))
+        (record(option).status, sorted(path.name for path in pytester.path.glob(".hypo*/*")))
         for option in (PLAIN, ISOLATED)
     )
     assert plain == isolated

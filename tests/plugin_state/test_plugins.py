@@ -1,12 +1,12 @@
-"""Other plugins, those that own the protocol of a test above all."""
+"""Other plugins, above all those that run the protocol of a test themselves."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import pytest
+
+from tests.helpers.recording import TEXTS, Record
 
 pytestmark = pytest.mark.sandboxes
 
@@ -14,9 +14,6 @@ pytestmark = pytest.mark.sandboxes
 @pytest.fixture(params=["fork", "inline"])
 def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-Record = Callable[..., dict[str, Any]]
 
 
 def test_rerunfailures_gives_each_attempt_a_fresh_root(
@@ -44,7 +41,7 @@ def test_rerunfailures_gives_each_attempt_a_fresh_root(
         """
     )
     recorded = record()
-    assert "1 failed, 2 passed, 3 rerun" in recorded["out"]
+    assert "1 failed, 2 passed, 3 rerun" in recorded.out
 
 
 def test_rerunfailures_reports_what_it_does_plainly(
@@ -65,14 +62,14 @@ def test_rerunfailures_reports_what_it_does_plainly(
         """
     )
     runs = [record(option) for option in ("-pno:mountns", "--mountns")]
-    events = [[e[:6] for e in run["events"]] for run in runs]
-    assert events[0] == events[1]
-    assert runs[0]["status"] == runs[1]["status"]
+    plain, isolated = (run.without(*TEXTS) for run in runs)
+    assert isolated == plain
+    assert runs[0].status == runs[1].status
 
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
 def test_subtests_of_an_attempt_that_is_repeated(pytester: pytest.Pytester, record: Record) -> None:
-    """They do not count: newer releases of pytest-rerunfailures take them back."""
+    """Their subtests do not count: newer releases of pytest-rerunfailures withdraw them."""
     pytest.importorskip("pytest_rerunfailures")
     pytester.makepyfile(
         """
@@ -91,9 +88,9 @@ def test_subtests_of_an_attempt_that_is_repeated(pytester: pytest.Pytester, reco
         """
     )
     plain, isolated = (record(option) for option in ("-pno:mountns", "--mountns"))
-    assert [e[:6] for e in isolated["events"]] == [e[:6] for e in plain["events"]]
-    assert isolated["status"] == plain["status"]
-    counts = [re.sub("in .*", "", run["out"].splitlines()[-1]) for run in (plain, isolated)]
+    assert isolated.without(*TEXTS) == plain.without(*TEXTS)
+    assert isolated.status == plain.status
+    counts = [re.sub("in .*", "", run.out.splitlines()[-1]) for run in (plain, isolated)]
     assert counts[0] == counts[1]
 
 
@@ -118,10 +115,10 @@ def test_xdist(pytester: pytest.Pytester, record: Record, dist: str) -> None:
         """
     )
     recorded = record("--mountns", "-n2", f"--dist={dist}", "-Wdefault")
-    assert recorded["status"] == 1
-    calls = [e for e in recorded["events"] if e[0] == "report" and e[2] == "call"]
-    assert sorted(e[3] for e in calls) == ["failed"] + ["passed"] * 18 + ["skipped"]
-    assert len([e for e in recorded["events"] if e[0] == "warning"]) == 20
+    assert recorded.status == 1
+    outcomes = [report.outcome for report in recorded.reports if report.when == "call"]
+    assert sorted(outcomes) == ["failed"] + ["passed"] * 18 + ["skipped"]
+    assert len(recorded.warnings) == 20
 
 
 def test_hypothesis(pytester: pytest.Pytester, record: Record) -> None:
@@ -140,13 +137,13 @@ def test_hypothesis(pytester: pytest.Pytester, record: Record) -> None:
         """
     )
     runs = [record(option) for option in ("-pno:mountns", "--mountns")]
-    events = [[e[:6] for e in run["events"]] for run in runs]
-    assert events[0] == events[1]
+    plain, isolated = (run.without(*TEXTS) for run in runs)
+    assert isolated == plain
 
 
 @pytest.mark.no_mountns(reason="nests as deep as it goes")
 def test_pytester_in_a_sandbox(pytester: pytest.Pytester, record: Record) -> None:
-    """A suite that itself runs pytest with this plugin: two levels; the third says why not."""
+    """A suite that runs pytest with this plugin itself. A third level says why it is impossible."""
     pytester.makeconftest("pytest_plugins = ['pytester']")
     pytester.makepyfile(
         """
@@ -168,11 +165,11 @@ def test_pytester_in_a_sandbox(pytester: pytest.Pytester, record: Record) -> Non
         """
     )
     recorded = record()
-    assert recorded["status"] == 0, recorded["out"]
+    assert recorded.status == 0, recorded.out
 
 
 def test_a_suite_that_forbids_sockets(pytester: pytest.Pytester, record: Record) -> None:
-    """As pytest-socket does: the class in its module is replaced before a test is set up."""
+    """pytest-socket replaces the class in its module before a test is set up."""
     pytester.makeconftest(
         """
         import socket, pytest
@@ -195,4 +192,4 @@ def test_a_suite_that_forbids_sockets(pytester: pytest.Pytester, record: Record)
             with pytest.raises(RuntimeError): socket.socket()
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0

@@ -216,7 +216,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         assert rows[4] == ["tests/test_1.py", "3", "2"]
         assert rows[5] == ["test_1[</script><i>]", "1", "2"]
         assert len(rows) == 8
-        # The more paths, the hotter.
+        # The more paths, the stronger the colour.
         heat = (
             "Number(getComputedStyle(document.querySelector("
             "'#map tbody tr:nth-child({}) td:nth-child({}) button'"

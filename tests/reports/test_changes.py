@@ -7,11 +7,11 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from tests.conftest import GUARD
+from tests.helpers.guard import GUARD
+from tests.helpers.recording import Record
 
 pytestmark = [pytest.mark.sandboxes, pytest.mark.no_mountns]
 
@@ -57,8 +57,6 @@ def test_is_expected_to_fail(overlay_root):
 """
 )
 
-Record = Callable[..., dict[str, Any]]
-
 
 @pytest.fixture
 def home(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,16 +71,15 @@ def home(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sections(record: Record) -> Callable[..., dict[tuple[str, str], str]]:
-    """Test and phase -> the text of the section."""
+    """Runs the suite. Returns the text of the section by test and phase."""
 
     def run(*arguments: str) -> dict[tuple[str, str], str]:
         found = {}
-        for event in record("-pno:cacheprovider", *arguments)["events"]:
-            if event[0] == "report":
-                texts = [text for name, text in event[7] if name == TITLE]
-                assert len(texts) <= 1
-                if texts:
-                    found[event[1].rpartition("::")[2], event[2]] = texts[0]
+        for report in record("-pno:cacheprovider", *arguments).reports:
+            texts = [text for title, text in report.sections if title == TITLE]
+            assert len(texts) <= 1
+            if texts:
+                found[report.name, report.when] = texts[0]
         return found
 
     return run
@@ -335,12 +332,8 @@ def test_fails_otherwise():
     def test_other_changes_fail_the_test(self, pytester: pytest.Pytester, record: Record) -> None:
         pytester.makepyfile(self.SUITE)
         recorded = record("-pno:cacheprovider")
-        found = {
-            (event[1].rpartition("::")[2], event[2]): (event[3], event[6])
-            for event in recorded["events"]
-            if event[0] == "report"
-        }
-        outcomes = {key: outcome for key, (outcome, _) in found.items() if outcome != "passed"}
+        not_passed = {(report.name, report.when): report for report in recorded.not_passed}
+        outcomes = {key: report.outcome for key, report in not_passed.items()}
         assert outcomes == {
             ("test_forbidden", "call"): "failed",
             ("test_nothing_is_allowed", "call"): "failed",
@@ -350,13 +343,13 @@ def test_fails_otherwise():
             ("test_fails_otherwise", "teardown"): "failed",
         }
         home = str(pytester.path / "home")
-        text = found["test_forbidden", "call"][1]
+        text = not_passed["test_forbidden", "call"].text
         assert text.splitlines() == [
             f"{home}/old and 1 more changed, outside of writes=['{home}/new*']",
             f"  modified  {home}/old  (14 -> 1 bytes)",
             f"  added     {home}/other  (1 bytes)",
         ]
-        assert "its own failure" in found["test_fails_otherwise", "call"][1]
+        assert "its own failure" in not_passed["test_fails_otherwise", "call"].text
 
     @pytest.mark.parametrize(
         ("value", "message"),
@@ -472,12 +465,11 @@ def test_elsewhere():
 """
         )
         recorded = record("-pno:cacheprovider", "-Werror", *option)
-        failed = [e[1:4] for e in recorded["events"] if e[0] == "report" and e[3] == "failed"]
-        assert [(name.rpartition("::")[2], when) for name, when, _ in failed] == [
+        assert [(report.name, report.when) for report in recorded.failed] == [
             ("test_dies", "call"),
             ("test_refused", "teardown"),
         ]
-        assert "refused by policy" in recorded["out"]
+        assert "refused by policy" in recorded.out
         pid, seen = json.loads(file.read_text())
         old = str(pytester.path / "home/old")
         assert [(name, where, kinds) for name, where, kinds, _ in seen] == [

@@ -57,7 +57,7 @@ def found_in(name: str) -> ProbeResult:
 
     environment = BY_NAME[name]
     skip_unless(environment.needs)
-    # In a sandbox or a chroot there is no table to compare with.
+    # In a sandbox or a chroot there is no mount table to compare with.
     alone = name in ("chroot", "too-deep")
     findings = environment.run((lambda: probe([BASE])) if alone else examined)
     assert isinstance(findings, ProbeResult)
@@ -212,10 +212,10 @@ def test_the_reason_here(
 @pytest.mark.parametrize(
     ("step", "number", "here", "user"),
     [
-        # A newer kernel without a filter must have the calls: then it is something else.
+        # A newer kernel without a filter has the calls, so that the cause must be another.
         ("new mount API", "ENOSYS", ROOT, False),
         ("uppers on a detached mount", "EINVAL", replace(ROOT, kernel="6.15.0"), False),
-        # Two that may have refused it.
+        # Two things may have refused it.
         ("tmpfs", "EPERM", replace(ROOT, seccomp=True, apparmor="docker-default"), False),
         ("user namespace", "EPERM", PLAIN, True),
         ("overlay", "EINVAL", ROOT, False),

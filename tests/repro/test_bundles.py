@@ -1,4 +1,4 @@
-"""Bundles that come from anywhere: what is malformed or a trick is refused, and nothing written."""
+"""Bundles from elsewhere: malformed or malicious ones are refused, and nothing is written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def described(data: bytes, file: str = "layer.tar") -> dict[str, Any]:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A small one that is sound."""
+    """A small bundle that is sound."""
     place = tmp_path / "bundle"
     place.mkdir()
     data = layer(("srv/file", b"content"))
@@ -150,7 +150,7 @@ def test_malformed(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     edit(bundle, MALFORMED[name])
-    # What a name might lead to is sound in itself.
+    # The file that the name might lead to is a sound one.
     shutil.copy(bundle / "layer.tar", tmp_path / "layer.tar")
     before = everything(tmp_path)
     for words in (["diff", str(bundle)], ["export", str(bundle), str(tmp_path / "out.tar")]):
@@ -262,7 +262,7 @@ SPECS: dict[str, dict[str, Any]] = {
 def test_specs(bundle: Path, words: list[str], name: str) -> None:
     edit(bundle, lambda about: about.update(spec=SPECS[name]))
     shown = command(*words, str(bundle))
-    # pytest's own status for what it was asked for wrongly.
+    # pytest's own exit status for a wrong usage.
     assert shown.returncode == (4 if words == ["replay"] else 1)
     assert "mountns: " in shown.stderr
     assert "Traceback" not in shown.stderr
@@ -303,7 +303,7 @@ def test_layers(bundle: Path, tmp_path: Path, members: list[tuple[str, bytes]]) 
 @pytest.mark.sandboxes
 @pytest.mark.layered
 def test_a_link_to_the_host(bundle: Path) -> None:
-    """In place of a directory that may have an overlay of its own: no lower is found through it."""
+    """It replaces a directory that may have an overlay of its own; no lower is found through it."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         info = tarfile.TarInfo("tmp")

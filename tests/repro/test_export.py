@@ -1,4 +1,4 @@
-"""pytest-mountns export: programs of others read it, and unpack what the test has left."""
+"""pytest-mountns export: other programs can read it, and unpack the state that a test has left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(*words: str) -> str:
     return done.stdout
 
 
-#: What is said of each path, in the test and of what was unpacked.
+#: The facts of each path that are compared, between the test and what was unpacked.
 LOOK = """
 import os, stat
 
@@ -118,7 +118,7 @@ def test_umoci_unpacks_what_the_test_has_left(archive: Path, tmp_path: Path) -> 
     here = root / str(archive.parent).strip("/")
     assert looked_at(here / "tree") == seen(archive)
     assert len(seen(archive)) == 9
-    # A volume is no part of it, and a deletion leaves nothing in an image of one layer.
+    # Volumes are not in the image, and an image of one layer has no deletions.
     assert sorted(os.listdir(here)) == ["tree"]
 
 
@@ -135,7 +135,7 @@ def test_skopeo_reads_it(archive: Path, tmp_path: Path) -> None:
 @pytest.mark.as_root
 def test_podman_reads_it(archive: Path, tmp_path: Path) -> None:
     podman = tool("podman")
-    # Its locks and its state, whatever it is told; and what it mounts is gone with the namespace.
+    # podman writes its locks and state to fixed places. Its mounts go away with the namespace.
     script = """
         set -e
         for place in /dev/shm /run /var/lib; do mount -t tmpfs none $place; done

@@ -1,4 +1,4 @@
-"""--mountns-keep: what is kept of which tests."""
+"""--mountns-keep: of which tests bundles are saved, and what is in them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Recorded
 from tests.helpers.kept import bundles, document, members
+from tests.helpers.recording import Record
 
 pytestmark = pytest.mark.sandboxes
 
@@ -101,7 +101,7 @@ def test_a_bundle(
     (bundle,) = bundles(suite / ".mountns")
     assert stat.S_IMODE((suite / ".mountns").stat().st_mode) == 0o700
     assert "*" in (suite / ".mountns/.gitignore").read_text().splitlines()
-    # As it was when the test failed: before its fixture had ended.
+    # The state when the test failed, before its fixture had ended.
     here = str(suite).strip("/")
     layer = members(bundle)
     assert layer[f"{here}/data"] == b"data\nmore\n"
@@ -308,7 +308,7 @@ def test_what_wider_fixtures_have_written(pytester: pytest.Pytester, process: st
         pytester,
         "--mountns-keep=failed",
         f"--mountns-process={process}",
-        # It starts a thread, and then an ordinary user's process stays at home.
+        # It starts a thread, and an ordinary user's process with two threads stays on the host.
         "-pno:rerunfailures",
     )
     result.assert_outcomes(failed=1)
@@ -367,7 +367,7 @@ def test_no_more_than_so_many(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("import pytest_mountns.repro.store as b\nb.MOST = 3")
     run(pytester, "--mountns-keep=failed", "test_old.py").assert_outcomes(failed=2)
     result = run(pytester, "--mountns-keep=failed", "test_new.py")
-    # The outcome is that of the tests.
+    # The exit status is still that of the tests.
     result.assert_outcomes(failed=4)
     names = {document(one)["name"] for one in bundles(pytester.path / ".mountns")}
     assert names == {f"test_new.py::test_it[[]{n}]".replace("[[]", "[") for n in range(3)}
@@ -437,18 +437,10 @@ def test_pytest_killed_while_it_writes(suite: Path, pytester: pytest.Pytester) -
 
 
 def test_nothing_else_differs(
-    suite: Path, pytester: pytest.Pytester, record: object, process: str
+    suite: Path, pytester: pytest.Pytester, record: Record, process: str
 ) -> None:
-    def recorded(*arguments: str) -> Recorded:
-        assert callable(record)
-        found: Recorded = record(*arguments)
-        for event in found["events"]:
-            if event[0] == "report":
-                # Addresses in tracebacks.
-                event[6] = ""
-        return found
-
     pytester.makeini("[pytest]\nfilterwarnings = error")
-    plain, kept = recorded(), recorded("--mountns-keep=all")
-    assert plain["status"] == kept["status"]
-    assert plain["events"] == kept["events"]
+    plain, kept = record(), record("--mountns-keep=all")
+    assert plain.status == kept.status
+    # Texts have addresses in tracebacks.
+    assert plain.without("text") == kept.without("text")

@@ -1,4 +1,4 @@
-"""pytest-mountns replay: a kept test, once more."""
+"""pytest-mountns replay: a test is run again from its bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def process(request: pytest.FixtureRequest) -> str:
 
 
 def keep(pytester: pytest.Pytester, *arguments: str) -> Path:
-    """Run the suite, and give the one bundle that is kept of it."""
+    """Run the suite, and return the one bundle that is saved of it."""
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "--mountns-keep=failed", *arguments)
     (bundle,) = bundles(pytester.path / ".mountns")
     return bundle
@@ -72,7 +72,7 @@ def test_the_same_again(pytester: pytest.Pytester, process: str) -> None:
     assert shown.stderr.splitlines()[0].startswith(
         "replay: test_the_same_again.py::test_it (failed "
     )
-    # What was kept is as it was, and nothing is added to it.
+    # The bundle is as it was, and nothing was added to it.
     assert bundles(pytester.path / ".mountns") == [bundle]
     assert not (pytester.path / "data").exists()
 
@@ -120,7 +120,7 @@ def test_hypothesis(pytester: pytest.Pytester, process: str) -> None:
 
 
 def test_the_seed_of_randomly(pytester: pytest.Pytester) -> None:
-    # As the plugin has it, which is not needed here.
+    # The option as pytest-randomly has it. The plugin itself is not needed here.
     pytester.makeconftest(
         """
         def pytest_addoption(parser):
@@ -179,7 +179,7 @@ def test_options_of_the_run(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.parametrize("module", [True, False])
 def test_how_python_was_started(pytester: pytest.Pytester, module: bool) -> None:
-    # In sys.path once by PYTHONPATH, and by "-m" once more.
+    # It is in sys.path by PYTHONPATH, and once more by "-m".
     times = 2 if module else 1
     pytester.makepyfile(
         """
@@ -268,7 +268,7 @@ def test_from_the_end(pytester: pytest.Pytester, process: str) -> None:
     assert "('x', ['file'], 'added', False)" in command("replay", str(bundle)).stdout
     shown = command("replay", "--from-end", str(bundle))
     assert shown.returncode == 1
-    # What it changes is against what it has begun on.
+    # Its changes are relative to the state that it has begun with.
     assert "('xx', ['file'], 'modified', False)" in shown.stdout
     assert "FileNotFoundError" not in shown.stdout
     assert sorted(os.listdir(pytester.path / "old")) == ["file"]

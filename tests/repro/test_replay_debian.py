@@ -1,4 +1,4 @@
-"""A kept test, replayed on another release of Debian with a Python and a pytest of its own."""
+"""A bundle is replayed on another release of Debian, with a Python and a pytest of its own."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_same_failure(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyP
     assert "1 failed in" in done.stdout
     for text in said:
         assert text in done.stdout
-    # It says that it is not where it was.
+    # The command says that this is not the root that the test had.
     assert re.search("^  system: .* in the bundle, Debian .* here$", done.stderr, re.MULTILINE)
     assert f"  Python version: {'.'.join(map(str, sys.version_info[:3]))} then" in done.stderr
     assert (root / "etc/debian_version").exists()
@@ -77,6 +77,6 @@ def test_the_same_failure(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyP
     on_top = subprocess.run(
         [*enter, "--from-end", str(bundle)], capture_output=True, text=True, check=False
     )
-    # A layer of the other release, under this one.
+    # The layer was written on the other release, and is put on this one.
     assert "FileNotFoundError" in on_top.stdout
     assert "debian_version" in on_top.stdout

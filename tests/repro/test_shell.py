@@ -64,7 +64,7 @@ def test_the_state(bundle: Path, pytester: pytest.Pytester) -> None:
         "more",
     ]
     assert "gone" in shown.stderr
-    # What the test could write on the host, a shell cannot.
+    # A volume is read-only in a shell, though the test could write to it.
     assert "Read-only" in shown.stderr
     assert sorted(pytester.path.rglob("*")) == before
 
@@ -75,7 +75,7 @@ def test_a_volume_that_is_gone(bundle: Path, pytester: pytest.Pytester) -> None:
     assert (shown.returncode, shown.stdout) == (0, "old\nnew\n")
 
 
-#: Starts no process: between fork and exec a shell cannot be stopped.
+#: It starts no process, because a child of a shell cannot be stopped between fork and exec.
 JOB = """
 import os, signal, time
 signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -91,7 +91,7 @@ def test_on_a_terminal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shell is None:
         pytest.skip("no bash here")
     monkeypatch.setenv("SHELL", shell)
-    # Or the user's own files would choose another prompt.
+    # Otherwise the user's own files could choose another prompt.
     monkeypatch.setenv("HOME", str(bundle))
     (bundle.parents[1] / "job.py").write_text(JOB)
     with on_terminal(Path("/"), program(), "shell", str(bundle)) as terminal:
@@ -104,7 +104,7 @@ def test_on_a_terminal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal.wait_for("Stopped")
         terminal.type("echo st''ill; fg\n")
         terminal.wait_for("still")
-        # Only then is the terminal the job's again.
+        # Only from now on does the job have the terminal again.
         terminal.wait_for("goes on")
         terminal.type("\x03")
         terminal.wait_for(">> ")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
+from tests.helpers.recording import Record, Recorded
 
-Record = Callable[..., dict[str, Any]]
+pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
 
 
 @pytest.fixture
 def record(record: Record, process: str) -> Record:
-    # `process` is named for pytest 8.0, which would not see that the other one wants it. The plugin
-    # keeps a thread, and an ordinary user's process with a second one cannot go in and out.
+    # pytest 8.0 does not see that the overridden `record` needs `process`, unless it is named here.
+    # pytest-rerunfailures keeps a thread, and an ordinary user's process can enter and leave
+    # sandboxes only while it has one thread.
     return lambda *arguments: record("-pno:rerunfailures", *arguments)
 
 
@@ -24,10 +22,10 @@ def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def passes(recorded: dict[str, Any]) -> None:
-    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
-    assert not failed, recorded["out"]
-    assert recorded["status"] == 0
+def passes(recorded: Recorded) -> None:
+    failed = recorded.not_passed
+    assert not failed, recorded.out
+    assert recorded.status == 0
 
 
 def test_nested_with_resets_and_errors(pytester: pytest.Pytester, record: Record) -> None:

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
+from tests.helpers.recording import Record, Recorded
+
 pytestmark = pytest.mark.sandboxes
 
-Record = Callable[..., dict[str, Any]]
+
+def reports(recorded: Recorded) -> list[tuple[str, str, str]]:
+    return [(report.name, report.when, report.outcome) for report in recorded.reports]
 
 
-def reports(recorded: dict[str, Any]) -> list[tuple[str, str, str]]:
-    return [(e[1].rpartition("::")[2], e[2], e[3]) for e in recorded["events"] if e[0] == "report"]
-
-
-def text_of(recorded: dict[str, Any], test: str) -> str:
-    found = [
-        e
-        for e in recorded["events"]
-        if e[0] == "report" and e[1].endswith(test) and e[3] != "passed"
-    ]
-    assert len(found) == 1
-    return str(found[0][6])
+def text_of(recorded: Recorded, test: str) -> str:
+    (report,) = [one for one in recorded.not_passed if one.name == test]
+    return report.text
 
 
 @pytest.mark.parametrize("pid", [False, True])
@@ -48,7 +41,7 @@ def test_by_signal_and_by_exit(pytester: pytest.Pytester, record: Record, pid: b
         """
     )
     recorded = record("-p", "no:faulthandler")
-    assert recorded["status"] == 1
+    assert recorded.status == 1
     assert "SIGKILL" in text_of(recorded, "test_killed")
     assert "during call" in text_of(recorded, "test_killed")
     assert "SIGABRT" in text_of(recorded, "test_aborts")
@@ -59,9 +52,9 @@ def test_by_signal_and_by_exit(pytester: pytest.Pytester, record: Record, pid: b
         ("test_runs", "call", "passed"),
         ("test_runs", "teardown", "passed"),
     ]
-    killed = next(e for e in recorded["events"] if e[0] == "report" and e[3] == "failed")
-    assert ["Captured stdout call", "so far\n"] in killed[7]
-    assert ["Captured stderr call", "and to stderr"] in killed[7]
+    killed = recorded.failed[0]
+    assert ("Captured stdout call", "so far\n") in killed.sections
+    assert ("Captured stderr call", "and to stderr") in killed.sections
 
 
 def test_in_setup_and_in_teardown(pytester: pytest.Pytester, record: Record) -> None:
@@ -109,8 +102,8 @@ def test_wider_fixtures_end_all_the_same(pytester: pytest.Pytester, record: Reco
         """
     )
     recorded = record()
-    teardown = next(e for e in recorded["events"] if e[0] == "report" and e[2] == "teardown")
-    assert ["Captured stdout teardown", "the module has ended\n"] in teardown[7]
+    teardown = next(report for report in recorded.reports if report.when == "teardown")
+    assert ("Captured stdout teardown", "the module has ended\n") in teardown.sections
 
 
 def test_xfail_covers_a_crash(pytester: pytest.Pytester, record: Record) -> None:
@@ -132,7 +125,7 @@ def test_xfail_covers_a_crash(pytester: pytest.Pytester, record: Record) -> None
 def test_a_copy_that_returns_is_not_a_second_session(
     pytester: pytest.Pytester, record: Record
 ) -> None:
-    """A test forks and lets the copy run on, up pytest's stack."""
+    """A test forks, and its copy returns into pytest as the test does."""
     pytester.makepyfile(
         """
         import os
@@ -146,14 +139,14 @@ def test_a_copy_that_returns_is_not_a_second_session(
         """
     )
     recorded = record()
-    assert recorded["status"] == 0
+    assert recorded.status == 0
     assert len(reports(recorded)) == 6
 
 
 def test_a_daemon_that_holds_everything_open_stalls_nothing(
     pytester: pytest.Pytester, record: Record
 ) -> None:
-    """The daemon has the relay's socket; only the frame that says "leave" ends the waiting."""
+    """The daemon has the channel's socket open; the message "leave" ends the waiting."""
     pytester.makepyfile(
         """
         import os, time, pytest
@@ -172,7 +165,7 @@ def test_a_daemon_that_holds_everything_open_stalls_nothing(
         """
     )
     recorded = record()
-    assert recorded["status"] == 0
+    assert recorded.status == 0
     # Still there.
     os.kill(int((pytester.path / "pid").read_text()), signal.SIGKILL)
 
@@ -221,4 +214,4 @@ def test_processes_left_behind_are_ended(pytester: pytest.Pytester, record: Reco
                 assert state in "ZX"
         """
     )
-    assert record("-Wignore")["status"] == 0
+    assert record("-Wignore").status == 0

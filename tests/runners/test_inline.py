@@ -6,13 +6,12 @@ import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.sandboxes
+from tests.helpers.recording import Record, Recorded
 
-Record = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.sandboxes
 
 #: Somewhere that root and an ordinary user can write, and the isolation that each test checks.
 COMMON = """
@@ -24,7 +23,7 @@ PID = os.getpid()
 PLACE = os.path.expanduser("~")
 
 
-# At home, which for an ordinary user is another place than while tests are collected.
+# On the host. For an ordinary user this is another namespace than while tests are collected.
 @pytest.fixture(scope="session", autouse=True)
 def host():
     HOST.append(os.readlink("/proc/thread-self/ns/mnt"))
@@ -43,8 +42,9 @@ def in_this_process():
 
 @pytest.fixture
 def record(record: Record, process: str) -> Record:
-    # `process` is named for pytest 8.0, which would not see that the other one wants it. The plugin
-    # keeps a thread, and an ordinary user's process with a second one cannot go in and out.
+    # pytest 8.0 does not see that the overridden `record` needs `process`, unless it is named here.
+    # pytest-rerunfailures keeps a thread, and an ordinary user's process can enter and leave
+    # sandboxes only while it has one thread.
     return lambda *arguments: record("-pno:rerunfailures", *arguments)
 
 
@@ -65,10 +65,10 @@ def write(pytester: pytest.Pytester, body: str) -> None:
     pytester.makepyfile(COMMON + textwrap.dedent(body))
 
 
-def passes(recorded: dict[str, Any]) -> None:
-    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
-    assert not failed, recorded["out"]
-    assert recorded["status"] == 0
+def passes(recorded: Recorded) -> None:
+    failed = recorded.not_passed
+    assert not failed, recorded.out
+    assert recorded.status == 0
 
 
 def test_each_test_has_a_root_of_its_own_in_one_process(
@@ -100,7 +100,7 @@ def test_each_test_has_a_root_of_its_own_in_one_process(
 
 
 def test_the_process_is_as_before(pytester: pytest.Pytester, record: Record, home: Path) -> None:
-    """Directory, umask, environment, descriptors; and what the test has started is ended."""
+    """Directory, umask, environment and descriptors; processes that the test has started end."""
     pytester.makeconftest(
         """
         import os, pytest
@@ -116,7 +116,7 @@ def test_the_process_is_as_before(pytester: pytest.Pytester, record: Record, hom
 
         before = None
 
-        # What the first one opens for all is there from then on.
+        # The first test opens what all tests share, and that stays open.
         def pytest_runtest_logfinish(nodeid):
             global before
             if before is None:
@@ -139,7 +139,7 @@ def test_the_process_is_as_before(pytester: pytest.Pytester, record: Record, hom
             os.environ["NEW"] = "1"; del os.environ["HOME"]
             children.append(subprocess.Popen(["sleep", "600"]).pid)
             os.close(os.open("/", os.O_RDONLY))
-            # A descriptor of a directory from before leads to the sandbox's.
+            # A descriptor of a directory that was open before leads to the sandbox's directory.
             fd = os.open("made", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=opened)
             os.close(fd)
             assert os.path.exists(os.path.join(os.path.dirname(__file__), "made"))
@@ -197,7 +197,7 @@ def test_wider_fixtures_and_reports_are_at_home(
         """
         def test_one(wide, narrow): pass
         def test_dynamic(request):
-            # Asked for in here, it is set up at home all the same, and stays.
+            # Though it is asked for in the sandbox, it is set up on the host, and stays.
             assert request.getfixturevalue("wide") == "wide"
             assert inside()
         """,
@@ -225,8 +225,7 @@ def test_errors_everywhere_and_the_next_test_is_well(
         def test_well(): pass
         """,
     )
-    events = [e for e in record("--mountns")["events"] if e[0] == "report"]
-    outcomes = {(e[1].rpartition("::")[2], e[2]): e[3] for e in events}
+    outcomes = record("--mountns").outcomes
     bad = {place for place, outcome in outcomes.items() if outcome != "passed"}
     assert bad == {
         ("test_setup", "setup"),
@@ -246,7 +245,7 @@ def test_a_test_with_a_pid_namespace_is_forked(pytester: pytest.Pytester, record
         """
     )
     recorded = record("--mountns")
-    if "is not possible here" in recorded["out"]:
+    if "is not possible here" in recorded.out:
         pytest.skip("no PID namespaces here")
     passes(recorded)
 
@@ -269,12 +268,12 @@ def test_ctrl_c_ends_what_the_test_began_in_its_sandbox(
         """,
     )
     recorded = record("--mountns")
-    assert recorded["status"] == pytest.ExitCode.INTERRUPTED
+    assert recorded.status == pytest.ExitCode.INTERRUPTED
     assert not list(home.iterdir())
 
 
 def test_threads_alive(pytester: pytest.Pytester, record: Record, home: Path) -> None:
-    """Those of before stay at home; one that the test starts is in its sandbox."""
+    """Threads from before stay on the host; one that the test starts is in its sandbox."""
     write(
         pytester,
         """
@@ -328,7 +327,7 @@ def test_an_ordinary_user_with_threads_is_forked_and_told(
     )
     recorded = record("--mountns")
     passes(recorded)
-    assert "forked" in recorded["out"]
+    assert "forked" in recorded.out
 
 
 INTERRUPTING = """
@@ -367,7 +366,7 @@ FOUND = []
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item, nextitem):
     FOUND.append(state())
-    # The first one has set up what is at home.
+    # The first test has set up what stays on the host.
     if FOUND[1:] and FOUND[-1] != FOUND[1]:
         pytest.exit(f"{FOUND[1]} at first, {FOUND[-1]} before {item.name}", 9)
 
@@ -386,7 +385,7 @@ def pytest_runtest_PHASE(item):
 def test_a_handler_that_raises_on_the_way(
     pytester: pytest.Pytester, phase: str, home: Path
 ) -> None:
-    """Whichever line it meets: at home afterwards, as before, and the next test is inside."""
+    """Whichever line it interrupts: the process is back on the host, and the next test isolated."""
     pytester.makeconftest(COMMON + INTERRUPTING.replace("PHASE", phase))
     pytester.makepyfile(
         """
@@ -404,7 +403,7 @@ def test_a_handler_that_raises_on_the_way(
     )
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     outcomes = result.parseoutcomes()
-    # All lines were met, and some were not left.
+    # All lines of the phase were interrupted; more lines were asked for than it has.
     assert outcomes["errors"] > 30
     assert outcomes["passed"] > (500 - outcomes["errors"] if phase == "setup" else 500)
     assert "failed" not in outcomes

@@ -86,7 +86,7 @@ def _run(directory: Path, options: tuple[str, ...], dialogue: Dialogue) -> dict[
 
 @pytest.mark.parametrize("suite", DIALOGUES)
 def test_dialogue(pytester: pytest.Pytester, suite: str) -> None:
-    """The whole screen, typed text included, to the letter."""
+    """Compares the whole screen with the typed text, to the letter."""
     pytester.makepyfile(test_it=SUITE)
     pytester.makeconftest(CONFTEST)
     options, dialogue = DIALOGUES[suite]
@@ -100,11 +100,11 @@ def test_dialogue(pytester: pytest.Pytester, suite: str) -> None:
 
 
 def _interrupt(running: Terminal, keys: str = "\x03") -> dict[str, Any]:
-    """Type when the test waits; what was ended how often, and how the session ended."""
+    """Type keys when the test waits. Returns the exit status, and how often fixtures ended."""
     running.wait_for("WAITING")
     running.type(keys)
     status = running.end()
-    # The place it was at is shown by an interrupted process that has a stack of its own.
+    # Before it, pytest shows the place of the interruption, which differs between the two runs.
     end = re.split(r"^!!!.*\n", normal(running.text), flags=re.M)
     return {
         "status": status,
@@ -137,7 +137,7 @@ def test_ctrl_c(pytester: pytest.Pytester, place: str) -> None:
 
 @pytest.mark.parametrize("pid", [False, True])
 def test_ctrl_c_again(pytester: pytest.Pytester, pid: bool) -> None:
-    """A test that survives the first ends by the second."""
+    """A test that survives the first Ctrl-C is ended by the second."""
     pytester.makepyfile(test_it=SUITE)
     pytester.makeconftest(CONFTEST)
     if pid:
@@ -167,7 +167,7 @@ def test_ctrl_c_when_the_terminal_is_lent(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.parametrize("pid", [False, True])
 def test_ctrl_c_on_the_way_in(pytester: pytest.Pytester, pid: bool) -> None:
-    """At any moment around the fork: it never hangs, nothing is left, nothing ends twice."""
+    """Ctrl-C at any moment around the fork: nothing hangs, is left or ends twice."""
     pytester.makepyfile(test_it=SUITE)
     pytester.makeconftest(CONFTEST)
     if pid:
@@ -180,7 +180,7 @@ def test_ctrl_c_on_the_way_in(pytester: pytest.Pytester, pid: bool) -> None:
             running.type("\x03")
             assert running.end() == pytest.ExitCode.INTERRUPTED
             assert running.text.count("WIDE ENDS") == 1
-            # A fixture that was interrupted before it yields has no end.
+            # A fixture that is interrupted before it yields is not torn down.
             begun, ended = (running.text.count(f"NARROW {w}") for w in ("BEGINS", "ENDS"))
             assert ended <= begun
             assert ended == 1 or "WAITING" not in running.text

@@ -1,4 +1,4 @@
-"""Memory that is copied within fork: what the tests of a session have of it."""
+"""Memory that fork(2) copies at once: only the pytest process pins it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_memory_is_pinned_in_the_parent_alone(pytester: pytest.Pytester) -> None
             assert pinned() == 0
             links = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
             assert not any("io_uring" in link for link in links)
-            # What an earlier test has done here was done in another process.
+            # An earlier test has appended to this list in a process of its own.
             assert len(shared) == 10_000 and number not in shared
             shared.append(number)
         """

@@ -1,16 +1,15 @@
-"""What a plain run reports, a run with ``--mountns`` reports: every kind of outcome."""
+"""A run with ``--mountns`` reports what a plain run reports, for every kind of outcome."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.helpers.terminals import without_tally
+from tests.helpers.recording import TEXTS, Record, Recorded
+from tests.helpers.terminals import without_summary
 
 pytestmark = pytest.mark.sandboxes
 
@@ -24,13 +23,11 @@ SUITE = (Path(__file__).parents[1] / "suites" / "outcomes.py").read_text()
 UNITTEST = (Path(__file__).parents[1] / "suites" / "unittests.py").read_text()
 SUBTESTS = (Path(__file__).parents[1] / "suites" / "subtests_fixture.py").read_text()
 
-Record = Callable[..., dict[str, Any]]
 
-
-def same(plain: dict[str, Any], isolated: dict[str, Any]) -> None:
-    """Compare two runs event by event, but for addresses and process-wide counters."""
-    assert isolated["status"] == plain["status"]
-    assert [_normal(e) for e in isolated["events"]] == [_normal(e) for e in plain["events"]]
+def same(plain: Recorded, isolated: Recorded) -> None:
+    """Compare two runs event by event, without addresses and process-wide counters."""
+    assert isolated.status == plain.status
+    assert [_normal(e) for e in isolated.events] == [_normal(e) for e in plain.events]
 
 
 def _normal(event: object) -> str:
@@ -40,20 +37,19 @@ def _normal(event: object) -> str:
 
 
 def test_every_outcome(pytester: pytest.Pytester, record: Record) -> None:
-    """Events one by one; junit XML and the summary to the letter."""
+    """Compares events one by one, and JUnit XML and the summary to the letter."""
     pytester.makepyfile(SUITE)
-    runs = []
+    runs, documents, summaries = [], [], []
     for option in ("-pno:mountns", "--mountns"):
         run = record(option, "-rA", "--junitxml=out.xml")
-        xml = (pytester.path / "out.xml").read_text()
-        run["xml"] = _normal(re.sub(r'(time|timestamp|hostname)="[^"]*"', "", xml))
-        summary = run["out"][run["out"].index("short test summary info") :]
-        run["summary"] = _normal(re.sub(r"in [\d.]+s", "", summary))
         runs.append(run)
-    plain, isolated = runs
-    same(plain, isolated)
-    assert isolated["xml"] == plain["xml"]
-    assert isolated["summary"] == plain["summary"]
+        xml = (pytester.path / "out.xml").read_text()
+        documents.append(_normal(re.sub(r'(time|timestamp|hostname)="[^"]*"', "", xml)))
+        summary = run.out[run.out.index("short test summary info") :]
+        summaries.append(_normal(re.sub(r"in [\d.]+s", "", summary)))
+    same(*runs)
+    assert documents[1] == documents[0]
+    assert summaries[1] == summaries[0]
 
 
 def test_unittest(pytester: pytest.Pytester, record: Record) -> None:
@@ -62,7 +58,7 @@ def test_unittest(pytester: pytest.Pytester, record: Record) -> None:
 
 
 def test_subtests_of_unittest(pytester: pytest.Pytester, record: Record) -> None:
-    """But for sections: plain pytest 9 captures its own progress marks as output of the test."""
+    """Without sections: pytest 9 captures its own progress marks as output of the test."""
     pytester.makepyfile(
         """
         import unittest
@@ -77,7 +73,7 @@ def test_subtests_of_unittest(pytester: pytest.Pytester, record: Record) -> None
     runs = []
     for option in ("-pno:mountns", "--mountns"):
         run = record(option)
-        runs.append([e[:7] + e[8:] if e[0] == "report" else e for e in run["events"]])
+        runs.append(run.without("sections"))
     assert runs[0] == runs[1]
 
 
@@ -155,7 +151,7 @@ def test_an_item_that_shows_its_whole_traceback(pytester: pytest.Pytester, recor
     )
     pytester.makefile(".list", tests="")
     texts = [
-        [event[6].count("\n") for event in record(option)["events"] if event[0] == "report"]
+        [report.text.count("\n") for report in record(option).reports]
         for option in ("-pno:mountns", "--mountns")
     ]
     assert texts[0] == texts[1]
@@ -205,7 +201,7 @@ def test_warnings_turned_to_errors(pytester: pytest.Pytester, record: Record) ->
 
 
 def test_threads_of_the_parent_raise_no_warning(pytester: pytest.Pytester, record: Record) -> None:
-    """Python 3.12 and later warn of a fork with threads alive; ours is a safe one."""
+    """Python 3.12 and later warn of forks while threads are alive. The plugin's fork is safe."""
     pytester.makepyfile(
         """
         import threading, pytest
@@ -228,7 +224,7 @@ def test_threads_of_the_parent_raise_no_warning(pytester: pytest.Pytester, recor
 
 def test_durations_include_what_the_child_did(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile("import time\ndef test_slow(): time.sleep(0.3)")
-    out = record("--mountns", "--durations=0")["out"]
+    out = record("--mountns", "--durations=0").out
     assert float(re.search(r"([\d.]+)s call", out)[1]) >= 0.3  # type: ignore[index]
 
 
@@ -245,7 +241,7 @@ def test_random_numbers_are_as_seeded(pytester: pytest.Pytester, record: Record)
     pytester.makepyfile(
         "import random\ndef test_it(): assert random.random() == random.Random(5).random()"
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0
 
 
 def test_the_environment_of_the_next_test(pytester: pytest.Pytester, record: Record) -> None:
@@ -256,11 +252,11 @@ def test_the_environment_of_the_next_test(pytester: pytest.Pytester, record: Rec
         def test_two(): assert os.environ["PYTEST_CURRENT_TEST"].endswith("test_two (call)")
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0
 
 
 def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> None:
-    """Where only pytest's own frames are in the way, they are shown as plainly."""
+    """Errors without frames of the suite show pytest's own, as in a plain run."""
     pytester.makepyfile(
         """
         import pytest
@@ -293,12 +289,12 @@ def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> N
         if not options:
             same(plain, isolated)
         else:
-            # The frames on the way are others; the errors are not.
-            assert [e[:6] for e in plain["events"]] == [e[:6] for e in isolated["events"]]
+            # Some frames in the tracebacks differ; the errors do not.
+            assert plain.without(*TEXTS) == isolated.without(*TEXTS)
 
 
 def _printed(result: pytest.RunResult) -> list[str]:
-    printed = without_tally(f"{result.stdout}\n").splitlines()
+    printed = without_summary(f"{result.stdout}\n").splitlines()
     lines = [re.sub(r"in [\d.]+s =*|=", "", line) for line in printed]
     return lines[next(n for n, line in enumerate(lines) if line.startswith("collected")) :]
 

@@ -38,7 +38,7 @@ OPTIONS: tuple[tuple[str, ...], ...] = (
     ("-p", "no:terminal"),
     ("-W", "error", "test_second.py"),
     ("-p", "no:capture", "-v"),
-    # Failures in fixtures show a stack that comes through the gate.
+    # Failures in fixtures show a stack that has the plugin's frames in it.
     ("--tb=native", "-k", "test_long_message or subprocess or system_exit"),
 )
 
@@ -48,7 +48,7 @@ AGAIN = ("--lf", "--ff", "--nf", "--sw")
 
 @pytest.fixture(autouse=True, params=["buffered", "unbuffered"])
 def buffering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """C's stdout is flushed at the end of the process, or at once where Python is told so."""
+    """C's stdout is flushed at the end of the process, or at once with PYTHONUNBUFFERED."""
     if request.param == "buffered":
         monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     else:
@@ -71,7 +71,7 @@ def _start(directory: Path, *options: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        # Some markup comes out of a set.
+        # The order of some markup is that of a set.
         "PYTHONHASHSEED": "0",
         "PYTHONWARNINGS": "default",
         "COLUMNS": "80",
@@ -125,7 +125,7 @@ def test_output(directories: tuple[Path, Path], options: tuple[str, ...]) -> Non
 
 
 def test_two_runs(directories: tuple[Path, Path]) -> None:
-    """The cache that one run leaves, for the next."""
+    """The next run uses the cache that one run leaves."""
     _same(directories, "-q", "--tb=no")
     for option in AGAIN:
         _same(directories, "-v", "--tb=no", option)
@@ -133,7 +133,7 @@ def test_two_runs(directories: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("option", ["--debug=debug.log", "--trace-config"])
 def test_output_about_plugins(directories: tuple[Path, Path], option: str) -> None:
-    """It names this one, so it cannot be the same."""
+    """It names the plugin, so that the plain run cannot have the same."""
     _, directory = directories
     process = _start(directory, *ISOLATED, option, "test_first.py")
     assert _result(directory, process)[0] == "status 1"
@@ -143,7 +143,7 @@ def test_output_about_plugins(directories: tuple[Path, Path], option: str) -> No
 def test_output_on_a_terminal(
     directories: tuple[Path, Path], options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Buffers are line by line there, and progress is drawn."""
+    """On a terminal, output is buffered by line and progress is drawn."""
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     if "-s" in options:
         # Half a line of standard error: it comes with its test, not with the end of the line.

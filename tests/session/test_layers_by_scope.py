@@ -1,16 +1,14 @@
-"""``scope=``: what wider fixtures write is a layer under their tests, and goes with their node."""
+"""``scope=``: what wider fixtures write is a layer below their tests, until their node ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
+from tests.helpers.recording import Record, Recorded
 
-Record = Callable[..., dict[str, Any]]
+pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
 
 COMMON = """
 import os
@@ -42,8 +40,9 @@ def names():
 
 @pytest.fixture
 def record(record: Record, process: str) -> Record:
-    # `process` is named for pytest 8.0, which would not see that the other one wants it. The plugin
-    # keeps a thread, and an ordinary user's process with a second one cannot go in and out.
+    # pytest 8.0 does not see that the overridden `record` needs `process`, unless it is named here.
+    # pytest-rerunfailures keeps a thread, and an ordinary user's process can enter and leave
+    # sandboxes only while it has one thread.
     return lambda *arguments: record("-pno:rerunfailures", *arguments)
 
 
@@ -61,10 +60,10 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return place
 
 
-def passes(recorded: dict[str, Any]) -> None:
-    failed = [e for e in recorded["events"] if e[0] == "report" and e[3] != "passed"]
-    assert not failed, recorded["out"]
-    assert recorded["status"] == 0
+def passes(recorded: Recorded) -> None:
+    failed = recorded.not_passed
+    assert not failed, recorded.out
+    assert recorded.status == 0
 
 
 def untouched(home: Path) -> None:
@@ -85,7 +84,7 @@ def installed():
     write("installed", "module")
     os.remove(os.path.join(PLACE, "host"))
     yield "installed"
-    # The tests' writes are not here; one's own are.
+    # The fixture sees its own writes, and not those of the tests.
     assert names() == ["installed"] and read("installed") == "module"
 
 @pytest.mark.parametrize("number", range(3))
@@ -156,7 +155,7 @@ def test_uncaptured(overlay_root):
 
 
 def test_parametrized_wide_fixtures(pytester: pytest.Pytester, record: Record, home: Path) -> None:
-    """One parameter's instance ends in the sandbox that it began in, before the next begins."""
+    """A fixture ends in the sandbox that it began in, before it begins for the next parameter."""
     pytester.makepyfile(
         f"""{COMMON}
 pytestmark = pytest.mark.mountns(scope="module")
@@ -238,9 +237,7 @@ def test_teardown(bad_teardown): assert "made" in names()
 """
     )
     recorded = record()
-    outcomes = {
-        (e[1].rpartition("::")[2], e[2]): e[3] for e in recorded["events"] if e[0] == "report"
-    }
+    outcomes = recorded.outcomes
     assert outcomes[("test_setup", "setup")] == outcomes[("test_setup_again", "setup")] == "failed"
     assert outcomes[("test_between", "call")] == "passed"
     assert outcomes[("test_teardown", "call")] == "passed"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.sandboxes
+from tests.helpers.recording import Record
 
-Record = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.sandboxes
 
 
 def test_once_and_in_the_parent(pytester: pytest.Pytester, record: Record) -> None:
@@ -42,7 +40,7 @@ def test_once_and_in_the_parent(pytester: pytest.Pytester, record: Record) -> No
         def test_two(function): assert counts == [1, 2, 3]
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0
 
 
 def test_state_of_a_test_does_not_reach_the_next(pytester: pytest.Pytester, record: Record) -> None:
@@ -66,13 +64,13 @@ def test_state_of_a_test_does_not_reach_the_next(pytester: pytest.Pytester, reco
         def test_two(): check("two")
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0
 
 
 def test_a_wider_fixture_first_asked_for_in_a_test(
     pytester: pytest.Pytester, record: Record
 ) -> None:
-    """It lives and dies in that test's process; each test that asks has one of its own."""
+    """It is set up and torn down in that test's process, for each test that asks for it."""
     pytester.makepyfile(
         """
         import os, pytest
@@ -88,9 +86,9 @@ def test_a_wider_fixture_first_asked_for_in_a_test(
         """
     )
     recorded = record("--mountns")
-    assert recorded["status"] == 0
-    teardowns = [e[7] for e in recorded["events"] if e[0] == "report" and e[2] == "teardown"]
-    assert all(["Captured stdout teardown", "ENDED HERE\n"] in sections for sections in teardowns)
+    assert recorded.status == 0
+    teardowns = [report.sections for report in recorded.reports if report.when == "teardown"]
+    assert all(("Captured stdout teardown", "ENDED HERE\n") in sections for sections in teardowns)
 
 
 def test_a_directory_descriptor_of_a_wider_fixture_leads_inside(
@@ -116,15 +114,17 @@ def test_a_directory_descriptor_of_a_wider_fixture_leads_inside(
             assert not (Path.home() / "by descriptor").exists()
         """
     )
-    assert record("--mountns")["status"] == 0
+    assert record("--mountns").status == 0
 
 
 @pytest.mark.parametrize("upper", ["memory", "disk"])
 def test_a_wider_fixture_finds_no_child_of_ours(
     pytester: pytest.Pytester, record: Record, upper: str
 ) -> None:
-    """Not the test process before it either, which may still be on its way out: a fixture may wait
-    for any child. With the next parameter it is set up again in the middle of its scope.
+    """A fixture may wait for any child, and sees no process of the plugin.
+
+    Nor does it see the process of the test before, which may still be ending. With the next
+    parameter the fixture is set up again in the middle of its scope.
     """
     pytester.makepyfile(
         f"""
@@ -159,12 +159,14 @@ def test_a_wider_fixture_finds_no_child_of_ours(
             pass
         """
     )
-    assert record()["status"] == 0
+    assert record().status == 0
 
 
 def test_a_mount_made_by_a_wider_fixture_is_seen(pytester: pytest.Pytester) -> None:
-    """The mount table is read again when it changes; the fixture mounts in a namespace of its own
-    that the whole pytest process was started in.
+    """The mount table is read again when it changes.
+
+    The fixture mounts in a mount namespace of its own, in which the whole pytest process was
+    started.
     """
     if os.geteuid() != 0:
         pytest.skip("only root can mount")

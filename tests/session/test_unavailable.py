@@ -1,4 +1,4 @@
-"""Machines that cannot isolate: skipped or failed by policy, never run bare, and explained."""
+"""Machines that cannot isolate: tests are skipped or fail, never run bare, and are told why."""
 
 from __future__ import annotations
 

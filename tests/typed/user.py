@@ -1,4 +1,4 @@
-"""What a user with types writes: mypy and pyright have no objections, and see which they are."""
+"""A typed test suite: mypy and pyright report no errors, and infer the right types."""
 
 # pyright: strict
 

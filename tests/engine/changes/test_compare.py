@@ -357,7 +357,7 @@ def test_metadata_within_a_directory_made_anew(diff: Diff) -> None:
 
 
 def test_a_directory_moved_into_one_made_anew_was_not_made_anew_itself(diff: Diff) -> None:
-    # It carries the opaque attribute from where it was made.
+    # It still has the opaque attribute that it got where it was made.
     def act(root: Path) -> None:
         build(root, {"new/f": "y"})
         remake(root / "d", {})
@@ -368,7 +368,7 @@ def test_a_directory_moved_into_one_made_anew_was_not_made_anew_itself(diff: Dif
 
 
 def test_a_directory_in_place_of_a_symlink_to_one(diff: Diff) -> None:
-    # Below, the same path still leads somewhere, by way of the symlink.
+    # In the lower tree the same path still leads somewhere, through the symlink.
     def act(root: Path) -> None:
         (root / "l").unlink()
         build(root, {"l/f": "x"})
@@ -387,7 +387,7 @@ def test_an_owner_that_could_not_be_given_to_the_root_is_no_change(run: Run) -> 
         build(box.lower, {"d": None})
         box.mount()
         seen = box.changes()
-        # From here on 12 is nobody, as root is for an ordinary user.
+        # From here on user 12 has no mapping, as root has none in an ordinary user's namespace.
         checked(libc.unshare(CLONE_NEWUSER), "unshare")
         for name, content in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
             Path("/proc/self", name).write_text(content)

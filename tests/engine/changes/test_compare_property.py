@@ -35,7 +35,7 @@ START: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Operation:
-    """What to do. The paths are numbers, so that they can be of what is there by then."""
+    """What to do. Paths are numbers, which choose from what is there by then."""
 
     what: str
     number: int
@@ -142,7 +142,7 @@ def walk(root: Path) -> dict[str, Node]:
 
 
 def verify(changes: Changes, lower: Mapping[str, Node], merged: Mapping[str, Node]) -> None:
-    """That the lower tree and the changes say exactly what the merged tree is."""
+    """Assert that lower tree and changes together describe exactly the merged tree."""
     by_path = {"" if change.path == "/" else change.path: change for change in changes}
     assert len(by_path) == len(changes)
     sources = {change.source for change in changes}
@@ -154,7 +154,7 @@ def verify(changes: Changes, lower: Mapping[str, Node], merged: Mapping[str, Nod
         }
 
     def check(path: str, below: str | None) -> None:
-        """`below` is where the lower tree is to be seen at `path`, if anywhere."""
+        """Compare a path with the lower tree's entry at `below`, None if there is none to see."""
         change = by_path.pop(path, None)
         there = below in lower
         if change is None:

@@ -47,7 +47,7 @@ def changed(
     act: Callable[[], object],
     look: Callable[[Changes], T],
 ) -> T:
-    """What ``look`` sees in the changes that ``act`` has made; in the sandbox."""
+    """What ``look`` returns in the sandbox for the changes that ``act`` has made there."""
 
     def world() -> T:
         prepare()
@@ -172,7 +172,7 @@ def test_a_renamed_directory_has_the_other_place_before() -> None:
 
 
 def remains_of(mode: Mode, act: Callable[[], object], look: Callable[[Changes], T]) -> T:
-    """What ``look`` sees outside when the process that has done ``act`` was killed."""
+    """What ``look`` returns outside, after the process that has done ``act`` was killed."""
     skip_unless_in_memory(mode)
 
     def world() -> T:
@@ -218,7 +218,7 @@ def test_a_killed_process_leaves_its_changes(mode: Mode) -> None:
         return changes.as_dict(), f.before.read_text(), f.after.read_text(), f.diff()
 
     kinds, before, after, text = remains_of(mode, act, look)
-    # Exactly these: owners that the test did not see as they are are no change.
+    # Nothing else: an owner without a mapping in the test's user namespace is no change.
     assert kinds == {"/srv/d": "added", "/srv/d/g": "added", "/srv/f": "modified"}
     assert (before, after) == ("old\n", "new\n")
     assert text == "--- /srv/f\n+++ /srv/f\n@@ -1 +1 @@\n-old\n+new\n"

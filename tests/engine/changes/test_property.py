@@ -30,7 +30,7 @@ SEQUENCES: Final = int(os.environ.get("MOUNTNS_SEQUENCES", "0"))
 
 @dataclass(frozen=True)
 class Operation:
-    """What to do. The paths are numbers, so that they can be of what is there by then."""
+    """What to do. Paths are numbers, which choose from what is there by then."""
 
     what: str
     number: int
@@ -85,7 +85,7 @@ def start(root: Path) -> None:
 
 
 def perform(operation: Operation, root: Path) -> None:
-    """Raises OSError where it is not possible in the tree as it is by then."""
+    """Do it. Raises :class:`OSError` where that is not possible in the tree as it is by then."""
     existing = sorted(root.rglob("*")) or [root]
     directories = [root, *(p for p in existing if p.is_dir() and not p.is_symlink())]
     path = existing[operation.number % len(existing)]
@@ -97,7 +97,7 @@ def perform(operation: Operation, root: Path) -> None:
             with path.open("a" if operation.what == "append" else "w") as file:
                 file.write(content)
         case "rewrite" if regular:
-            # The same content again and, half of the time, the same time.
+            # The same content again and, in half of the cases, the same time.
             status, same = path.stat(), path.read_bytes()
             path.write_bytes(same)
             if flag:
@@ -205,7 +205,7 @@ def difference(before: Walk, after: Walk, root: str) -> Found:
         path, origin, remade = pending.pop()
         now = after[path]
         was = None if origin is None else before.get(origin)
-        # What the children of a directory are compared with: None for nothing.
+        # What the children of a directory are compared with; None if there is nothing.
         base = origin if was is not None else None
         home = homes.get(now.number) if now.form == stat.S_IFDIR else None
         if home is not None and home != origin:
@@ -249,7 +249,7 @@ def children(nodes: Walk, parent: str) -> set[str]:
 
 
 def check_entries(changes: Changes, before: Walk, after: Walk) -> None:
-    """That sizes, modes and contents are those of the walks."""
+    """Assert that sizes, modes and contents are those of the walks."""
     for change in changes:
         if change.kind == "added":
             assert change.before is None
@@ -273,7 +273,7 @@ def check_entries(changes: Changes, before: Walk, after: Walk) -> None:
 
 
 def run(mode: Mode, sequence: Sequence[Operation]) -> tuple[Found, Found]:
-    """What we say, and what two walks say."""
+    """The changes that the plugin reports, and those that two walks find."""
 
     def world() -> tuple[Found, Found]:
         start(ROOT)

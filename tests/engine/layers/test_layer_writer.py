@@ -41,7 +41,7 @@ from pytest_mountns.engine.plan.model import Layered
 from tests.helpers import worlds
 from tests.helpers.worlds import BASE, Mode, in_world
 
-# tarfile asks for them late, when this process may be a user who cannot read them.
+# tarfile imports them late, when this process may be a user who cannot read the files.
 _ASKED_FOR: Final = (bz2, gzip, lzma)
 T = TypeVar("T")
 Tree = dict[str, tuple[Any, ...]]
@@ -70,7 +70,7 @@ def overlay(lowers: list[str], target: str, mode: Mode, upper: str | None = None
         for part in ("upper", "work"):
             os.mkdir(f"{BASE}/{upper}.{part}")
         options += [f"upperdir={BASE}/{upper}.upper", f"workdir={BASE}/{upper}.work"]
-    for key, value in worlds.capabilities_of(mode).overlay_options:
+    for key, value in worlds.features_of(mode).overlay_options:
         options.append(key if value is None else f"{key}={value}")
     os.makedirs(target, exist_ok=True)
     syscalls.mount("overlay", target, "overlay", 0, ",".join(options))
@@ -79,7 +79,7 @@ def overlay(lowers: list[str], target: str, mode: Mode, upper: str | None = None
 def on_machine(
     mode: Mode, lower: Callable[[], object], work: Callable[[], object], then: Callable[[], T]
 ) -> T:
-    """On a machine of its own: make the lower tree, work on an overlay of it, look."""
+    """Make a lower tree, work on an overlay of it, and look, all on a machine of its own."""
     worlds.skip_unless(mode)
     worlds.skip_unless_in_memory(mode)
 
@@ -133,7 +133,7 @@ def members(mode: Mode, *overlays: Layered, **more: Any) -> list[str]:
 
 
 def tree(top: str, *, times_of_directories: bool = True) -> Tree:
-    """All there is to see below a directory."""
+    """Everything that can be seen below a directory."""
     found: Tree = {}
     inodes: dict[int, list[str]] = {}
     for place, directories, names in os.walk(top):
@@ -158,7 +158,7 @@ def tree(top: str, *, times_of_directories: bool = True) -> Tree:
                 }
             links = [here]
             if not stat.S_ISDIR(status.st_mode):
-                # By what there is: overlayfs counts links below that it has cut.
+                # Counted here, because overlayfs counts links to the lower file that are cut.
                 links = inodes.setdefault(status.st_ino, [])
                 links.append(here)
             time = status.st_mtime_ns
@@ -269,7 +269,7 @@ def test_no_change_is_nothing(mode: Mode) -> None:
 
 
 def test_members_in_order(mode: Mode) -> None:
-    """As the specification wants: whiteouts before siblings, opaque marks first."""
+    """In the order of the specification: whiteouts before siblings, opaque marks first."""
 
     def work() -> None:
         for name in ("hosts", "passwd"):

@@ -55,7 +55,7 @@ def cache(tmp_path: Path) -> Cache:
 
 @pytest.fixture(autouse=True)
 def _nothing_outside(tmp_path: Path) -> Iterator[None]:
-    """Whatever is unpacked, the cache and what the test wrote is all there is afterwards."""
+    """Fail if unpacking has left anything besides the cache and what the test has written."""
     yield
     assert {path.name for path in tmp_path.iterdir()} <= {"cache", "image", "image.tar", "go"}
 
@@ -90,7 +90,7 @@ def files(directory: str) -> dict[str, bytes]:
 def written(tmp_path: Path, data: bytes) -> Path:
     place = tmp_path / "image.tar"
     place.write_bytes(data)
-    # Of a file that was changed a moment ago nothing is remembered.
+    # Nothing is remembered of a file that was changed a moment ago.
     time.sleep(0.03)
     return place
 
@@ -320,7 +320,7 @@ def test_damaged_images(
         use(place)
     assert caught.value.tried == f"use {place} as a layer"
     assert caught.value.remedy
-    # Layers that were sound may be there; nothing else is.
+    # Layers that are sound may be in the cache, and nothing else.
     assert {entry.name for entry in cache.entries()} <= {
         f"{FORM}-{sha256(layer).replace(':', '-')}" for layer in (LOWER, UPPER)
     }

@@ -1,4 +1,4 @@
-"""Archives of layers, well made and not, unpacked into a directory of this test's own."""
+"""Archives of layers, sound and malformed, unpacked into a directory of the test's own."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_whiteouts(place: Place, openat2: bool) -> None:
         directory("opaque"),
         member("opaque/.wh..wh..opq"),
         member("opaque/new", b"new"),
-        # Either order: the spec has whiteouts first, nothing depends on it.
+        # The specification has whiteouts first, but any order works.
         member(".wh.first"),
         member("first/inner", b"1"),
         directory("second"),
@@ -195,7 +195,7 @@ def test_closed_directories_are_filled(place: Place) -> None:
     assert stat.S_IMODE((place.tree / "closed").stat().st_mode) == 0
     parent = os.open(place.base, os.O_RDONLY)
     try:
-        # Also how the cache gets rid of it.
+        # The cache removes such trees in this way as well.
         remove_tree("tree", parent)
     finally:
         os.close(parent)
@@ -224,7 +224,7 @@ def test_owners(place: Place) -> None:
         assert (status.st_uid, status.st_gid) == (1234, 1234)
         assert stat.S_IMODE(status.st_mode) == 0o4755
     else:
-        # Nobody else's program runs as this user.
+        # No other program runs as this user.
         assert status.st_uid == os.geteuid()
         assert stat.S_IMODE(status.st_mode) == 0o755
 

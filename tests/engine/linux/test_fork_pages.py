@@ -1,4 +1,4 @@
-"""Pages that are copied within fork: which, and what becomes of them."""
+"""Pages that fork(2) copies at once: which they are, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ Private_Hugetlb:       0 kB
     ]
 
 
-# A process of its own: what it locks, and what it may not, is for all its life.
+# A process of its own: the pages that it pins, and its limits, last until it ends.
 PRELUDE = """
 import ctypes, mmap, os, re, resource, signal, struct, sys
 from pytest_mountns.engine.linux import syscalls
@@ -93,7 +93,7 @@ from pytest_mountns.engine.linux.fork_pages import ForkPages
 PAGES = 600
 def private(pages):
     found = mmap.mmap(-1, pages * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # A huge page, where they are given unasked, is pinned by nobody.
+    # Huge pages, which some kernels give without being asked, cannot be pinned one by one.
     found.madvise(mmap.MADV_NOHUGEPAGE)
     found[::4096] = b"p" * pages
     return found
@@ -104,7 +104,7 @@ def pinned():
     return int(re.search(r"VmPin:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 4
 
 def child(hot, action=lambda: None):
-    # What it has answered, and how many faults it took to write to all of the memory.
+    # Returns the child's answer, and how many page faults it had when it wrote to all the memory.
     reader, writer = os.pipe()
     learns = hot.before_fork()
     pid = os.fork()

@@ -1,6 +1,6 @@
 """PID namespaces: an init that reaps, and an end that nothing survives.
 
-That a process has ended is seen by the end of a pipe that all of them hold, not by waiting.
+All processes of a sandbox hold a pipe open; its end shows that they have ended.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pytest_mountns.engine.linux.pid_namespace import die_with_parent, enter_pid
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
-from tests.helpers.worlds import Mode, capabilities_of, in_world, plan_here
+from tests.helpers.worlds import Mode, features_of, in_world, plan_here
 
 _SECONDS = 20
 
 
 @dataclass
 class Started:
-    """The processes of a sandbox with a PID namespace: the waiter, and pipes to hear them by."""
+    """The processes of a sandbox with a PID namespace: the waiter, and pipes from the others."""
 
     waiter: int
     status: int
@@ -36,7 +36,7 @@ class Started:
     held: int
 
     def wait(self) -> tuple[int, str]:
-        """The wait status of the test process, and what it said; when all of them are gone."""
+        """Wait until all are gone. Returns the wait status of the test process, and its answer."""
         ended(self.held)
         os.waitpid(self.waiter, 0)
         with open(self.status, "rb") as status, open(self.said) as said:
@@ -57,7 +57,7 @@ def ended(held: int) -> None:
 
 def start(test: Callable[[], object], mode: Mode) -> Started:
     """Run ``test`` in a sandbox with a PID namespace, made as the plugin makes it."""
-    if not capabilities_of(mode).pid_namespace:
+    if not features_of(mode).pid_namespace:
         pytest.skip("no PID namespaces here")
     plan = plan_here(SandboxSpec(pid=True), mode)
     parent = os.getpid()
@@ -69,7 +69,7 @@ def start(test: Callable[[], object], mode: Mode) -> Started:
             for fd in readers:
                 os.close(fd)
             die_with_parent(parent)
-            # Removed by a guard when this process ends.
+            # A guard removes it when this process ends.
             directory = DiskUppers().new() if plan.upper.medium == "disk" else None
             if mode == "user":
                 enter_user_namespace()
@@ -145,7 +145,7 @@ def test_the_exit_status_arrives(mode: Mode, code: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_the_signal_that_ended_the_test_arrives(mode: Mode, number: signal.Signals) -> None:
     def test() -> NoReturn:
-        # As PID 1 it would not die of the last two.
+        # As PID 1 it would not die of the last two signals (pid_namespaces(7)).
         os.kill(os.getpid(), number)
         pause_for_ever()
 

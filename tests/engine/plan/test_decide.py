@@ -1,4 +1,4 @@
-"""Plans, computed from tables of machines that are not here."""
+"""Plans that are computed from the mount tables of other machines."""
 
 from __future__ import annotations
 

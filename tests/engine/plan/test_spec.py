@@ -1,4 +1,4 @@
-"""What may be asked for, and what is said about the rest."""
+"""What a spec may ask for, and the errors for what it may not."""
 
 from __future__ import annotations
 

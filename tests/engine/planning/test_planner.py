@@ -45,7 +45,7 @@ def test_a_late_mount_that_is_no_lower_is_shown_read_only() -> None:
     skip_unless(mode)
 
     def nest(level: int) -> str:
-        """An overlay on an overlay: the kernel stacks no third on it."""
+        """It is an overlay on an overlay, and the kernel stacks no third one on it."""
         lower = "nested/0"
         write(f"{lower}/file", "x")
         for number in range(1, level + 1):

@@ -166,7 +166,7 @@ def test_damaged_elf_files(tmp_path: Path) -> None:
         for _ in range(rng.randint(1, 8)):
             changed[rng.randrange(5, min(len(changed), 900))] = rng.randrange(256)
         file.write_bytes(changed)
-        # Any answer will do, but one.
+        # Any answer is right, as long as nothing is raised.
         read_linked(str(file))
 
 
@@ -210,7 +210,7 @@ def furnish(root: str, visible: RootNeeds) -> None:
 
 
 def enter(root: str, home: str) -> None:
-    """Isolated first: a chroot of the machine's own mounts would leave them behind."""
+    """Enter a mount namespace first: a chroot would leave the machine's own mounts behind."""
     assert os.readlink("/proc/self/ns/mnt") != home
     os.chroot(root)
     os.chdir("/")
@@ -236,7 +236,7 @@ _LATE: Final = (
 
 
 def imported_here() -> list[str]:
-    """Import what was not yet, in this process, and in a new one."""
+    """Import modules that were not imported yet, in this process and in a new one."""
     missing = []
     for name in _LATE:
         if name.partition(".")[0] not in ("pytest_mountns",):
@@ -250,7 +250,7 @@ def imported_here() -> list[str]:
 
 
 def importable() -> Collection[str]:
-    """Those of the modules that this Python was built with."""
+    """The modules of these that this Python was built with."""
     found = []
     for name in _LATE:
         check = subprocess.run([sys.executable, "-c", f"import {name}"], check=False)

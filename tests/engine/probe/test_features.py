@@ -32,8 +32,8 @@ from tests.helpers.worlds import (
     Lost,
     Mode,
     bind,
-    capabilities_of,
     descriptors,
+    features_of,
     in_child,
     in_sandbox,
     in_world,
@@ -58,7 +58,7 @@ def drop_sys_admin() -> None:
 
 
 def forbid_user_namespaces() -> None:
-    """In a user namespace of our own, whose limit is ours to set."""
+    """Enter a user namespace, and set its limit of user namespaces to none."""
     enter_user_namespace()
     write("/proc/sys/user/max_user_namespaces", "0")
     drop_user_capabilities()
@@ -155,7 +155,7 @@ def test_the_planner_says_what_the_probe_found() -> None:
 def test_the_planner_asks_again_after_a_moment_without(
     monkeypatch: pytest.MonkeyPatch, needed: bool
 ) -> None:
-    """What the machine had too little of when it was tried may be there for the next test."""
+    """A resource that was exhausted when it was tried may be available for the next test."""
     missing = Trial("sandbox with a PID namespace", False, needed=needed, errno="EAGAIN")
     there = Trial(missing.name, True, needed=needed)
     answers = [ProbeResult((trial,), None) for trial in (missing, there, missing)]
@@ -366,7 +366,7 @@ def test_a_lost_process_of_this_suite_is_noticed(
         (errno.EINVAL, 2, True),
         (errno.ELOOP, 2, True),
         (errno.EACCES, 2, True),
-        # Said once, of something else.
+        # It fails once and then works: the failure had another cause.
         (errno.EINVAL, 1, False),
     ],
 )
@@ -377,7 +377,7 @@ def test_only_what_is_said_of_a_directory_is_a_refusal(
         _fail(monkeypatch, f"{BASE}/one", number, times)
         mkdir("one")
         mkdir("two")
-        return refused_lowers([f"{BASE}/one", f"{BASE}/two"], capabilities_of(mode))
+        return refused_lowers([f"{BASE}/one", f"{BASE}/two"], features_of(mode))
 
     assert in_world(host, mode) == ({f"{BASE}/one"} if refused else set())
 
@@ -389,14 +389,14 @@ def test_what_passes_is_a_failure_and_no_refusal(
     def host() -> None:
         _fail(monkeypatch, f"{BASE}/one", number, 1)
         mkdir("one")
-        refused_lowers([f"{BASE}/one"], capabilities_of(mode))
+        refused_lowers([f"{BASE}/one"], features_of(mode))
 
     with pytest.raises(SandboxError, match=errno.errorcode[number]):
         in_world(host, mode)
 
 
 def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) -> None:
-    """So often an overlay of ``lower`` fails."""
+    """How many mounts of an overlay of ``lower`` fail."""
     original = lowerdirs.mount_trial_overlay
     left = [times]
 

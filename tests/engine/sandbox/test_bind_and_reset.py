@@ -97,7 +97,7 @@ def test_binding_what_is_not_there_says_so_and_changes_nothing(mode: Mode) -> No
         assert set(descriptors()) == before
         assert read() == table
         assert os.listdir(BASE) == []
-        # The next one works, and a reset does not stumble over the one that failed.
+        # The next bind works, and a reset is not disturbed by the one that failed.
         mkdir("t")
         reset(sandbox)
 
@@ -134,7 +134,7 @@ def test_another_thread_may_bind(mode: Mode) -> None:
         thread.join()
         assert content("t/file") == "x"
         assert os.getcwd() == here
-        # With another one alive, too.
+        # Also while another thread is alive.
         stop = threading.Event()
         thread = threading.Thread(target=stop.wait)
         thread.start()

@@ -50,12 +50,12 @@ def test_nothing_leads_back_to_the_host(mode: Mode, api: str) -> None:
                     for _step in range(10):
                         os.chdir("..")
                     here = os.stat(".")
-                    # The scratch is a tree of its own, whose root is its end.
+                    # The scratch directory is a filesystem of its own, with nothing above its root.
                     if not os.path.samestat(here, root):
                         assert set(os.listdir(".")) <= scratch_names, os.listdir(".")
             os.chdir(BASE)
             write("secret/new")
-            # What was open is open still, on the sandbox's side.
+            # What was open is still open, and leads to the sandbox's files.
             assert sorted(os.listdir(kept[2])) == ["file", "new"]
 
         scratch_names = {
@@ -101,7 +101,7 @@ def test_a_user_has_no_privileges_in_it(api: str) -> None:
         assert content("own") == "x"
         assert errno_of(lambda: write("own", "y")) == errno.EACCES
         assert errno_of(lambda: mount_tmpfs(BASE)) == errno.EPERM
-        # A program that is started has none either.
+        # A program that it starts has no capabilities either.
         output = subprocess.check_output(["grep", "^Cap[EP]", "/proc/self/status"], text=True)
         assert {int(line.split()[1], 16) for line in output.splitlines()} == {0}
 
@@ -133,7 +133,7 @@ def test_what_belongs_to_others_cannot_be_copied_up_by_a_user(api: str) -> None:
     def test(_: Sandbox) -> None:
         assert content("mine/theirs") == "x"
         assert errno_of(lambda: write("mine/theirs", "y")) == errno.EOVERFLOW
-        # The whiteout needs the directory copied up, which is another's too.
+        # The whiteout needs a copy of the directory, which belongs to another user as well.
         assert errno_of(lambda: os.unlink("mine/theirs")) == errno.EOVERFLOW
 
     def host() -> None:
@@ -214,7 +214,7 @@ def test_kernel_settings_cannot_be_written(mode: Mode, api: str) -> None:
         refused = {errno.EROFS} if mode == "root" else {errno.EROFS, errno.EACCES}
 
         def set_again() -> None:
-            # What it is already: in case it is let through.
+            # The value that it has already, in case the write is let through.
             value = content("/proc/sys/kernel/printk_ratelimit")
             write("/proc/sys/kernel/printk_ratelimit", value)
 

@@ -151,7 +151,7 @@ def test_umask_and_descriptors_are_kept(mode: Mode, api: str, umask: int) -> Non
         def test(sandbox: Sandbox) -> None:
             after = descriptors()
             extra = {sandbox.scratch, sandbox.stage, sandbox.namespace}
-            # The pipe of the process this runs in comes on top.
+            # The process that this runs in has a pipe in addition.
             new = {fd for fd in after if fd not in before} - extra
             assert all(after[fd].startswith("pipe:") for fd in new)
             assert after[opened] == before[opened]

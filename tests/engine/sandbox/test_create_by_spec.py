@@ -123,7 +123,7 @@ def test_volumes_write_through_or_not_at_all(mode: Mode, api: str) -> None:
             assert errno_of(lambda path=path: write(path)) == errno.EROFS  # type: ignore[misc]
         write("made/file", "changed")
         assert content("ro/file") == content("made/ro") == "changed"
-        # Made for the mounts, and not the test's doing.
+        # These were made for the mounts, and are not changes of the test.
         assert stat.S_IMODE(os.stat("made").st_mode) == 0o755
         assert os.stat("made").st_uid == os.getuid()
         write("made/own")
@@ -170,7 +170,7 @@ def test_a_volume_that_cannot_be_mounted_says_why(
     def host() -> None:
         write("file")
         mkdir("v")
-        # Where it leads is the host's: nothing may be made there.
+        # It leads to the host's files, where nothing may be made.
         os.symlink(f"{BASE}/v", "link")
         with host_unchanged():
             in_sandbox(lambda _: None, SandboxSpec(volumes=(volume,)), mode=mode, api=api)

@@ -217,7 +217,7 @@ def test_an_upper_that_cannot_be_made_is_named(
             uppers.new()
     assert errno.errorcode[number] in info.value.kernel
     assert info.value.cause
-    # Another time it can.
+    # The next time it can be removed.
     assert uppers.new().startswith(str(place))
     uppers.close()
     assert list(place.iterdir()) == []
@@ -235,7 +235,7 @@ def test_uppers_are_closed_whoever_has_ended_the_guard(place: Path) -> None:
 
 
 def test_the_guard_is_no_child(place: Path) -> None:
-    """Whoever waits for all children does not wait for it."""
+    """A program that waits for all of its children does not wait for the guard."""
     uppers = disk_uppers.DiskUppers()
     before = set(processes.children(os.getpid()))
     uppers.new()
