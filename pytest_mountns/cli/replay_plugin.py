@@ -58,6 +58,7 @@ _OPTIONS: Final[dict[str, object]] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that ``pytest-mountns replay`` passes to pytest."""
     group = parser.getgroup("mountns")
     group.addoption("--mountns-replay", metavar="BUNDLE", help="run its test again")
     group.addoption("--mountns-root", metavar="ROOT", help="in this root")
@@ -66,6 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Read the bundle and register the plugin that replays it."""
     path = config.getoption("mountns_replay")
     if not path:
         raise pytest.UsageError("--mountns-replay: name a bundle")
@@ -123,6 +125,7 @@ class Replay:
     # Last, since the plugin itself has to be configured.
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
+        """Set the seeds of the bundle, and mount its layers below every sandbox."""
         session = activate(config).session
         session.observers.add(_SetSeeds(self._seeds))
         if self._bundle is not None:
@@ -154,6 +157,7 @@ class Replay:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_mountns_spec(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec | None:
+        """Return the specification in the bundle for the test that it describes."""
         return self._spec if item.nodeid == self._nodeid else None
 
 

@@ -26,6 +26,7 @@ class UnpackingProgress:
         self._shown = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` units of ``what`` are done."""
         now = time.monotonic()
         if what != self._what:
             self.end()

@@ -16,38 +16,36 @@ from .entries import Entry, FileType
 
 Kind = Literal["added", "modified", "metadata", "replaced", "deleted", "renamed"]
 
-#: Of :meth:`Changes.to_json`. It grows when a reader of the format before could not go on.
+#: The format of :meth:`Changes.to_json`. It grows when older readers could not read a new one.
 JSON_FORMAT: Final = 1
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One path that differs from what lies below.
+    """One path that differs from what lies below."""
 
-    `path` is absolute, as the sandbox sees it; bytes that are no UTF-8 are surrogate-escaped.
-    `source` is the old absolute path of a "renamed" directory, None for every other kind.
-    `before` and `after` say what stood and stands there, None for nothing. They take no part in a
-    comparison.
-    """
-
+    #: Absolute, as the sandbox sees it. Bytes that are not UTF-8 are surrogate escapes (PEP 383).
     path: str
     kind: Kind
+    #: The old absolute path of a "renamed" directory; None for every other kind.
     source: str | None = None
+    #: What was at the path, and what is there now; None for nothing. They do not count when changes
+    #: are compared.
     before: Entry | None = field(default=None, compare=False, repr=False)
     after: Entry | None = field(default=None, compare=False, repr=False)
 
     @property
     def type(self) -> FileType:
-        """What stands there now or, of a "deleted" path, stood there."""
+        """The type of what is there now or, for a "deleted" path, of what was there."""
         entry = self.after or self.before
         return "unknown" if entry is None else entry.type
 
     def diff(self, *, context: int = 3) -> str:
         """The unified diff of a file's content, or of a symlink's target.
 
-        "" if neither side has any, or both have the same. Lines of `context` around a change. What
-        is no UTF-8 text, or larger than 256 KiB, gets one line that says so. Raises
+        "" if neither side has any, or both have the same. `context` is the number of lines around a
+        change. For what is not UTF-8 text or is larger than 256 KiB, one line says so. Raises
         :class:`SandboxError` if it cannot be read (any more).
         """
         if self.kind in ("metadata", "renamed"):
@@ -59,7 +57,7 @@ class Change:
         return unified(self.path, before, after, context=context)
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON has of it: path, kind, source, before, after."""
+        """The change as plain types, for JSON: path, kind, source, before, after."""
         return {
             "path": self.path,
             "kind": self.kind,
@@ -70,11 +68,11 @@ class Change:
 
 
 def _content(entry: Entry | None) -> bytes | None:
-    """What a diff is made of."""
+    """The content that a diff is made of."""
     if entry is None:
         return None
     if entry.type == "file":
-        # One more than is shown: it may have grown since.
+        # One byte more than is shown, since it may have grown.
         return entry.read_bytes(LARGEST + 1)
     if entry.type == "symlink":
         return entry.target().encode("utf-8", "surrogateescape")
@@ -83,14 +81,16 @@ def _content(entry: Entry | None) -> bytes | None:
 
 @final
 class Changes(Sequence[Change]):
-    """Immutable, ordered by path. Equal to a mapping of paths to kinds as well as to its like.
+    """An immutable sequence of changes, ordered by path.
+
+    It is equal to other changes, and to a mapping of paths to kinds.
 
     - "added": nothing was there. The contents of an added directory are listed too.
     - "modified": content, symlink target or device number differ.
     - "metadata": only mode, owner, extended attributes or, except for directories, mtime differ.
-    - "replaced": another type, or a directory that was removed and made anew. What such a directory
-      holds is compared with what it held before.
-    - "deleted": the topmost path only, whatever was beneath it.
+    - "replaced": another type, or a directory that was removed and made anew. The content of such a
+      directory is compared with what it contained before.
+    - "deleted": only the topmost path is listed.
     - "renamed": a directory that was moved, with everything in it that is not listed itself, over
       whatever stood at the path. Its source is not listed, unless something new stands there.
       Renamed files, and directories where the kernel refuses to rename them, are a "deleted" and
@@ -145,6 +145,7 @@ class Changes(Sequence[Change]):
         return [change.path for change in self._changes if kind in (None, change.kind)]
 
     def as_dict(self) -> dict[str, Kind]:
+        """The kind of each path."""
         return {change.path: change.kind for change in self._changes}
 
     def to_json(self, *, indent: int | None = None) -> str:
@@ -152,7 +153,7 @@ class Changes(Sequence[Change]):
 
         Each has "path", "kind", "source" (a string or null), "before" and "after" (null or an
         object of "type", "mode" as octal digits, "uid", "gid", "size" in bytes, "mtime_ns"). The
-        text is ASCII; a byte of a path that is no UTF-8 is a lone surrogate, U+DC80 to U+DCFF.
+        text is ASCII; a byte of a path that is not UTF-8 is a lone surrogate, U+DC80 to U+DCFF.
         """
         changes = [change.as_dict() for change in self._changes]
         return json.dumps({"format": JSON_FORMAT, "changes": changes}, indent=indent)
@@ -175,9 +176,9 @@ class Changes(Sequence[Change]):
 
 
 def compile_globs(globs: Iterable[str]) -> re.Pattern[str]:
-    """What matches a whole path if any glob of :meth:`Changes.matching` does; none: nothing.
+    """A pattern that matches a whole path if any of the globs does; without globs, none.
 
-    Raises ValueError as that does.
+    Globs are those of :meth:`Changes.matching`. Raises ValueError if one is not valid.
     """
     return re.compile("|".join(map(_translated, globs)) or "(?!)", re.DOTALL)
 

@@ -26,9 +26,9 @@ from .changes import Change, Changes, Kind
 from .entries import Contents, Entry, Place
 
 _CHUNK = 1 << 20
-# The sandbox and the host go on living while they are read, and not all of it is for the caller.
+# The sandbox and the host may change while they are read, and the caller may not read everything.
 _OUT_OF_REACH = (FileNotFoundError, NotADirectoryError, PermissionError)
-# Stands for what may not be looked at: it counts as being there, and as something else.
+# Stands for what the caller may not read: it counts as existing, and as something else.
 _UNKNOWN = os.stat_result((0,) * 10)
 
 
@@ -49,12 +49,12 @@ def read_changes(
     in `ignore` is not reported for merely being "added". `contents` is where what the changes hold
     can be read later, by paths relative to the same descriptors.
 
-    Nothing is written, and no access time below is touched where the caller may avoid it. The
-    sandbox may be running: what vanishes meanwhile is passed over. A file that the caller may not
-    read is "modified" if its size or mtime differ; what an unreadable directory of the upper holds
-    is not listed; what an unsearchable one below holds counts as something else. The attributes of
-    symlinks and special files are read by way of /proc. Raises OSError if an upper cannot be opened
-    or anything cannot be read for a reason other than these.
+    Nothing is written, and access times below are not changed where the caller may avoid it. The
+    sandbox may be running; what vanishes meanwhile is left out. A file that the caller may not read
+    is "modified" if its size or mtime differ. The content of an unreadable directory of the upper
+    is not listed, and that of an unsearchable directory below counts as something else. The
+    attributes of symlinks and special files are read by way of /proc. Raises OSError if an upper
+    cannot be opened, or if anything cannot be read for another reason.
     """
     quiet = frozenset(ignore)
     contents = contents or Contents()
@@ -68,36 +68,35 @@ def read_changes(
 
 @dataclass(frozen=True, slots=True)
 class _Directory:
-    """A directory of an upper that is still to be read.
-
-    Paths are absolute, but "" for the root. `lower` is where the tree below would show through,
-    None if its parent has nothing below; `below` is the type (S_IFMT) of what stands there.
-    `remade`: it is within a directory that was made anew, where nothing shows through.
-    """
+    """A directory of an upper that is still to be read. Paths are absolute, and "" for the root."""
 
     path: str
+    #: The path in the upper, relative to the descriptor of the uppers.
     upper: str
+    #: Where the tree below would show through; None if its parent has nothing below.
     lower: str | None
+    #: The type (S_IFMT) of what the tree below has there.
     below: int | None
+    #: Whether it is in a directory that was made anew, where nothing shows through.
     remade: bool = False
 
 
 @final
 @dataclass(slots=True)
 class _Walk:
-    """One upper against what lies below it; good for one run."""
+    """Compares one upper with what lies below it, once."""
 
     overlay: Layered
     upper_fd: int
     lower_fd: int
     xattr_prefix: str
     ignore: Collection[str]
-    # Directories that another overlay is mounted on are for that overlay to report.
+    # Directories that another overlay is mounted on; that overlay reports them.
     covered: Collection[str]
     contents: Contents
     changes: list[Change] = field(default_factory=list)
     pending: list[_Directory] = field(default_factory=list)
-    # (path, lower, what stood there): which were deleted and which moved is known only at the end.
+    # Path, path below, and what was there: only at the end it is known which of them were moved.
     gone: list[tuple[str, str, Entry]] = field(default_factory=list)
     sources: set[str] = field(default_factory=set)
 
@@ -168,7 +167,7 @@ class _Walk:
         before = None
         lower = source or directory.lower
         if kind == "replaced" and lower is not None and directory.below != stat.S_IFDIR:
-            # It is no directory, and stands in the one above.
+            # What was there is not a directory, but an entry of the one above.
             name = lower.rpartition("/")[2]
             above = Place(self.contents, lower[1:].rpartition("/")[0], "")
             below = self._stat_below(above.before, name)
@@ -191,7 +190,7 @@ class _Walk:
     def _classify(
         self, directory: _Directory, xattrs: Mapping[str, bytes]
     ) -> tuple[Kind | None, str | None, bool]:
-        """Its kind as far as metadata do not matter, its directory below, whether it is remade."""
+        """Returns its kind without regard to metadata, its directory below, and whether it is new."""
         lower = directory.lower
         opaque, redirect = marks(xattrs, self.xattr_prefix)
         if not opaque and redirect:
@@ -206,8 +205,8 @@ class _Walk:
             return "added", None, False
         if directory.below != stat.S_IFDIR:
             return "replaced", None, False
-        # Any new directory may be opaque; only one that hides a directory was made anew. Within
-        # that the attribute says nothing more: nothing shows through there anyway.
+        # Any new directory may be opaque, but only one that hides a directory was made anew. Within
+        # that, the mark has no meaning, since nothing shows through there.
         if opaque and not directory.remade:
             return "replaced", lower, True
         return None, lower, directory.remade
@@ -263,8 +262,10 @@ def _open_directory(root: int, path: str) -> int:
 
 
 def _owned_as_far_as_mapped(below: os.stat_result, here: os.stat_result) -> os.stat_result:
-    """The root of an upper was made by the user; an owner or group that the user namespace does
-    not map (it shows as nobody) could not be given to it, and is no change.
+    """Returns ``below`` with the owner and group of ``here`` where the user namespace maps none.
+
+    The user has made the root of the upper and could not give it an owner or group that is not
+    mapped, so that is no change.
     """
     fields = list(below)
     for index, made in ((stat.ST_UID, here.st_uid), (stat.ST_GID, here.st_gid)):
@@ -276,7 +277,7 @@ def _owned_as_far_as_mapped(below: os.stat_result, here: os.stat_result) -> os.s
 def _compared(
     name: str, fd: int, here: os.stat_result, lower_fd: int, below: os.stat_result
 ) -> Kind | None:
-    """The change of what is no directory, by name in the directories `fd` and `lower_fd`."""
+    """The kind of change of an entry that is not a directory; None if it is the same."""
     form = stat.S_IFMT(here.st_mode)
     if form != stat.S_IFMT(below.st_mode):
         return "replaced"
@@ -314,7 +315,7 @@ def _compared_files(
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise
-        # Not to be read, by its mode or by an error: a write would have left another mtime.
+        # It may not be read, or an error occurred. A write would have changed the mtime.
         if here.st_mtime_ns != below.st_mtime_ns:
             return "modified"
     finally:
@@ -328,7 +329,7 @@ def _same_content(file: int, other: int, size: int) -> bool:
     while offset < size:
         ours = os.pread(file, min(_CHUNK, size - offset), offset)
         theirs = os.pread(other, len(ours), offset)
-        # Some filesystems return less than asked for; nothing at all means truncated meanwhile.
+        # Some filesystems return less than was asked for. Nothing means that it was truncated.
         if not theirs or ours[: len(theirs)] != theirs:
             return False
         offset += len(theirs)
@@ -336,7 +337,7 @@ def _same_content(file: int, other: int, size: int) -> bool:
 
 
 def _same_stat(here: os.stat_result, below: os.stat_result) -> bool:
-    """Whether mode, owner and, for what is no directory, mtime agree; of the same type."""
+    """Whether mode, owner and, except for directories, mtime are the same."""
     return (
         here.st_mode == below.st_mode
         and here.st_uid == below.st_uid

@@ -1,4 +1,4 @@
-"""Unified diffs of what a change was and is, within limits. Pure: bytes in, text out."""
+"""Unified diffs of the content before and after a change, within limits."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import difflib
 import re
 from typing import Final
 
-#: Bytes of one side, and lines of one side, beyond which no diff is made: difflib takes more than
-#: linear time.
+#: The most bytes and lines of one side that a diff is made of: difflib takes more than linear time.
 LARGEST: Final = 256 << 10
 _MOST_LINES: Final = 5000
 _NOTHING: Final = "/dev/null"
 _NO_NEWLINE: Final = "\\ No newline at end of file"
-# Whatever would move a terminal's cursor or change its colours, and lone surrogates, which no
-# encoding takes.
+# What would move a terminal's cursor or change its colours, and lone surrogates, which cannot be
+# encoded.
 _UNPRINTABLE: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, with an escape for whatever is not for a terminal to see."""
+    """Returns ``text`` on one line, with escapes for what a terminal must not receive."""
     return _UNPRINTABLE.sub(_escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:
-    # Not by a codec: its module may lie where a sandbox shows nothing.
+    # Not by a codec, whose module might have to be imported in a sandbox that does not show it.
     code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:
-        # os.fsdecode's way to carry a byte that is no UTF-8.
+        # os.fsdecode() makes these of bytes that are not UTF-8.
         code -= 0xDC00
     names = {0x0A: "\\n", 0x0D: "\\r", 0x1B: "\\x1b"}
     return names.get(code) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
@@ -35,10 +34,10 @@ def _escape(match: re.Match[str]) -> str:
 def unified(
     path: str, before: bytes | None, after: bytes | None, *, context: int = 3, source: str = ""
 ) -> str:
-    """The unified diff of two contents, None where there is nothing; "" if they are the same.
+    """The unified diff of two contents; "" if they are the same. None stands for no file.
 
-    Every line ends in a newline and holds no control characters. What is no UTF-8 text, or above
-    the limits, gets one line that says so. ``source``: the path before, if it was another.
+    Every line ends in a newline and contains no control characters. For what is not UTF-8 text or
+    is too large, one line says so. ``source`` is the path before the change, if it was another.
     """
     if before == after:
         return ""
@@ -69,7 +68,7 @@ def unified(
 
 
 def _lines(content: bytes | None) -> list[str] | None:
-    """Without their newlines; a last line that has none is marked. None for what is no text."""
+    """Returns the lines without newlines, or None if it is not text. A cut last line is marked."""
     if not content:
         return []
     if b"\0" in content:

@@ -1,4 +1,4 @@
-"""One path before or after: what it is, and what it holds while its sandbox is there."""
+"""A path before or after a change: its attributes, and its content while the sandbox exists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FileType: TypeAlias = Literal[
     "file", "directory", "symlink", "fifo", "socket", "character device", "block device", "unknown"
 ]
 Side: TypeAlias = Literal["before", "after"]
-#: Gives, for as long as it is entered, a descriptor of the directory that paths of a side begin at.
+#: Returns a context with a descriptor of the directory that the paths of one side begin at.
 Trees: TypeAlias = Callable[[Side], AbstractContextManager[int]]
 
 _TYPES: Final[dict[int, FileType]] = {
@@ -31,20 +31,18 @@ _TYPES: Final[dict[int, FileType]] = {
 
 
 def file_type(mode: int) -> FileType:
-    """The type in words of a ``st_mode``; "unknown" of what could not be looked at."""
+    """The type of a ``st_mode`` in words; "unknown" if it could not be read."""
     return _TYPES.get(stat.S_IFMT(mode), "unknown")
 
 
 @final
 class Contents:
-    """Where the entries of one :class:`Changes` can be read, and whether they still can.
-
-    ``trees`` is None once they cannot; so it is after pickling.
-    """
+    """Where the entries of one :class:`Changes` are read from."""
 
     __slots__ = ("trees",)
 
     def __init__(self, trees: Trees | None = None) -> None:
+        #: None when they cannot be read any more, and after pickling.
         self.trees = trees
 
     def close(self) -> None:
@@ -57,7 +55,10 @@ class Contents:
 
 @final
 class Place:
-    """A directory: its paths in the two trees, relative to their descriptors. One for many."""
+    """The paths of a directory in the two trees, relative to their descriptors.
+
+    All entries of the directory share it.
+    """
 
     __slots__ = ("after", "before", "contents")
 
@@ -72,12 +73,12 @@ class Place:
 
 @final
 class Entry:
-    """What stood, or stands, at the path of a change.
+    """What was, or is, at the path of a change.
 
-    ``size`` in bytes, as stat(2) gives it; ``uid`` and ``gid`` as the sandbox sees them;
-    ``mtime_ns`` in nanoseconds since the epoch. These are of the moment of ``changes()``. What the
-    methods read is read when they are called, as long as the sandbox is there: afterwards, and
-    after a ``reset()``, they raise :class:`SandboxError`.
+    ``size`` is in bytes as stat(2) returns it, ``uid`` and ``gid`` are those that the sandbox
+    sees, ``mtime_ns`` is in nanoseconds since the epoch. All of them are of the moment of
+    ``changes()``. The methods read when they are called. When the sandbox has ended, and after a
+    ``reset()``, they raise :class:`SandboxError`.
     """
 
     __slots__ = ("_path", "_place", "_side", "gid", "mtime_ns", "size", "st_mode", "uid")
@@ -89,8 +90,8 @@ class Entry:
         path: str = "",
         side: Side = "after",
     ) -> None:
-        # `path` ends in the name within the place, whatever stands before the last slash; "" is
-        # the place itself. So no name is stored twice.
+        # The last component of `path` is the name in the directory `place`; "" is the directory
+        # itself. So no name is stored twice.
         self.st_mode = status.st_mode
         self.size = status.st_size
         self.uid = status.st_uid
@@ -102,7 +103,7 @@ class Entry:
 
     @property
     def type(self) -> FileType:
-        """ "file", "directory", "symlink", "fifo", ..."""
+        """One of "file", "directory", "symlink", "fifo", ..."""
         return file_type(self.st_mode)
 
     @property
@@ -114,7 +115,7 @@ class Entry:
         return f"<{self.type} {self.mode:04o} {self.uid}:{self.gid} {self.size} bytes>"
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON has of it."""
+        """The entry as plain types, for JSON."""
         return {
             "type": self.type,
             "mode": f"{self.mode:04o}",
@@ -127,7 +128,7 @@ class Entry:
     def read_bytes(self, limit: int = -1) -> bytes:
         """The content of a file, at most ``limit`` bytes of it if that is not negative.
 
-        Raises :class:`SandboxError` if it cannot be read, :class:`ValueError` if it is no file.
+        Raises :class:`SandboxError` if it cannot be read, :class:`ValueError` if it is not a file.
         """
         if self.type != "file":
             raise ValueError(f"a {self.type} has no content to read")
@@ -137,15 +138,16 @@ class Entry:
                 return file.read(limit)
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """The content of a file as text. Raises what :meth:`read_bytes` raises, and
-        :class:`UnicodeDecodeError`.
+        """The content of a file as text.
+
+        Raises what :meth:`read_bytes` raises, and :class:`UnicodeDecodeError`.
         """
         return self.read_bytes().decode(encoding, errors)
 
     def target(self) -> str:
         """Where a symlink leads.
 
-        Raises :class:`SandboxError` if it cannot be read, :class:`ValueError` if it is none.
+        Raises :class:`SandboxError` if it cannot be read, :class:`ValueError` if it is no symlink.
         """
         if self.type != "symlink":
             raise ValueError(f"a {self.type} leads nowhere")
@@ -153,19 +155,19 @@ class Entry:
             return os.readlink(name, dir_fd=directory)
 
     def xattrs(self) -> dict[str, bytes]:
-        """Its extended attributes, ACLs among them (xattr(7), acl(5)); those of overlays are not.
+        """Its extended attributes, with ACLs (xattr(7), acl(5)) and without those of OverlayFS.
 
-        Raises :class:`SandboxError`.
+        Raises :class:`SandboxError` if they cannot be read.
         """
         with self._within() as (directory, name):
             if not name:
                 return without_overlay(read_xattrs(directory))
-            # There is no getxattrat(2) to be had; without /proc this is empty.
+            # Python has no getxattrat(2). Without /proc the result is empty.
             return without_overlay(read_xattrs(f"/proc/self/fd/{directory}/{name}", follow=False))
 
     @contextmanager
     def _within(self) -> Iterator[tuple[int, str]]:
-        """A descriptor of the directory it is in, and its name there; "" for that directory."""
+        """A descriptor of its directory, and its name there; "" if it is that directory itself."""
         place = self._place
         trees = None if place is None else place.contents.trees
         name = self._path.rpartition("/")[2]

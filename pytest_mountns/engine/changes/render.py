@@ -1,4 +1,4 @@
-"""Changes as text: a tree of what changed, and diffs, within limits. Pure but for the diffs."""
+"""Changes as text, within limits: a tree of what has changed, then diffs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .changes import Change, Kind
 from .diffs import printable
 from .entries import Entry
 
-#: What a line is, for whoever gives it a colour.
+#: The kind of a line, for its colour.
 Style: TypeAlias = Literal["", "place", "removed", "inserted"] | Kind
 
-#: As pytest's terminal writer names them.
+#: The names of colours are those of pytest's terminal writer.
 COLOURS: Final[Mapping[Style, str]] = {
     "place": "bold",
     "added": "green",
@@ -34,19 +34,22 @@ _KIND_WIDTH: Final = 10
 @final
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much is shown. ``paths``: in the tree; ``siblings``: in one added directory; ``files``:
-    with a diff; ``lines``: of one diff; ``size``: bytes of a side beyond which there is none.
-    """
+    """How much is shown."""
 
+    #: Paths in the tree.
     paths: int = 60
+    #: Entries of one added directory.
     siblings: int = 12
+    #: Files with a diff.
     files: int = 8
+    #: Lines of one diff.
     lines: int = 40
+    #: The largest file, in bytes, that has a diff.
     size: int = 64 << 10
 
 
 def describe(change: Change) -> str:
-    """What can be said of a change beside its kind: sizes, modes, owners."""
+    """A change in words, besides its kind: sizes, modes, owners."""
     before, after = change.before, change.after
     if change.kind == "renamed":
         return f"from {printable(change.source or '')}"
@@ -79,9 +82,9 @@ def _thing(entry: Entry) -> str:
 
 
 def tree(changes: Sequence[Change], limits: Limits = Limits()) -> Iterator[str]:
-    """A line a change: the kind, then the path as part of a tree, then what else there is to say.
+    """One line for each change: the kind, the path as part of a tree, and the change in words.
 
-    Directories that changed nothing themselves have a line too where something below them did.
+    Directories that did not change themselves have a line if something below them did.
     """
     shown, omitted = _chosen(sorted(changes, key=lambda change: change.path.split("/")), limits)
     stack: list[str] = []
@@ -109,7 +112,7 @@ def tree(changes: Sequence[Change], limits: Limits = Limits()) -> Iterator[str]:
 
 
 def _name(path: str, stack: Sequence[str]) -> str:
-    """A path as it reads below the last of the stack; without a slash at its end."""
+    """A path relative to the last directory of the stack, without a slash at its end."""
     if not stack:
         return printable(path.rstrip("/"))
     return printable(path[len(stack[-1].rstrip("/")) + 1 :])
@@ -118,16 +121,16 @@ def _name(path: str, stack: Sequence[str]) -> str:
 def _chosen(
     changes: Sequence[Change], limits: Limits
 ) -> tuple[list[tuple[Change, dict[str, int]]], int]:
-    """Those within the limits, and how many more.
+    """The changes within the limits, and how many more there are.
 
-    Each with the directories, if any, that have more than is shown up to it, and how many.
+    With each change come the directories of which entries are left out after it, and how many.
     """
     chosen: list[tuple[Change, dict[str, int]]] = []
     shown: Counter[str] = Counter()
     added: set[str] = set()
-    # A directory that is left out, and the one above it whose limit is the reason.
+    # Directories that are left out, and the one above each of them that has too many entries.
     hidden: dict[str, str] = {}
-    # Where the number of what is left out of a directory stands.
+    # For each directory, where it is noted how many of its entries are left out.
     notes: dict[str, dict[str, int]] = {}
     for index, change in enumerate(changes):
         parent = change.path.rpartition("/")[0] or "/"
@@ -150,9 +153,9 @@ def _chosen(
 
 
 def diffs(changes: Sequence[Change], limits: Limits = Limits()) -> Iterator[str]:
-    """The diffs of small text files, each after an empty line; those that were there before first.
+    """The diffs of small text files, each after an empty line; changed files before added ones.
 
-    What is binary, or cannot be read, is passed over.
+    Binary files and those that cannot be read are left out.
     """
     shown = 0
     skipped = 0
@@ -194,7 +197,7 @@ def text_of(changes: Sequence[Change], limits: Limits = Limits(), note: str = ""
 
 
 def styled(text: str) -> Iterator[tuple[Style, str]]:
-    """The lines of a text that :func:`tree` and then :func:`diffs` have made, and what each is."""
+    """The lines of a text that :func:`text_of` has made, with the kind of each."""
     in_diffs = header = False
     for line in text.splitlines():
         style: Style = ""

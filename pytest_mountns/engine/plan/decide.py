@@ -1,11 +1,13 @@
-"""Spec + host + capabilities -> :class:`.plan.Plan`. Pure: no system call, testable anywhere.
+"""Makes the plan of a sandbox from the spec, the host and the features of the kernel.
 
-What decides the shape of the root is whether a user namespace is needed. Without one (root), an
-overlay of ``/`` works and every mount below gets its own. With one, the mounts inherited from
-the host are locked together: ``/`` can only be cloned whole, so it becomes a recursive read-only
-bind, and overlays are laid over the directories the user can write. Whatever was overlooked
-there refuses writes; it cannot leak. See mount_namespaces(7) and the kernel's
-Documentation/filesystems/overlayfs.rst.
+It makes no system call, so it can be tested anywhere.
+
+The root depends on whether a user namespace is needed. Without one (root), ``/`` is an overlay, and
+every mount below it gets an overlay of its own. In a user namespace the mounts that are inherited
+from the host are locked together: ``/`` can only be cloned as a whole. So it becomes a recursive
+read-only bind, and overlays are mounted over the directories that the user can write. What was
+overlooked there refuses writes, and cannot leak. See mount_namespaces(7) and
+Documentation/filesystems/overlayfs.rst in the kernel's source.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from .spec import SandboxSpec
 
 
 def plan(spec: SandboxSpec, host: Host, features: Features, user: User | None = None) -> Plan:
-    """The plan of a sandbox as ``spec`` wants it on this host. ``user``: who its ``user`` is."""
+    """The plan of the sandbox that ``spec`` asks for; ``user`` is the user that it names."""
     steps = [*host_root(host, features), *system_trees(spec, host, features)]
     return complete(spec, steps, features, user)
 
 
 def host_root(host: Host, features: Features) -> list[Step]:
-    """The host's own root, and everything mounted below it."""
+    """The steps for the host's own root and everything that is mounted below it."""
     return _user_root(host) if features.user_namespace else _own_root(host)
 
 
@@ -52,15 +54,18 @@ def complete(
     user: User | None = None,
     root_filesystem: Sequence[Step] = (),
 ) -> Plan:
-    """A plan of these steps, and what ``spec`` wants besides. ``ground``: see :class:`Plan`."""
+    """A plan of these steps, with what ``spec`` asks for besides.
+
+    ``root_filesystem``: the steps of :attr:`.Plan.root_filesystem`.
+    """
     apart = features.user_namespace
     wanted: list[Bind | MountTmpfs] = [
         *(Bind(v.source, v.target, v.read_only, create=True) for v in spec.volumes),
         *(MountTmpfs(t.target, t.size, t.mode) for t in spec.tmpfs),
     ]
     wanted.sort(key=lambda step: step.target)
-    # Frozen last: the targets of volumes may have to be made first. What a volume or tmpfs covers
-    # cannot be reached any more, and the cover is to stay writable.
+    # Made read-only at the end, since the targets of volumes may have to be made first. What a
+    # volume or tmpfs covers is left out: it cannot be reached, and the volume stays writable.
     covers = [step.target for step in wanted]
     frozen = [
         Protect(step.target, tree=False)
@@ -90,7 +95,7 @@ def complete(
 
 
 def mount_attributes(mount: Mount) -> int:
-    """The per-mount flags of the host's mount, which its overlay must show as well."""
+    """The flags of the host's mount, which its overlay has to have as well."""
     flags = {
         "nosuid": sys.MOUNT_ATTR_NOSUID,
         "nodev": sys.MOUNT_ATTR_NODEV,
@@ -101,12 +106,12 @@ def mount_attributes(mount: Mount) -> int:
 
 
 def is_system(path: str) -> bool:
-    """Whether a sandbox has a ``path`` of its own."""
+    """Whether ``path`` belongs to what every sandbox has of its own."""
     return any(path == tree or is_below(path, tree) for tree in ("/proc", "/sys", "/dev"))
 
 
 def _own_root(host: Host) -> list[Step]:
-    """Root's way: an overlay for every filesystem that can take one."""
+    """For root: an overlay for every filesystem that can be a lower."""
     steps: list[Step] = []
     bound: list[str] = []
     root, *below = host.mounts
@@ -120,8 +125,8 @@ def _own_root(host: Host) -> list[Step]:
             continue
         inside_bind = any(is_below(path, tree) for tree in bound)
         if path in host.files and not mount.read_only:
-            # A bind from the host would let writes through. In a read-only tree nothing of the
-            # upper can stand there; the read-only bind of the tree shows the file already.
+            # A bind would let writes reach the host. In a read-only tree the file is shown by the
+            # bind of the tree.
             if not inside_bind:
                 steps.append(Seed(path))
         elif (
@@ -137,17 +142,17 @@ def _own_root(host: Host) -> list[Step]:
         else:
             steps.append(Overlay(path, (path,), str(len(steps)), mount_attributes(mount)))
     if root.read_only:
-        # The recursive bind of / shows everything already; only writable filesystems are relaid.
+        # The recursive bind of / shows everything else.
         steps = [steps[0], *(step for step in steps[1:] if isinstance(step, Overlay))]
     return steps
 
 
 def _user_root(host: Host) -> list[Step]:
-    """The ordinary user's way: one locked read-only tree, overlays where the user can write."""
+    """For an ordinary user: one read-only tree, and overlays where the user can write."""
     steps: list[Step] = [Bind("/", "/", read_only=True)]
     points = [*(mount.mountpoint for mount in host.mounts), *host.dead]
     mixed = frozenset(host.mixed)
-    # Sorted, so that what contains another is mounted first.
+    # Sorted, so that a directory is mounted before those that it contains.
     for path in sorted((*host.writable, *host.mixed)):
         owner = owning(host.mounts, path)
         if path in host.unlayerable or (owner and owner.read_only):
@@ -164,14 +169,14 @@ def _user_root(host: Host) -> list[Step]:
 
 
 def system_trees(spec: SandboxSpec, host: Host, features: Features) -> list[Step]:
-    """``/proc``, ``/sys`` and ``/dev``."""
+    """The steps for ``/proc``, ``/sys`` and ``/dev``."""
     steps: list[Step] = []
     if spec.pid:
         steps.append(FreshProc())
     elif host.has_proc:
         steps.append(Bind("/proc", "/proc"))
     if not features.user_namespace:
-        # A user can change nothing there anyway, and a lock less is a mount less.
+        # A user cannot change anything there, and each of these steps costs a mount.
         steps.extend(Protect(path) for path in host.protected)
         if host.has_sys:
             steps.append(Bind("/sys", "/sys", read_only=True))

@@ -1,6 +1,7 @@
-"""A plan is data, and so is what it is made from: the host, what kernel and user can do.
+"""The plan of a sandbox, and what it is made from: the host, and what the kernel can do.
 
-:mod:`.decide` makes it, :mod:`.executor` carries it out; :meth:`Plan.describe` prints it.
+All of it is data. :mod:`.decide` makes plans, :mod:`pytest_mountns.engine.mount.executor` carries
+them out, and :meth:`Plan.describe` prints them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Final, Literal, TypeAlias, final
 from ..linux.mountinfo import Mount
 from ..linux.overlayfs import TRUSTED, USER
 
-# Filesystems that show kernel state: a copy-on-write layer over them means nothing.
+#: Filesystems that show the state of the kernel, over which an overlay makes no sense.
 PSEUDO: Final = frozenset(
     [
         "autofs",
@@ -40,32 +41,33 @@ PSEUDO: Final = frozenset(
     ]
 )
 
-# What Docker makes read-only too: root can change the whole machine there.
+#: Where root can change the whole machine. Docker makes them read-only as well.
 PROTECTED_PROC: Final = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the machine shows, read once and again only when its mount table changes.
+    """What the machine shows. It is read once, and again when its mount table changes."""
 
-    ``mounts``: the visible ones, root first, without the ``dead``: remote ones that do not
-    answer, which nothing may touch. ``files``: mountpoints that are regular files; ``specials``:
-    mountpoints that are neither file nor directory. ``writable``: the highest directories the
-    user can write, none of which contains a mount; ``mixed``: writable ones that do contain some
-    (both only for a user namespace). ``unlayerable``: directories the kernel refused as a lower.
-    ``protected``: the entries of :data:`PROTECTED_PROC` that exist. ``devices``: names below
-    ``/dev`` to offer.
-    """
-
+    #: The visible mounts, the root first, without those that are ``dead``.
     mounts: tuple[Mount, ...]
+    #: Mountpoints that are regular files.
     files: frozenset[str] = frozenset()
+    #: Mountpoints that are neither files nor directories.
     specials: frozenset[str] = frozenset()
+    #: For a user namespace: the highest directories that the user can write, if they contain no
+    #: mounts.
     writable: tuple[str, ...] = ()
+    #: For a user namespace: directories that the user can write and that contain mounts.
     mixed: tuple[str, ...] = ()
+    #: Remote mounts that do not answer; nothing may touch them.
     dead: tuple[str, ...] = ()
+    #: Directories that the kernel refused as a lower.
     unlayerable: frozenset[str] = frozenset()
+    #: The entries of :data:`PROTECTED_PROC` that exist.
     protected: tuple[str, ...] = ()
+    #: Names below ``/dev`` that sandboxes show.
     devices: tuple[str, ...] = ()
     has_proc: bool = True
     has_sys: bool = True
@@ -74,19 +76,22 @@ class Host:
 @final
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What this kernel lets this user do, found by trying (:mod:`.features`).
+    """What this kernel lets this user do, found by trying.
 
-    ``user_namespace``: one is needed. ``new_api``: ``fsopen``, ``open_tree``, ``mount_setattr``
-    and the rest are there and make overlays. ``detached_uppers``: an upper may lie on a mount that
-    is nowhere mounted (Linux 6.15). ``memory_upper``: a tmpfs can be an upper.
-    ``mknod``: device nodes can be made. ``pid_namespace``: one with its own procfs can be made.
+    Not to be confused with capabilities(7).
     """
 
+    #: Whether a user namespace is needed.
     user_namespace: bool
+    #: Whether fsopen(2), open_tree(2), mount_setattr(2) and the others exist and make overlays.
     new_api: bool = True
+    #: Whether an upper may be stored on a detached mount (Linux 6.15).
     detached_uppers: bool = True
+    #: Whether a tmpfs can be an upper.
     memory_upper: bool = True
+    #: Whether device nodes can be made.
     mknod: bool = True
+    #: Whether a PID namespace with a procfs of its own can be made.
     pid_namespace: bool = True
 
     @property
@@ -96,12 +101,13 @@ class Features:
 
     @property
     def overlay_options(self) -> tuple[tuple[str, str | None], ...]:
-        """Mount options of every overlay; None as value is a flag.
+        """Mount options of every overlay; an option whose value is None is a flag.
 
-        Spelled out where defaults vary by kernel. ``redirect_dir``: or renaming a lower directory
-        is EXDEV. ``xino``: or files and directories differ in ``st_dev``. A user namespace
-        refuses the first and needs ``userxattr``: without it, a lower directory that is removed
-        and made again gives EIO.
+        Options are given even where they are the default of some kernels. Without
+        ``redirect_dir``, renaming a lower directory is EXDEV. Without ``xino``, files and
+        directories differ in ``st_dev``. In a user namespace the first one is refused, and
+        ``userxattr`` is needed: without it, a lower directory that is removed and made again gives
+        EIO.
         """
         if self.user_namespace:
             return (("userxattr", None), ("xino", "on"), ("index", "off"))
@@ -109,26 +115,25 @@ class Features:
 
     @property
     def xattr_prefix(self) -> str:
-        """Where overlays of this kind keep whiteout and opaque marks."""
+        """How the names of the attributes begin in which overlays store their marks."""
         return USER if self.user_namespace else TRUSTED
 
 
-#: As a lower: an empty directory, made for the sandbox.
+#: The name of a lower that is an empty directory, made for the sandbox.
 EMPTY: Final = "empty.lower"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What an upper has from the start: a place to mount on, or a link on the way to one.
+    """What an upper contains from the start: a mountpoint, or a link on the path to one."""
 
-    ``kind``: "kept" is a directory that the lowers have as well, with the same attributes.
-    ``link``: where a link leads.
-    """
-
+    #: Relative to the upper.
     path: str
+    #: "kept" is a directory that the lowers have as well, with the same attributes.
     kind: Literal["kept", "directory", "file", "link"]
     mode: int = 0o755
+    #: Where a link leads.
     link: str = ""
 
 
@@ -146,61 +151,66 @@ class Layered:
 @final
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """An overlay at ``target``. ``name`` is its directory among the uppers.
-
-    ``lowers``: topmost first. ``model``: whose attributes its root has; "" for the topmost
-    lower's. ``pieces``: what its upper has from the start, parents first.
-    """
+    """Mount an overlay."""
 
     target: str
+    #: Directories of the host, the topmost first.
     lowers: tuple[str, ...]
+    #: The name of its directory among the uppers.
     name: str
+    #: Flags of the mount: ``MOUNT_ATTR_...``, mount_setattr(2).
     attributes: int = 0
+    #: The directory whose attributes its root gets; "" for the topmost lower.
     model: str = ""
+    #: What its upper contains from the start, parents first.
     pieces: tuple[Piece, ...] = ()
 
     def describe(self) -> str:
+        """The step in words."""
         return f"overlay {self.target} (lower {':'.join(self.lowers)}, upper {self.name})"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Assemble:
-    """A directory that the user can write and that contains mounts: no overlay may lie over it.
+    """Mount an overlay over a directory that the user can write and that contains mounts.
 
-    The overlay's lower is a directory made for it, with one entry for each of the host's when the
-    sandbox is made: see :mod:`.assemble`. ``mounted``: the entries that are mounts or contain
-    some; later steps may lay overlays over them. ``dead``: those that are not to be touched.
-    ``layers``: directories to stack on it, topmost first.
+    In a user namespace such a directory cannot be a lower. So the lower is a directory that is
+    made with the sandbox, with an entry for each of the host's: see :mod:`.assemble`.
     """
 
     target: str
+    #: The name of its directory among the uppers.
     name: str
+    #: The entries that are mounts or contain some; later steps may mount overlays over them.
     mounted: tuple[str, ...] = ()
+    #: The entries that nothing may touch.
     dead: tuple[str, ...] = ()
+    #: Flags of the mount: ``MOUNT_ATTR_...``, mount_setattr(2).
     attributes: int = 0
+    #: Directories to stack on it, the topmost first.
     layers: tuple[str, ...] = ()
 
     def describe(self) -> str:
+        """The step in words."""
         return f"overlay {self.target} (lower assembled around its mounts, upper {self.name})"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """``source`` of the host, with everything mounted below it, at ``target``.
-
-    ``create``: make the target if it is missing. ``optional``: a source that even root may not
-    look at (another user's FUSE mount) is left out.
-    """
+    """Bind-mount a path of the host, with everything that is mounted below it."""
 
     source: str
     target: str
     read_only: bool = False
+    #: Whether the target is made if it is missing.
     create: bool = False
+    #: Whether the source may be left out if even root may not see it, as another user's FUSE mount.
     optional: bool = False
 
     def describe(self) -> str:
+        """The step in words."""
         mode = "read-only bind" if self.read_only else "bind"
         return f"{mode} {self.target} (from {self.source})"
 
@@ -208,69 +218,78 @@ class Bind:
 @final
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """The host shows another file at ``path`` than lies in the lower: its content goes in.
+    """Copy a file that is mounted over another file into the upper.
 
-    Big files are bound read-only instead; a test would wait for the copy.
+    The lower shows the file below that mount. Large files are bound read-only instead, since a
+    test would wait for the copy.
     """
 
     path: str
 
     def describe(self) -> str:
+        """The step in words."""
         return f"copy {self.path} into the upper"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class MountTmpfs:
-    """An empty tmpfs; ``size`` in bytes."""
+    """Mount an empty tmpfs."""
 
     target: str
+    #: In bytes; None for the kernel's default.
     size: int | None = None
     mode: int = 0o1777
 
     def describe(self) -> str:
+        """The step in words."""
         return f"tmpfs {self.target}"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class FreshProc:
-    """A procfs of the sandbox's own PID namespace."""
+    """Mount a procfs of the sandbox's own PID namespace."""
 
     target: str = "/proc"
 
     def describe(self) -> str:
+        """The step in words."""
         return f"proc {self.target}"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Protect:
-    """``target``, already there, read-only from now on. ``tree``: and all that is below it."""
+    """Make what is mounted at ``target`` read-only."""
 
     target: str
+    #: Whether this applies to all mounts below it, too.
     tree: bool = True
 
     def describe(self) -> str:
+        """The step in words."""
         return f"make {self.target} read-only"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class MakeDev:
-    """A minimal ``/dev``. ``bind``: the nodes are the host's (mknod is refused to users).
+    """Make a minimal ``/dev``."""
 
-    ``mqueue``: show message queues. They are the IPC namespace's: "own", or the "host"'s, and then
-    read-only. ``more``: further nodes, relative to ``/dev``.
-    """
-
+    #: Names of the usual nodes.
     devices: tuple[str, ...]
+    #: Whether the nodes are bind-mounted from the host: an ordinary user may not make any.
     bind: bool
+    #: Whose message queues it shows: none, the host's (read-only), or those of an IPC namespace of
+    #: its own.
     mqueue: Literal["", "host", "own"] = ""
     target: str = "/dev"
+    #: Further nodes, relative to ``/dev``.
     more: tuple[str, ...] = ()
 
     def describe(self) -> str:
+        """The step in words."""
         return f"tmpfs {self.target} with {' '.join((*self.devices, *self.more))}, pts, shm"
 
 
@@ -280,16 +299,17 @@ Step: TypeAlias = Overlay | Assemble | Bind | Seed | MountTmpfs | FreshProc | Pr
 @final
 @dataclass(frozen=True, slots=True)
 class Upper:
-    """Where the uppers lie: ``medium`` "memory" (a tmpfs no namespace shows) or "disk".
+    """Where the uppers are stored."""
 
-    "none": overlays are read-only, and show what would lie below their uppers.
-    """
-
+    #: "memory" (a tmpfs that no namespace shows), "disk", or "none": overlays are then read-only,
+    #: and show what would lie below their uppers.
     medium: str
+    #: In bytes.
     size: int | None = None
     inodes: int | None = None
 
     def describe(self) -> str:
+        """It in words, for the plan."""
         limits = [f"{k}={v}" for k, v in (("size", self.size), ("inodes", self.inodes)) if v]
         return f"upper in {self.medium} {' '.join(limits)}".rstrip()
 
@@ -297,22 +317,22 @@ class Upper:
 @final
 @dataclass(frozen=True, slots=True)
 class User:
-    """Whom root's test process becomes: ids, supplementary groups, and what the environment says.
-
-    ``name``: "" for one that the host does not know.
-    """
+    """The user that root's test process becomes."""
 
     uid: int
     gid: int
+    #: Supplementary groups.
     groups: tuple[int, ...] = ()
+    #: "" for a user that the host does not know.
     name: str = ""
     home: str = "/"
 
     def describe(self) -> str:
+        """It in words, for the plan."""
         return f"become {self.name or 'user'} ({self.uid}:{self.gid})"
 
     def variables(self) -> dict[str, str | None]:
-        """What the environment says of it; None for what is not in there."""
+        """Its environment variables; None for one that is not set."""
         name = self.name or None
         return {"HOME": self.home, "USER": name, "LOGNAME": name}
 
@@ -320,26 +340,26 @@ class User:
 @final
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that makes one sandbox, in order. ``steps[0]`` is the root.
-
-    ``ground``: shows what lies below the uppers; None if the host does. ``user``: whom the test
-    process becomes when it is in. ``fake_root``: its user namespace shows the user as root.
-    """
+    """Everything that makes one sandbox."""
 
     user_namespace: bool
     pid_namespace: bool
     upper: Upper
+    #: In the order in which they are carried out; the first one mounts the root.
     steps: tuple[Step, ...]
     features: Features
+    #: The plan of what lies below the uppers; None if that is the host.
     root_filesystem: Plan | None = None
     network_namespace: bool = False
     hostname: str | None = None
+    #: The user that the test process becomes in the sandbox.
     user: User | None = None
+    #: Whether the user namespace shows the user as root.
     fake_root: bool = False
 
     @property
     def uts_namespace(self) -> bool:
-        """Root's tests may set the host's name, whether a name was asked for or not."""
+        """Whether the host name is the test's own: root may set it in any case."""
         return self.hostname is not None or not self.user_namespace
 
     @property
@@ -349,11 +369,11 @@ class Plan:
 
     @property
     def overlays(self) -> tuple[Overlay, ...]:
-        """The overlays, in mounting order."""
+        """The overlays, in the order in which they are mounted."""
         return tuple(step for step in self.steps if isinstance(step, Overlay))
 
     def describe(self) -> str:
-        """One line a step."""
+        """The plan in words, one line for each step."""
         names = ["mount", *["user"] * self.user_namespace, *["pid", "ipc"] * self.pid_namespace]
         names += [*["net"] * self.network_namespace, *["uts"] * self.uts_namespace]
         lines = [f"new namespaces: {', '.join(names)}", self.upper.describe()]

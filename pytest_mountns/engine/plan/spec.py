@@ -1,4 +1,4 @@
-"""What sandbox is wanted: :class:`SandboxSpec` and its parts. Data, validated, no decisions."""
+"""What sandbox is wanted: :class:`SandboxSpec` and its parts, as validated data."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ _OWN_TREES: Final = ("/proc", "/sys", "/dev")
 
 
 class SpecError(SandboxError):
-    """A spec that makes no sense, whatever the machine."""
+    """A spec that is not valid on any machine."""
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of ``"64m"`` (k, m, g: powers of 1024) or of a plain number.
+    """The number of bytes that ``"64m"`` (k, m, g: powers of 1024) or a plain number means.
 
-    Raises :class:`SpecError` for anything else, zero included.
+    Raises :class:`SpecError` if it is anything else, or zero.
     """
     match = _SIZE.fullmatch(str(text))
     size = int(match[1]) * _UNITS[match[2].lower()] if match else 0
     if size <= 0:
         raise SpecError(
-            f"{text!r} is no size", remedy='write bytes or a suffix, as 4096, "512k", "64m", "1g"'
+            f"{text!r} is not a size",
+            remedy='write bytes or a suffix, as 4096, "512k", "64m", "1g"',
         )
     return size
 
 
 def _inside(path: str, what: str) -> str:
-    """``path`` in normal form, if it names a place inside a sandbox's root."""
+    """Returns ``path`` in normal form. Raises SpecError if nothing can be mounted there."""
     if not posixpath.isabs(path) or "\0" in path:
         raise SpecError(
             f"{what} {path!r} is not an absolute path",
@@ -62,12 +63,14 @@ def _inside(path: str, what: str) -> str:
 @final
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A host directory or file shown at ``target``; what is written there persists.
+    """A directory or file of the host that a sandbox shows; what is written there stays.
 
-    ``source`` and ``target`` are absolute. Raises :class:`SpecError` if they are not.
+    Raises :class:`SpecError` if a path is not absolute.
     """
 
+    #: The path on the host.
     source: str
+    #: The path in the sandbox.
     target: str
     read_only: bool = False
 
@@ -81,16 +84,17 @@ class Volume:
 
     @classmethod
     def parse(cls, text: str, base: str = "/") -> Volume:
-        """Read ``SRC:DST[:ro|rw]`` or ``SRC[:ro|rw]`` (same place); ``\\:`` is a colon in a path.
+        r"""Read ``SRC:DST[:ro|rw]`` or ``SRC[:ro|rw]``; ``\:`` is a colon in a path.
 
-        A relative source is taken from ``base``, an absolute directory; ``~`` is the home
-        directory.
+        Without ``DST`` the target is the source. A relative source begins at ``base``, an absolute
+        path; ``~`` is the home directory. Raises :class:`SpecError` if the text is not valid.
         """
         fields = [part.replace("\\:", ":") for part in re.split(r"(?<!\\):", text)]
         mode = fields.pop() if len(fields) > 1 and fields[-1] in ("ro", "rw") else "rw"
         if not 1 <= len(fields) <= 2 or not all(fields):
             raise SpecError(
-                f"{text!r} is no volume", remedy='write "SRC:DST" or "SRC:DST:ro", as with Docker'
+                f"{text!r} is not a volume",
+                remedy='write "SRC:DST" or "SRC:DST:ro", as with Docker',
             )
         source = posixpath.normpath(posixpath.join(base, posixpath.expanduser(fields[0])))
         return cls(source, fields[1] if len(fields) == 2 else source, mode == "ro")
@@ -102,9 +106,11 @@ class Volume:
 @final
 @dataclass(frozen=True, slots=True)
 class Tmpfs:
-    """An empty tmpfs at ``target``. ``size`` in bytes (None: the kernel's half of memory)."""
+    """An empty tmpfs. Raises :class:`SpecError` if the target is not an absolute path."""
 
+    #: The path in the sandbox.
     target: str
+    #: In bytes; None for the kernel's default, half of the memory.
     size: int | None = None
     mode: int = 0o1777
 
@@ -113,7 +119,7 @@ class Tmpfs:
 
     @classmethod
     def parse(cls, text: str) -> Tmpfs:
-        """Read ``PATH[:size=64m,mode=1777]``."""
+        """Read ``PATH[:size=64m,mode=1777]``. Raises :class:`SpecError` if it is not valid."""
         target, _, options = text.partition(":")
         size: int | None = None
         mode = 0o1777
@@ -125,7 +131,7 @@ class Tmpfs:
                 mode = int(value, 8)
             else:
                 raise SpecError(
-                    f"{option!r} is no option of a tmpfs", remedy="valid: size=64m, mode=1777"
+                    f"{option!r} is not an option of a tmpfs", remedy="valid: size=64m, mode=1777"
                 )
         return cls(target, size, mode)
 
@@ -135,32 +141,38 @@ class Tmpfs:
 class SandboxSpec:
     """The sandbox that marker, options and fixtures of one test add up to.
 
-    ``root`` is ``"host"``, ``"minimal"``, or the absolute path of a directory, archive or image;
-    ``layers`` are those of what is stacked on it, the last one on top.
-    ``size`` (bytes) and ``inodes`` limit the upper; ``upper`` is where it lies; ``read_only``
-    makes the root refuse writes (EROFS); ``pid`` gives PID and IPC namespaces of its own,
-    ``network="none"`` one for the network with nothing but loopback, ``hostname`` a name of the
-    machine. ``user``: "keep", "root", or a name or uid that root's test process becomes.
-    ``devices`` are nodes below ``/dev`` to show besides the usual ones. ``scope`` is
-    the widest scope of fixtures whose writes are captured, as a layer below. ``writes`` are the
-    globs of what the test may change, None for everything: no sandbox is made otherwise for it.
+    The fields are the keys of the marker, which docs/reference.md describes. Raises
+    :class:`SpecError` if they contradict each other.
     """
 
+    #: How the test is run: in a process of its own, or by the pytest process.
     process: Literal["fork", "inline"] = "fork"
+    #: "host", "minimal", or the absolute path of a directory, archive or image.
     root: str = "host"
+    #: Absolute paths of what is stacked on the root, the last one on top.
     layers: tuple[str, ...] = ()
+    #: The widest scope of fixtures whose writes are captured, as a layer under the test's upper.
     scope: Literal["function", "class", "module", "package", "session"] = "function"
     volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
+    #: Limits of the upper: bytes, and inodes.
     size: int | None = None
     inodes: int | None = None
+    #: Where the upper is stored.
     upper: Literal["memory", "disk"] = "memory"
+    #: Whether the root refuses writes (EROFS).
     read_only: bool = False
+    #: Whether the test has PID and IPC namespaces of its own.
     pid: bool = False
+    #: "none": a network namespace with nothing but loopback.
     network: Literal["host", "none"] = "host"
+    #: A host name for the test alone.
     hostname: str | None = None
+    #: "keep", "root", or the name or uid of the user that root's test process becomes.
     user: str | int = "keep"
+    #: Device nodes below /dev to show besides the usual ones.
     devices: tuple[str, ...] = ()
+    #: Globs of what the test may change; None for everything. The sandbox is the same.
     writes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -175,7 +187,7 @@ class SandboxSpec:
             targets[part.target] = str(part)
         if self.hostname is not None and not _HOSTNAME.fullmatch(self.hostname):
             raise SpecError(
-                f"{self.hostname!r} is no host name",
+                f"{self.hostname!r} is not a host name",
                 remedy="write at most 64 letters, digits, '-' and '.', hostname(7)",
             )
         for device in self.devices:
@@ -198,11 +210,11 @@ class SandboxSpec:
 
     @property
     def needs_process(self) -> bool:
-        """Whether it can only be had by a process of the test's own, whatever ``process`` says."""
+        """Whether the test has to be forked, whatever ``process`` says."""
         return (
             self.pid or self.network != "host" or self.hostname is not None or self.user != "keep"
         )
 
     def of_wider_scope(self) -> SandboxSpec:
-        """What holds for wider fixtures, too, which the pytest process sets up."""
+        """The spec for wider fixtures, which the pytest process sets up."""
         return replace(self, pid=False, network="host", hostname=None, user="keep", read_only=False)

@@ -1,13 +1,13 @@
-"""Plans of sandboxes with another root than the host's, or with layers on that.
+"""Plans of sandboxes with another root than the host's, or with layers on the host's root.
 
-Pure, as :mod:`.decide`.
+It makes no system call, as :mod:`.decide`.
 
-A root from elsewhere is one overlay, and in it what of the host has to be there: what Python
-needs as read-only binds, directories of the run (the project, the base of ``tmp_path``) as
-overlays. The places to mount on are there from the start, in the upper: see :class:`.plan.Piece`.
+Another root is one overlay. What has to be there of the host is mounted in it: what Python needs as
+read-only binds, and directories of the run (the project, the parent of ``tmp_path``) as overlays.
+The upper contains their mountpoints from the start: see :class:`.model.Piece`.
 
-A layer on the host's root is spread over the mounts: of each overlay it becomes a lower as far as
-it has a directory at that place.
+A layer on the host's root is spread over the host's mounts: if it has a directory at the mountpoint
+of an overlay, that directory becomes a lower of the overlay.
 """
 
 from __future__ import annotations
@@ -37,32 +37,30 @@ from .spec import SandboxSpec
 @final
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A root from elsewhere.
+    """Another root than the host's."""
 
-    ``lowers``: its directories, topmost first. ``model``: the one whose attributes ``/`` has.
-    ``pieces``: of its upper. ``shown``: paths of the host, and where they are shown read-only;
-    ``kept``: those that are overlays.
-    """
-
+    #: Its directories, the topmost first.
     lowers: tuple[str, ...]
+    #: The one of them whose attributes ``/`` gets.
     model: str
+    #: What the upper contains from the start.
     pieces: tuple[Piece, ...] = ()
+    #: Paths of the host that are shown read-only, and where.
     shown: tuple[tuple[str, str], ...] = ()
+    #: Paths of the host that are shown as overlays, and where.
     kept: tuple[tuple[str, str], ...] = ()
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Layers on the host's root. Directories of layers are topmost first.
+    """Layers on the host's root, spread over its mounts."""
 
-    ``parts``: for a mountpoint of an overlay, those that the layers have there. ``extra``: further
-    directories that layers are stacked on, none of which contains a mount. ``covered``: files
-    that the layers have in place of mounted ones.
-    """
-
+    #: For the mountpoint of each overlay: what the layers have there, the topmost first.
     parts: Mapping[str, tuple[str, ...]]
+    #: Further directories that layers are stacked on; none of them contains a mount.
     extra: tuple[str, ...] = ()
+    #: Files that the layers have in the place of mounted ones.
     covered: Collection[str] = ()
 
 
@@ -73,7 +71,7 @@ def plan_foreign(
     user: User | None,
     foreign: Foreign,
 ) -> Plan:
-    """The plan of ``spec`` in a root from elsewhere."""
+    """The plan of ``spec`` in another root."""
     owners = [owning(host.mounts, lower) for lower in foreign.lowers]
     attributes = 0
     for owner in owners:
@@ -84,7 +82,7 @@ def plan_foreign(
         kept += _kept(source, target, host, features, len(kept))
     steps: list[Step] = [root, *system_trees(spec, host, features)]
     if features.user_namespace and host.has_sys:
-        # In the host's own root it is there already.
+        # The bind of the host's own root shows it already; here it has to be mounted.
         steps.append(Bind("/sys", "/sys", read_only=True))
     shown = [Bind(source, target, read_only=True) for source, target in foreign.shown]
     steps += sorted([*shown, *kept], key=lambda step: getattr(step, "target", ""))
@@ -92,7 +90,7 @@ def plan_foreign(
 
 
 def _kept(source: str, target: str, host: Host, features: Features, number: int) -> list[Step]:
-    """A directory of the host and what is mounted below it, as in the host's own root."""
+    """The steps for a directory of the host and what is mounted below it."""
     owner = owning(host.mounts, source)
     attributes = mount_attributes(owner) if owner else 0
     inner = [step for step in host_root(host, features)[1:] if _is_in(step, source)]
@@ -134,7 +132,7 @@ def plan_layered(
     user: User | None,
     spread: Spread,
 ) -> Plan:
-    """The plan of ``spec`` on the host's root, with layers on that."""
+    """The plan of ``spec`` on the host's root with layers."""
     rooted: list[Step] = []
     for step in host_root(host, features):
         match step:
@@ -155,16 +153,16 @@ def plan_layered(
     if spread.extra:
         rooted[1:] = sorted(rooted[1:], key=lambda step: getattr(step, "target", ""))
     steps = [*rooted, *system_trees(spec, host, features)]
-    return complete(spec, steps, features, user, root_filesystem=_ground(rooted))
+    return complete(spec, steps, features, user, root_filesystem=_below_uppers(rooted))
 
 
 def _model(target: str, lowers: Sequence[str]) -> str:
-    """A layer says how its directories are, but not how the root is that it is put on."""
+    """Whose attributes an overlay gets: a layer's directories have their own, ``/`` the host's."""
     return lowers[0] if target == "/" else ""
 
 
-def _ground(steps: Sequence[Step]) -> list[Step]:
-    """As they are before anything is written: a file that is copied for a sandbox, as it is."""
+def _below_uppers(steps: Sequence[Step]) -> list[Step]:
+    """What lies below the uppers: a file that a sandbox gets a copy of is shown itself."""
     return [
         Bind(step.path, step.path, read_only=True) if isinstance(step, Seed) else step
         for step in steps
