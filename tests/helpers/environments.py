@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.environment import CAP_SYS_ADMIN
 from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
-from pytest_mountns.engine.probe.environment import CAP_SYS_ADMIN
 from tests.helpers.seccomp import CLONE_NEW, Refusal, install, refuse
 from tests.helpers.worlds import BASE, Mode, bind, in_sandbox, in_world, mkdir, mount_tmpfs, write
 

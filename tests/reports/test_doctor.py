@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine.probe.diagnosis import diagnose
-from pytest_mountns.engine.probe.environment import Environment, read_environment
+from pytest_mountns.engine.linux.diagnosis import diagnose
+from pytest_mountns.engine.linux.environment import Environment, read_environment
 from pytest_mountns.engine.probe.features import ProbeResult, probe
 from pytest_mountns.engine.probe.trials import Trial
 from pytest_mountns.reports import doctor

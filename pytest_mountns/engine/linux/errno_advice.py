@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 Doing: TypeAlias = Literal[
     "",
     "user namespace",
+    "id map",
     "namespace",
     "network",
     "scratch",
@@ -59,6 +60,11 @@ _HIDDEN: Final = (
     "choose a source that the user who runs the tests may look at",
 )
 
+_NO_RIGHTS: Final = (
+    "the kernel makes user namespaces and then gives no rights in them, as with AppArmor (Ubuntu"
+    " 23.10 and later) and other security modules",
+    "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), or run as root",
+)
 _NO_PLACE: Final = (
     "the place for uppers on disk cannot be written to",
     "export TMPDIR=/some/disk that this user can write",
@@ -69,6 +75,18 @@ _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
         "no more user namespaces are allowed: user.max_user_namespaces is 0 or used up, or they"
         " are nested too deep",
         "sudo sysctl -w user.max_user_namespaces=15000",
+    ),
+    # Before Linux 4.9, user_namespaces(7); since then it is ENOSPC.
+    ("user namespace", errno.EUSERS): (
+        "user namespaces are nested too deep: 32 levels are allowed",
+        "run the tests some levels further out",
+    ),
+    ("id map", errno.EPERM): _NO_RIGHTS,
+    ("id map", errno.EACCES): _NO_RIGHTS,
+    ("id map", errno.ENOENT): ("there is no /proc here", "mount -t proc proc /proc"),
+    ("id map", errno.EROFS): (
+        "/proc is mounted read-only, as in some containers",
+        "mount -o remount,rw /proc",
     ),
     ("user namespace", errno.EINVAL): (
         "the kernel has no user namespaces, or the process has more than one thread",

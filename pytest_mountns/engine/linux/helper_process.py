@@ -70,13 +70,14 @@ def receive_answer(receiver: socket.socket) -> Answer:
     size = socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS) + socket.CMSG_SPACE(_CREDENTIALS.size)
     while True:
         piece, messages, _, _ = receiver.recvmsg(1 << 16, size, socket.MSG_CMSG_CLOEXEC)
+        if not piece:
+            # At the end the kernel gives credentials as well: those of nobody.
+            break
         for _level, kind, content in messages:
             if kind == socket.SCM_CREDENTIALS:
                 sender = _CREDENTIALS.unpack_from(content)[0]
             elif kind == socket.SCM_RIGHTS:
                 descriptors += array.array("i", content[: len(content) // 4 * 4])
-        if not piece:
-            break
         data += piece
     return Answer(pickle.loads(data) if data else None, descriptors, sender)
 

@@ -73,16 +73,17 @@ def enter_user_namespace(*, as_root: bool = False) -> None:
         ("/proc/self/gid_map", f"{0 if as_root else gid} {gid} 1"),
     )
     what = "make a user namespace"
+    doing: Doing = "user namespace"
     try:
         # A process that has changed its uid since its exec could not write its own maps otherwise.
         sys.prctl(sys.PR_SET_DUMPABLE, 1)
         sys.unshare(sys.CLONE_NEWUSER)
         for path, text in steps:
-            what = f"write {text!r} to {path}"
+            what, doing = f"write {text!r} to {path}", "id map"
             with open(path, "w") as file:
                 file.write(text)
     except OSError as error:
-        cause, remedy = explain(error.errno or 0, True, "user namespace")
+        cause, remedy = explain(error.errno or 0, True, doing)
         raise Unavailable(what, said(error), cause, remedy) from error
 
 

@@ -46,11 +46,7 @@ class NewMountApi(MountApi):
 
     def _place_scratch(self, scratch: int) -> int:
         if self._attach_scratch:
-            try:
-                sys.move_mount(scratch, sys.AT_FDCWD, "/")
-            except OSError:
-                os.close(scratch)
-                raise
+            _stack_on_root(scratch)
             self._stacked += 1
         return scratch
 
@@ -164,11 +160,7 @@ class NewMountApi(MountApi):
         The first one is the new root. It is stacked on ``/``.
         """
         if self.root < 0:
-            try:
-                sys.move_mount(mount, sys.AT_FDCWD, "/")
-            except OSError:
-                os.close(mount)
-                raise
+            _stack_on_root(mount)
             self.root = mount
             return
         try:
@@ -260,6 +252,15 @@ def _make(fstype: str, options: Options, attributes: int) -> int:
         return sys.fsmount(context, attributes)
     finally:
         os.close(context)
+
+
+def _stack_on_root(mount: int) -> None:
+    """Attach a detached mount on ``/``. If that fails, its descriptor is closed."""
+    try:
+        sys.move_mount(mount, sys.AT_FDCWD, "/")
+    except OSError:
+        os.close(mount)
+        raise
 
 
 def _name_lower(path: str, opened: list[int]) -> str:

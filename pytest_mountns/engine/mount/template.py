@@ -10,6 +10,18 @@ be detached each time: that waits for a grace period of the kernel.
 Overlays can be in a template as well, as long as no test writes to them, see
 :meth:`Template.written_overlays`. That is for machines with many mounts that the tests of a suite
 have nothing to do with.
+
+Templates exist for speed alone; ``MOUNTNS_ABLATE=templates`` leaves them out. What they gain
+depends on how many mounts the machine has. Measured on Linux 6.18 as root, with and without them in
+turn:
+
+* With nothing mounted but ``/``, one more directory, ``/proc`` and ``/sys``, a sandbox that is
+  made, entered and left takes 0.8 ms of CPU time in place of 1.1 ms. (An ordinary user's takes
+  0.9 ms in place of 1.4 ms.) Of a run of 500 empty tests with ``process="inline"`` that is lost in
+  the noise: six pairs of runs took between 0.93 and 1.14 times the CPU time without templates, 1.0
+  in the median.
+* With 20 more mounts, as where packages (snaps) or volumes are mounted, it takes 1.0 ms in place of
+  4.9 ms. The same run takes 1.7 times the CPU time without templates (1.60 to 1.74, five pairs).
 """
 
 from __future__ import annotations

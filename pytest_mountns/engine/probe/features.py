@@ -14,6 +14,8 @@ from typing import Final, final
 
 from ..linux import syscalls as sys
 from ..linux.attributes import OVERFLOW_ID
+from ..linux.diagnosis import diagnose
+from ..linux.environment import Environment, read_environment
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.pid_namespace import NAMESPACES
@@ -25,8 +27,6 @@ from ..plan.spec import SandboxSpec
 from ..sandbox.create import enter
 from ..sandbox.credentials import become_user, bring_up_loopback
 from ..sandbox.disk_uppers import DiskUppers
-from .diagnosis import diagnose
-from .environment import Environment, read_environment
 from .host import survey
 from .lowerdirs import (
     change_to_scratch,

@@ -8,21 +8,19 @@ are passed on to it.
 
 from __future__ import annotations
 
-import array
 import errno
 import os
-import pickle
 import shutil
 import signal
 import socket
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn, TypeAlias, final
+from typing import Final, NoReturn, final
 
 from ..linux import processes
 from ..linux import syscalls as sys
 from ..linux.errors import SandboxError, errno_name, said
+from ..linux.helper_process import channel, receive_answer, send_answer
 from ..linux.job_control import take_terminal_back
 from ..linux.pid_namespace import read_status
 from ..plan.model import Plan
@@ -40,10 +38,6 @@ _SIGNALS: Final = frozenset(
 )
 #: The ``si_code`` of a signal that the kernel has sent, sigaction(2).
 _SI_KERNEL: Final = 0x80
-#: ``struct ucred``, unix(7): process, user and group id.
-_CREDENTIALS: Final = struct.Struct("3i")
-#: The process id of the command, a descriptor of its scratch, and what its uppers are.
-_Entered: TypeAlias = tuple[int, int, UppersDescription]
 
 
 @final
@@ -78,8 +72,8 @@ def run_command(
     # Orphans of the command become children of this process, PR_SET_CHILD_SUBREAPER(2const).
     sys.prctl(sys.PR_SET_CHILD_SUBREAPER, 1)
     known = set(processes.children(os.getpid()))
-    ours, theirs = socket.socketpair()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    # With credentials: the command may have another process id in its PID namespace than here.
+    receiver, sender = channel(credentials=True)
     reader, writer = os.pipe()
     parent = os.getpid()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -89,20 +83,22 @@ def run_command(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise SandboxError("start the command", said(error)) from error
     if child == 0:
-        ours.close()
+        receiver.close()
         os.close(reader)
         enters = plan.user_namespace and stage < 0
         forked_entry = ForkedEntry(plan, cwd, directory, stage, layers, enter_user_namespace=enters)
-        _Child(forked_entry, parent, theirs, writer).run(command, environment, mask)
-    theirs.close()
+        _Child(forked_entry, parent, sender, writer).run(command, environment, mask)
+    sender.close()
     os.close(writer)
     try:
-        entered = _receive(ours)
-        if isinstance(entered, SandboxError):
+        answer = receive_answer(receiver)
+        if not isinstance(answer.content, UppersDescription):
             processes.reap(child)
-            raise entered
-        target, scratch, uppers = entered
-        status = _wait(child, target, apart=plan.pid_namespace)
+            raise answer.content or SandboxError(
+                "enter the sandbox", cause="the process that was to do it has died"
+            )
+        (scratch,) = answer.descriptors
+        status = _wait(child, answer.sender, apart=plan.pid_namespace)
         status = read_status(reader, status)
         _end_leftovers(known)
         # Signals of a Ctrl-C that was meant for the command may be pending.
@@ -110,11 +106,11 @@ def run_command(
             pass
         take_terminal_back()
     finally:
-        ours.close()
+        receiver.close()
         os.close(reader)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     code = os.waitstatus_to_exitcode(status)
-    written = Written.of(plan, scratch, uppers, layers=layers)
+    written = Written.of(plan, scratch, answer.content, layers=layers)
     return Ended(128 - code if code < 0 else code, written)
 
 
@@ -126,8 +122,8 @@ class _Child:
     forked_entry: ForkedEntry
     #: The process id of the parent.
     parent: int
-    #: A socket to the parent.
-    channel: socket.socket
+    #: The sending end of a :func:`.helper_process.channel`.
+    sender: socket.socket
     #: See :meth:`.ForkedEntry.enter`.
     status: int
 
@@ -139,12 +135,12 @@ class _Child:
             try:
                 sandbox = self.forked_entry.enter(self.parent, self.status)
             except SandboxError as error:
-                self._send(error)
+                send_answer(self.sender, error)
                 sys.exit_now(1)
             except Exception as error:  # noqa: BLE001 - for the parent to say
-                self._send(SandboxError("enter the sandbox", str(error)))
+                send_answer(self.sender, SandboxError("enter the sandbox", str(error)))
                 sys.exit_now(1)
-            self._send(sandbox.describe_uppers(), sandbox.scratch)
+            send_answer(self.sender, sandbox.describe_uppers(), [sandbox.scratch])
             self.forked_entry.drop_privileges(self.parent)
             user = self.forked_entry.plan.user
             if user is not None:
@@ -157,15 +153,6 @@ class _Child:
             _execute(command, environment)
         finally:
             sys.exit_now(1)
-
-    def _send(self, what: UppersDescription | SandboxError, *descriptors: int) -> None:
-        """Send the only answer to the parent, with copies of descriptors."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        data = pickle.dumps(what)
-        sent = self.channel.sendmsg([data], rights if descriptors else [])
-        self.channel.sendall(data[sent:])
-        # The parent reads until the end, and an init has the socket open as well.
-        self.channel.shutdown(socket.SHUT_WR)
 
 
 def _execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
@@ -186,29 +173,6 @@ def _execute(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn
 
 def _is_there(program: str, path: str | None) -> bool:
     return "/" in program or shutil.which(program, os.F_OK, path) is not None
-
-
-def _receive(channel: socket.socket) -> _Entered | SandboxError:
-    """Returns what the child says of its sandbox, or why it has none."""
-    data = b""
-    pid, scratch = 0, -1
-    while True:
-        piece, messages, _, _ = channel.recvmsg(1 << 16, 256, socket.MSG_CMSG_CLOEXEC)
-        if not piece:
-            break
-        data += piece
-        for _level, kind, content in messages:
-            if kind == socket.SCM_CREDENTIALS:
-                # The sender's process id, as this PID namespace knows it, unix(7).
-                pid = _CREDENTIALS.unpack_from(content)[0]
-            elif kind == socket.SCM_RIGHTS:
-                (scratch,) = array.array("i", content[:4])
-    if not data:
-        return SandboxError("enter the sandbox", cause="the process that was to do it has died")
-    answer: UppersDescription | SandboxError = pickle.loads(data)
-    if isinstance(answer, SandboxError):
-        return answer
-    return pid, scratch, answer
 
 
 def _wait(child: int, target: int, *, apart: bool) -> int:

@@ -11,6 +11,7 @@ import os
 import secrets
 import select
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import NoReturn, final
 
 from ..linux import syscalls
 from ..linux.errors import Unavailable
+from ..linux.helper_process import channel, receive_answer, send_answer
 from ..linux.mountinfo import owning, read, visible
 from ..linux.namespaces import explained
 from ..linux.processes import born, fork, reap, withdraw
@@ -174,24 +176,26 @@ def _start_as_child(base: str) -> int:
 
 def _start_as_grandchild(base: str, watched: int) -> int:
     """``watched`` is a pidfd of the process whose end the guard waits for."""
-    reader, writer = os.pipe()
+    receiver, sender = channel()
     try:
         child = fork()
         if child == 0:
-            _start_and_report(base, watched, writer)
+            _start_and_report(base, watched, sender)
+    except OSError:
+        receiver.close()
+        raise
     finally:
-        os.close(writer)
-    with open(reader) as file:
-        answer = file.read()
+        sender.close()
+    with receiver:
+        answer = receive_answer(receiver).content
     reap(child)
-    if not answer.isdecimal():
-        number = int(answer or -errno.ECHILD)
-        raise OSError(-number, os.strerror(-number))
-    return int(answer)
+    if isinstance(answer, int):
+        return answer
+    raise answer or OSError(errno.ECHILD, os.strerror(errno.ECHILD))
 
 
-def _start_and_report(base: str, watched: int, writer: int) -> NoReturn:
-    """In the child: fork the guard, and write its process id, or an errno as negative number."""
+def _start_and_report(base: str, watched: int, sender: socket.socket) -> NoReturn:
+    """In the child: fork the guard, and answer with its process id or an :class:`OSError`."""
     try:
         syscalls.block_all_signals()
         try:
@@ -200,8 +204,9 @@ def _start_and_report(base: str, watched: int, writer: int) -> NoReturn:
                 _run_guard(base, lambda: _wait_for_end(watched), (watched,))
             _give_process_group(guard)
         except OSError as error:
-            guard = -(error.errno or errno.EAGAIN)
-        os.write(writer, str(guard).encode())
+            send_answer(sender, error)
+        else:
+            send_answer(sender, guard)
     finally:
         syscalls.exit_now(0)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import final
 
 from ..linux.background_close import BackgroundCloser
+from ..linux.diagnosis import diagnosed
+from ..linux.environment import read_environment
 from ..linux.errors import SandboxError, Unavailable
 from ..linux.namespaces import (
     change_directory,
@@ -81,22 +83,28 @@ class SandboxManager:
     def move_to_user_namespace(self) -> None:
         """Move this process into a user namespace of its own: an ordinary user's, who needs one.
 
-        It keeps its uid and gid, and has no capability but for moments. There is no way back,
-        user_namespaces(7). Raises :class:`Unavailable` if that is not possible, for example while
-        the process has several threads.
+        It keeps its uid and gid, and has effective capabilities for moments only. There is no way
+        back, user_namespaces(7).
+
+        Raises :class:`Unavailable` if that is refused. It says what the kernel has answered, and
+        names the cause if this environment leaves only one: several threads (EINVAL), a chroot, a
+        setting, AppArmor or seccomp (EPERM or EACCES), a limit (ENOSPC), the nesting (EUSERS).
         """
-        threads = len(posix.listdir("/proc/self/task"))
-        if threads > 1:
-            # unshare(2) would say EINVAL.
-            raise Unavailable(
-                "make a user namespace for this process",
-                cause=f"it has {threads} threads, and only one is allowed",
-                remedy="run as root, or without what starts threads (pytest-xdist does)",
-            )
+        # Read before: in the new namespace the process has all capabilities, whatever they are
+        # worth, and /proc/self says so.
+        here = read_environment()
         cwd = working_directory()
-        enter_user_namespace()
+        step = "user namespace"
+        try:
+            enter_user_namespace()
+            step = "mount namespace"
+            stage = enter_mount_namespace(True)
+        except Unavailable as error:
+            if step == "mount namespace":
+                # It stays in the user namespace, and must not have more rights than before.
+                drop_user_capabilities()
+            raise diagnosed(error, step, here) from error.__cause__
         self.in_user_namespace = True
-        stage = enter_mount_namespace(True)
         posix.close(self._host_namespace)
         # It is the stage as well: nothing that this process does on the host makes mounts.
         self._host_namespace = self._stage = stage

@@ -1,8 +1,8 @@
 """Reads what is known of the environment that this process runs in: kernel, user, container.
 
-Nothing is tried here, and nothing that is read decides what can be done: :mod:`.features` finds
-that out by trying. It serves :mod:`.diagnosis`, which tells apart the reasons that the kernel has
-for one and the same error number.
+Nothing is tried here, and nothing that is read decides what can be done: :mod:`.probe.features`
+finds that out by trying. It serves :mod:`.diagnosis`, which tells apart the reasons that the kernel
+has for one and the same error number.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
-from ..linux import syscalls as sys
-from ..linux.untouched import open, os
+from . import syscalls as sys
+from .untouched import open, os
 
 #: The number of the capability: see capabilities(7), linux/capability.h.
 CAP_SYS_ADMIN: Final = 21
@@ -56,6 +56,8 @@ class Environment:
     overlay: bool = True
     #: The type of the filesystem at ``/``.
     root: str = ""
+    #: Whether the process is in a chroot, as far as it can tell: its ``/`` is no mountpoint.
+    chroot: bool = False
     #: How many threads the process has.
     threads: int = 1
     #: The values of those settings in :data:`SYSCTLS` that exist.
@@ -84,6 +86,7 @@ class Environment:
         if self.apparmor not in ("", "unconfined"):
             parts.append(f"AppArmor profile {self.apparmor}")
         parts += ["/ is an overlay"] * (self.root == "overlay")
+        parts += ["in a chroot"] * self.chroot
         return ", ".join(parts)
 
 
@@ -93,6 +96,7 @@ def read_environment() -> Environment:
         line.split(":", 1) for line in _text("/proc/self/status").splitlines() if ":" in line
     )
     effective, _, _ = sys.capget()
+    root = _root_fstype()
     values = ((name, _text(path).strip()) for name, path in SYSCTLS.items())
     return Environment(
         kernel=os.uname().release,
@@ -103,7 +107,8 @@ def read_environment() -> Environment:
         nested=_text("/proc/self/uid_map").split() not in ([], ["0", "0", "4294967295"]),
         container=_container(),
         overlay="overlay" in _text("/proc/filesystems").split(),
-        root=_root_fstype(),
+        root=root or "",
+        chroot=root == "",
         threads=int(status.get("Threads", "1")),
         sysctls={name: int(value) for name, value in values if value.lstrip("-").isdigit()},
     )
@@ -141,13 +146,15 @@ def _container() -> str:
     return "a container" if name == "oci" else name
 
 
-def _root_fstype() -> str:
+def _root_fstype() -> str | None:
+    """The filesystem's type; "" if ``/`` is no mountpoint, None if there is no mount table."""
     found = ""
-    for line in _text("/proc/self/mountinfo").splitlines():
+    mounts = _text("/proc/self/mountinfo").splitlines()
+    for line in mounts:
         fields = line.split(" ")
         if fields[4] == "/" and "-" in fields:
             found = fields[fields.index("-") + 1]
-    return found
+    return found if mounts else None
 
 
 def _with_article(container: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final, TypeAlias
 
 from .environment import Environment
+from .errors import Unavailable, errno_name
 
 #: A cause and the remedy for it.
 Advice: TypeAlias = tuple[str, str]
@@ -31,6 +32,17 @@ _SINCE: Final = {
 }
 
 
+def diagnosed(error: Unavailable, step: str, here: Environment) -> Unavailable:
+    """Returns ``error`` with the cause and the remedy in an environment, if they are sure.
+
+    ``error`` was raised from an :class:`OSError` by ``step``, which was to make a user namespace or
+    was tried in one. ``here`` is the environment of before that.
+    """
+    number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+    advice = diagnose(step, errno_name(number or 0), here, user_namespace=True)
+    return error if advice is None else Unavailable(error.tried, error.kernel, *advice)
+
+
 def diagnose(step: str, errno: str, here: Environment, *, user_namespace: bool) -> Advice | None:
     """Why ``step`` has failed with ``errno`` in the environment ``here``; None if that is not sure.
 
@@ -39,7 +51,10 @@ def diagnose(step: str, errno: str, here: Environment, *, user_namespace: bool) 
     """
     by_privileges = _as_user if user_namespace else _as_root
     overlay = (_no_overlay, _old_overlay, _nested)
-    for rule in (_too_old, _hidden_call, *overlay, _limit_is_zero, _covered_proc, by_privileges):
+    rules = [_too_old, _hidden_call, *overlay, _limit_is_zero, _covered_proc]
+    if user_namespace:
+        rules += [_threads, _chroot]
+    for rule in (*rules, by_privileges):
         advice = rule(step, errno, here)
         if advice is not None:
             return advice
@@ -117,6 +132,25 @@ def _covered_proc(step: str, errno: str, here: Environment) -> Advice | None:
         "parts of the visible /proc are covered by the container engine, and the kernel then gives"
         " a user namespace no fresh one",
         f"{_engine(here, option)}; without it, leave out pid=True",
+    )
+
+
+def _threads(step: str, errno: str, here: Environment) -> Advice | None:
+    if step != "user namespace" or errno != "EINVAL" or here.threads == 1:
+        return None
+    return (
+        "only a process with one thread can enter a new user namespace, unshare(2), and it has"
+        f" {here.threads} threads",
+        "run as root, or without what starts threads (pytest-xdist does)",
+    )
+
+
+def _chroot(step: str, errno: str, here: Environment) -> Advice | None:
+    if step != "user namespace" or errno != "EPERM" or not here.chroot:
+        return None
+    return (
+        "the process is in a chroot, where nobody can make a user namespace, user_namespaces(7)",
+        "run outside of the chroot, or run as root",
     )
 
 
