@@ -274,7 +274,7 @@ def test_seeds(bundle: Path, seeds: dict[str, Any]) -> None:
     edit(bundle, lambda about: about.update(seeds=seeds))
     shown = command("replay", str(bundle))
     assert shown.returncode == 4
-    assert "its seeds are none" in shown.stderr
+    assert "its seeds are not valid" in shown.stderr
 
 
 @pytest.mark.sandboxes

@@ -397,7 +397,7 @@ def test_a_directory_that_cannot_be_written(suite: Path, pytester: pytest.Pytest
     result = run(pytester, "--mountns-keep=failed", "--mountns-dir=file")
     result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(
-        ["*keep */file/test_it.py-test_fails-*", "*EEXIST*", "*remedy:*--mountns-dir"]
+        ["*save */file/test_it.py-test_fails-*", "*EEXIST*", "*remedy:*--mountns-dir"]
     )
 
 
