@@ -95,8 +95,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     for part in options.parts:
         if part not in parts.PARTS:
             asked.error(f"there is no part {part!r}; choose from: {', '.join(parts.PARTS)}")
-    if options.ablation and (options.parts or options.only or options.plot):
-        asked.error("--ablation has cases of its own, and no pictures: no PART, --only or --plot")
+    if options.ablation and (options.parts or options.plot):
+        asked.error("--ablation has cases of its own and no pictures: no PART and no --plot")
     options.parts = options.parts or list(parts.PARTS)
     options.tests = options.tests or (50 if options.quick else 500)
     options.rounds = options.rounds or (1 if options.quick else 5)
@@ -105,7 +105,10 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     if options.user and os.geteuid() != 0:
         asked.error("--user is for root; without it everything is measured as you")
     options.sizes = parts.QUICK if options.quick else parts.FULL
-    known = {case.name for case in parts.chosen(options.parts, options.sizes)}
+    if options.ablation:
+        known = {way.run.name for way in ablation.WAYS}
+    else:
+        known = {case.name for case in parts.chosen(options.parts, options.sizes)}
     if unknown := set(options.only) - known:
         asked.error(f"no case {', '.join(unknown)} in these parts; there are: {', '.join(known)}")
     return options
@@ -177,7 +180,7 @@ def prepare(cases: Sequence[Case], options: argparse.Namespace, stack: ExitStack
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.ablation:
-        cases = ablation.cases()
+        cases = ablation.cases(options.only)
     else:
         cases = parts.chosen(options.parts, options.sizes, options.only)
     adopt_orphans()

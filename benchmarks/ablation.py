@@ -7,16 +7,13 @@ all parts, and then once without each part that it uses.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
 from .cases import Case, Run
 from .parts import FORK, INLINE, PLAIN
-from .results import Row
-
-Figure: TypeAlias = tuple[float, float]
-"""The least of the rounds, and their median."""
+from .results import Row, shown
 
 
 @final
@@ -26,7 +23,8 @@ class Way:
 
     text: str
     run: Run
-    plain: Run
+    plain: Run | None
+    """What its costs are beyond; None: they are those of the whole run."""
     parts: tuple[str, ...]
 
     def without(self, part: str) -> Run:
@@ -38,12 +36,15 @@ def _ways() -> tuple[Way, ...]:
     plain = Run("plain", options=PLAIN)
     user = Run("user-plain", "user", options=PLAIN, as_user=True)
     mounts = Run("mounts-plain", options=PLAIN, mounts=100)
+    # Plain, they would write to the disk, and that is no measure for a sandbox in memory.
+    writing = Run("writing-inline", suite="writing", options=INLINE, isolated=True)
     inline, fork = ("background_close", "templates"), ("fork_pages", "templates")
     return (
         _way("inline", plain, INLINE, inline),
         _way("fork", plain, FORK, fork),
         _way("inline, an ordinary user", user, INLINE, inline),
         _way("fork, an ordinary user", user, FORK, fork),
+        Way("inline, 200 new files in each test", writing, None, inline),
         _way("inline, 100 more mounts", mounts, INLINE, ("templates",)),
         _way("fork, 100 more mounts", mounts, FORK, ("templates",)),
     )
@@ -58,12 +59,14 @@ def _way(text: str, plain: Run, options: tuple[str, ...], parts: tuple[str, ...]
 WAYS: Final = _ways()
 
 
-def cases() -> list[Case]:
-    """All cases in the order in which they take turns."""
+def cases(only: Sequence[str] = ()) -> list[Case]:
+    """The cases in the order in which they take turns; ``only``: of these ways, by their names."""
     found: dict[str, Case] = {}
     for way in WAYS:
-        for run in (way.plain, way.run, *map(way.without, way.parts)):
-            found.setdefault(run.name, run)
+        if not only or way.run.name in only:
+            for run in (way.plain, way.run, *map(way.without, way.parts)):
+                if run is not None:
+                    found.setdefault(run.name, run)
     return list(found.values())
 
 
@@ -76,50 +79,44 @@ HEAD: Final = (
 
 
 def table(rows: Mapping[str, Row]) -> list[list[str]]:
-    """A line for each part of each way: what a test costs with it and without it.
+    """A line for each part of each way that is in the results.
 
-    A figure is the least of the rounds and their median, in milliseconds a test beyond the plain
-    run; a ratio is what the tests cost without the part, divided by what they cost with it.
+    A cost is shown as the least of the rounds and their median. A ratio is what the tests cost
+    without the part, divided by what they cost with it: the median of the rounds, with the least
+    and the greatest.
     """
     return [
         [way.text, part, *_cells(rows, way, part, "cpu"), *_cells(rows, way, part, "wall")]
         for way in WAYS
         for part in way.parts
+        if way.run.name in rows
     ]
 
 
 def _cells(rows: Mapping[str, Row], way: Way, part: str, figure: str) -> list[str]:
-    found = {name: rows.get(name, {}) for name in (way.plain.name, way.run.name)}
-    without = rows.get(way.without(part).name, {})
-    missing = [row for row in (*found.values(), without) if figure not in row]
-    if missing:
-        why = missing[0].get("failure", "not in these results")
-        return [f"not measured: {why}" if figure == "cpu" else "", "", ""]
-    plain, whole = found.values()
-    mine, others = cost(whole, plain, figure), cost(without, plain, figure)
-    return [_shown(mine), _shown(others), _shown(ratio(mine, others))]
-
-
-def cost(row: Row, plain: Row, figure: str) -> Figure:
-    """Milliseconds a test beyond those of the plain run: the least, and the median.
-
-    The least of the one is compared with the least of the other, which need not be of the same
-    round: both are the rounds that the rest of the machine disturbed least.
-    """
-
-    def beyond(choose: Callable[[Sequence[float]], float]) -> float:
-        mine, theirs = choose(row[figure]) / row["tests"], choose(plain[figure]) / plain["tests"]
-        return float(mine - theirs) * 1000
-
-    return beyond(min), beyond(statistics.median)
-
-
-def ratio(whole: Figure, without: Figure) -> Figure | None:
-    """What the tests cost without a part, of what they cost with it; None if that is not known."""
+    unknown: Row = {"failure": "not in these results"}
+    mine = rows.get(way.run.name, unknown)
+    other = rows.get(way.without(part).name, unknown)
+    plain = rows.get(way.plain.name, unknown) if way.plain else None
+    for row in (plain or {}, mine, other):
+        if "failure" in row:
+            return [f"not measured: {row['failure']}" if figure == "cpu" else "", "", ""]
+    whole, without = costs(mine, plain, figure), costs(other, plain, figure)
     if min(whole) <= 0:
-        return None
-    return without[0] / whole[0], without[1] / whole[1]
+        return [_cost(whole), _cost(without), "lost in noise"]
+    ratios = [b / a for a, b in zip(whole, without, strict=True)]
+    return [_cost(whole), _cost(without), shown(ratios)]
 
 
-def _shown(figure: Figure | None) -> str:
-    return "lost in noise" if figure is None else " / ".join(f"{value:.3g}" for value in figure)
+def costs(row: Row, plain: Row | None, figure: str) -> list[float]:
+    """Milliseconds a test beyond those of the plain run, if there is one, round by round."""
+    if plain is None:
+        return [value / row["tests"] * 1000 for value in row[figure]]
+    return [
+        (mine / row["tests"] - theirs / plain["tests"]) * 1000
+        for mine, theirs in zip(row[figure], plain[figure], strict=True)
+    ]
+
+
+def _cost(values: Sequence[float]) -> str:
+    return f"{min(values):.3g} / {statistics.median(values):.3g}"

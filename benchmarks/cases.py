@@ -27,6 +27,12 @@ SUITES = CHECKOUT / "benchmarks" / "suites"
 NAMESPACE = CHECKOUT / "benchmarks" / "namespace.py"
 CALLS = "floor.calls"
 """Written below the top: how many system calls of each kind a sandbox takes."""
+WRITTEN: Mapping[str, str] = {
+    "empty": "pass",
+    "fake-empty": "pass",
+    "writing": "for number in range(200): open(f'new{number}', 'w').close()",
+}
+"""Suites that are written with as many tests as are asked for, and the body of each test."""
 COPIED = 1000
 """Files for ``test_copy_up``."""
 
@@ -130,7 +136,7 @@ class Run:
             return Sample(wall, cpu, tests)
         # Not "error", which is what pytest-forked gives cause for.
         arguments = ["tests", "-o", "filterwarnings=ignore"] if self.suite == "real" else []
-        expected = tests if self.suite in ("empty", "fake-empty") else 0
+        expected = tests if self.suite in WRITTEN else 0
         return self._run(home, python, setting, arguments, expected)
 
     def _write(self, home: Path, tests: int, setting: Setting) -> None:
@@ -144,18 +150,19 @@ class Run:
         shutil.copy(SUITES / "conftest.py", home)
         for number in range(self.layers):
             (home / "layers" / str(number)).mkdir(parents=True)
-        if self.suite not in ("empty", "fake-empty"):
+        if self.suite not in WRITTEN:
             shutil.copy(SUITES / f"test_{self.suite}.py", home)
             (home / "lower").mkdir()
             for number in range(COPIED):
                 (home / "lower" / str(number)).write_bytes(b"x" * 4096)
             return
         argument = "fs" if self.suite == "fake-empty" else ""
+        body = WRITTEN[self.suite]
         for number in range(FILES):
             count = tests // FILES + (number < tests % FILES)
             first = "witness" if number == 0 else argument
             functions = [
-                f"def test_{index}({argument if index else first}):\n    pass\n"
+                f"def test_{index}({argument if index else first}):\n    {body}\n"
                 for index in range(count)
             ]
             (home / f"test_{number}.py").write_text("\n\n".join(functions))

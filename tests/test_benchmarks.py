@@ -141,7 +141,7 @@ def test_arguments() -> None:
         ["--only", "nothing"],
         ["io", "--only", "fork"],
         ["empty", "--ablation"],
-        ["--ablation", "--only", "inline"],
+        ["--ablation", "--only", "inline-without-templates"],
         ["--ablation", "--plot", "pictures"],
     ],
 )
@@ -156,7 +156,7 @@ def test_ablation_leaves_out_every_part_that_the_switch_knows() -> None:
     cases = ablation.cases()
     assert len({case.name for case in cases}) == len(cases)
     for way in ablation.WAYS:
-        assert way.plain in cases
+        assert way.plain is None or way.plain in cases
         assert way.run in cases
         for part in way.parts:
             assert way.without(part) in cases
@@ -174,39 +174,48 @@ def test_ablation_takes_turns_with_and_without() -> None:
 
 
 def _measured() -> dict[str, results.Row]:
-    """In milliseconds a test: plain 1, with all parts 3 or 5, without a part 9 or 11."""
+    """Costs in milliseconds a test: with all parts 2, 4, 3; without a part 8, 12, 3."""
     rows: dict[str, results.Row] = {}
     for case in ablation.cases():
         assert isinstance(case, Run)
-        seconds = [0.9, 1.1] if case.left_out else [0.3, 0.5] if case.isolated else [0.1, 0.1]
+        seconds = [0.1, 0.2, 0.1]
+        if case.isolated:
+            seconds = [0.9, 1.4, 0.4] if case.left_out else [0.3, 0.6, 0.4]
         rows[case.name] = {"tests": 100, "wall": seconds, "cpu": [2 * one for one in seconds]}
     return rows
 
 
-def test_ablation_compares_least_with_least_and_median_with_median() -> None:
+def test_ablation_compares_round_by_round() -> None:
     rows = _measured()
-    whole, without = (
-        ablation.cost(rows[name], rows["plain"], "wall")
-        for name in ("inline", "inline-without-templates")
-    )
-    assert whole == pytest.approx((2.0, 3.0))
-    assert without == pytest.approx((8.0, 9.0))
-    assert ablation.ratio(whole, without) == pytest.approx((4.0, 3.0))
+    assert ablation.costs(rows["inline"], rows["plain"], "wall") == pytest.approx([2.0, 4.0, 3.0])
+    assert ablation.costs(rows["inline"], None, "wall") == pytest.approx([3.0, 6.0, 4.0])
     assert ablation.table(rows)[1] == [
         *("inline", "templates"),
-        *("4 / 6", "16 / 18", "4 / 3"),
-        *("2 / 3", "8 / 9", "4 / 3"),
+        *("4 / 6", "6 / 16", "3 (1 .. 4)"),
+        *("2 / 3", "3 / 8", "3 (1 .. 4)"),
+    ]
+
+
+def test_ablation_of_some_ways() -> None:
+    options = arguments(["--ablation", "--only", "fork"])
+    names = [case.name for case in ablation.cases(options.only)]
+    assert names == ["plain", "fork", "fork-without-fork_pages", "fork-without-templates"]
+    rows = {name: row for name, row in _measured().items() if name in names}
+    assert [line[:2] for line in ablation.table(rows)] == [
+        ["fork", "fork_pages"],
+        ["fork", "templates"],
     ]
 
 
 def test_ablation_says_what_was_not_measured() -> None:
     rows = _measured()
     rows["fork-without-templates"] = {"failure": "no forks here"}
-    rows["inline"]["wall"] = [0.05, 0.3]
+    rows["inline"]["wall"] = [0.05, 0.6, 0.4]
     lines = {(line[0], line[1]): line[2:] for line in ablation.table(rows)}
     assert lines["fork", "templates"] == ["not measured: no forks here", *[""] * 5]
     assert lines["inline", "templates"][5] == "lost in noise"
-    assert ablation.table({})[0][2] == "not measured: not in these results"
+    del rows["plain"]
+    assert ablation.table(rows)[0][2] == "not measured: not in these results"
 
 
 def test_a_page_has_a_place_for_ablation_beside_the_figures() -> None:
