@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-
-# Imported by name, as a test may have replaced attributes of `os` and `time` when they are used.
-from os import close, getppid, read, waitid
-from os import open as open_
-from time import sleep
 from typing import Any, Final
 
-from ..engine.linux.untouched import os
+from ..engine.linux.untouched import os, time
 
 #: Seconds between two looks at a process that is not a child, whose end the kernel does not tell.
 _INTERVAL: Final = 0.02
@@ -68,7 +63,7 @@ def _repair_subprocesses() -> None:
             while _is_living_sibling(self.pid):
                 if flags & os.WNOHANG:
                     return 0, 0
-                sleep(_INTERVAL)
+                time.sleep(_INTERVAL)
             return original_try(self, flags)
 
         popen._internal_poll, popen._try_wait = internal_poll, try_wait
@@ -84,17 +79,17 @@ def _is_living_sibling(pid: int) -> bool:
     It is False as well if this process is in a PID namespace in which that process does not exist.
     """
     try:
-        waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         pass
     else:
         return False
     try:
-        descriptor = open_(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            state, parent = read(descriptor, 4096).rpartition(b")")[2].split()[:2]
+            state, parent = os.read(descriptor, 4096).rpartition(b")")[2].split()[:2]
         finally:
-            close(descriptor)
+            os.close(descriptor)
     except OSError:
         return False
-    return state not in b"ZX" and int(parent) == getppid()
+    return state not in b"ZX" and int(parent) == os.getppid()

@@ -190,7 +190,7 @@ class _Walk:
     def _classify(
         self, directory: _Directory, xattrs: Mapping[str, bytes]
     ) -> tuple[Kind | None, str | None, bool]:
-        """Returns its kind without regard to metadata, its directory below, and whether it is new."""
+        """Returns its kind without its metadata, its directory below, and whether it is new."""
         lower = directory.lower
         opaque, redirect = marks(xattrs, self.xattr_prefix)
         if not opaque and redirect:

@@ -10,12 +10,12 @@ Overlay options can therefore name uppers by short relative paths.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from ..linux import syscalls as sys
+from ..linux.untouched import os
 from ..plan.model import Overlay
 
 #: Options of a filesystem, as in ``mount -o``. None as value stands for an option without value.

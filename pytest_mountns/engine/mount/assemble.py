@@ -24,12 +24,12 @@ writable subdirectories.
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass
 from typing import Final, final
 
 from ..linux.attributes import copy_attributes
+from ..linux.untouched import open, os
 from ..plan.model import Assemble, Plan
 
 #: Each subdirectory takes a mount. 100 mounts take about 10 ms.

@@ -6,11 +6,11 @@ root is a directory in it until it is pivoted to.
 
 from __future__ import annotations
 
-import os
 from typing import Final, final
 
 from ..linux import syscalls as sys
 from ..linux.mountinfo import is_below, owning, read, visible
+from ..linux.untouched import os
 from ..plan.model import Overlay
 from .api import MountApi, Options, escape_lower, mount_data, mount_flags
 

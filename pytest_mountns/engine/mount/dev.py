@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from contextlib import suppress
 from typing import Final
 
 from ..linux import syscalls as sys
+from ..linux.untouched import os
 from ..plan.model import MakeDev
 from .api import NOSUID_NODEV, MountApi
 

@@ -8,7 +8,6 @@ latter would lead to the host, so they are never followed.
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ from ..linux.errno_advice import Doing
 from ..linux.errors import SandboxError
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import explained
+from ..linux.untouched import open, os
 from ..plan.model import (
     EMPTY,
     Assemble,
@@ -129,7 +129,7 @@ class PlanExecutor:
                     api.bind(path, path, read_only=True)
                 elif not self._additional_lowers and not self._reused_uppers:
                     # Otherwise a layer below has it, as it was left there.
-                    source = open(path, "rb")  # noqa: SIM115 - closed where it is read
+                    source = open(path, "rb")
                     self._when_attached(step, lambda: _copy_seed(source, api.root, path))
             case MountTmpfs():
                 self._make_mountpoint(step, directory=True)

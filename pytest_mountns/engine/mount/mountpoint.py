@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 
 from ..linux.errno_advice import explain
 from ..linux.errors import SandboxError, errno_name
+from ..linux.untouched import os
 
 
 def make_mountpoint(root: int, target: str, *, directory: bool, created: set[str]) -> None:

@@ -8,12 +8,12 @@ place in the old tree meanwhile.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, final
 
 from ..linux import syscalls as sys
+from ..linux.untouched import os
 from ..plan.model import Overlay
 from .api import NOSUID_NODEV, MountApi, Options, escape_lower, mount_data, mount_flags
 

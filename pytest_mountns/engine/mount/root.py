@@ -8,7 +8,6 @@ a copy of what a :class:`.template.Template` has mounted already.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from typing import final
 from ..linux import syscalls as sys
 from ..linux.errors import Unavailable
 from ..linux.namespaces import current_namespace, explained, high, mounting
+from ..linux.untouched import os
 from ..plan.model import Bind, Features, Layered, Plan
 from .api import MountApi
 from .classic_api import ClassicMountApi

@@ -26,7 +26,6 @@ turn:
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import current_namespace, explained, high, mounting
+from ..linux.untouched import os
 from ..plan.model import Assemble, Bind, Layered, Overlay, Plan, Protect, Step
 from .executor import PlanExecutor
 from .new_api import NewMountApi

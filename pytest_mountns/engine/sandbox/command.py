@@ -9,10 +9,7 @@ are passed on to it.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import signal
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, final
@@ -23,6 +20,7 @@ from ..linux.errors import SandboxError, errno_name, said
 from ..linux.helper_process import channel, receive_answer, send_answer
 from ..linux.job_control import take_terminal_back
 from ..linux.pid_namespace import read_status
+from ..linux.untouched import os, signal, socket
 from ..plan.model import Plan
 from .forked import ForkedEntry
 from .sandbox import Layers

@@ -5,9 +5,6 @@ Only processes that do not return to the host call this.
 
 from __future__ import annotations
 
-import _socket
-import fcntl
-import posix
 import struct
 from typing import Final
 
@@ -15,6 +12,7 @@ from ..linux import syscalls as sys
 from ..linux.errors import Unavailable
 from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import drop_user_capabilities, explained
+from ..linux.untouched import _socket, fcntl, posix
 from ..plan.model import Plan, User
 
 _SIOCSIFFLAGS: Final = 0x8914

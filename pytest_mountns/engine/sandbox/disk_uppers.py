@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import secrets
-import select
-import signal
-import socket
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn, final
 
@@ -24,6 +18,7 @@ from ..linux.mountinfo import owning, read, visible
 from ..linux.namespaces import explained
 from ..linux.processes import born, fork, reap, withdraw
 from ..linux.remove_tree import remove_tree
+from ..linux.untouched import os, select, signal, socket, time
 
 
 @final
@@ -53,7 +48,9 @@ class DiskUppers:
                 self.close()
                 raise
         with _explained(f"make a directory for an upper in {self._base}"):
-            return tempfile.mkdtemp(dir=self._base)
+            upper = f"{self._base}/{secrets.token_hex(8)}"
+            os.mkdir(upper, 0o700)
+            return upper
 
     def close(self) -> None:
         """Remove all of them, and end the guard."""
@@ -103,7 +100,13 @@ def remove(directory: str) -> None:
 def _is_removed(directory: str) -> bool:
     with contextlib.suppress(OSError):
         remove_tree(directory)
-    return not os.path.lexists(directory)
+    try:
+        os.lstat(directory)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @final

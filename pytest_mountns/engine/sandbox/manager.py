@@ -6,8 +6,6 @@ way back is a descriptor of a mount namespace, which no path leads into, setns(2
 
 from __future__ import annotations
 
-import os
-import posix
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +32,7 @@ from ..linux.namespaces import (
     working_directory,
 )
 from ..linux.open_directories import ParkedDescriptors
+from ..linux.untouched import os, posix
 from ..mount.template import Templates
 from ..plan.model import Bind, Plan
 from .create import make

@@ -13,7 +13,6 @@ Things that do not work, and so are not done here:
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -37,6 +36,7 @@ from ..linux.namespaces import (
     working_directory,
 )
 from ..linux.open_directories import Opened, open_directories, reopen
+from ..linux.untouched import os
 from ..mount.mountpoint import make_mountpoint
 from ..mount.new_api import set_read_only
 from ..mount.root import ReusedUppers, mount_root_filesystem

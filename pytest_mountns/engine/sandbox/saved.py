@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..layers.streams import Stream, decompressed
 from ..layers.unpack import unpack
 from ..linux.errors import LayerError, SandboxError, Unavailable, malformed, said
 from ..linux.namespaces import privileged
+from ..linux.untouched import os
 from ..plan.model import Assemble, Overlay, Plan
 from ..plan.spec import SandboxSpec
 from .manager import SandboxManager

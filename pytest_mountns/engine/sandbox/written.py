@@ -7,7 +7,6 @@ made from, as the reader sees it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ..changes.entries import Contents
 from ..linux.errors import SandboxError
 from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace, make_stage, root_of
+from ..linux.untouched import os
 from ..mount.root import mount_root_filesystem
 from ..plan.model import Layered, Plan
 from .sandbox import Layers, Sandbox

@@ -26,7 +26,7 @@ def test_sizes_are_bytes_or_powers_of_1024(text: str | int, size: int) -> None:
     "text", ["", "0", 0, "-1", "64mb", "1.5g", "m", " 1", "1 ", "0x10", "1\n", "²"]
 )
 def test_anything_else_is_no_size(text: str | int) -> None:
-    with pytest.raises(SpecError, match="is no size"):
+    with pytest.raises(SpecError, match="is not a size"):
         parse_size(text)
 
 

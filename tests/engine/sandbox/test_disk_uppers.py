@@ -8,10 +8,10 @@ import select
 import signal
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,7 +176,7 @@ def test_removing_what_is_not_there_is_fine(tmp_path: Path) -> None:
 
 
 def test_without_any_place_on_disk_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(untouched.os, "access", lambda *_: False)
     with pytest.raises(SandboxError, match="no directory for an upper on disk") as info:
         disk_uppers.DiskUppers().new()
     assert "TMPDIR" in info.value.remedy
@@ -201,18 +201,26 @@ def test_the_hosts_tree_is_not_written_to(mode: Mode, api: str) -> None:
     in_world(host, mode)
 
 
-@pytest.mark.parametrize("call", ["mkdir", "mkdtemp", "fork"])
+@pytest.mark.parametrize(("call", "succeed"), [("mkdir", 0), ("mkdir", 1), ("fork", 0)])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_an_upper_that_cannot_be_made_is_named(
-    place: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+    place: Path, monkeypatch: pytest.MonkeyPatch, call: str, succeed: int, number: int
 ) -> None:
-    def fails(*_: object, **__: object) -> None:
+    """The first ``succeed`` calls succeed."""
+    where: Any = {"mkdir": untouched.os, "fork": disk_uppers}[call]
+    original = getattr(where, call)
+    calls = 0
+
+    def fails(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls <= succeed:
+            return original(*arguments)
         raise OSError(number, os.strerror(number))
 
-    where: dict[str, object] = {"mkdir": os, "mkdtemp": tempfile, "fork": disk_uppers}
     uppers = disk_uppers.DiskUppers()
     with monkeypatch.context() as patched:
-        patched.setattr(where[call], call, fails)
+        patched.setattr(where, call, fails)
         with pytest.raises(Unavailable) as info:
             uppers.new()
     assert errno.errorcode[number] in info.value.kernel
@@ -252,7 +260,7 @@ def test_without_pidfds_the_guard_is_a_child(place: Path, monkeypatch: pytest.Mo
     uppers = disk_uppers.DiskUppers()
     before = set(processes.children(os.getpid()))
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pidfd_open", fails)
+        patched.setattr(untouched.os, "pidfd_open", fails)
         uppers.new()
     assert len(set(processes.children(os.getpid())) - before) == 1
     uppers.close()
@@ -265,7 +273,7 @@ def test_removing_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(errno.EIO, "the disk is gone")
 
     (tmp_path / "upper/deep").mkdir(parents=True)
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(untouched.time, "sleep", lambda _: None)
     for name in ("rmdir", "unlink", "open", "scandir"):
         monkeypatch.setattr(untouched.os, name, fails)
     disk_uppers.remove(str(tmp_path / "upper"))
