@@ -50,8 +50,9 @@ def _repair_subprocesses() -> None:
     :mod:`multiprocessing` raises an error.
     """
     module = sys.modules.get("subprocess")
-    if module is not None:
-        popen: Any = module.Popen
+    popen: Any = None if module is None else module.Popen
+    # gevent's Popen has no such method: its event loop waits for the programs.
+    if hasattr(popen, "_try_wait"):
         original_poll, original_try = popen._internal_poll, popen._try_wait
 
         def internal_poll(self: Any, *arguments: Any, **keywords: Any) -> Any:

@@ -84,17 +84,8 @@ class TestProcess:
 
     def begin(self, timers: Timers) -> None:
         """Enter the sandbox. Where that is not possible, say why and end this process."""
-        # What is in that buffer is written by the pytest process.
-        self._has_printed = c_stdout.drop_stdout()
-        random.setstate(self._inheritance.randomness)
-        config = self._item.config
-        pytest_internals.stop_at_item(self._item)
-        pytest_internals.keep_reporters_quiet(config, [self._context.hooks])
-        pytest_internals.take_recorded_warnings()
-        pytest_internals.set_cursor(config, *pytest_internals.cursor(config))
-        pytest_internals.before_output_is_released(config, self._settle)
-        after_fork.repair()
         try:
+            self._prepare()
             self._stack = SandboxStack(self._enter(), close)
             if self._forked_entry.sandbox is None:
                 self._say_entered()
@@ -110,6 +101,19 @@ class TestProcess:
         self._context.plugin_states.begin(self._item)
         self._session.observers.entered(self._item, self)
         timers.start_in_child()
+
+    def _prepare(self) -> None:
+        """Make this copy of the pytest process one that runs a single test."""
+        # What is in that buffer is written by the pytest process.
+        self._has_printed = c_stdout.drop_stdout()
+        random.setstate(self._inheritance.randomness)
+        config = self._item.config
+        pytest_internals.stop_at_item(self._item)
+        pytest_internals.keep_reporters_quiet(config, [self._context.hooks])
+        pytest_internals.take_recorded_warnings()
+        pytest_internals.set_cursor(config, *pytest_internals.cursor(config))
+        pytest_internals.before_output_is_released(config, self._settle)
+        after_fork.repair()
 
     def _refuse(self, error: SandboxError) -> NoReturn:
         try:

@@ -5,6 +5,12 @@ grace periods of the kernel. So the descriptors are sent to a helper process, an
 
 The helper is not a child of this process, since tests may wait for all children. It ends when this
 process does, however that comes.
+
+The helper exists for speed alone; ``MOUNTNS_ABLATE=background_close`` leaves it out. Measured on
+Linux 6.18 with two processors, with and without it in turn, with ``process="inline"``: where each
+test writes 200 files, a test takes 1.16 times the wall time without it; empty tests take 1.06
+times the wall time, and 0.92 times the CPU time. So it gains wall time where there is memory to
+free, and costs CPU time where there is none.
 """
 
 from __future__ import annotations

@@ -12,6 +12,10 @@ what it writes. That thread does not exist in the child.
 
 Where pages cannot be pinned (seccomp, ``kernel.io_uring_disabled``, RLIMIT_MEMLOCK, an old kernel),
 fork works as usual.
+
+This exists for speed alone; ``MOUNTNS_ABLATE=fork_pages`` leaves it out. Measured on Linux 6.18
+with and without it in turn: an empty test with ``process="fork"`` takes 1.13 times the CPU time
+and 1.18 times the wall time without it (1.09 and 1.20 times as an ordinary user).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ So this package takes these modules from here. They are copies of the modules' n
 when the plugin is loaded, which is before any ``conftest.py``; coverage.py's ``isolate_module``
 does the same. All of them are modules that pytest itself has loaded by then.
 
-A function that is written in Python looks up names in its own module and so sees replaced ones:
-``os.walk`` calls the ``os.scandir`` of now. Where that matters, the functions of :mod:`posix` are
-called instead.
+A function that is written in Python looks up names in its own module: ``os.path.exists`` calls the
+``os.stat`` of now. These functions are made anew, so that they look into the copies. Classes are
+not: the methods of ``socket.socket`` see what is in the module ``socket`` now.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import _signal  # type: ignore[import-not-found]
 import _socket
 import builtins
 import fcntl
+import genericpath
 import os
 import posix
+import posixpath
 import select
 import signal
 import socket
 import time
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
 __all__ = [
@@ -45,18 +47,38 @@ if TYPE_CHECKING:
     from builtins import open  # noqa: UP029 - so that the type checker knows its signature
 else:
 
-    def _copied(module: ModuleType) -> ModuleType:
+    def _copied(module: ModuleType, **replaced: object) -> ModuleType:
+        """Copy a module. ``replaced``: names in it that are to be other values."""
         copy = ModuleType(module.__name__, module.__doc__)
-        vars(copy).update(vars(module))
+        names = vars(copy)
+        names.update(vars(module), **replaced)
+        for name, value in vars(module).items():
+            if isinstance(value, FunctionType) and value.__globals__ is vars(module):
+                function = FunctionType(
+                    value.__code__, names, value.__name__, value.__defaults__, value.__closure__
+                )
+                function.__kwdefaults__ = value.__kwdefaults__
+                function.__dict__.update(value.__dict__)
+                names[name] = function
         return copy
 
     _signal = _copied(_signal)
     _socket = _copied(_socket)
     fcntl = _copied(fcntl)
-    os = _copied(os)
     posix = _copied(posix)
     select = _copied(select)
-    signal = _copied(signal)
-    socket = _copied(socket)
+    signal = _copied(signal, _signal=_signal)
+    socket = _copied(socket, _socket=_socket)
     time = _copied(time)
     open = builtins.open
+
+    os = _copied(os)
+    _genericpath = _copied(genericpath, os=os)
+    # posixpath has imported its functions by name.
+    _generic = {name: vars(_genericpath)[name] for name in genericpath.__all__}
+    os.path = _copied(posixpath, os=os, genericpath=_genericpath)
+    vars(os.path).update(
+        (name, function)
+        for name, function in _generic.items()
+        if vars(posixpath).get(name) is vars(genericpath)[name]
+    )

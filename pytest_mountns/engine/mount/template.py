@@ -22,6 +22,8 @@ turn:
   in the median.
 * With 20 more mounts, as where packages (snaps) or volumes are mounted, it takes 1.0 ms in place of
   4.9 ms. The same run takes 1.7 times the CPU time without templates (1.60 to 1.74, five pairs).
+* With 100 more mounts, a test takes 5.3 times the CPU time without templates with
+  ``process="inline"``, and 2.3 times with ``process="fork"``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,116 @@
+"""Tests that replace functions of the standard library, and leave them replaced.
+
+A sandbox is entered and left while they are replaced, and must be entered and left in full.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from tests.helpers.recording import Record
+
+pytestmark = pytest.mark.sandboxes
+
+#: Functions that pytest itself does not need between two tests.
+REPLACED = {
+    "os": (
+        "chdir chmod chown chroot close fchdir fchmod fchown fork geteuid"
+        " getgid getppid getuid getxattr kill killpg link listdir listxattr lseek lstat"
+        " makedirs mkdir mknod open pidfd_open pipe pipe2 pread pwrite read readlink"
+        " remove rename replace rmdir scandir sched_yield sendfile setgid setgroups setns setpgid"
+        " setresgid setresuid setsid setuid setxattr statvfs symlink truncate umask unlink unshare"
+        " utime wait wait3 wait4 waitid waitpid walk write"
+    ),
+    "posix": "chdir fchdir fork fstat getpid kill lstat open read readlink stat unlink waitpid",
+    "socket": "socket socketpair fromfd create_connection send_fds recv_fds",
+    "_socket": "socketpair getaddrinfo",
+    "signal": "signal pthread_sigmask setitimer alarm getsignal pidfd_send_signal sigwait",
+    "_signal": "signal pthread_sigmask setitimer alarm getsignal",
+    "time": "sleep monotonic time time_ns monotonic_ns",
+    "select": "poll select epoll",
+    "fcntl": "fcntl flock ioctl lockf",
+    "builtins": "open",
+}
+
+SUITE = f"""
+import importlib, os
+from unittest import mock
+
+import pytest
+
+REPLACED = {REPLACED!r}
+# What the tests themselves use.
+_listdir, _open, _close, _mkdir = os.listdir, os.open, os.close, os.mkdir
+
+
+def forbidden(name):
+    def fails(*args, **kwargs):
+        raise AssertionError(f"the function {{name}} is replaced")
+    return fails
+
+
+@pytest.fixture(scope="session", autouse=True)
+def replaced(request):
+    patches = []
+    for module, names in REPLACED.items():
+        module = importlib.import_module(module)
+        for name in names.split():
+            if hasattr(module, name):
+                one = mock.patch.object(module, name, forbidden(f"{{module.__name__}}.{{name}}"))
+                one.start()
+                patches.append(one)
+    yield
+    for one in reversed(patches):
+        one.stop()
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_isolated(overlay_root, number):
+    assert "new" not in _listdir("/")
+    _mkdir("/new")
+    _close(_open("/new/file", os.O_CREAT | os.O_WRONLY))
+
+
+def test_changes(overlay_root):
+    _mkdir("/new")
+    assert "/new" in [str(change.path) for change in overlay_root.changes()]
+"""
+
+
+@pytest.mark.parametrize("process", ["fork", "inline"])
+def test_a_sandbox_does_not_see_replaced_functions(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    pytester.makepyfile(SUITE)
+    recorded = record("-pno:rerunfailures", "--mountns", f"--mountns-process={process}")
+    assert [(one.name, one.text) for one in recorded.not_passed] == []
+    assert recorded.status == 0
+    assert len([one for one in recorded.reports if one.when == "call"]) == 4
+
+
+@pytest.mark.parametrize("process", ["fork", "inline"])
+def test_all_of_gevents_patches(pytester: pytest.Pytester, record: Record, process: str) -> None:
+    pytest.importorskip("gevent")
+    pytester.makeconftest("from gevent import monkey; monkey.patch_all()")
+    pytester.makepyfile(
+        textwrap.dedent(
+            """
+            import os, subprocess, threading, time
+            import pytest
+
+            @pytest.mark.parametrize("number", range(3))
+            def test_isolated(overlay_root, number):
+                assert not os.path.exists("/new")
+                os.mkdir("/new")
+                thread = threading.Thread(target=time.sleep, args=(0.01,))
+                thread.start()
+                thread.join()
+                assert subprocess.run(["true"]).returncode == 0
+            """
+        )
+    )
+    recorded = record("-pno:rerunfailures", f"--mountns-process={process}")
+    assert [(one.name, one.text) for one in recorded.not_passed] == []
+    assert recorded.status == 0
