@@ -382,9 +382,9 @@ def test_devices(pytester: pytest.Pytester, process: str) -> None:
     [
         ('network="host "', "network='host ': choose from: 'host', 'none'"),
         ("network=None", "network=None: choose from"),
-        ('hostname=""', "'' is no host name"),
-        ('hostname="a b"', "'a b' is no host name"),
-        ('hostname="x" * 65', "is no host name"),
+        ('hostname=""', "'' is not a host name"),
+        ('hostname="a b"', "'a b' is not a host name"),
+        ('hostname="x" * 65', "is not a host name"),
         ("hostname=1", "hostname=1: must be a string, not int"),
         ("user=None", 'must be "keep", "root", a user name or a uid, not NoneType'),
         ("user=-1", "a uid must be a number from 0"),

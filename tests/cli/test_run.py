@@ -78,7 +78,7 @@ def test_commands_that_cannot_be_run(tmp_path: Path) -> None:
         (["ls"], 2, "unrecognized arguments: ls"),
         (["--"], 2, "no command"),
         (["--upper=tape", "--", "true"], 2, "invalid choice"),
-        (["--size=much", "--", "true"], 125, "'much' is no size"),
+        (["--size=much", "--", "true"], 125, "'much' is not a size"),
         (["--inodes=0", "--", "true"], 125, "above 0"),
         (["--volume=/nowhere", "--", "true"], 125, "there is no /nowhere on the host"),
         (["--tmpfs=/proc", "--", "true"], 125, "/proc"),

@@ -16,7 +16,7 @@ from tests.helpers.terminals import without_summary
         ("sise='64m'", ["unknown key 'sise'", "size"]),
         ("scope='wide'", ["function", "session"]),
         ("process='thread'", ["fork"]),
-        ("size='many'", ["is no size", "64m"]),
+        ("size='many'", ["is not a size", "64m"]),
         ("size=True", ["bytes"]),
         ("inodes='x'", ["whole number"]),
         ("upper='tape'", ["memory", "disk"]),
@@ -29,7 +29,7 @@ from tests.helpers.terminals import without_summary
         ("volumes=['/a:/proc']", ["outside"]),
         ("volumes=['/a:/']", ["whole root"]),
         ("volumes=['/a:/b', '/c:/b']", ["two mounts want /b"]),
-        ("tmpfs=['/a:color=red']", ["no option"]),
+        ("tmpfs=['/a:color=red']", ["not an option"]),
         ("'strict'", ["there is no [tool.mountns.profiles.strict]"]),
     ],
 )
@@ -74,7 +74,7 @@ def test_all_keys_that_are_wrong_are_named(pytester: pytest.Pytester) -> None:
         "ERROR: test_it.py::test_marked: @pytest.mark.mountns:",
         f"  {pytester.path}/pyproject.toml: there is no [tool.mountns.profiles.strict]",
         "  unknown keys 'sise', 'nett'",
-        "  size='many': 'many' is no size",
+        "  size='many': 'many' is not a size",
         '    remedy: write bytes or a suffix, as 4096, "512k", "64m", "1g"',
         "  inodes=0: must be a whole number above 0",
     ]
@@ -117,7 +117,7 @@ def test_one_bad_mark_does_not_hide_another(pytester: pytest.Pytester) -> None:
     [
         ("--mountns-process=thread", ["mountns_process", "fork"]),
         ("--mountns-unavailable=maybe", ["skip, error"]),
-        ("--mountns-volume=nonsense::", ["is no volume", "SRC:DST"]),
+        ("--mountns-volume=nonsense::", ["is not a volume", "SRC:DST"]),
     ],
 )
 def test_bad_options(pytester: pytest.Pytester, option: str, words: list[str]) -> None:

@@ -117,7 +117,7 @@ def test_workers_know_them(pytester: pytest.Pytester) -> None:
         ),
         (
             '[tool.mountns]\nsize = "big"',
-            "[tool.mountns]: size='big': 'big' is no size",
+            "[tool.mountns]: size='big': 'big' is not a size",
         ),
         ("[tool.mountns]\nkeep = 3", "[tool.mountns]: keep=3: must be a string"),
         ('[tool.mountns]\nkeep = "some"', "'some' is not valid; choose from: failed, all, none"),

@@ -61,12 +61,12 @@ def test_a_volume_is_written_as_with_docker(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is no volume"),
-        (":", "is no volume"),
-        ("/a:", "is no volume"),
-        (":/b", "is no volume"),
-        ("/a:/b:/c", "is no volume"),
-        ("/a:/b:rx", "is no volume"),
+        ("", "is not a volume"),
+        (":", "is not a volume"),
+        ("/a:", "is not a volume"),
+        (":/b", "is not a volume"),
+        ("/a:/b:/c", "is not a volume"),
+        ("/a:/b:rx", "is not a volume"),
         ("/a:b", "not an absolute path"),
         ("/a:/b/../../etc", "leads outside"),
         ("/a:/..", "leads outside"),
@@ -116,9 +116,9 @@ def test_a_tmpfs_takes_size_and_mode(text: str, expected: Tmpfs) -> None:
         ("t", "not an absolute path"),
         ("/", "whole root"),
         ("/proc", "the sandbox makes /proc"),
-        ("/t:size=x", "is no size"),
-        ("/t:mode=9", "no option of a tmpfs"),
-        ("/t:uid=0", "no option of a tmpfs"),
+        ("/t:size=x", "is not a size"),
+        ("/t:mode=9", "not an option of a tmpfs"),
+        ("/t:uid=0", "not an option of a tmpfs"),
     ],
 )
 def test_a_tmpfs_that_makes_no_sense_is_refused(text: str, message: str) -> None:
