@@ -80,23 +80,27 @@ class Image:
     environment: tuple[str, ...] = ()
 
 
-class Box(Protocol):
-    """A place where blobs lie under names."""
+class ImageSource(Protocol):
+    """What an image is read from: a directory or an archive that contains named files."""
 
     def find(self, name: str) -> Blob | None:
-        """The file of that name. Raises :class:`LayerError` if it is no regular file."""
+        """Return the file of that name, None without one.
+
+        Raises :class:`LayerError` if it is not a regular file.
+        """
         ...
 
 
 @final
-class DirectoryBox:
-    """A directory with an image layout in it. Keeps descriptors until :meth:`close`."""
+class DirectorySource:
+    """A directory that contains an OCI image layout. Its files stay open until :meth:`close`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._open: list[int] = []
 
     def find(self, name: str) -> Blob | None:
+        """See :meth:`ImageSource.find`."""
         try:
             # A FIFO would keep an open() waiting.
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -106,24 +110,26 @@ class DirectoryBox:
         self._open.append(fd)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise malformed(f"{name} in the image layout is no regular file")
+            raise malformed(f"{name} in the image layout is not a regular file")
         return Blob(fd, 0, status.st_size)
 
     def close(self) -> None:
+        """Close all files that have been found."""
         while self._open:
             os.close(self._open.pop())
 
 
 @final
-class ArchiveBox:
-    """The members of an uncompressed tar archive, where they lie in it."""
+class ArchiveSource:
+    """An uncompressed tar archive, whose members are read in place."""
 
     def __init__(self, fd: int, members: Mapping[str, tuple[int, int] | str]) -> None:
         self._fd = fd
         self._members = members
 
     def find(self, name: str) -> Blob | None:
-        # Docker writes a layer that is there twice as a link, and older ones a chain of them.
+        """See :meth:`ImageSource.find`."""
+        # Docker writes a layer that occurs twice as a link. Older versions write chains of links.
         for _ in range(8):
             there = self._members.get(name)
             if there is None:
@@ -134,7 +140,7 @@ class ArchiveBox:
         raise malformed(f"{name!r} in the image archive is a link that leads nowhere")
 
 
-def read_archive(fd: int, size: int) -> ArchiveBox | None:
+def read_archive(fd: int, size: int) -> ArchiveSource | None:
     """An archive's members, without reading their content.
 
     None if it has so many that it holds no blobs. Raises :class:`LayerError` if it is damaged.
@@ -151,7 +157,7 @@ def read_archive(fd: int, size: int) -> ArchiveBox | None:
         elif member.kind in (LINK, SYMLINK):
             base = os.path.dirname(name) if member.kind == SYMLINK else ""
             members[name] = os.path.normpath(os.path.join(base, os.fsdecode(member.link)))
-    return ArchiveBox(fd, members)
+    return ArchiveSource(fd, members)
 
 
 @final
@@ -183,52 +189,52 @@ class _Skimmed:
             raise malformed("the archive is truncated", "fetch or make it anew")
 
 
-def image_in_layout(box: Box, ref: str | None = None) -> Image | None:
+def image_in_layout(files: ImageSource, ref: str | None = None) -> Image | None:
     """The image in an OCI layout; None if it is none.
 
     ``ref``: its name, where there are several. Raises :class:`LayerError`.
     """
-    if not box.find("oci-layout") or not box.find("index.json"):
+    if not files.find("oci-layout") or not files.find("index.json"):
         return None
-    version = _json(box, "oci-layout").get("imageLayoutVersion")
+    version = _json(files, "oci-layout").get("imageLayoutVersion")
     if version != "1.0.0":
         raise malformed(f"an image layout of version {str(version)[:40]!r}, not 1.0.0")
-    return _oci_image(box, ref)
+    return _oci_image(files, ref)
 
 
-def image_in_archive(box: ArchiveBox, ref: str | None = None) -> Image | None:
+def image_in_archive(files: ArchiveSource, ref: str | None = None) -> Image | None:
     """The image in an OCI archive or in what ``docker save`` writes; None if it is neither.
 
     As :func:`image_in_layout`. Newer versions of Docker write both at once.
     """
-    image = image_in_layout(box, ref)
-    if image is None and box.find("manifest.json"):
-        return _docker_image(box, ref)
+    image = image_in_layout(files, ref)
+    if image is None and files.find("manifest.json"):
+        return _docker_image(files, ref)
     return image
 
 
-def _oci_image(box: Box, ref: str | None) -> Image:
-    found = {d["digest"]: d for d in _manifests(box, _json(box, "index.json"), ref, 0)}
+def _oci_image(files: ImageSource, ref: str | None) -> Image:
+    found = {d["digest"]: d for d in _manifests(files, _json(files, "index.json"), ref, 0)}
     if not found:
         which = f"called {ref!r}" if ref else f"for linux/{architecture()}"
         raise LayerError(
             "read an image",
-            cause=f"there is no image {which} in it; it has {_names(box)}",
+            cause=f"there is no image {which} in it; it has {_names(files)}",
             remedy="name one that is there",
         )
     if len(found) > 1:
         raise LayerError(
             "read an image",
-            cause=f"there are several images in it: {_names(box)}",
+            cause=f"there are several images in it: {_names(files)}",
             remedy="name one of them",
         )
-    manifest = _json(box, _blob_name(descriptor := next(iter(found.values()))), descriptor)
+    manifest = _json(files, _blob_name(descriptor := next(iter(found.values()))), descriptor)
     config_at = _typed(manifest, "config", dict)
-    config = _json(box, _blob_name(config_at), config_at)
-    return _image(config, [_blob(box, layer) for layer in _typed(manifest, "layers", list)])
+    config = _json(files, _blob_name(config_at), config_at)
+    return _image(config, [_blob(files, layer) for layer in _typed(manifest, "layers", list)])
 
 
-def _manifests(box: Box, index: _Json, ref: str | None, depth: int) -> Iterator[_Json]:
+def _manifests(files: ImageSource, index: _Json, ref: str | None, depth: int) -> Iterator[_Json]:
     """Descriptors of the manifests that could be meant."""
     for descriptor in _typed(index, "manifests", list):
         _blob_name(descriptor)
@@ -242,15 +248,15 @@ def _manifests(box: Box, index: _Json, ref: str | None, depth: int) -> Iterator[
         if descriptor.get("mediaType") not in _INDEXES:
             yield descriptor
         elif depth < _DEEPEST_INDEX:
-            inner = _json(box, _blob_name(descriptor), descriptor)
-            yield from _manifests(box, inner, None, depth + 1)
+            inner = _json(files, _blob_name(descriptor), descriptor)
+            yield from _manifests(files, inner, None, depth + 1)
         else:
             raise malformed("the indexes of the image are nested too deep")
 
 
-def _names(box: Box) -> str:
+def _names(files: ImageSource) -> str:
     names = []
-    for descriptor in _typed(_json(box, "index.json"), "manifests", list)[:20]:
+    for descriptor in _typed(_json(files, "index.json"), "manifests", list)[:20]:
         runs_on = descriptor.get("platform")
         where = ""
         if isinstance(runs_on, dict):
@@ -266,8 +272,8 @@ def _refs(descriptor: _Json) -> set[str]:
     return {name for key in _REF_NAMES if isinstance(name := notes.get(key), str)}
 
 
-def _docker_image(box: Box, ref: str | None) -> Image | None:
-    images = _json_value(box, "manifest.json", None)
+def _docker_image(files: ImageSource, ref: str | None) -> Image | None:
+    images = _json_value(files, "manifest.json", None)
     if not isinstance(images, list) or not images:
         return None
     if not all(isinstance(i, dict) and {"Config", "Layers"} <= i.keys() for i in images):
@@ -286,10 +292,10 @@ def _docker_image(box: Box, ref: str | None) -> Image | None:
     config_name = _typed(images[0], "Config", str)
     # Docker names a configuration by its digest.
     match = re.fullmatch(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?", config_name)
-    config = _json(box, config_name, {"digest": f"sha256:{match[1]}"} if match else None)
+    config = _json(files, config_name, {"digest": f"sha256:{match[1]}"} if match else None)
     blobs = []
     for name in _typed(images[0], "Layers", list):
-        blob = box.find(name) if isinstance(name, str) else None
+        blob = files.find(name) if isinstance(name, str) else None
         if blob is None:
             raise malformed(f"the layer {name!r} is missing in the image archive")
         blobs.append(blob)
@@ -327,12 +333,12 @@ def _blob_name(descriptor: object) -> str:
     return f"blobs/{digest.replace(':', '/')}"
 
 
-def _blob(box: Box, descriptor: _Json) -> Blob:
+def _blob(files: ImageSource, descriptor: _Json) -> Blob:
     name = _blob_name(descriptor)
     media = str(descriptor.get("mediaType"))
     if media.endswith("+encrypted"):
         raise LayerError("read an image", cause="it is encrypted", remedy="decrypt it (skopeo)")
-    found = box.find(name)
+    found = files.find(name)
     if found is None:
         raise malformed(f"{name} is missing in the image", "copy the image anew, with all layers")
     size = descriptor.get("size")
@@ -341,15 +347,15 @@ def _blob(box: Box, descriptor: _Json) -> Blob:
     return Blob(found.fd, found.start, found.size, descriptor["digest"])
 
 
-def _json(box: Box, name: str, descriptor: _Json | None = None) -> _Json:
-    value = _json_value(box, name, descriptor)
+def _json(files: ImageSource, name: str, descriptor: _Json | None = None) -> _Json:
+    value = _json_value(files, name, descriptor)
     if not isinstance(value, dict):
         raise malformed(f"{name} in the image is no JSON object")
     return value
 
 
-def _json_value(box: Box, name: str, descriptor: _Json | None) -> object:
-    blob = box.find(name)
+def _json_value(files: ImageSource, name: str, descriptor: _Json | None) -> object:
+    blob = files.find(name)
     if blob is None:
         raise malformed(f"{name} is missing in the image")
     if blob.size > _LARGEST_JSON:

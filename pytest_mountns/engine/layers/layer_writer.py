@@ -46,8 +46,10 @@ _OUT_OF_REACH: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP)
 @final
 @dataclass(frozen=True, slots=True)
 class WrittenLayer:
-    """A layer in a file. ``digest`` and ``diff_id``: ``sha256:...`` of the file, and of the tar
-    archive in it. ``size``: of the file, in bytes. ``notes``: what it lacks, a sentence each.
+    """A layer that has been written to a file.
+
+    ``digest`` and ``diff_id`` are ``sha256:...`` of the file and of the tar archive in it. ``size``
+    is that of the file, in bytes. ``notes`` says what the layer lacks, one sentence each.
     """
 
     digest: str

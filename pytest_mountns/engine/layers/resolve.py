@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, final
 from ..linux.errors import LayerError, malformed
 from ..linux.untouched import os
 from .cache import Cache, Held, file_key
-from .images import Blob, DirectoryBox, Image, image_in_archive, image_in_layout, read_archive
+from .images import Blob, DirectorySource, Image, image_in_archive, image_in_layout, read_archive
 from .limits import Limits
 from .streams import CHUNK, Stream, compression_of, decompressed
 from .unpack import Form, Unpacked, unpack
@@ -125,12 +125,12 @@ class _Work:
 
     def directory(self) -> Stack:
         path = os.path.abspath(self.source)
-        box = DirectoryBox(path)
+        files = DirectorySource(path)
         try:
-            image = image_in_layout(box, self.ref)
+            image = image_in_layout(files, self.ref)
             return Stack((path,)) if image is None else self._image(image)
         finally:
-            box.close()
+            files.close()
 
     def file(self, fd: int) -> Stack:
         key = file_key(fd, f"layers {_VERSION} {self.ref}")
@@ -139,8 +139,8 @@ class _Work:
         if stack is not None:
             return stack
         with self._plain(fd) as (plain, size):
-            box = read_archive(plain, size)
-            image = box and image_in_archive(box, self.ref)
+            files = read_archive(plain, size)
+            image = files and image_in_archive(files, self.ref)
             if image is None:
                 image = Image(((Blob(plain, 0, size), self._diff_id(plain, size)),))
             stack = self._image(image)

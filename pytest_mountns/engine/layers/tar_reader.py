@@ -71,9 +71,17 @@ class Bytes(Protocol):
 
     position: int
 
-    def some(self, size: int) -> bytes: ...
-    def exactly(self, size: int) -> bytes: ...
-    def skip(self, size: int) -> None: ...
+    def some(self, size: int) -> bytes:
+        """Read up to ``size`` bytes, and none only at the end."""
+        ...
+
+    def exactly(self, size: int) -> bytes:
+        """Read ``size`` bytes. Raises :class:`LayerError` if there are fewer."""
+        ...
+
+    def skip(self, size: int) -> None:
+        """Skip ``size`` bytes. Raises :class:`LayerError` if there are fewer."""
+        ...
 
 
 @final
@@ -235,7 +243,7 @@ def _mtime(records: dict[bytes, bytes], raw: bytes) -> int:
 
 
 def _records(content: bytes) -> dict[bytes, bytes]:
-    """The records ``LENGTH KEY=VALUE\\n`` of an extended header."""
+    r"""Return the records ``LENGTH KEY=VALUE\n`` of an extended header."""
     found: dict[bytes, bytes] = {}
     at = 0
     while at < len(content):
