@@ -1,8 +1,8 @@
-"""Layers in files -> one OCI archive: an image that skopeo, umoci and podman read.
+"""Writes layers to one OCI archive: an image that skopeo, umoci and podman read.
 
 An archive is a tar of an image layout (OCI image specification, "Image Layout"): ``oci-layout``,
-``index.json``, and blobs named by their digest. The same layers give the same bytes: there is no
-time in it but that of the files in the layers.
+``index.json``, and blobs named by their digest. The same layers give the same bytes: the only
+times in it are those of the files in the layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EPOCH: Final = "1970-01-01T00:00:00Z"
 @final
 @dataclass(frozen=True, slots=True)
 class LayerFile:
-    """A written layer, and the open file that it fills from its beginning."""
+    """A layer that has been written, and the open file that contains it and nothing else."""
 
     layer: WrittenLayer
     fd: int
@@ -45,8 +45,8 @@ def write_archive(
 ) -> Digests:
     """Write an image of these layers, the lowest first, to an empty file.
 
-    ``name``: by which the archive knows it (``oci-archive:FILE:NAME``). ``environment``:
-    ``NAME=VALUE``. umoci before 0.5 reads no layers that are compressed with zstd. Raises
+    ``name`` is that of the image in the archive (``oci-archive:FILE:NAME``). ``environment``:
+    ``NAME=VALUE``. umoci before 0.5 cannot read layers that are compressed with zstd. Raises
     :class:`OSError` if it cannot be written, :class:`LayerError` if a layer's file is too short.
     """
     config = _json(
@@ -90,7 +90,7 @@ def write_archive(
     for directory in (b"blobs/", b"blobs/sha256/"):
         writer.add(Member(directory, DIRECTORY, b"", 0o755, 0, 0, 0, 0, (0, 0)))
     blobs: dict[str, bytes | LayerFile] = {_digest(blob): blob for blob in (config, manifest)}
-    # One that is there twice is one blob.
+    # A layer that occurs twice is stored once.
     blobs |= {item.layer.digest: item for item in layers}
     for digest, blob in sorted(blobs.items()):
         path = b"blobs/" + digest.replace(":", "/").encode()

@@ -1,19 +1,19 @@
-"""The cache of unpacked layers: each is unpacked once, whatever image it came in.
+"""The cache of unpacked layers. A layer that is in several images is unpacked once.
 
 ::
 
     $XDG_CACHE_HOME/pytest-mountns/       mode 0700, or ~/.cache/pytest-mountns/
         layers/FORM-sha256-DIGEST/
-            tree/                         what overlayfs is given
-            layer.json                    about it; locked (flock(2)) by whoever uses the layer
+            tree/                         the lower directory for overlayfs
+            layer.json                    describes it; processes that use it hold a flock(2)
         partial/                          what is being unpacked
-        locks/                            one unpacks, the others wait
-        files/                            which layers a file held when it was last looked at
+        locks/                            held by the process that unpacks a layer
+        files/                            which layers a file contained when last read
 
 A layer is named by the digest of its uncompressed archive, the *diff id* of the OCI image
 specification. It is unpacked in ``partial``, written to disk, and moved by one rename(2): what
-lies in ``layers`` and has a ``layer.json`` is complete. A process that is killed leaves something
-in ``partial`` that the next one to want that layer, or ``prune``, removes.
+is in ``layers`` and has a ``layer.json`` is complete. A process that is killed may leave files in
+``partial``. The next process that wants the layer removes them, and so does ``prune``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TAG: Final = (
 def default_directory() -> str:
     """``$XDG_CACHE_HOME/pytest-mountns``, or in ``~/.cache``.
 
-    A relative ``XDG_CACHE_HOME`` counts for nothing, as the XDG Base Directory Specification says.
+    A relative ``XDG_CACHE_HOME`` is ignored, as the XDG Base Directory Specification requires.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):
@@ -60,7 +60,7 @@ def default_directory() -> str:
 @final
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A layer that nobody removes until :meth:`release`, this process's end included.
+    """A layer that is not removed before :meth:`release`, or the end of this process.
 
     ``path``: the directory to stack. ``opaque``: layers below it must be left out. ``lock``: the
     descriptor that holds it.
@@ -73,14 +73,14 @@ class Held:
     lock: int
 
     def release(self) -> None:
-        """Let it be removed."""
+        """Allow others to remove it."""
         os.close(self.lock)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A layer in the cache. ``used``: seconds since the epoch; ``bytes``: of its files."""
+    """A layer in the cache. ``used``: seconds since the epoch. ``bytes``: size of its files."""
 
     name: str
     source: str
@@ -101,7 +101,7 @@ class Cache:
         self.directory = directory or default_directory()
 
     def hold(self, form: Form, diff_id: str) -> Held | None:
-        """The layer, if it is there and complete."""
+        """Return the layer if it is in the cache and complete, else None."""
         with self._explained(), self._there():
             return self._hold(_name(form, diff_id), diff_id)
 
@@ -127,10 +127,10 @@ class Cache:
         return Held(tree, diff_id, about["opaque"] is True, notes, high(fd))
 
     def add(self, form: Form, diff_id: str, source: str, fill: Callable[[int], Unpacked]) -> Held:
-        """The layer, unpacked by ``fill`` into the directory it is given unless it is there.
+        """Return the layer. If it is not in the cache, ``fill`` unpacks it into a directory.
 
-        ``source`` says in the list where it came from. While another process unpacks it, this one
-        waits. What ``fill`` raises goes through, and nothing of the layer is left.
+        ``source`` is shown in the list of layers. While another process unpacks the layer, this one
+        waits. An error that ``fill`` raises is passed on, and nothing of the layer is left.
         """
         name = _name(form, diff_id)
         with self._explained(), self._there(), self._locked(name):
@@ -138,7 +138,7 @@ class Cache:
             if held is not None:
                 return held
             self._remove_partial(name)
-            # Without its marker it is none: made by hand, or damaged.
+            # A directory without its marker is not a layer: it was made by hand, or is damaged.
             self._remove("layers", name)
             place = f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
             partial = self._path("partial", place)
@@ -184,7 +184,7 @@ class Cache:
             os.close(fd)
 
     def entries(self) -> list[Entry]:
-        """What is there, longest unused first."""
+        """Return the layers in the cache, the one that is unused for longest first."""
         found = []
         with self._explained():
             for name in self._names("layers"):
@@ -205,9 +205,9 @@ class Cache:
         return sorted(found, key=lambda entry: (entry.used, entry.name))
 
     def prune(self, unused_days: float, *, dry_run: bool = False) -> list[str]:
-        """Remove layers not used for so many days, and what killed processes left.
+        """Remove layers not used for so many days, and what killed processes have left.
 
-        Returns the names. What a process uses or unpacks stays.
+        Returns their names. Layers that a process uses or unpacks are not removed.
         """
         removed = []
         before = time.time() - unused_days * _DAY
@@ -238,7 +238,7 @@ class Cache:
         try:
             fd = os.open(self._path("layers", name, "layer.json"), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            # Not complete, so nobody's: whoever completes one has the lock.
+            # It is not complete, so no process uses it: the one that completes it has the lock.
             fd = -1
         try:
             if fd >= 0 and (os.fstat(fd).st_mtime > before or not _lock_alone(fd)):
@@ -253,7 +253,7 @@ class Cache:
                 os.close(fd)
 
     def recall(self, key: str) -> dict[str, Any] | None:
-        """What :meth:`remember` was told for this :func:`file_key`."""
+        """Return what :meth:`remember` has stored for this :func:`file_key`, else None."""
         with self._explained():
             try:
                 with open(self._path("files", f"{key}.json"), encoding="utf-8") as file:
@@ -263,7 +263,7 @@ class Cache:
         return known if isinstance(known, dict) else None
 
     def remember(self, key: str, answer: dict[str, Any]) -> None:
-        """Note what was found out about a file."""
+        """Store what has been found out about a file."""
         with self._explained(), self._there():
             place = self._path("files", f"{key}.json")
             partial = f"{place}.{os.getpid()}"
@@ -273,7 +273,7 @@ class Cache:
 
     @contextmanager
     def spool(self) -> Iterator[str]:
-        """A directory for temporary files of any size, which have no name there."""
+        """Return a directory for large temporary files, which get no name (O_TMPFILE)."""
         with self._there():
             yield self._path("partial")
 
@@ -288,7 +288,7 @@ class Cache:
 
     @contextmanager
     def _there(self) -> Iterator[None]:
-        """Make the directories. Nobody else may put layers into them."""
+        """Make the directories. Only this user may write to them."""
         os.makedirs(os.path.dirname(self.directory), exist_ok=True)
         _make(self.directory)
         status = os.stat(self.directory)
@@ -352,7 +352,7 @@ def _name(form: Form, diff_id: str) -> str:
 
 
 def _about(fd: int) -> dict[str, Any] | None:
-    """The marker's content; None if it is of another version, or none."""
+    """Return the content of the marker; None if there is none, or it has another version."""
     try:
         about = json.loads(os.pread(fd, 1 << 20, 0))
     except ValueError:
@@ -370,7 +370,7 @@ def _is_still(path: str, fd: int) -> bool:
 
 
 def _lock_alone(fd: int) -> bool:
-    """Whether nobody else holds it; the lock goes with the descriptor."""
+    """Take the lock unless a process holds it. It is released when the descriptor is closed."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -379,9 +379,9 @@ def _lock_alone(fd: int) -> bool:
 
 
 def file_key(fd: int, question: str) -> str:
-    """A name for a question about an open file; another one when the file has changed.
+    """Return a key for facts about an open file. A file that has changed has another key.
 
-    "" if it was changed a moment ago: another change might leave the same times.
+    The key is "" if the file was changed a moment ago: another change might leave the same times.
     """
     status = os.fstat(fd)
     if time.time_ns() - status.st_ctime_ns < _TICK:

@@ -1,9 +1,9 @@
-"""What a file or directory that somebody calls a root or a layer holds.
+"""Finds out what a file or directory contains that is named as a root or a layer.
 
-By its content, never by its name: an OCI image layout, as a directory or in a tar archive; what
-``docker save`` writes; else a tar archive of one layer. Formats: the OCI image specification
-("Image Layout", "Image Manifest", "Image Index", "Image Configuration"), and Docker's image
-specification v1.2, "Combined Image JSON + Filesystem Changeset Format".
+Its content decides, and never its name: it is an OCI image layout, as a directory or in a tar
+archive; or what ``docker save`` writes; or else a tar archive of one layer. Formats: the OCI image
+specification ("Image Layout", "Image Manifest", "Image Index", "Image Configuration"), and Docker's
+image specification v1.2, "Combined Image JSON + Filesystem Changeset Format".
 
 Digests are verified wherever there is one. A digest is also a file name, so its form is checked
 before anything is opened.
@@ -26,7 +26,7 @@ from .streams import CHUNK, Section
 from .tar_reader import FILE, LINK, SYMLINK, Reader
 from .tree import split
 
-#: A tar archive with more members than this is no archive of blobs.
+#: A tar archive with more members than this is not an image.
 _MOST_BLOBS: Final = 20_000
 _LARGEST_JSON: Final = 4 << 20
 _DEEPEST_INDEX: Final = 4
@@ -52,7 +52,7 @@ _Json: TypeAlias = dict[str, Any]
 @final
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A part of an open file. ``digest``: what it has to have, "" if nobody says."""
+    """A part of an open file. ``digest``: the one that it must have, "" if none is known."""
 
     fd: int
     start: int
@@ -60,7 +60,7 @@ class Blob:
     digest: str = ""
 
     def section(self, progress: Any = None) -> Section:
-        """To be read from its beginning; with :meth:`verify` at its end."""
+        """Return a section to read. Call :meth:`verify` when it has been read."""
         return Section(self.fd, self.start, self.size, self.digest.partition(":")[0], progress)
 
     def verify(self, section: Section) -> None:
@@ -74,7 +74,7 @@ class Blob:
 @final
 @dataclass(frozen=True, slots=True)
 class Image:
-    """Layers, the lowest first, each with its diff id; and the variables of its configuration."""
+    """An image: its layers with their diff ids, the lowest first, and its environment."""
 
     layers: tuple[tuple[Blob, str], ...]
     environment: tuple[str, ...] = ()
@@ -141,9 +141,10 @@ class ArchiveSource:
 
 
 def read_archive(fd: int, size: int) -> ArchiveSource | None:
-    """An archive's members, without reading their content.
+    """Return the members of an archive, without reading their content.
 
-    None if it has so many that it holds no blobs. Raises :class:`LayerError` if it is damaged.
+    Returns None if it has too many members to be an image. Raises :class:`LayerError` if it is
+    damaged.
     """
     reader = Reader(_Skimmed(fd, size))
     members: dict[str, tuple[int, int] | str] = {}
@@ -162,7 +163,7 @@ def read_archive(fd: int, size: int) -> ArchiveSource | None:
 
 @final
 class _Skimmed:
-    """A :class:`.streams.Stream` that jumps over what is skipped."""
+    """A :class:`.streams.Stream` that seeks instead of reading what is skipped."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
@@ -190,9 +191,9 @@ class _Skimmed:
 
 
 def image_in_layout(files: ImageSource, ref: str | None = None) -> Image | None:
-    """The image in an OCI layout; None if it is none.
+    """Return the image in an OCI layout; None if this is not an OCI layout.
 
-    ``ref``: its name, where there are several. Raises :class:`LayerError`.
+    ``ref``: its name, needed if there are several. Raises :class:`LayerError`.
     """
     if not files.find("oci-layout") or not files.find("index.json"):
         return None
@@ -203,9 +204,9 @@ def image_in_layout(files: ImageSource, ref: str | None = None) -> Image | None:
 
 
 def image_in_archive(files: ArchiveSource, ref: str | None = None) -> Image | None:
-    """The image in an OCI archive or in what ``docker save`` writes; None if it is neither.
+    """Return the image in an OCI archive or an archive of ``docker save``, None if it is neither.
 
-    As :func:`image_in_layout`. Newer versions of Docker write both at once.
+    See :func:`image_in_layout`. Newer versions of Docker write archives that are both.
     """
     image = image_in_layout(files, ref)
     if image is None and files.find("manifest.json"):
@@ -235,7 +236,7 @@ def _oci_image(files: ImageSource, ref: str | None) -> Image:
 
 
 def _manifests(files: ImageSource, index: _Json, ref: str | None, depth: int) -> Iterator[_Json]:
-    """Descriptors of the manifests that could be meant."""
+    """Yield the descriptors of the manifests that ``ref`` can mean."""
     for descriptor in _typed(index, "manifests", list):
         _blob_name(descriptor)
         if ref is not None and ref not in _refs(descriptor):
@@ -290,7 +291,7 @@ def _docker_image(files: ImageSource, ref: str | None) -> Image | None:
             remedy="name one that is there",
         )
     config_name = _typed(images[0], "Config", str)
-    # Docker names a configuration by its digest.
+    # In an archive of Docker the file name of a configuration is its digest.
     match = re.fullmatch(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?", config_name)
     config = _json(files, config_name, {"digest": f"sha256:{match[1]}"} if match else None)
     blobs = []
@@ -383,6 +384,6 @@ def _typed(value: object, key: str, kind: type) -> Any:
 
 
 def architecture() -> str:
-    """This machine's, as images name it: that of Go's ``GOARCH``."""
+    """Return the architecture of this machine as images name it, which is Go's ``GOARCH``."""
     machine = platform.machine()
     return _ARCHITECTURES.get(machine, machine)

@@ -1,4 +1,4 @@
-"""The uppers of a sandbox -> the tar archive of one OCI layer.
+"""Writes the uppers of a sandbox as the tar archive of one OCI layer.
 
 What overlayfs keeps in an upper (Documentation/filesystems/overlayfs.rst) becomes what the OCI
 image specification asks for ("Image Layer Filesystem Changeset"):
@@ -9,8 +9,8 @@ image specification asks for ("Image Layer Filesystem Changeset"):
   what the sandbox shows there, and the old name a whiteout;
 * the attributes of overlayfs itself are left out.
 
-Directories are opened by their path from descriptors, one at a time, so that the depth of a tree
-is limited by nothing, and nothing is reached through the sandbox's own root.
+Directories are opened one at a time, by their paths from descriptors. So a tree may be of any
+depth, and nothing is opened through the root of the sandbox.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def write_layer(
     ignore: Collection[str] = (),
     limit: int | None = None,
 ) -> WrittenLayer:
-    """Write what the uppers of a sandbox hold to an empty file, open for reading and writing.
+    """Write what is in the uppers of a sandbox to an empty file, open for reading and writing.
 
     ``overlays``, ``upper_fd``, ``lower_fd``, ``xattr_prefix`` and ``ignore``: as for
     :func:`.compare.read_changes`. Without a ``lower_fd`` every whiteout and opaque mark is written.
@@ -86,7 +86,7 @@ def write_layer(
     opener = Opener(upper_fd)
     export = _Export(writer, opener, lower_fd, xattr_prefix, frozenset(ignore), limit)
     try:
-        # Outer ones before inner ones.
+        # Outer overlays come before inner ones.
         for overlay in sorted(overlays, key=lambda one: one.mountpoint):
             others = {other.mountpoint for other in overlays if other is not overlay}
             export.run(overlay, others)
@@ -110,12 +110,12 @@ def write_layer(
 @final
 @dataclass(slots=True)
 class _Place:
-    """A directory still to be written.
+    """A directory that is still to be written.
 
-    ``name``: in the archive, b"" for its root. ``upper``: in the upper, None if it is a copy of
-    something below. ``lower``: what shows through, None if nothing does. ``base``: what layers
-    below have of that name, None if something above hides it. ``copied``: what shows through has
-    to be written as well.
+    ``name``: its name in the archive, b"" for the root. ``upper``: its path in the upper, None if
+    it is a copy of a lower directory. ``lower``: the lower directory that is merged with it, None
+    if there is none. ``base``: the directory of that name in the layers below, None if it is
+    hidden. ``copied``: whether the content of ``lower`` has to be written as well.
     """
 
     name: bytes
@@ -137,7 +137,7 @@ class _Export:
     left_out: dict[str, int] = field(default_factory=dict)
     written: int = 0
     links: dict[tuple[int, int], bytes] = field(default_factory=dict)
-    # Directories that are written only if something in them is.
+    # Directories that are written only if something in them is written.
     held: dict[bytes, Member] = field(default_factory=dict)
     done: set[bytes] = field(default_factory=set)
 
@@ -177,7 +177,7 @@ class _Export:
             return None
 
     def _directory(self, place: _Place, top: bytes) -> list[_Place]:
-        """Write a directory and what is in it but for directories; give those."""
+        """Write a directory and the files in it. Returns the directories in it."""
         opened: list[int] = []
         try:
             fd = status = None
@@ -204,7 +204,7 @@ class _Export:
                 os.close(number)
 
     def _settle(self, place: _Place, fd: int, base_fd: int | None, top: bytes) -> bool:
-        """Find what shows through a directory of the upper; whether it hides one below."""
+        """Find the directory that is merged with one of the upper, and whether it hides one."""
         opaque, redirect = marks(read_xattrs(fd), self.xattr_prefix)
         hides = base_fd is not None or (self.lower_fd is None and place.base is not None)
         if opaque:
@@ -240,7 +240,7 @@ class _Export:
     ) -> None:
         member = self._member(place.name, DIRECTORY, status, fd)
         path = os.fsdecode(b"/" + place.name)
-        # The root always: a layer that does not say gets one with attributes of nobody's choice.
+        # The root is always written: without it the root gets arbitrary attributes when unpacked.
         unchanged = (
             place.name and base_fd is not None and not marked and self._is_same(member, base_fd)
         )
@@ -252,7 +252,7 @@ class _Export:
             self._emit(_empty(_joined(place.name, _OPAQUE)))
 
     def _is_same(self, member: Member, base_fd: int) -> bool:
-        """But for the time, which any copy-up into it changes."""
+        """Compare attributes except for the mtime, which every copy-up into it changes."""
         there = self._member(member.name, DIRECTORY, os.fstat(base_fd), base_fd)
         there.mtime = member.mtime
         return there == member
@@ -297,7 +297,7 @@ class _Export:
         return inner
 
     def _is_below(self, name: bytes, place: _Place, base_fd: int | None) -> bool:
-        """Whether layers below have something of that name, as far as one can know."""
+        """Whether layers below may have something of that name."""
         if self.lower_fd is None:
             return place.base is not None
         return base_fd is not None and lstat(name, base_fd) is not None
@@ -383,7 +383,7 @@ class _Export:
 
 
 def _is_as_made(name: bytes, fd: int | None, base_fd: int | None) -> bool:
-    """Whether what was made to be mounted on is still what the tree below shows."""
+    """Whether a mountpoint that was made for the sandbox still is as in the layer below."""
     if fd is None or base_fd is None:
         return False
     here, below = lstat(name, fd), lstat(name, base_fd)
@@ -405,7 +405,7 @@ def _joined(directory: bytes, name: bytes) -> bytes:
 
 
 def _listed(fd: int) -> dict[bytes, bool]:
-    """Names, and whether they are directories."""
+    """Return the names in a directory, and whether they are directories."""
     with os.scandir(fd) as entries:
         return {os.fsencode(e.name): e.is_dir(follow_symlinks=False) for e in entries}
 

@@ -1,4 +1,4 @@
-"""How much a layer may be: a few kilobytes can be made to unpack to terabytes."""
+"""How large a layer may be: a few kilobytes can be made to unpack to terabytes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Final, final
 
 from ..plan.spec import SpecError, parse_size
 
-#: Output up to which no ratio is looked at: small things full of zeros are nothing unusual.
+#: Bytes of output up to which the ratio is not checked: small files of zeros are common.
 UNSUSPECTED: Final = 256 << 20
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``members``: entries of one layer. ``bytes``: of one layer or archive, unpacked.
+    """The largest layer that is unpacked.
 
-    ``ratio``: times as big as it was compressed, once over 256 MiB have come out.
+    ``members``: entries of one layer. ``bytes``: unpacked size of one layer or archive. ``ratio``:
+    unpacked size by compressed size; it is checked after 256 MiB of output.
     """
 
     members: int = 1_000_000
@@ -31,7 +32,7 @@ class Limits:
             key, _, value = part.partition("=")
             if key not in ("members", "bytes", "ratio"):
                 raise SpecError(
-                    f"{part!r} is no limit of a layer", remedy="valid: members=, bytes=, ratio="
+                    f"{part!r} is not a limit of a layer", remedy="valid: members=, bytes=, ratio="
                 )
             limits = replace(limits, **{key: parse_size(value)})
         return limits

@@ -1,4 +1,4 @@
-"""From what somebody calls a root or a layer to directories that can be stacked.
+"""Finds the directories to stack for a root or a layer that is named by its path.
 
 A directory is taken as it is. Everything else is unpacked into the cache, once: see
 :mod:`.cache`, :mod:`.images` for the formats, and :mod:`.unpack` for what is refused.
@@ -22,7 +22,7 @@ from .limits import Limits
 from .streams import CHUNK, Stream, compression_of, decompressed
 from .unpack import Form, Unpacked, unpack
 
-#: What is being done, bytes done, of how many bytes.
+#: Called with what is being done, the bytes that are done, and the bytes in all.
 Report: TypeAlias = Callable[[str, int, int], None]
 
 _VERSION: Final = 1
@@ -31,10 +31,10 @@ _VERSION: Final = 1
 @final
 @dataclass(slots=True)
 class Stack:
-    """Directories, the lowest first, and what keeps them there. A context manager.
+    """Directories, the lowest first, which stay in the cache until they are released.
 
-    ``environment``: ``NAME=VALUE`` of an image's configuration. ``notes``: what the directories
-    do not have of the archives.
+    ``environment``: ``NAME=VALUE`` from the configuration of an image. ``notes``: what is in the
+    archives and not in the directories. It is a context manager, which releases them.
     """
 
     directories: tuple[str, ...]
@@ -43,7 +43,7 @@ class Stack:
     held: tuple[Held, ...] = ()
 
     def close(self) -> None:
-        """Let the cache remove them. Once."""
+        """Allow the cache to remove them. To be called once."""
         for layer in self.held:
             layer.release()
         self.held = ()
@@ -69,13 +69,13 @@ def resolve(
     limits: Limits | None = None,
     report: Report | None = None,
 ) -> Stack:
-    """The directories of a root or layer: a directory, a tar archive, or an image.
+    """Return the directories of a root or layer: a directory, a tar archive, or an image.
 
-    ``form``: for root's overlays ("trusted") or for those in a user namespace ("user"). ``ref``:
-    the name of an image where there are several. ``report`` is called while it takes time.
+    ``form``: for overlays of root ("trusted") or in a user namespace ("user"). ``ref``: the name of
+    the image, needed if there are several. ``report`` is called while layers are unpacked.
 
-    Raises :class:`LayerError`: what was tried, why it failed, what helps. Nothing is written but
-    in the cache.
+    Raises :class:`LayerError`, which says what was tried, why it failed, and what helps. Files are
+    written only in the cache.
     """
     work = _Work(source, form, cache or Cache(), ref, limits or Limits(), report)
     with _explained(source):
@@ -88,7 +88,7 @@ def resolve(
                 cause="it is neither a directory nor a regular file",
                 remedy="give a directory, a tar archive, an OCI layout or archive",
             )
-        # A FIFO that takes its place meanwhile would keep an open() waiting.
+        # If it has been replaced by a FIFO since, open() would wait.
         fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             return work.file(fd)
@@ -153,7 +153,7 @@ class _Work:
         return stack
 
     def _known(self, known: dict[str, Any]) -> Stack | None:
-        """The stack, if all layers are in the cache still."""
+        """Return the directories if all layers are still in the cache, else None."""
         held: list[Held] = []
         for diff_id in known["layers"]:
             layer = self.cache.hold(self.form, diff_id)
@@ -166,7 +166,7 @@ class _Work:
 
     @contextmanager
     def _plain(self, fd: int) -> Iterator[tuple[int, int]]:
-        """An uncompressed archive: the file itself, or a temporary one with its content."""
+        """Return the uncompressed archive: the file itself, or a temporary file."""
         size = os.fstat(fd).st_size
         blob = Blob(fd, 0, size)
         section = blob.section(self._progress("decompress"))
@@ -231,7 +231,7 @@ class _Work:
 
 
 def _stacked(held: list[Held], environment: tuple[str, ...]) -> Stack:
-    # overlayfs does not ask whether a layer's root is opaque.
+    # overlayfs does not check whether the root of a layer is opaque.
     lowest = max((number for number, layer in enumerate(held) if layer.opaque), default=0)
     for layer in held[:lowest]:
         layer.release()

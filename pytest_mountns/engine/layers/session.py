@@ -13,7 +13,7 @@ from .unpack import Form
 
 @final
 class Sources:
-    """What sources of layers have come to. ``report`` is told while one is unpacked."""
+    """The directories of all sources so far. ``report`` is called while one is unpacked."""
 
     def __init__(self, limits: Limits | None = None, report: Report | None = None) -> None:
         self._limits = limits
@@ -21,10 +21,10 @@ class Sources:
         self._known: dict[str, Stack | SandboxError] = {}
 
     def directories(self, source: str, *, user_namespace: bool) -> tuple[str, ...]:
-        """The directories of a source, topmost first.
+        """Return the directories of a source, the topmost first.
 
-        ``source``: a path; of an image in a file or layout with several, ``PATH:NAME``. Raises
-        :class:`SandboxError`, the same one each time.
+        ``source``: a path, or ``PATH:NAME`` for one of several images in a file or layout. Raises
+        :class:`SandboxError`, for one source always the same.
         """
         known = self._known.get(source)
         if known is None:
@@ -60,7 +60,7 @@ class Sources:
         return stack
 
     def close(self) -> None:
-        """Let the cache remove them."""
+        """Allow the cache to remove them."""
         for known in self._known.values():
             if isinstance(known, Stack):
                 known.close()
@@ -68,7 +68,10 @@ class Sources:
 
 
 def _split(source: str) -> tuple[str, str | None]:
-    """Path, and name of an image in it: which of the colons is between them, the disk tells."""
+    """Split into a path and the name of an image in it, which a colon separates.
+
+    Both may contain colons. It is the first colon before which there is a file.
+    """
     if not os.path.lexists(source):
         for place in (number for number, letter in enumerate(source) if letter == ":"):
             if os.path.lexists(source[:place]):

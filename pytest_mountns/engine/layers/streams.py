@@ -1,8 +1,8 @@
-"""Compressed bytes in, bounded and hashed bytes out.
+"""Decompresses bytes, limits their number, and hashes them.
 
-Three things stand on top of one another: a :class:`Section` of a file, a decompressor chosen by
-the first bytes, never by a name or a media type, and a :class:`Stream` that counts, hashes and
-stops what unpacks to more than it should.
+There are three steps: a :class:`Section` of a file; a decompressor, which is chosen by the first
+bytes and never by a name or a media type; and a :class:`Stream`, which counts and hashes the
+bytes, and raises an error when there are more than the limits allow.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ..linux.untouched import os
 from .limits import UNSUSPECTED, Limits
 
 CHUNK: Final = 1 << 18
-#: What xz may ask for to decompress: its own presets need 65 MiB at most.
+#: Bytes of memory that xz may use to decompress; its own presets need 65 MiB at most.
 _XZ_MEMORY: Final = 256 << 20
 
-#: Bytes read so far, and of how many; called every few hundred kilobytes.
+#: Called every few hundred kilobytes with the bytes read so far, and the bytes in all.
 Progress: TypeAlias = Callable[[int, int], None]
 
 _MAGIC: Final = {
@@ -38,10 +38,10 @@ _MAGIC: Final = {
 
 
 class Source(Protocol):
-    """Whatever bytes are read from; ``b""`` is the end."""
+    """Something that bytes are read from; ``b""`` is the end."""
 
     def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes, and at least one before the end."""
+        """Read at most ``size`` bytes, and at least one before the end."""
         ...
 
 
@@ -65,11 +65,11 @@ class Section:
         self._progress = progress
 
     def peek(self) -> bytes:
-        """The first few bytes; reads nothing away."""
+        """Return the first few bytes, which are read again later."""
         return os.pread(self.fd, min(8, self.size), self.start)
 
     def read(self, size: int) -> bytes:
-        """As :class:`Source`. Raises :class:`LayerError` if the file ends before the section."""
+        """See :class:`Source`. Raises :class:`LayerError` if the file ends before the section."""
         wanted = min(size, self.size - self.count)
         if wanted <= 0:
             return b""
@@ -84,14 +84,14 @@ class Section:
         return data
 
     def digest(self) -> str:
-        """Of the whole section, in hexadecimal; what was not read yet is read now."""
+        """Read what is left of the section, and return its SHA-256 in hexadecimal."""
         while self.read(CHUNK):
             pass
         return "" if self._hash is None else self._hash.hexdigest()
 
 
 def compression_of(section: Section) -> str:
-    """``"gzip"``, ``"bzip2"``, ``"xz"``, ``"zstd"``, or ``""`` for none of them."""
+    """Return ``"gzip"``, ``"bzip2"``, ``"xz"``, ``"zstd"``, or ``""`` for anything else."""
     head = section.peek()
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
@@ -132,7 +132,7 @@ class _Gzip:
 
 @final
 class _Decompressed:
-    """What one or several compressed streams, one behind the other, hold."""
+    """The content of one or several compressed streams, one after the other."""
 
     def __init__(self, raw: Source, kind: str, make: Callable[[], _Decompressor]) -> None:
         self._raw = raw
@@ -159,7 +159,7 @@ class _Decompressed:
         return b""
 
     def _next(self, rest: bytes) -> None:
-        # Streams may be padded with zeros, as by tapes.
+        # Streams may be padded with zeros, as on tapes.
         while not rest.strip(b"\0"):
             rest = self._raw.read(CHUNK)
             if not rest:
@@ -170,7 +170,7 @@ class _Decompressed:
 
 
 def _zstd_library() -> Callable[[], _Decompressor] | None:
-    """The decompressor of the standard library (3.14) if there is one."""
+    """Return the decompressor of the standard library (Python 3.14), None without one."""
     try:
         from compression import zstd  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -181,10 +181,10 @@ def _zstd_library() -> Callable[[], _Decompressor] | None:
 
 @contextmanager
 def decompressed(section: Section, directory: str) -> Iterator[Source]:
-    """The content of a section, whatever it is compressed with.
+    """Return the decompressed content of a section.
 
-    ``directory``: where a temporary file may lie. Raises :class:`LayerError` for zstd where
-    nothing here reads it; what is damaged raises later, when it is read.
+    ``directory``: where a temporary file may be made. Raises :class:`LayerError` for zstd if this
+    machine cannot read it. Damaged content raises an error when it is read.
     """
     kind = compression_of(section)
     if kind == "":
@@ -227,7 +227,7 @@ def _zstd(section: Section, directory: str) -> Iterator[Source]:
 
 @final
 class _Zstandard:
-    """The reader of the package zstandard, with its errors named."""
+    """The reader of the package zstandard, whose errors become :class:`LayerError`."""
 
     def __init__(self, reader: Source, error: type[Exception]) -> None:
         self._reader = reader
@@ -259,7 +259,7 @@ def _zstd_program(program: str, section: Section, directory: str) -> Iterator[So
 
 @final
 class _Piped:
-    """What a program writes; its failure shows at the end."""
+    """The output of a program. Raises :class:`LayerError` at the end if it has failed."""
 
     def __init__(self, process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
         self._process = process
@@ -274,9 +274,9 @@ class _Piped:
 
 @final
 class Stream:
-    """Bytes of a layer or archive: hashed, counted, and no more of them than there may be.
+    """The bytes of a layer or archive, which are hashed, counted and limited.
 
-    ``section`` is what they come from in the end, for the ratio.
+    ``section`` is the compressed section that they come from, for the limit of the ratio.
     """
 
     def __init__(self, source: Source, section: Section, limits: Limits) -> None:
@@ -287,9 +287,9 @@ class Stream:
         self.position = 0
 
     def some(self, size: int) -> bytes:
-        """At most ``size`` bytes, none at the end. Raises :class:`LayerError` past a limit."""
+        """Read at most ``size`` bytes, none at the end. Raises :class:`LayerError` past a limit."""
         if not size:
-            # Decompressors take 0 for no bound, or never come back.
+            # For decompressors 0 means no limit, or an endless loop.
             return b""
         data = self._source.read(min(size, CHUNK))
         self.position += len(data)
@@ -313,7 +313,7 @@ class Stream:
         return data
 
     def exactly(self, size: int) -> bytes:
-        """So many bytes. Raises :class:`LayerError` if there are fewer."""
+        """Read ``size`` bytes. Raises :class:`LayerError` if there are fewer."""
         data = self.some(size)
         if len(data) == size:
             return data
@@ -328,7 +328,7 @@ class Stream:
         return b"".join(parts)
 
     def skip(self, size: int) -> None:
-        """Read so many bytes away. Raises as :meth:`exactly`."""
+        """Skip ``size`` bytes. Raises :class:`LayerError` if there are fewer."""
         while size:
             data = self.some(min(size, CHUNK))
             if not data:
@@ -336,7 +336,7 @@ class Stream:
             size -= len(data)
 
     def digest(self) -> str:
-        """SHA-256 of everything, in hexadecimal; what was not read yet is read now."""
+        """Read what is left, and return the SHA-256 of everything in hexadecimal."""
         while self.some(CHUNK):
             pass
         return self._hash.hexdigest()

@@ -1,9 +1,9 @@
 """The headers of a tar archive, read strictly: pax(1) of POSIX.1-2017 and GNU's long names.
 
-Not by :mod:`tarfile`: it takes a damaged header for the end of the archive, a number that is none
-for 0, and passes over extended records that it cannot parse, each differently by version of
-Python. Of a backup that is kind; a layer would lack files and nobody would know. Here whatever is
-not understood is an error.
+:mod:`tarfile` is not used. It takes a damaged header for the end of the archive and an invalid
+number for 0, and it ignores extended records that it cannot parse. That helps to restore a backup,
+but a layer would lack files without anybody knowing. Here everything that is not understood is an
+error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .streams import CHUNK
 
 BLOCK: Final = 512
 _ZEROS: Final = bytes(BLOCK)
-#: Extended headers before one member, in bytes; each extended attribute has up to 64 KiB.
+#: Most bytes of extended headers before one member. An extended attribute has up to 64 KiB.
 _MOST_EXTENDED: Final = 8 << 20
 _MOST_HEADERS: Final = 16
 _DECIMAL: Final = re.compile(rb"\d{1,20}")
@@ -28,7 +28,7 @@ _LENGTH: Final = re.compile(rb"(\d{1,9}) ")
 _OCTAL: Final = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
 XATTR: Final = b"SCHILY.xattr."
 
-#: Type flags. The old "\0" and the "7" of contiguous files are files as well.
+#: Type flags. The old "\0", and "7" for contiguous files, mean regular files as well.
 FILE, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = "0123456"
 _KNOWN: Final = {
     b"\0": FILE,
@@ -47,7 +47,7 @@ _NO_MEMBER: Final = {
 @final
 @dataclass(slots=True)
 class Member:
-    """One entry of an archive, as it says: nothing is checked against anything but the format.
+    """One entry of an archive. Only its format has been checked.
 
     ``kind``: one of the type flags above. ``mtime``: nanoseconds since the epoch. ``position``:
     where its data begin in the archive. ``xattrs``: from ``SCHILY.xattr.``.
@@ -94,7 +94,7 @@ class Reader:
         self._padding = 0
 
     def next(self) -> Member | None:
-        """The next member, None at the end. Raises :class:`LayerError`."""
+        """Return the next member, None at the end. Raises :class:`LayerError` if it is damaged."""
         self._stream.skip(self._data + self._padding)
         self._data = self._padding = 0
         records: dict[bytes, bytes] = {}
@@ -120,13 +120,13 @@ class Reader:
                 _check_global(_records(content))
             elif flag in b"LK":
                 key = b"path" if flag == b"L" else b"linkpath"
-                # What pax says comes after it and wins.
+                # Extended headers come later and take precedence.
                 records.setdefault(key, content.split(b"\0", 1)[0])
             else:
                 records.update(_records(content))
 
     def data(self) -> Iterator[bytes]:
-        """The content of a file, in pieces. Raises :class:`LayerError` if it is truncated."""
+        """Yield the content of a file in pieces. Raises :class:`LayerError` if it is truncated."""
         while self._data:
             piece = self._stream.some(min(self._data, CHUNK))
             if not piece:
@@ -148,7 +148,7 @@ def _check_sum(block: bytes) -> None:
     blank = block[:148] + b" " * 8 + block[156:]
     total = sum(blank)
     number = -1 if stated is None else int(stated[1] or b"0", 8)
-    # Some old implementations took bytes for signed.
+    # Some old implementations have summed up signed bytes.
     if number != total and number != total - 256 * sum(byte > 127 for byte in blank):
         raise malformed(
             "a header is damaged, or this is no tar archive (wrong checksum)",
@@ -158,7 +158,7 @@ def _check_sum(block: bytes) -> None:
 
 def _number(raw: bytes, what: str) -> int:
     if raw[0] == 0x80 or raw[0] == 0xFF:
-        # GNU's: the rest in base 256, for what octal digits cannot say.
+        # GNU's extension: base 256, for numbers that are too large for the octal digits.
         return int.from_bytes(raw[1:], "big", signed=raw[0] == 0xFF)
     match = _OCTAL.fullmatch(raw)
     if match is None:
@@ -260,12 +260,12 @@ def _records(content: bytes) -> dict[bytes, bytes]:
             raise malformed(f"an extended header says {key[:80]!r} twice")
         found[key] = value
         at = end
-    # An empty value takes back what a header said before.
+    # An empty value removes the value of an earlier header.
     return {key: value for key, value in found.items() if value or key.startswith(XATTR)}
 
 
 def _check_global(records: dict[bytes, bytes]) -> None:
-    """Refuse what would describe all members at once."""
+    """Raise :class:`LayerError` for a header that describes all members at once."""
     for key in records:
         if key in (b"comment", b"charset", b"hdrcharset") or (
             b"." in key and not key.startswith((b"SCHILY.", b"GNU.sparse."))

@@ -1,8 +1,8 @@
-"""A tar archive as an OCI layer wants it, the same bytes for the same content.
+"""Writes tar archives for OCI layers: the same bytes for the same content.
 
-Headers are those of pax(1), POSIX.1-2017: ustar, and extended records for what ustar cannot say.
-Extended attributes are ``SCHILY.xattr.`` records, as in what Docker and GNU tar write. Not by
-:mod:`tarfile`, which declares every name of a member binary for the sake of one attribute.
+Headers are those of pax(1), POSIX.1-2017: ustar, and extended records where ustar is too small.
+Extended attributes are ``SCHILY.xattr.`` records, as in archives of Docker and GNU tar.
+:mod:`tarfile` is not used: for one binary attribute it declares all names of a member binary.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LEVEL: Final = 3
 @final
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """Of an archive: ``sha256:...`` of what was written, and of the tar archive within."""
+    """Digests, ``sha256:...``, of the file that was written and of the tar archive in it."""
 
     digest: str
     diff_id: str
@@ -58,14 +58,14 @@ class _Plain:
 
 
 def compression_of_name(path: str) -> Compression:
-    """How a file of that name is compressed."""
+    """Return the compression for a file of that name."""
     if path.endswith((".gz", ".tgz")):
         return "gzip"
     return "zstd" if path.endswith(".zst") else ""
 
 
 def best_compression() -> Compression:
-    """``"zstd"`` where it can be written here, else ``"gzip"``."""
+    """Return ``"zstd"`` if this machine can write it, else ``"gzip"``."""
     return "zstd" if _zstd() is not None or shutil.which("zstd") else "gzip"
 
 
@@ -85,10 +85,10 @@ def _zstd() -> _Compressor | None:
 
 @final
 class Writer:
-    """Writes one archive to ``file``, which has a descriptor and is at its beginning.
+    """Writes one archive to ``file``, which has a descriptor and is empty.
 
-    :meth:`add` the members, then :meth:`finish`; :meth:`abandon` instead if there was an error.
-    Raises :class:`OSError` if it cannot be written.
+    Call :meth:`add` for each member and then :meth:`finish`, or :meth:`abandon` after an error.
+    They raise :class:`OSError` if the file cannot be written.
     """
 
     def __init__(self, file: IO[bytes], compression: Compression) -> None:
@@ -108,7 +108,7 @@ class Writer:
         self.members = 0
 
     def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
-        """A member; of a file, ``member.size`` bytes in all."""
+        """Write a member, and ``member.size`` bytes of content if it is a file."""
         self._write(header(member))
         self.members += 1
         written = 0
@@ -132,7 +132,7 @@ class Writer:
         self._file.write(data)
 
     def finish(self) -> Digests:
-        """The end of the archive. Raises :class:`LayerError` if the program zstd failed."""
+        """Write the end of the archive. Raises :class:`LayerError` if the program zstd failed."""
         self._write(bytes(2 * BLOCK))
         return self._close()
 
@@ -156,7 +156,7 @@ class Writer:
         )
 
     def abandon(self) -> None:
-        """End a program that compresses."""
+        """End the program that compresses, if there is one."""
         if self._program is not None:
             self._program.kill()
             self._program.wait()
@@ -169,7 +169,7 @@ class Writer:
 
 
 def gzipped(archive: Iterable[bytes], file: IO[bytes]) -> Digests:
-    """Write an archive that is there already to an empty file, compressed with gzip."""
+    """Compress an existing archive with gzip, and write it to an empty file."""
     writer = Writer(file, "gzip")
     for piece in archive:
         writer._write(piece)
@@ -181,7 +181,7 @@ def _start_zstd(file: IO[bytes]) -> subprocess.Popen[bytes]:
     if program is None:
         raise LayerError(
             "write a layer",
-            cause="nothing here compresses with zstd",
+            cause="this machine has no program or library that compresses with zstd",
             remedy="pip install zstandard, install the program zstd, or compress with gzip",
         )
     return subprocess.Popen(
@@ -193,7 +193,7 @@ def _start_zstd(file: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 def header(member: Member) -> bytes:
-    """The blocks in front of a member's content."""
+    """Return the blocks before the content of a member."""
     records: dict[bytes, bytes] = {}
     name, prefix = _fitted(member.name)
     if not name or not member.name.isascii():
@@ -256,7 +256,7 @@ def _block(member: Member, name: bytes, prefix: bytes) -> bytes:
 
 
 def _fitted(name: bytes) -> tuple[bytes, bytes]:
-    """The name as ustar's name and prefix; both empty if it does not fit."""
+    """Split a name into the name and prefix of ustar. Both are empty if it does not fit."""
     if len(name) <= 100:
         return name, b""
     cut = name.find(b"/", len(name) - 101)

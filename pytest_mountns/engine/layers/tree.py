@@ -1,7 +1,7 @@
-"""A directory tree that is filled from an archive, which may be anybody's.
+"""A directory tree that is filled from an archive which need not be trusted.
 
-No link in the tree may lead outside: a symbolic link that a later member of the archive follows is
-the oldest trick there is. So every name is opened from the descriptor of the tree's root, with
+No link may lead out of the tree: an attack that is well known puts a symbolic link into an archive
+and a later member below it. So every name is opened from the descriptor of the tree's root, with
 openat2(2) and ``RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`` where the kernel has it, and otherwise
 component by component with ``O_NOFOLLOW``.
 """
@@ -26,7 +26,7 @@ Parts: TypeAlias = tuple[bytes, ...]
 
 
 def split(name: bytes, what: str = "member") -> Parts:
-    """The components of a member's name; none for the root of the tree.
+    """Return the components of the name of a member; none for the root of the tree.
 
     ``.`` and repeated slashes are dropped. Raises :class:`LayerError` if the name is empty,
     absolute or too long, contains a NUL, or leads upwards.
@@ -70,9 +70,9 @@ class Tree:
         self._at, self._at_fd = (), self.fd
 
     def directory(self, parts: Parts) -> int:
-        """A descriptor of a directory in the tree, valid until the next call.
+        """Return a descriptor of a directory in the tree, which is valid until the next call.
 
-        Raises :class:`OSError`: ENOENT, or ENOTDIR or ELOOP if a component is no directory.
+        Raises :class:`OSError`: ENOENT, or ENOTDIR or ELOOP if a component is not a directory.
         """
         if parts != self._at:
             fd = self._open(parts) if parts else self.fd
@@ -85,7 +85,7 @@ class Tree:
             try:
                 return sys.openat2(self.fd, b"/".join(parts), DIRECTORY, _RESOLVE)
             except OSError as error:
-                # Older than Linux 5.6, or hidden by a seccomp profile.
+                # The kernel is older than Linux 5.6, or a seccomp profile hides it.
                 if error.errno not in (errno.ENOSYS, errno.EPERM):
                     raise
                 self._openat2 = False

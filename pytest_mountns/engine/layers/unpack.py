@@ -1,4 +1,4 @@
-"""A layer's tar archive -> a directory that overlayfs takes as a lower layer.
+"""Unpacks the tar archive of a layer into a directory that overlayfs takes as a lower layer.
 
 The rules of archives are those of the OCI image specification, "Image Layer Filesystem
 Changeset"; those of the directory are the kernel's Documentation/filesystems/overlayfs.rst:
@@ -7,14 +7,14 @@ Changeset"; those of the directory are the kernel's Documentation/filesystems/ov
 in the archive              in the directory
 ==========================  =================================================
 ``.wh.NAME``                ``NAME``, a character device 0:0
-``.wh..wh..opq``            ``opaque=y`` on the directory it stands in
+``.wh..wh..opq``            ``opaque=y`` on the directory that contains it
 both ``.wh.NAME`` and       the directory ``NAME``, with ``opaque=y``
 a directory ``NAME``
 ==========================  =================================================
 
-The archive may be anybody's: names are resolved by :mod:`.tree`, and what has no place in a
-layer is refused. An ordinary user owns all that is unpacked, and other owners' files lose their
-set-id bits; whiteouts are the only device nodes that user may make, since Linux 5.8.
+The archive is not trusted: names are resolved by :mod:`.tree`, and what does not belong in a layer
+is refused. An ordinary user owns everything that is unpacked, and files of other owners lose their
+set-id bits. Since Linux 5.8 an ordinary user may make whiteouts, but no other device nodes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .streams import Stream
 from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member, Reader
 from .tree import Parts, Tree, split
 
-#: Which kind of overlay the directory is for: root's, or one in a user namespace (``userxattr``).
+#: The kind of overlay that the directory is for: root's, or in a user namespace (``userxattr``).
 Form: TypeAlias = Literal["trusted", "user"]
 
 _WHITEOUT: Final = b".wh."
@@ -49,11 +49,11 @@ _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 @final
 @dataclass(slots=True)
 class Unpacked:
-    """What came out of one archive. ``bytes``: the content of its files.
+    """What has been unpacked from one archive. ``bytes``: size of the content of its files.
 
     ``opaque``: the root of the layer hides all layers below. overlayfs does not look for that
     mark on a layer's root, so whoever stacks layers has to leave out those below. ``notes``: what
-    the directory does not have of the archive, one sentence each.
+    is in the archive and not in the directory, one sentence each.
     """
 
     members: int = 0
@@ -75,10 +75,10 @@ class _Attributes:
 def unpack(
     stream: Stream, fd: int, form: Form, limits: Limits | None = None, *, openat2: bool = True
 ) -> Unpacked:
-    """Fill the empty directory ``fd`` with a layer. The stream is left behind its last member.
+    """Unpack a layer into the empty directory ``fd``. The stream is read up to its last member.
 
-    Raises :class:`LayerError` for what a layer must not have and for more than the limits allow;
-    what is in the directory then is of no use. Raises :class:`OSError` where it cannot be written.
+    Raises :class:`LayerError` if the layer contains what it must not, or more than the limits
+    allow, and :class:`OSError` if the directory cannot be written. It is incomplete then.
     """
     unpacking = _Unpacking(stream, fd, form, limits or Limits(), openat2)
     try:
@@ -96,7 +96,7 @@ class _Unpacking:
         self.opaque = f"{form}.overlay.opaque"
         self.limits = limits
         self.result = Unpacked()
-        # Set when everything is in them: until then they have to be writable.
+        # Attributes are set when a directory is complete: until then it has to be writable.
         self.directories: dict[Parts, _Attributes] = {(): _Attributes(0o755, 0, 0, 0, {})}
         self.left_out: dict[str, int] = {}
 
@@ -133,7 +133,7 @@ class _Unpacking:
         elif member.kind == DIRECTORY:
             self._directory(parts, member)
         elif member.kind in (CHAR, BLOCK_DEVICE):
-            # A sandbox makes its own /dev, so that images of whole systems can be taken.
+            # A sandbox makes its own /dev, so devices in images of whole systems are not needed.
             if parts[0] != b"dev":
                 raise malformed(
                     f"{_shown(member)} is a device node, which would reach the machine's devices",
@@ -159,7 +159,7 @@ class _Unpacking:
         elif is_whiteout(there):
             raise malformed(f"the whiteout {_shown(member)} is there twice")
         elif stat.S_ISDIR(there.st_mode):
-            # Both orders mean the same: what lower layers have of that name is gone.
+            # The order does not matter: the name is hidden in the lower layers.
             self._set_opaque((*parts[:-1], name))
 
     def _set_opaque(self, parts: Parts) -> None:
@@ -172,7 +172,7 @@ class _Unpacking:
             raise _no_xattr(error, self.opaque) from error
 
     def _parent(self, parts: Parts) -> int:
-        """A descriptor of a directory; it and those above it are made where they are missing."""
+        """Return a descriptor of a directory. It and its parents are made if they are missing."""
         try:
             return self.tree.directory(parts)
         except OSError as error:
@@ -238,7 +238,7 @@ class _Unpacking:
                 os.close(source[0])
 
     def _link_source(self, member: Member) -> tuple[int, bytes]:
-        """What a hard link leads to: a descriptor of its directory, to be closed, and its name."""
+        """Return a descriptor of the directory of a hard link's target, and the target's name."""
         target = split(member.link, "hard link's target")
         shown = os.fsdecode(member.link[:200])
         there = None
@@ -264,7 +264,7 @@ class _Unpacking:
 
     def _finish_special(self, name: bytes, fd: int, member: Member) -> None:
         self._chown(name, member, fd)
-        # It was made here a moment ago, and nothing but this process changes the tree.
+        # It was made by this process just now, and no other process changes the tree.
         os.chmod(name, member.mode, dir_fd=fd)
         os.utime(name, ns=(member.mtime, member.mtime), dir_fd=fd, follow_symlinks=False)
 
@@ -278,14 +278,14 @@ class _Unpacking:
             self.result.bytes += member.size
             attributes = _attributes(member)
             if not self.own and (member.uid, member.gid) != (os.geteuid(), os.getegid()):
-                # Of another owner they would mean another thing.
+                # For another owner the bits would mean something else.
                 attributes.mode &= ~_SET_ID
             self._finish(fd, attributes)
         finally:
             os.close(fd)
 
     def _finish(self, fd: int, attributes: _Attributes) -> None:
-        """Owner first: it takes set-id bits and capabilities away. Times last."""
+        """Set the owner first, as that removes set-id bits and capabilities, and the times last."""
         self._chown(fd, attributes)
         os.fchmod(fd, attributes.mode)
         for name, value in attributes.xattrs.items():
@@ -301,7 +301,7 @@ class _Unpacking:
             else:
                 os.chown(target, of.uid, of.gid, dir_fd=dir_fd, follow_symlinks=False)
         except OSError as error:
-            # An id that the user namespace of a container does not map.
+            # The user namespace of a container does not map this id.
             if error.errno not in (errno.EINVAL, errno.EPERM):
                 raise
             self._note("owners that do not exist here were not given")
@@ -324,7 +324,7 @@ class _Unpacking:
             self._note(f"extended attributes {shown} were refused ({errno_name(error.errno or 0)})")
 
     def _finish_directories(self) -> None:
-        # The innermost first: a closed one keeps out of those below it.
+        # The innermost come first: a directory that may not be entered hides those below it.
         for parts, attributes in sorted(
             self.directories.items(), key=lambda item: len(item[0]), reverse=True
         ):

@@ -1,4 +1,4 @@
-"""Reading an upper whole: what its owner closed to himself, content, attributes."""
+"""Reads all files and attributes in an upper, also those that its owner may not read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..linux.overlayfs import PREFIXES
 from ..linux.untouched import os
 from .streams import CHUNK
 
-# O_NONBLOCK: what was a file when it was listed may be a FIFO when it is opened.
+# O_NONBLOCK, as a file may have been replaced by a FIFO since it was listed.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HANDLE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT: Final = ("security.capability", "system.posix_acl_access", "system.posix_acl_default")
@@ -21,9 +21,10 @@ _KEPT: Final = ("security.capability", "system.posix_acl_access", "system.posix_
 
 @final
 class Opener:
-    """Opens directories and files of an upper, those with mode 000 too, until :meth:`close`.
+    """Opens directories and files of an upper, also those with mode 000, until :meth:`close`.
 
-    A test may have closed a directory to its owner, who reads the upper. As root nothing is closed.
+    Where this process may not read a directory because of its mode, the mode is changed for that
+    time. Root may read all of them.
     """
 
     def __init__(self, upper_fd: int) -> None:
@@ -31,14 +32,14 @@ class Opener:
         self._opened_up: list[tuple[int, int]] = []
 
     def close(self) -> None:
-        """Give directories their modes back, the innermost first."""
+        """Restore the modes of directories, the innermost first."""
         while self._opened_up:
             fd, mode = self._opened_up.pop()
             os.chmod(f"/proc/self/fd/{fd}", mode)
             os.close(fd)
 
     def directory(self, path: bytes) -> tuple[int, os.stat_result]:
-        """A directory of the upper, to be closed by the caller, and its state as it was."""
+        """Return a descriptor, which the caller closes, and the status before any change."""
         try:
             fd = open_directory(self._upper_fd, path)
             status = os.fstat(fd)
@@ -56,19 +57,19 @@ class Opener:
         status = os.fstat(handle)
         mode = stat.S_IMODE(status.st_mode)
         self._opened_up.append((handle, mode))
-        # An O_PATH descriptor is not for fchmod(2).
+        # fchmod(2) does not take an O_PATH descriptor.
         os.chmod(f"/proc/self/fd/{handle}", mode | 0o500)
         return open_directory(self._upper_fd, path), status
 
     @staticmethod
     def file(name: bytes, dir_fd: int, *, in_upper: bool) -> tuple[int, os.stat_result]:
-        """A regular file, to be closed by the caller, and its state as it was.
+        """Return a descriptor of a regular file, which the caller closes, and its status.
 
-        Raises :class:`PermissionError` for one below that may not be read.
+        Raises :class:`PermissionError` for a file of a lower layer that may not be read.
         """
         for flags in (os.O_NOATIME, 0):
             try:
-                # Reading without a trace is for the owner.
+                # Only the owner may use O_NOATIME.
                 fd = os.open(name, _READ | flags, dir_fd=dir_fd)
             except PermissionError:
                 if flags == 0 and not in_upper:
@@ -89,7 +90,7 @@ class Opener:
 
 
 def content(fd: int, size: int, shown: str) -> Iterator[bytes]:
-    """So many bytes of a file, in pieces. Raises :class:`LayerError` if there are fewer."""
+    """Yield ``size`` bytes of a file in pieces. Raises :class:`LayerError` if there are fewer."""
     left = size
     while left:
         data = os.read(fd, min(left, CHUNK))
@@ -104,7 +105,7 @@ def content(fd: int, size: int, shown: str) -> Iterator[bytes]:
 
 
 def kept_xattrs(fd: int) -> dict[bytes, bytes]:
-    """The attributes that belong into a layer: the user's, capabilities, access control lists."""
+    """Return the attributes for a layer: user's, capabilities, and access control lists."""
     found = {}
     for name in os.listxattr(fd):
         if name.startswith(PREFIXES) or not (name.startswith("user.") or name in _KEPT):
@@ -112,7 +113,7 @@ def kept_xattrs(fd: int) -> dict[bytes, bytes]:
         try:
             found[os.fsencode(name)] = os.getxattr(fd, name)
         except OSError as error:
-            # Removed meanwhile, or not for this user.
+            # It has been removed since, or this user may not read it.
             if error.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM):
                 raise
     return found

@@ -478,7 +478,7 @@ def test_bomb(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits_as_text() -> None:
     assert Limits.parse("members=10, bytes=4k") == Limits(members=10, bytes=4096)
     assert Limits.parse("") == Limits()
-    with pytest.raises(SpecError, match="no limit of a layer"):
+    with pytest.raises(SpecError, match="not a limit of a layer"):
         Limits.parse("files=1")
 
 
