@@ -6,7 +6,7 @@ pytest run; what it connects is imported when the plugin is activated.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from .session.session import Session
 
 
-class Active(NamedTuple):
+@final
+class Active:
     """The plugin of one pytest session, once it is activated."""
 
-    session: Session
-    runner: Runner
+    def __init__(self, session: Session, runner: Runner) -> None:
+        self.session = session
+        self.runner = runner
 
 
 _active_key: Final = pytest.StashKey[Active]()

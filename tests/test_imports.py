@@ -14,8 +14,6 @@ ASLEEP = {
     "pytest_mountns.config.options",
     "pytest_mountns.config.profiles",
     "pytest_mountns.engine",
-    "pytest_mountns.engine.layers",
-    "pytest_mountns.engine.layers.limits",
     "pytest_mountns.engine.linux",
     "pytest_mountns.engine.linux.errors",
     "pytest_mountns.engine.linux.untouched",

@@ -12,13 +12,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import pytest
 
-from ..engine.layers.limits import Limits
 from ..engine.plan.spec import SandboxSpec, SpecError, Volume
 from . import marker_keys, profiles
+
+if TYPE_CHECKING:
+    from ..engine.layers.limits import Limits
 
 #: The fixtures that isolate the tests that use them.
 FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc", "isolated_net"})
@@ -223,6 +225,9 @@ def layer_limits(config: pytest.Config) -> Limits:
 
     Raises :class:`pytest.UsageError` if the ini value is not valid.
     """
+    # Not imported by sessions without sandboxes: it costs half a millisecond.
+    from ..engine.layers.limits import Limits
+
     try:
         return Limits.parse(config.getini("mountns_layer_limits"))
     except SpecError as error:

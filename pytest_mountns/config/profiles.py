@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, final
 
 from . import marker_keys
 
@@ -22,6 +22,7 @@ _SETTINGS: Final[Mapping[str, type]] = {
 }
 #: TOML's names of the types in :data:`_SETTINGS`.
 _TYPE_NAMES: Final = {bool: "true or false", str: "a string"}
+_EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @final
@@ -29,20 +30,19 @@ class ProfileError(Exception):
     """The file is not valid. The message names the file, and each profile and key that is wrong."""
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Profiles:
+# Every pytest run defines this class, and a dataclass takes five times as long to define.
+class Profiles(NamedTuple):
     """What one pyproject.toml says about sandboxes."""
 
     file: Path
     #: The marker keys of ``[tool.mountns]``, which hold for every sandbox, as a spec takes them.
-    defaults: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, object] = _EMPTY
     #: The other keys of ``[tool.mountns]``, which mean what the ini options of these names mean.
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = _EMPTY
     #: The profiles by name, as they are written in the file.
-    tables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, object]] = _EMPTY
     #: The profiles by name, with the values that a spec takes and without the description.
-    read: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    read: Mapping[str, Mapping[str, object]] = _EMPTY
 
     def profile(self, name: str) -> Mapping[str, object]:
         """The keys of the profile ``name``. Raises :class:`ProfileError` if there is none."""
