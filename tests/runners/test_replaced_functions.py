@@ -43,6 +43,8 @@ import pytest
 REPLACED = {REPLACED!r}
 # What the tests themselves use.
 _listdir, _open, _close, _mkdir = os.listdir, os.open, os.close, os.mkdir
+# An ordinary user can write here.
+NEW = os.path.join(os.getcwd(), "new")
 
 
 def forbidden(name):
@@ -68,14 +70,14 @@ def replaced(request):
 
 @pytest.mark.parametrize("number", range(3))
 def test_isolated(overlay_root, number):
-    assert "new" not in _listdir("/")
-    _mkdir("/new")
-    _close(_open("/new/file", os.O_CREAT | os.O_WRONLY))
+    assert "new" not in _listdir(".")
+    _mkdir(NEW)
+    _close(_open(NEW + "/file", os.O_CREAT | os.O_WRONLY))
 
 
 def test_changes(overlay_root):
-    _mkdir("/new")
-    assert "/new" in [str(change.path) for change in overlay_root.changes()]
+    _mkdir(NEW)
+    assert NEW in [str(change.path) for change in overlay_root.changes()]
 """
 
 
@@ -102,8 +104,8 @@ def test_all_of_gevents_patches(pytester: pytest.Pytester, record: Record, proce
 
             @pytest.mark.parametrize("number", range(3))
             def test_isolated(overlay_root, number):
-                assert not os.path.exists("/new")
-                os.mkdir("/new")
+                assert not os.path.exists("new")
+                os.mkdir("new")
                 thread = threading.Thread(target=time.sleep, args=(0.01,))
                 thread.start()
                 thread.join()
