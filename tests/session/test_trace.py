@@ -33,18 +33,23 @@ def traced(pytester: pytest.Pytester, *options: str) -> list[Step]:
 
 def test_a_forked_test(pytester: pytest.Pytester) -> None:
     steps = traced(pytester)
-    assert [step.seconds for step in steps] == sorted(step.seconds for step in steps)
     parent, test = (
         next(step.process for step in steps if step.what == what) for what in ("planned", "entered")
     )
     assert parent != test
-    of_parent = [step for step in steps if step.process == parent]
+    # Two processes write to the file, so that only the order within each of them is certain.
+    of_parent, of_test = (
+        [step for step in steps if step.process == process] for process in (parent, test)
+    )
+    for own in (of_parent, of_test):
+        assert [step.seconds for step in own] == sorted(step.seconds for step in own)
     # Which process mounts depends on whether other threads are alive.
-    order = [one for one in dict.fromkeys(step.what for step in steps) if one != "sent"]
-    assert order[:3] == ["planned", "mounted", "entered"]
-    assert order[-1] == "left"
+    ways = [step.what for step in of_parent if step.what not in ("received", "mounted")]
+    assert ways == ["planned", "left"]
+    assert [step.what for step in steps].count("mounted") == 1
+    assert [step.what for step in of_test if step.what not in ("sent", "mounted")] == ["entered"]
     assert of_parent[0].detail == "test_it.py::test_it"
-    sent = [step.detail for step in steps if step.process == test and step.what == "sent"]
+    sent = [step.detail for step in of_test if step.what == "sent"]
     received = [step.detail for step in of_parent if step.what == "received"]
     assert sent[-1] == received[-1] == "Leave"
     assert sent.count("Report") == received.count("Report") == 3
