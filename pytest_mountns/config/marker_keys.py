@@ -5,7 +5,7 @@ at which relative paths start, and returns the value of the field of :class:`San
 the same name. It raises one of :data:`INVALID` if the value is not valid.
 
 To add a key, add a field to :class:`SandboxSpec`, a function to :data:`READERS`, and the key to
-:data:`.options.MARKERS`.
+the signature in :data:`.options.MARKERS`, the help text of the marker.
 """
 
 from __future__ import annotations

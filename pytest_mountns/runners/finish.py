@@ -98,7 +98,7 @@ class Finish:
             self.log_held()
 
     def conclude(self, *, refused: bool) -> None:
-        """Report the rest here, within the item's protocol, unless wider scopes end with it."""
+        """Report the rest now, unless wider scopes end with the item."""
         wider = self._wider_is_due() if self._wider is None else self._wider
         if refused or self.internal_error is not None:
             return

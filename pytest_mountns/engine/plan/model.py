@@ -144,7 +144,7 @@ class Layered:
 
     #: Where it is mounted, an absolute path.
     mountpoint: str
-    #: Its upper directory: "0/upper", relative to where the uppers lie, or an absolute path.
+    #: Its upper directory: "0.upper", relative to where the uppers lie, or an absolute path.
     upper: str
 
 
@@ -156,7 +156,7 @@ class Overlay:
     target: str
     #: Directories of the host, the topmost first.
     lowers: tuple[str, ...]
-    #: The name of its directory among the uppers.
+    #: What the names of its upper and work directories begin with.
     name: str
     #: Flags of the mount: ``MOUNT_ATTR_...``, mount_setattr(2).
     attributes: int = 0
@@ -180,7 +180,7 @@ class Assemble:
     """
 
     target: str
-    #: The name of its directory among the uppers.
+    #: What the names of its upper and work directories begin with.
     name: str
     #: The entries that are mounts or contain some; later steps may mount overlays over them.
     mounted: tuple[str, ...] = ()

@@ -139,7 +139,7 @@ class Tmpfs:
 @final
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """The sandbox that marker, options and fixtures of one test add up to.
+    """The sandbox that the marks, profiles, options, fixtures and hooks of one test add up to.
 
     The fields are the keys of the marker, which docs/reference.md describes. Raises
     :class:`SpecError` if they contradict each other.
