@@ -1,4 +1,4 @@
-"""Loads and connects what the plugin consists of, at the first option or test that asks for it.
+"""Loads and connects the parts of the plugin, when the first option or test needs them.
 
 This is the only module that knows both the runners and the observers. It is loaded in every
 pytest run; what it connects is imported when the plugin is activated.

@@ -87,8 +87,8 @@ class OverlayRoot:
         """A context that, when it ends, drops what was written in it.
 
         They nest. The working directory is then the one of before; what :class:`BindVolume` has
-        mounted meanwhile is gone. A file that was open before is the one of before: what is
-        written to it is not dropped. Raises :class:`SandboxError` when it is entered.
+        mounted meanwhile is gone. A file that was opened before the context is not affected: what
+        is written to it is not dropped. Raises :class:`SandboxError` when the context is entered.
         """
         return self._test.checkpoint()
 
@@ -104,7 +104,7 @@ class OverlayRoot:
     def add_layer(self, tree: str | os.PathLike[str]) -> None:
         """Put a layer under everything that the test writes, and over the other layers, now.
 
-        As if ``layers`` of the marker had ended with it. ``tree``: a directory, archive or image
+        It acts as the last of the marker's ``layers``. ``tree``: a directory, archive or image
         of the host; what the test itself has made cannot be one. What was written stays, and so
         does what :class:`BindVolume` has mounted; files that are open, and processes that were
         started, keep the root they have. Needs Linux 6.15. Raises :class:`SandboxError`.

@@ -52,7 +52,7 @@ class Receiver:
         self._pass_on_at: float | None = None
         #: The last descriptor that the test process has sent, -1 before there is one.
         self.descriptor = -1
-        #: Whether there was a SIGINT that the test process cannot have answered.
+        #: Whether a SIGINT came too late for the test process, so that this process must handle it.
         self.interrupted = False
 
     def messages(self, interrupts: Interrupts) -> Iterator[FromTest]:

@@ -23,7 +23,7 @@ from ..session.observers import Observer, WrittenByTest
 from ..session.temporary import temporary_directories
 from .filter import FilteredChanges, filter_changes
 
-#: The format of the JSON file. It grows when older readers could not read what is written.
+#: The version of the JSON file's format. It is raised when older readers cannot read the new one.
 FORMAT: Final = 1
 #: How much is recorded of one test: paths, files with a diff, lines of a diff, bytes of a file.
 MOST_PATHS: Final = 300

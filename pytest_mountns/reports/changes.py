@@ -1,6 +1,7 @@
 """The section "filesystem changes" of reports: what a test has changed.
 
-Nothing is read from a sandbox unless somebody asks for it: of a test that passes, nothing at all.
+The changes of a test are only read if a report shows them. By default, those of a test that passes
+are not read at all.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class ChangesReport(Observer):
             _set_property(report, item.stash[_property_key])
 
     def wants_end(self, *, died: bool) -> bool:
-        """Of a test process that has died, the changes can be read now or never."""
+        """Yes if the test process has died: its changes cannot be read later."""
         return died and self._when != "none"
 
     def ended(self, item: pytest.Item, written: WrittenByTest, *, died: bool) -> None:

@@ -27,7 +27,7 @@ _Event: TypeAlias = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a test process has ended that did not say that it was done."""
+    """How a test process has ended, if it ended without sending its last message."""
 
     #: In words: by which signal, or with which exit status.
     how: str

@@ -107,7 +107,7 @@ class ForkedTest:
         return self._original_setup()
 
     def _delegate(self, plan: Plan) -> SandboxError | None:
-        """Fork. Returns None in the test process, and in the pytest process why there is none.
+        """Fork. Returns None in the test process; in the pytest process, why the test cannot run.
 
         When the test process is done, this ends by an exception in the pytest process.
         """
@@ -203,8 +203,8 @@ class ForkedTest:
     def _forked_entry(self, plan: Plan) -> ForkedEntry:
         """The sandbox for the test process, made in this process where that is possible.
 
-        The code that makes it is in use here already. In a new process, each page of memory that
-        it touches costs a page fault. Raises :class:`SandboxError` if it cannot be made.
+        Making it before the fork is faster: a new process pays a page fault for each page of
+        memory that it writes to. Raises :class:`SandboxError` if it cannot be made.
         """
         sandboxes = self._session.sandboxes
         manager = sandboxes.manager

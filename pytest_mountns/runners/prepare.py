@@ -89,7 +89,7 @@ class Preparation:
         return self._context.fixture_scopes.layers(self._item)
 
     def working_directory(self) -> str:
-        """Where the test begins: a wider fixture may have changed to where only its layer leads."""
+        """The test's working directory. It may exist only in the layer of a wider fixture."""
         return self._context.fixture_scopes.working_directory or os.getcwd()
 
     def refuse(self, error: SandboxError | pytest.UsageError) -> NoReturn:

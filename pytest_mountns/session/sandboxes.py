@@ -43,7 +43,7 @@ class Sandboxes:
         )
         #: Uppers on disk.
         self.uppers = disk_uppers.DiskUppers()
-        #: Layers that every test begins on, if these are not those of its fixtures.
+        #: If set, returns the layers below every test's upper, in place of those of its fixtures.
         self.base_layers: Callable[[SandboxSpec], Layers] | None = None
         #: Test processes that have sent their last message and are about to end.
         self.leaving: list[int] = []
@@ -134,9 +134,9 @@ class Sandboxes:
             processes.reap(self.leaving.pop(0))
 
     def before_host_changes(self) -> None:
-        """Something is about to run in this process that may mount, unmount, or wait for children.
+        """Called before code runs in this process that may mount, unmount, or wait for children.
 
-        Afterwards no child of the plugin's is alive and no mount of the host is kept in use.
+        When this returns, no child of the plugin is alive, and it keeps no mount of the host busy.
         """
         self.reap()
         self.drop_caches()

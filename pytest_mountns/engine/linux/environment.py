@@ -1,8 +1,8 @@
 """Reads what is known of the environment that this process runs in: kernel, user, container.
 
-Nothing is tried here, and nothing that is read decides what can be done: :mod:`.probe.features`
-finds that out by trying. It serves :mod:`.diagnosis`, which tells apart the reasons that the kernel
-has for one and the same error number.
+This module only reads. It does not decide what this machine can do: :mod:`.probe.features` finds
+that out by trying. :mod:`.diagnosis` uses what is read here to tell which of several causes led to
+an error number.
 """
 
 from __future__ import annotations

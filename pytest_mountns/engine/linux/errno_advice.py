@@ -135,7 +135,7 @@ _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
         "choose a target that exists already, or one below a writable directory",
     ),
     ("target", errno.ENOTDIR): (
-        "something that is no directory stands on the way to the target",
+        "a component of the target's path is not a directory",
         "choose another target",
     ),
     ("target", errno.ELOOP): (

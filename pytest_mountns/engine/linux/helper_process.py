@@ -71,7 +71,7 @@ def receive_answer(receiver: socket.socket) -> Answer:
     while True:
         piece, messages, _, _ = receiver.recvmsg(1 << 16, size, socket.MSG_CMSG_CLOEXEC)
         if not piece:
-            # At the end the kernel gives credentials as well: those of nobody.
+            # At the end of the stream the kernel gives credentials, too, with process id 0.
             break
         for _level, kind, content in messages:
             if kind == socket.SCM_CREDENTIALS:

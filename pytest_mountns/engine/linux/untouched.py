@@ -2,7 +2,7 @@
 
 A test, or a fixture wider than a test, may have replaced functions while code of this package runs
 in the same process: ``mock.patch("os.open")``, pyfakefs, ``gevent.monkey.patch_all()``, a library
-that forbids sockets. A sandbox that is left with a replaced ``os.fchdir`` is not left.
+that forbids sockets. With a replaced ``os.fchdir``, this process would stay in the sandbox.
 
 So this package takes these modules from here. They are copies of the modules' namespaces, made
 when the plugin is loaded, which is before any ``conftest.py``; coverage.py's ``isolate_module``

@@ -101,7 +101,7 @@ class PlanExecutor:
         self._overlay_steps: list[Overlay] = []
         # Volumes and tmpfs, which cover what was mounted there before.
         self._covers: list[str] = []
-        # What the other sandbox has put into the scratch. Names with this number are unused.
+        # How many entries the other sandbox left in the scratch. No name has this number yet.
         self._unused_number = len(os.listdir(".")) if reused_uppers else 0
         self._next_number = self._unused_number
 
@@ -227,7 +227,7 @@ class PlanExecutor:
             copy_attributes(source, place, own=not self._plan.user_namespace)
 
     def _without_nested_lowers(self, lowers: tuple[str, ...]) -> tuple[str, ...]:
-        """Returns the lowers with an overlay in place of each one that another one lies in.
+        """Returns the lowers. A lower that contains another lower is replaced by an overlay.
 
         OverlayFS refuses (ELOOP) lowers that overlap, Documentation/filesystems/overlayfs.rst. A
         layer of the user's usually lies somewhere in the host's root, which is a lower as well.

@@ -66,7 +66,7 @@ class Layers:
 @final
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How much memory or disk takes what was written.
+    """How much memory or disk space is used by what was written.
 
     A file that was changed counts as a whole, since OverlayFS copies it up as a whole.
     """
@@ -82,7 +82,7 @@ class Usage:
 class Sandbox:
     """A root in a mount namespace of its own, and the uppers that take what is written there."""
 
-    #: What it was made as.
+    #: The plan that it was made from.
     plan: Plan
     #: A descriptor of a mount namespace that shows the host's mounts.
     stage: int
@@ -180,12 +180,12 @@ class Sandbox:
         return self.namespace, self.scratch
 
     def leave_to_child(self) -> None:
-        """Have the mounts vanish when a process ends that was forked since and will enter.
+        """Close this process's descriptor of the mount namespace, after the fork.
 
-        This process, which lets go of the namespace, need not wait for that. It can still read the
-        uppers, by way of another descriptor: whoever is the last to close the one that fsmount(2)
-        gave waits for a grace period of the kernel. Raises :class:`OSError` if too many files are
-        open.
+        The forked process, which enters the sandbox, then holds the last one. The mounts go away
+        when it ends, and this process need not wait for that. This process can still read the
+        uppers through another descriptor: the last one to close the descriptor from fsmount(2)
+        waits for a grace period of the kernel. Raises :class:`OSError` if too many files are open.
         """
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         scratch = high(os.open(f"/proc/self/fd/{self.scratch}", flags))
