@@ -4,8 +4,8 @@ There is a function for each key. It takes the value as the user has written it 
 at which relative paths start, and returns the value of the field of :class:`SandboxSpec` that has
 the same name. It raises one of :data:`INVALID` if the value is not valid.
 
-To add a key, add a field to :class:`SandboxSpec`, a function to :data:`READERS`, and the key to
-the signature in :data:`.options.MARKERS`, the help text of the marker.
+A new key needs changes in other modules as well: "How to add a marker key" in
+docs/contributing.md lists all of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Runs one test in a forked process, as the pytest process sees it: fork, and listen.
 
 In place of the item's ``setup``, the pytest process instantiates the wider fixtures, forks, and
-reports what the test process sends. Then it leaves the item's protocol by an exception that
-nothing catches. The test process enters the sandbox and lets pytest go on up the same stack:
+reports what the test process sends. Then it leaves the item's protocol by
+:class:`~.pytest_internals.Delegated`, which pytest passes on and ``Runner.protocol`` catches. The
+test process enters the sandbox and lets pytest go on up the same stack:
 function-scoped fixtures, call and teardown run there, through every plugin's hooks.
 
 Things that do not work with fork, and so are done otherwise:
