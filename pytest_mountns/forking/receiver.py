@@ -52,7 +52,7 @@ class Receiver:
         self._pass_on_at: float | None = None
         #: The last descriptor that the test process has sent, -1 before there is one.
         self.descriptor = -1
-        #: Whether a SIGINT came too late for the test process, so that this process must handle it.
+        #: Whether a SIGINT may have come too late for the test process: then this one handles it.
         self.interrupted = False
 
     def messages(self, interrupts: Interrupts) -> Iterator[FromTest]:

@@ -88,7 +88,7 @@ class ChangesReport(Observer):
             _set_property(report, item.stash[_property_key])
 
     def wants_end(self, *, died: bool) -> bool:
-        """Yes if the test process has died: its changes cannot be read later."""
+        """True if the test process has died: its changes cannot be read later."""
         return died and self._when != "none"
 
     def ended(self, item: pytest.Item, written: WrittenByTest, *, died: bool) -> None:

@@ -1,10 +1,10 @@
 """Runs one test in a forked process, as the pytest process sees it: fork, and listen.
 
 In place of the item's ``setup``, the pytest process instantiates the wider fixtures, forks, and
-reports what the test process sends. Then it leaves the item's protocol by
-:class:`~.pytest_internals.Delegated`, which pytest passes on and ``Runner.protocol`` catches. The
-test process enters the sandbox and lets pytest go on up the same stack:
-function-scoped fixtures, call and teardown run there, through every plugin's hooks.
+reports what the test process sends. Then it leaves the item's protocol by an exception,
+:class:`~.pytest_internals.Delegated`, which nothing in pytest catches; ``Runner.protocol`` does.
+The test process enters the sandbox and lets pytest go on up the same stack: function-scoped
+fixtures, call and teardown run there, through every plugin's hooks.
 
 Things that do not work with fork, and so are done otherwise:
 
@@ -205,7 +205,7 @@ class ForkedTest:
         """The sandbox for the test process, made in this process where that is possible.
 
         Making it before the fork is faster: a new process pays a page fault for each page of
-        memory that it writes to. Raises :class:`SandboxError` if it cannot be made.
+        memory that it touches. Raises :class:`SandboxError` if it cannot be made.
         """
         sandboxes = self._session.sandboxes
         manager = sandboxes.manager

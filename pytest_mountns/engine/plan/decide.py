@@ -5,8 +5,8 @@ It makes no system call, so it can be tested anywhere.
 The root depends on whether a user namespace is needed. Without one (root), ``/`` is an overlay, and
 every mount below it gets an overlay of its own. In a user namespace the mounts that are inherited
 from the host are locked together: ``/`` can only be cloned as a whole. So it becomes a recursive
-read-only bind, and overlays are mounted over the directories that the user can write. A
-directory that was missed stays read-only, so no write reaches the host. See mount_namespaces(7) and
+read-only bind, and overlays are mounted over the directories that the user can write. A directory
+that was missed stays read-only, so no write reaches the host. See mount_namespaces(7) and
 Documentation/filesystems/overlayfs.rst in the kernel's source.
 """
 

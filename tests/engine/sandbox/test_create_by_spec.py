@@ -158,7 +158,10 @@ def test_a_volume_shows_the_hosts_filesystem(mode: Mode, api: str) -> None:
     [
         (Volume(f"{BASE}/v", f"{BASE}/file"), "one is a directory and the other is not"),
         (Volume(f"{BASE}/file", f"{BASE}/v"), "one is a directory and the other is not"),
-        (Volume(f"{BASE}/v", f"{BASE}/file/x"), "path is not a directory"),
+        (
+            Volume(f"{BASE}/v", f"{BASE}/file/x"),
+            "a component of the target's path is not a directory",
+        ),
         (Volume(f"{BASE}/v", f"{BASE}/link/x"), "symbolic link stands on the way"),
         (Volume(f"{BASE}/missing", f"{BASE}/x"), "does not exist on the host"),
     ],
