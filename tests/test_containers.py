@@ -35,6 +35,8 @@ pytestmark = pytest.mark.sandboxes
 
 MODE: Final[Mode] = "root" if os.geteuid() == 0 else "user"
 PROJECT: Final = f"{BASE}/project"
+#: What this Python runs from; the plugin is imported from the checkout.
+PYTHON: Final = (sys.base_prefix, sys.prefix, str(Path(__file__).parents[1]))
 MS_SHARED: Final = 0x100000
 
 SUITE: Final = """
@@ -267,7 +269,7 @@ def test_the_suite_passes_and_leaves_nothing(name: str) -> None:
         assert content(f"{machine.project}/kept") == "kept"
         return f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
 
-    said = in_world(lambda: machine.enter(pytest_there), MODE, prepare)
+    said = in_world(lambda: machine.enter(pytest_there), MODE, prepare, keep=PYTHON)
     assert said.startswith("exit status 0\n"), said
     assert "4 passed" in said, said
 
@@ -283,3 +285,13 @@ def test_file_mounts_keep_their_content() -> None:
             in_sandbox(lambda _: write("/etc/hosts", "changed"), mode="root")
 
     in_world(host, "root", _file_mounts)
+
+
+def test_a_checkout_below_the_world_s_directory_is_kept() -> None:
+    """The tests can be run from a clone that lies where a world has its tmpfs."""
+    path = f"{BASE}/a checkout/file"
+
+    def world_below() -> bytes:
+        return in_world(lambda: Path(path).read_bytes(), MODE, keep=[os.path.dirname(path)])
+
+    assert in_world(world_below, MODE, lambda: write(path, "kept", 0o644)) == b"kept"

@@ -24,7 +24,7 @@ import pytest
 
 from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.errors import SandboxError
-from pytest_mountns.engine.linux.mountinfo import read, visible
+from pytest_mountns.engine.linux.mountinfo import is_below, read, visible
 from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
 from pytest_mountns.engine.linux.pid_namespace import die_with_parent
 from pytest_mountns.engine.plan.decide import plan
@@ -143,20 +143,26 @@ def in_world(
     function: Callable[[], T],
     mode: Mode,
     prepare: Callable[[], object] = lambda: None,
+    keep: Sequence[str] = (),
 ) -> T:
     """Call ``function`` as root or as an ordinary user on a machine of its own.
 
     ``prepare`` runs first, in its mount namespace, with the privileges to mount. The working
-    directory is :data:`BASE`.
+    directory is :data:`BASE`. The directories of ``keep`` are there even if they lie below it.
     """
 
     def world() -> T:
         if os.geteuid() != 0:
             enter_user_namespace()
         private_mounts()
+        covered = {path: os.open(path, os.O_PATH) for path in keep if is_below(path, BASE)}
         mount_tmpfs(BASE)
         if mode == "user" and os.geteuid() == 0:
             os.chown(BASE, _SOMEBODY, _SOMEBODY)
+        for path, fd in covered.items():
+            os.makedirs(path, exist_ok=True)
+            bind(f"/proc/self/fd/{fd}", path)
+            os.close(fd)
         os.chdir(BASE)
         prepare()
         if mode == "user":
