@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sys
@@ -123,6 +124,24 @@ def test_the_map_names_modules_that_exist() -> None:
     text = text[text.index("## The map") : text.index("## Tests\n")]
     for name in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", text):
         assert (ROOT / "pytest_mountns" / name).exists() or (ROOT / name).exists(), name
+
+
+def test_the_map_names_functions_that_exist() -> None:
+    """Those in brackets, as in `module.py` (`function`), and `Class.method`."""
+    text = (ROOT / "docs" / "contributing.md").read_text()
+    text = text[text.index("## The map") : text.index("## Tests\n")]
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)` \(`([A-Za-z_.]+)`\)", text)
+    assert len(named) > 10
+    for module, name in named:
+        source = ast.parse((ROOT / "pytest_mountns" / module).read_text())
+        defined = {
+            f"{node.name}.{part.name}" if part is not node else node.name
+            for node in source.body
+            if isinstance(node, ast.ClassDef | ast.FunctionDef)
+            for part in (node, *node.body)
+            if isinstance(part, ast.ClassDef | ast.FunctionDef)
+        }
+        assert name in {*defined, *(d.partition(".")[2] for d in defined)}, f"{name} in {module}"
 
 
 def test_the_way_of_a_test_names_modules_that_exist() -> None:
