@@ -213,7 +213,7 @@ class ForkedTest:
         layers, cwd = self._preparation.layers(), self._preparation.working_directory()
         outside = plan.user_namespace and (plan.fake_root or not manager.in_user_namespace)
         if outside:
-            return ForkedEntry(plan, cwd, directory, enter_user_namespace=True)
+            return ForkedEntry(plan, cwd, directory, makes_user_namespace=True)
         alone = threading.active_count() == 1 or layers is not None
         if plan.pid_namespace and alone:
             # Its /proc can only be mounted by a process in that PID namespace.

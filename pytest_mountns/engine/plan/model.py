@@ -359,7 +359,10 @@ class Plan:
 
     @property
     def uts_namespace(self) -> bool:
-        """Whether the host name is the test's own: root may set it in any case."""
+        """Whether there is a UTS namespace: for a host name of the sandbox, and always for root.
+
+        Without it, root's test could change the name of the host.
+        """
         return self.hostname is not None or not self.user_namespace
 
     @property

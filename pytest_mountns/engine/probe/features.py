@@ -25,8 +25,9 @@ from ..plan.decide import plan
 from ..plan.model import Features, Host, User
 from ..plan.spec import SandboxSpec
 from ..sandbox.create import enter
-from ..sandbox.credentials import become_user, bring_up_loopback
+from ..sandbox.credentials import become_user
 from ..sandbox.disk_uppers import DiskUppers
+from ..sandbox.uts_and_network import bring_up_loopback
 from .host import survey
 from .lowerdirs import (
     change_to_scratch,

@@ -84,7 +84,7 @@ def run_command(
         receiver.close()
         os.close(reader)
         enters = plan.user_namespace and stage < 0
-        forked_entry = ForkedEntry(plan, cwd, directory, stage, layers, enter_user_namespace=enters)
+        forked_entry = ForkedEntry(plan, cwd, directory, stage, layers, makes_user_namespace=enters)
         _Child(forked_entry, parent, sender, writer).run(command, environment, mask)
     sender.close()
     os.close(writer)

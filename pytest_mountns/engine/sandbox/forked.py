@@ -17,8 +17,9 @@ from ..linux.pid_namespace import die_with_parent, enter_pid_namespace
 from ..plan.model import Plan
 from . import disk_uppers
 from .create import make
-from .credentials import become_user, unshare_uts_and_network
+from .credentials import become_user
 from .sandbox import Layers, Sandbox
+from .uts_and_network import set_up_uts_and_network
 
 
 @final
@@ -44,7 +45,7 @@ class ForkedEntry:
     sandbox: Sandbox | None = None
     #: Whether the child makes a user namespace first. Otherwise, if the plan wants one, the parent
     #: is in one already.
-    enter_user_namespace: bool = False
+    makes_user_namespace: bool = False
 
     def enter(self, parent: int, status: int) -> Sandbox:
         """Enter the sandbox, in the child and with all rights still there.
@@ -56,13 +57,13 @@ class ForkedEntry:
         """
         die_with_parent(parent)
         if self.plan.user_namespace:
-            if self.enter_user_namespace:
+            if self.makes_user_namespace:
                 enter_user_namespace(as_root=self.plan.fake_root)
             else:
                 take_user_capabilities()
             # A change of credentials may have cleared it, PR_SET_PDEATHSIG(2const).
             die_with_parent(parent)
-        unshare_uts_and_network(self.plan)
+        set_up_uts_and_network(self.plan)
         if not self.plan.pid_namespace:
             return self._make_and_enter()
         result: list[Sandbox | SandboxError] = []
@@ -84,7 +85,7 @@ class ForkedEntry:
         if sandbox is None:
             stage = self.stage
             if stage < 0:
-                stage = enter_mount_namespace(True) if self.enter_user_namespace else make_stage()
+                stage = enter_mount_namespace(True) if self.makes_user_namespace else make_stage()
             sandbox = make(self.plan, stage, directory=self.directory, layers=self.layers)
         sandbox.enter(self.cwd)
         return sandbox
