@@ -21,11 +21,12 @@ from .. import pytest_internals
 from ..engine.changes.changes import Changes
 from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError
-from ..engine.linux.untouched import os
+from ..engine.linux.untouched import os, time
 from ..engine.plan.model import Plan
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.stack import SandboxStack
 from ..engine.sandbox.written import Written
+from ..session.watchdog import name_watchdog
 from .context import RunnerContext
 from .prepare import Preparation
 
@@ -52,6 +53,7 @@ class InlineTest:
         self._context = context
         self._session = context.session
         self._nextitem = nextitem
+        self._began = time.monotonic()
         self._original_setup = item.setup
         self._preparation = Preparation(context, item)
         self._stack: SandboxStack | None = None
@@ -96,6 +98,7 @@ class InlineTest:
         """Enter the sandbox. Returns why it cannot be entered, if so."""
         session, sandboxes = self._session, self._session.sandboxes
         self._context.plugin_states.before_enter(self.item)
+        name_watchdog(self.item.config, self._began)
         directory = None
         try:
             directory = sandboxes.uppers.new() if plan.upper.medium == "disk" else None
@@ -274,8 +277,12 @@ class HostHooks:
             return (yield)
         item, scope, node = wider
         within = self._context.fixture_scopes.within(item)
-        with self._session.sandboxes.manager.on_host(), within(scope, node):
-            return (yield)
+        manager = self._session.sandboxes.manager
+        with manager.on_host(), within(scope, node):
+            result = yield
+        # The fixture may have started a thread that stays on the host.
+        manager.check_threads()
+        return result
 
 
 def _remove(directory: str | None) -> None:

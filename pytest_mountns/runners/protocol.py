@@ -52,7 +52,8 @@ class Runner:
             spec = self._session.selection.spec(item)
             if spec.process != "inline" or spec.needs_process:
                 return False
-            return self._session.sandboxes.can_enter_and_return
+            sandboxes = self._session.sandboxes
+            return sandboxes.can_enter_and_return and not sandboxes.stuck_threads
         except (pytest.UsageError, SandboxError):
             return False
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 import pytest
 
 from ..config import options
-from ..engine.linux import processes
+from ..engine.linux import processes, threads
 from ..engine.linux.errors import Unavailable
 from ..engine.planning.planner import Planner
 from ..engine.probe.features import ProbeResult
@@ -21,6 +21,7 @@ from .run_volumes import RunVolumes
 if TYPE_CHECKING:
     from ..engine.layers.limits import Limits
     from ..engine.layers.session import Sources
+    from ..engine.linux.threads import StuckThread
     from ..engine.plan.model import Plan
     from ..engine.plan.spec import SandboxSpec
     from ..engine.sandbox.sandbox import Layers
@@ -105,11 +106,22 @@ class Sandboxes:
 
     @property
     def can_enter_and_return(self) -> bool:
-        """Whether this process itself can enter a sandbox and return to the host."""
+        """Whether this process itself can enter a sandbox and return to the host.
+
+        Its other threads have to be able to, too: see :attr:`stuck_threads`.
+        """
         features = self.planner.findings.features
         if features is None:
             return False
         return not features.user_namespace or self.manager.in_user_namespace
+
+    @property
+    def stuck_threads(self) -> list[StuckThread]:
+        """The threads of this process that cannot move into a sandbox.
+
+        Raises :class:`SandboxError` without ``/proc``.
+        """
+        return threads.stuck_threads()
 
     @property
     def why_not_inline(self) -> Unavailable | None:

@@ -32,6 +32,7 @@ from ..linux.namespaces import (
     working_directory,
 )
 from ..linux.open_directories import ParkedDescriptors
+from ..linux.threads import explain_stuck, move_other_threads, other_threads, stuck_threads
 from ..linux.untouched import os, posix
 from ..mount.template import Templates
 from ..plan.model import Bind, Plan
@@ -58,7 +59,7 @@ class _Entered:
 
 @final
 class SandboxManager:
-    """Makes sandboxes for this process, and moves its main thread in and out of them.
+    """Makes sandboxes for this process, and moves all its threads in and out of them.
 
     ``places`` are directories that tests are expected to write to. Raises :class:`SandboxError` if
     the mount namespace of the process cannot be opened.
@@ -259,11 +260,17 @@ class SandboxManager:
             for fd, original in zip(parked, originals, strict=True):
                 if fd in directories:
                     posix.dup2(original, fd, inheritable=posix.get_inheritable(fd))
+            # A thread that cannot move any more stays where nothing is left to write to. It is
+            # named when the next sandbox is to be entered.
+            move_other_threads(self._host_namespace, raise_capabilities=self.in_user_namespace)
         self._entered.pop()
 
     @contextmanager
     def on_host(self) -> Iterator[None]:
         """Be on the host within the context, and then in the sandbox again.
+
+        Other threads stay in the sandbox: they may be at work for the test. Those that are started
+        on the host are moved into the sandbox with this one.
 
         Raises :class:`SandboxError` if this process cannot go there. If it cannot return from
         there, it ends.
@@ -283,6 +290,7 @@ class SandboxManager:
     def _on_host(self, entered: _Entered) -> Iterator[None]:
         user_namespace = entered.sandbox.plan.user_namespace
         with way_back(user_namespace) as back:
+            before = other_threads()
             try:
                 with signals_held(), privileged(self.in_user_namespace):
                     with explained("return to the host for a moment", user_namespace):
@@ -293,9 +301,19 @@ class SandboxManager:
                 try:
                     with signals_held(), privileged(self.in_user_namespace):
                         back.take()
+                        if other_threads() - before:
+                            move_other_threads(
+                                entered.sandbox.namespace,
+                                raise_capabilities=self.in_user_namespace,
+                            )
                 except SandboxError as error:
                     # The test would go on on the host.
                     give_up(error)
+
+    def check_threads(self) -> None:
+        """Raises :class:`SandboxError` if a thread of this process cannot move into a sandbox."""
+        if stuck := stuck_threads():
+            raise explain_stuck(stuck)
 
     def release(self, sandboxes: Sequence[Sandbox]) -> None:
         """Close sandboxes that nobody is in, without waiting until they are unmounted."""

@@ -36,6 +36,7 @@ from ..linux.namespaces import (
     working_directory,
 )
 from ..linux.open_directories import Opened, open_directories, reopen
+from ..linux.threads import StuckThread, explain_stuck, move_other_threads, stuck_threads
 from ..linux.untouched import os
 from ..mount.mountpoint import make_mountpoint
 from ..mount.new_api import set_read_only
@@ -113,13 +114,25 @@ class Sandbox:
         directories: Sequence[Opened] | None = None,
         others: Sequence[Sandbox] = (),
     ) -> None:
-        """Move this thread in, with ``cwd`` as working directory, or ``/`` if that is not there.
+        """Move this process in, with ``cwd`` as working directory, or ``/`` if that is not there.
 
-        The open directories of the process are opened again in the sandbox, where other threads
-        see that as well. ``directories`` are those; if it is None, they are looked for, and what
-        this sandbox and ``others`` need is left alone. Raises :class:`SandboxError` if the kernel
-        refuses it.
+        All its threads move. Its open directories are opened again in the sandbox. ``directories``
+        are those; if it is None, they are looked for, and what this sandbox and ``others`` need is
+        left alone. Raises :class:`SandboxError` if the kernel refuses it, or if a thread cannot
+        move; the caller then returns to where it was.
         """
+        if stuck := stuck_threads():
+            raise explain_stuck(stuck)
+        if stuck := self._enter(cwd, directories, others):
+            raise explain_stuck(stuck)
+
+    def _enter(
+        self,
+        cwd: str,
+        directories: Sequence[Opened] | None,
+        others: Sequence[Sandbox],
+    ) -> list[StuckThread]:
+        """Move in. Returns the threads that have not moved."""
         if directories is None:
             own = set().union(*(one.own_directories for one in (self, *others)))
             directories = open_directories(own)
@@ -130,14 +143,18 @@ class Sandbox:
             with explained("open directories again in the sandbox", user_namespace):
                 reopen(directories)
                 change_directory(cwd)
+            return move_other_threads(
+                self.namespace, raise_capabilities=self.plan.drops_capabilities
+            )
 
     def reenter(self, cwd: str, others: Sequence[Sandbox]) -> None:
         """Enter the sandbox that the process was in before. If that fails, the process ends.
 
-        It is in another root than the one in which it is to go on: see :func:`.give_up`.
+        It is in another root than the one in which it is to go on: see :func:`.give_up`. A thread
+        that cannot move any more is left behind.
         """
         try:
-            self.enter(cwd, others=others)
+            self._enter(cwd, None, others)
         except SandboxError as error:
             give_up(error)
 
@@ -147,9 +164,12 @@ class Sandbox:
         ``others`` is as for :meth:`enter`. Raises :class:`SandboxError` if it cannot be entered;
         the process is then in the sandbox that it was in.
         """
+        cwd = working_directory()
         try:
-            other.enter(working_directory(), others=(*others, self))
+            other.enter(cwd, others=(*others, self))
         except BaseException:
+            # It may have moved already, and then a thread could not.
+            self.reenter(cwd, (*others, other))
             other.close()
             raise
         self.close()

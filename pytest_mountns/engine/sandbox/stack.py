@@ -65,6 +65,8 @@ class SandboxStack:
         try:
             inner.enter(cwd, others=self._stack)
         except BaseException:
+            # It may have moved already, and then a thread could not.
+            outer.reenter(cwd, (*self._stack, inner))
             inner.close()
             raise
         self._stack.append(inner)

@@ -1,0 +1,75 @@
+"""Compiles the part of the package that is written in C, which moves threads between namespaces.
+
+It is a library without Python's API, so one wheel serves all versions of Python on a platform.
+Without a C compiler the wheel is a pure one. It lacks nothing but that part: ``process="auto"``
+then forks where other threads are alive.
+
+``MOUNTNS_PURE=1`` in the environment makes a pure wheel in any case, and with ``MOUNTNS_NATIVE=1``
+the build fails if the part cannot be compiled.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+_SOURCE = Path("pytest_mountns/engine/linux/move_threads.c")
+_FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-s"]
+
+
+class MoveThreadsHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Builds ``move_threads.so`` beside its source: into the wheel, or for an editable install."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and have the wheel contain the result and say its platform."""
+        if self.target_name != "wheel" or os.environ.get("MOUNTNS_PURE"):
+            return
+        source = Path(self.root, _SOURCE)
+        target = source.with_suffix(".so")
+        self._directory = tempfile.mkdtemp()
+        built = Path(self._directory, target.name)
+        problem = _compile(source, built)
+        if problem:
+            if os.environ.get("MOUNTNS_NATIVE"):
+                raise RuntimeError(f"{_SOURCE}: {problem}")
+            self.app.display_warning(f"a wheel without {target.name}: {problem}")
+        elif version == "editable":
+            # Moved there in one step: a process may be running the old one.
+            fresh = target.with_suffix(".new")
+            shutil.copy(built, fresh)
+            fresh.replace(target)
+        else:
+            build_data["force_include"][str(built)] = str(_SOURCE.with_suffix(".so"))
+            build_data["pure_python"] = False
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["tag"] = f"py3-none-{platform}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled outside of the wheel."""
+        if directory := getattr(self, "_directory", None):
+            shutil.rmtree(directory)
+
+
+def _compile(source: Path, target: Path) -> str:
+    """Compile; returns why that is impossible, or an empty string."""
+    compiler = shlex.split(os.environ.get("CC", ""))
+    if not compiler:
+        found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        if found is None:
+            return "no C compiler was found"
+        compiler = [found]
+    command = [*compiler, *_FLAGS, "-o", str(target), source.name]
+    try:
+        # There, so that no path of this machine gets into the library.
+        done = subprocess.run(command, cwd=source.parent, capture_output=True, text=True)
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    return done.stderr.strip() or "the compiler failed" if done.returncode else ""

@@ -1,0 +1,249 @@
+"""Moves the other threads of this process to the mount namespace that this thread has moved to.
+
+setns(2) moves the calling thread only. A thread that was there before, such as one of a pool, would
+go on in the old root, and what it does for a test would not be isolated. So the other threads get a
+signal whose handler moves them; ``move_threads.c`` has it, and how it is built is in
+``hatch_build.py``.
+
+Things that do not work, and so are not done here:
+
+* Signals to threads that block them. Such threads are told apart by ``SigBlk`` in
+  ``/proc/self/task/TID/status``, proc(5).
+* pivot_root(2) in a mount namespace that all threads share: it would move other processes as well,
+  such as servers that a fixture has started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from _thread import get_native_id
+from pathlib import Path
+from typing import Final, NamedTuple, final
+
+from .errors import SandboxError, errno_name
+from .untouched import open, os, posix, time
+
+_TASKS: Final = "/proc/self/task"
+#: The number of links of that directory if there is one thread.
+_LINKS_OF_ONE: Final = 3
+
+#: Threads with these names block all signals, and have nothing to do with files. The first is of
+#: jemalloc (``background_thread.c``), and :data:`WATCHDOG` is ours.
+WATCHDOG: Final = "mountns-watch"
+_WITHOUT_FILES: Final = frozenset({"jemalloc_bg_thd", WATCHDOG})
+
+#: Seconds in which a thread has to unblock the signal. New threads of the C library begin with all
+#: signals blocked, for a moment.
+_UNBLOCK_TIME: Final = 0.2
+#: Seconds in which a thread has to handle the signal. A thread in uninterruptible sleep does not.
+_MOVE_TIME: Final = 2.0
+_PAUSE: Final = 0.001
+
+
+class StuckThread(NamedTuple):
+    """A thread that cannot move, or has not moved."""
+
+    tid: int
+    name: str
+    #: Why it cannot, in words.
+    why: str
+    #: Whether it was started by Python.
+    of_python: bool
+
+    def describe(self) -> str:
+        """One line for a message."""
+        kind = "a Python thread" if self.of_python else "a thread of a native library"
+        return f"{self.name} ({kind}, tid {self.tid}): {self.why}"
+
+
+def is_alone() -> bool:
+    """Whether this process has one thread. Without ``/proc``, it is taken to have several."""
+    try:
+        return posix.stat(_TASKS).st_nlink == _LINKS_OF_ONE
+    except OSError:
+        return False
+
+
+def other_threads() -> frozenset[int]:
+    """The ids of the other threads. Raises :class:`SandboxError` without ``/proc``."""
+    if is_alone():
+        return frozenset()
+    try:
+        names = posix.listdir(_TASKS)
+    except OSError as error:
+        raise SandboxError(
+            "look at the threads of this process", cause=f"{_TASKS}: {errno_name(error.errno or 0)}"
+        ) from error
+    return frozenset(map(int, names)) - {get_native_id()}
+
+
+def stuck_threads() -> list[StuckThread]:
+    """The other threads of this process that cannot be moved. Nothing is moved.
+
+    Raises :class:`SandboxError` without ``/proc``.
+    """
+    return [] if is_alone() else _mover().look()
+
+
+def move_other_threads(namespace: int, *, raise_capabilities: bool) -> list[StuckThread]:
+    """Move all other threads to ``namespace``, and to the working directory of this thread.
+
+    This thread is there already. ``raise_capabilities``: threads have the necessary capabilities,
+    but not in effect (:func:`.namespaces.drop_user_capabilities`). Returns those that have not
+    moved. Raises :class:`SandboxError` if the threads cannot be found.
+    """
+    return [] if is_alone() else _mover().move(namespace, raise_capabilities)
+
+
+def explain_stuck(threads: list[StuckThread]) -> SandboxError:
+    """The error of a sandbox that cannot be entered because of these threads."""
+    return SandboxError(
+        "move all threads of this process to another root",
+        cause="; ".join(thread.describe() for thread in threads),
+        remedy="end these threads before the test, as a fixture of function scope does, or run the"
+        ' test in a process of its own: process="fork"',
+    )
+
+
+class _Status(NamedTuple):
+    name: str
+    state: str
+    blocked: int
+
+
+@final
+class _Mover:
+    """Moves threads. There is one in a process, as the handler of a signal is the process's."""
+
+    def __init__(self, library: ctypes.PyDLL | None) -> None:
+        self._library = library
+        self._signal = 0
+        #: Threads that have been moved before and so do not block the signal.
+        self._known: set[int] = set()
+
+    def look(self) -> list[StuckThread]:
+        """The threads that cannot be moved."""
+        self._prepare()
+        deadline = time.monotonic() + _UNBLOCK_TIME
+        while True:
+            stuck = self._sort(other_threads() - self._known)[1]
+            if not stuck or self._library is None or time.monotonic() > deadline:
+                return stuck
+            time.sleep(_PAUSE)
+
+    def move(self, namespace: int, raise_capabilities: bool) -> list[StuckThread]:
+        """See :func:`move_other_threads`."""
+        self._prepare()
+        directory = posix.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return self._move_all(namespace, directory, raise_capabilities)
+        finally:
+            posix.close(directory)
+
+    def _prepare(self) -> None:
+        # A test may have set a handler of its own for the signal of before.
+        if self._library is not None:
+            self._signal = self._library.mountns_prepare(self._signal)
+            if self._signal < 0:
+                raise SandboxError(
+                    "find a signal to move threads by",
+                    cause=f"all real-time signals are handled by others"
+                    f" ({errno_name(-self._signal)})",
+                    remedy='process="fork"',
+                )
+
+    def _move_all(
+        self, namespace: int, directory: int, raise_capabilities: bool
+    ) -> list[StuckThread]:
+        # A thread that has not moved yet may start another one meanwhile.
+        ended: set[int] = set()
+        failed: list[StuckThread] = []
+        deadline = time.monotonic() + _UNBLOCK_TIME
+        while True:
+            here = other_threads() - ended
+            known = here & self._known
+            movable, stuck = self._sort(here - known)
+            movable += known
+            if not movable and (not stuck or time.monotonic() > deadline):
+                # Threads that have ended leave their numbers to others.
+                self._known &= ended
+                return [*failed, *stuck]
+            for tid, error in self._call(movable, namespace, directory, raise_capabilities):
+                if error == 0:
+                    self._known.add(tid)
+                elif error != "ESRCH":
+                    self._known.discard(tid)
+                    failed.append(_stuck(tid, f"it has not moved: {error}"))
+                ended.add(tid)
+            if not movable:
+                time.sleep(_PAUSE)
+
+    def _call(
+        self, threads: list[int], namespace: int, directory: int, raise_capabilities: bool
+    ) -> list[tuple[int, str | int]]:
+        if not threads:
+            return []
+        assert self._library is not None
+        numbers = ctypes.c_int * len(threads)
+        results = numbers()
+        error = self._library.mountns_move(
+            self._signal,
+            numbers(*threads),
+            results,
+            len(threads),
+            namespace,
+            directory,
+            raise_capabilities,
+            int(1000 * _MOVE_TIME),
+        )
+        found = [error] * len(threads) if error else list(results)
+        return [
+            (tid, number and errno_name(number)) for tid, number in zip(threads, found, strict=True)
+        ]
+
+    def _sort(self, threads: frozenset[int]) -> tuple[list[int], list[StuckThread]]:
+        """Which of these can be moved, and which cannot. Others need not be moved."""
+        movable, stuck = [], []
+        for tid in threads:
+            status = _status(tid)
+            if status is None or status.state in "ZX" or status.name in _WITHOUT_FILES:
+                continue
+            if self._library is None:
+                stuck.append(_stuck(tid, "this installation lacks the part that moves threads"))
+            elif status.blocked >> (self._signal - 1) & 1:
+                stuck.append(_stuck(tid, "it blocks the signal that would move it"))
+            else:
+                movable.append(tid)
+        return movable, stuck
+
+
+def _status(tid: int) -> _Status | None:
+    try:
+        with open(f"{_TASKS}/{tid}/status", "rb", buffering=0) as file:
+            lines = file.read(8192).split(b"\n")
+    except OSError:
+        # It has ended.
+        return None
+    fields = dict(line.split(b":\t", 1) for line in lines if b":\t" in line)
+    name, state = os.fsdecode(fields[b"Name"]), os.fsdecode(fields[b"State"])[0]
+    return _Status(name, state, int(fields[b"SigBlk"], 16))
+
+
+def _stuck(tid: int, why: str) -> StuckThread:
+    for thread in threading.enumerate():
+        if thread.native_id == tid:
+            return StuckThread(tid, thread.name, why, True)
+    status = _status(tid)
+    return StuckThread(tid, status.name if status else "?", why, False)
+
+
+@functools.cache
+def _mover() -> _Mover:
+    try:
+        # It holds the global interpreter lock, so that no Python code runs half-way.
+        library = ctypes.PyDLL(str(Path(__file__).with_name("move_threads.so")))
+    except OSError:
+        return _Mover(None)
+    return _Mover(library)
