@@ -272,39 +272,6 @@ def test_ctrl_c_ends_what_the_test_began_in_its_sandbox(
     assert not list(home.iterdir())
 
 
-def test_threads_alive(pytester: pytest.Pytester, record: Record, home: Path) -> None:
-    """Threads from before stay on the host; one that the test starts is in its sandbox."""
-    write(
-        pytester,
-        """
-        import threading, queue
-        asked, told = queue.Queue(), queue.Queue()
-
-        def serve():
-            while asked.get(): told.put(inside())
-
-        @pytest.fixture(scope="module")
-        def server():
-            thread = threading.Thread(target=serve)
-            thread.start()
-            yield
-            asked.put(False)
-            thread.join()
-
-        @pytest.mark.parametrize("number", range(3))
-        def test_it(server, number):
-            asked.put(True)
-            assert told.get() is False
-            found = []
-            thread = threading.Thread(target=lambda: found.append(inside()))
-            thread.start()
-            thread.join()
-            assert found == [True]
-        """,
-    )
-    passes(record("--mountns"))
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root needs no user namespace")
 def test_an_ordinary_user_with_threads_is_forked_and_told(
     pytester: pytest.Pytester, record: Record

@@ -3,7 +3,8 @@
 Things that do not work, and so are not done here:
 
 * Moving while threads share root and working directory: setns(2) refuses that. So this thread
-  stops sharing them first (unshare(2), ``CLONE_FS``). Other threads stay where they are.
+  stops sharing them first (unshare(2), ``CLONE_FS``). Other threads stay where they are;
+  :mod:`.threads` moves them.
 * Handling signals meanwhile: a handler would run in the wrong tree, and an exception that it
   raises (KeyboardInterrupt, a timeout) would leave the test there. So signals are blocked.
 """
@@ -189,6 +190,8 @@ class WayBack:
             raise interruption
 
     def _return(self) -> None:
+        # A thread that was started meanwhile shares root and working directory with this one.
+        sys.unshare(sys.CLONE_FS)
         sys.setns(self._namespace, sys.CLONE_NEWNS)
         # setns(2) moves to the root of the namespace, and the test may be in a chroot below.
         if not os.path.samestat(posix.stat(self._root), posix.stat("/")):

@@ -25,6 +25,9 @@ from typing import Final, NamedTuple, final
 from .errors import SandboxError, errno_name
 from .untouched import open, os, posix, time
 
+#: What is compiled from ``move_threads.c``; a pure wheel has none.
+LIBRARY: Final = Path(__file__).with_name("move_threads.so")
+
 _TASKS: Final = "/proc/self/task"
 #: The number of links of that directory if there is one thread.
 _LINKS_OF_ONE: Final = 3
@@ -157,28 +160,42 @@ class _Mover:
     def _move_all(
         self, namespace: int, directory: int, raise_capabilities: bool
     ) -> list[StuckThread]:
-        # A thread that has not moved yet may start another one meanwhile.
-        ended: set[int] = set()
+        moved: set[int] = set()
         failed: list[StuckThread] = []
-        deadline = time.monotonic() + _UNBLOCK_TIME
+        began = time.monotonic()
+        first_stuck: dict[int, float] = {}
+        here = other_threads()
         while True:
-            here = other_threads() - ended
-            known = here & self._known
-            movable, stuck = self._sort(here - known)
+            known = here & self._known - moved
+            movable, stuck = self._sort(here - known - moved)
             movable += known
-            if not movable and (not stuck or time.monotonic() > deadline):
-                # Threads that have ended leave their numbers to others.
-                self._known &= ended
-                return [*failed, *stuck]
             for tid, error in self._call(movable, namespace, directory, raise_capabilities):
+                moved.add(tid)
                 if error == 0:
                     self._known.add(tid)
                 elif error != "ESRCH":
                     self._known.discard(tid)
                     failed.append(_stuck(tid, f"it has not moved: {error}"))
-                ended.add(tid)
-            if not movable:
+            # A thread may have started another one before it moved. And a listing ends early if
+            # the thread at which it is ends meanwhile. So there have to be as many threads as were
+            # listed, all of which live longer than the moment when they were counted.
+            links = posix.stat(_TASKS).st_nlink
+            now = other_threads()
+            clock = time.monotonic()
+            first_stuck = {one.tid: first_stuck.get(one.tid, clock) for one in stuck}
+            if now >= here and links == len(here) + _LINKS_OF_ONE:
+                if all(clock - since > _UNBLOCK_TIME for since in first_stuck.values()):
+                    # Threads that have ended leave their numbers to others.
+                    self._known &= moved
+                    return [*failed, *stuck]
                 time.sleep(_PAUSE)
+            elif clock - began > _MOVE_TIME:
+                raise SandboxError(
+                    "move all threads of this process to another root",
+                    cause="threads start and end faster than they are found",
+                    remedy='process="fork"',
+                )
+            here = now
 
     def _call(
         self, threads: list[int], namespace: int, directory: int, raise_capabilities: bool
@@ -198,7 +215,7 @@ class _Mover:
             raise_capabilities,
             int(1000 * _MOVE_TIME),
         )
-        found = [error] * len(threads) if error else list(results)
+        found: list[int] = [error] * len(threads) if error else list(results)
         return [
             (tid, number and errno_name(number)) for tid, number in zip(threads, found, strict=True)
         ]
@@ -243,7 +260,7 @@ def _stuck(tid: int, why: str) -> StuckThread:
 def _mover() -> _Mover:
     try:
         # It holds the global interpreter lock, so that no Python code runs half-way.
-        library = ctypes.PyDLL(str(Path(__file__).with_name("move_threads.so")))
+        library = ctypes.PyDLL(str(LIBRARY))
     except OSError:
         return _Mover(None)
     return _Mover(library)

@@ -1,0 +1,307 @@
+"""Inline tests and threads: those of fixtures, of other tests, of libraries, of pytest itself."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from pytest_mountns.engine.linux.threads import LIBRARY
+from tests.helpers.recording import Record
+
+pytestmark = [
+    pytest.mark.sandboxes,
+    pytest.mark.skipif(not LIBRARY.exists(), reason="installed without a C compiler"),
+]
+
+COMMON = """
+import asyncio, os, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import pytest
+
+PID = os.getpid()
+HOME = Path.home()
+
+
+def where():
+    return os.readlink("/proc/thread-self/ns/mnt")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_host():
+    return where()
+
+
+@pytest.fixture(autouse=True)
+def inline(on_host):
+    assert os.getpid() == PID
+    assert where() != on_host
+
+
+@pytest.fixture(scope="session")
+def pool(on_host):
+    size = 4
+    with ThreadPoolExecutor(size) as pool:
+        together = threading.Barrier(size)
+        list(pool.map(lambda _: together.wait(20), range(size)))
+        yield pool
+"""
+
+
+@pytest.fixture
+def process() -> str:
+    return "inline"
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    place = tmp_path / "home"
+    place.mkdir()
+    monkeypatch.setenv("HOME", str(place))
+    return place
+
+
+def passes(pytester: pytest.Pytester, record: Record, body: str, *arguments: str) -> None:
+    """The tests of ``body`` pass, inline, and nothing is left in the home directory."""
+    pytester.makepyfile(COMMON + textwrap.dedent(body))
+    # It keeps a thread, and an ordinary user's process enters a user namespace before it has one.
+    recorded = record("-pno:rerunfailures", "--mountns", *arguments)
+    assert not recorded.not_passed, recorded.out
+    assert recorded.status == 0
+    assert os.listdir(os.environ["HOME"]) == []
+
+
+def test_a_pool_of_a_wider_fixture(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    passes(
+        pytester,
+        record,
+        """
+        @pytest.mark.parametrize("number", range(5))
+        def test_pool(pool, number):
+            file = HOME / "from-pool"
+            assert not file.exists()
+            pool.submit(file.write_text, str(number)).result()
+            assert file.read_text() == str(number)
+            assert set(pool.map(lambda _: where(), range(40))) == {where()}
+
+        def test_reset_and_checkpoint(pool, overlay_root):
+            file = HOME / "from-pool"
+            pool.submit(file.write_text, "first").result()
+            with overlay_root.checkpoint():
+                pool.submit(file.write_text, "second").result()
+            assert file.read_text() == "first"
+            assert pool.submit(file.read_text).result() == "first"
+            overlay_root.reset()
+            assert not pool.submit(file.exists).result()
+        """,
+    )
+
+
+def test_a_wider_fixture_is_torn_down_on_the_host(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    passes(
+        pytester,
+        record,
+        """
+        @pytest.fixture(scope="module", autouse=True)
+        def checks(pool, on_host):
+            yield
+            assert set(pool.map(lambda _: where(), range(40))) == {on_host}
+
+        def test_one(): pass
+        def test_two(): pass
+        """,
+    )
+
+
+def test_to_thread_in_a_loop_of_the_session(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    passes(
+        pytester,
+        record,
+        """
+        @pytest.fixture(scope="session")
+        def loop():
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(asyncio.to_thread(where))
+            yield loop
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(loop, number):
+            file = HOME / "from-thread"
+            assert not file.exists()
+            loop.run_until_complete(asyncio.to_thread(file.write_text, "text"))
+            assert file.read_text() == "text"
+        """,
+    )
+
+
+def test_a_thread_that_a_test_has_left(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """It goes on as without the plugin: the next test is served by it, in its own sandbox."""
+    passes(
+        pytester,
+        record,
+        """
+        executor = ThreadPoolExecutor(1)
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(number):
+            assert executor.submit(where).result() == where()
+            file = HOME / "file"
+            assert not file.exists()
+            executor.submit(file.write_text, "text").result()
+            assert file.exists()
+        """,
+    )
+
+
+def test_a_server_of_a_wider_fixture_serves_the_files_of_the_test(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    passes(
+        pytester,
+        record,
+        """
+        import functools, http.server, urllib.request
+
+        @pytest.fixture(scope="module")
+        def url():
+            class Handler(http.server.SimpleHTTPRequestHandler):
+                def log_message(self, *arguments): pass
+            handler = functools.partial(Handler, directory=str(HOME))
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(url, number):
+            (HOME / "page").write_text(str(number))
+            with urllib.request.urlopen(url + "/page") as answer:
+                assert answer.read() == str(number).encode()
+        """,
+    )
+
+
+def test_a_thread_of_a_wider_fixture_that_the_test_asks_for(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """It is started on the host while the test runs, and is then where the test is."""
+    passes(
+        pytester,
+        record,
+        """
+        def test_it(request):
+            pool = request.getfixturevalue("pool")
+            assert set(pool.map(lambda _: where(), range(40))) == {where()}
+        """,
+    )
+
+
+def test_threads_of_the_test_stay_in_its_sandbox(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """While the pytest process is on the host, for a report or for a wider fixture."""
+    pytester.makeconftest(
+        """
+        def pytest_runtest_logreport(report):
+            import time
+            time.sleep(0.05)
+        """
+    )
+    passes(
+        pytester,
+        record,
+        """
+        @pytest.fixture
+        def writer():
+            places, end = [], threading.Event()
+
+            def write():
+                while not end.wait(0.001):
+                    places.append(where())
+                    (HOME / "written").write_text("text")
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            yield
+            end.set()
+            thread.join()
+            assert set(places) == {where()}
+
+        @pytest.fixture(scope="session")
+        def wider(): time.sleep(0.05)
+
+        def test_it(writer, request): request.getfixturevalue("wider")
+        """,
+    )
+
+
+def test_the_watchdog_of_faulthandler(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """It blocks all signals, and need not move. It still watches."""
+    pytester.makeini("[pytest]\nfaulthandler_timeout = 0.2")
+    pytester.makepyfile(
+        COMMON
+        + textwrap.dedent(
+            """
+            def test_one(): pass
+            def test_slow(): time.sleep(1)
+            def test_three(): pass
+            """
+        )
+    )
+    recorded = record("-pno:rerunfailures", "--mountns")
+    assert not recorded.not_passed, recorded.out
+    assert recorded.err.count("Timeout (0:00:00") == 1, recorded.err
+    assert "in test_slow" in recorded.err
+
+
+def test_a_thread_that_cannot_move(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    """The test has a process of its own, where the thread does not exist."""
+    pytester.makepyfile(
+        """
+        import os, signal, threading
+        import pytest
+
+        PID = os.getpid()
+
+        @pytest.fixture(scope="module")
+        def blocking():
+            ready, end = threading.Event(), threading.Event()
+
+            def block():
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                ready.set()
+                end.wait()
+
+            thread = threading.Thread(target=block)
+            thread.start()
+            ready.wait()
+            yield
+            end.set()
+            thread.join()
+
+        def test_before(): assert os.getpid() == PID
+        def test_first(blocking): pass
+        def test_with_it(blocking): assert os.getpid() != PID
+        """
+    )
+    recorded = record("-pno:rerunfailures", "--mountns")
+    # The fixture starts the thread when it is decided how the test is run.
+    assert [one.nodeid.rpartition("::")[2] for one in recorded.not_passed] == ["test_first"]
+    assert "it blocks the signal that would move it" in recorded.out
+    assert 'process="fork"' in recorded.out
