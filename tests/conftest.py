@@ -23,7 +23,9 @@ def record(pytester: pytest.Pytester, process: str) -> Record:
     """Run pytest on the suite in ``pytester``'s directory; return all that it has reported."""
 
     def run(*arguments: str) -> Recorded:
-        if process != "fork" and not {"-pno:mountns", "no:mountns"} & set(arguments):
+        # With --mountns alone a suite is run inline where that is possible.
+        isolated = process != "fork" or "--mountns" in arguments
+        if isolated and not {"-pno:mountns", "no:mountns"} & set(arguments):
             arguments = (*arguments, f"--mountns-process={process}")
         file = pytester.path / "events.json"
         plugin = pytester.path / "recorder.py"

@@ -36,7 +36,7 @@ MARKERS: Final = (
 )
 
 profiles_key: Final = pytest.StashKey[profiles.Profiles]()
-_PROCESSES: Final = ("fork", "inline")
+_PROCESSES: Final = ("auto", "fork", "inline")
 #: How many tests a message lists.
 _MOST_LISTED: Final = 20
 #: The names of all ini options that :func:`add_options` adds.
@@ -265,7 +265,7 @@ def session_keys(config: pytest.Config, profile: str | None = None) -> dict[str,
         command["process"] = _valid("process", process, _PROCESSES)
     if texts := config.getoption("mountns_volume"):
         command["volumes"] = _parse_volumes("--mountns-volume", texts, base)
-    merged: dict[str, object] = {"process": "fork", "volumes": ()}
+    merged: dict[str, object] = {"volumes": ()}
     for level in (known.defaults, ini, chosen, command):
         merged = marker_keys.merge(merged, level)
     return merged
@@ -317,6 +317,13 @@ def _valid(name: str, value: str, valid: tuple[str, ...]) -> str:
     return value
 
 
+def asks_for_sandbox(item: pytest.Item) -> bool:
+    """Whether ``item`` asks for a sandbox itself, by a mark or a fixture."""
+    if next(item.iter_markers("mountns"), None) is not None:
+        return True
+    return not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
 def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
     """The spec of ``item``: what its marks, its fixtures and the keys of the session add up to.
 
@@ -349,6 +356,9 @@ def item_spec(item: pytest.Item, session: Mapping[str, object]) -> SandboxSpec:
     if problems:
         raise _mark_error(item, problems)
     wanted = marker_keys.merge(session, own)
+    # A test that asks for a sandbox itself is to be isolated in all respects. A whole suite that is
+    # run with --mountns is to go on as without.
+    wanted.setdefault("process", "fork" if asks_for_sandbox(item) else "auto")
     if "isolated_proc" in getattr(item, "fixturenames", ()):
         wanted["pid"] = True
     if "isolated_net" in getattr(item, "fixturenames", ()):

@@ -17,9 +17,13 @@ class CountTests(Observer):
     def __init__(self, summary: Summary) -> None:
         self._summary = summary
 
-    def isolated(self, item: pytest.Item) -> None:
+    def isolated(self, item: pytest.Item, *, inline: bool) -> None:
         """Count a test that was isolated; several attempts at it are one test."""
-        self._summary.isolated(item.nodeid)
+        self._summary.isolated(item.nodeid, inline=inline)
+
+    def not_inline(self, item: pytest.Item, why: str) -> None:
+        """Count a test that was forked for this reason."""
+        self._summary.not_inline(item.nodeid, why)
 
     def skipped(self, item: pytest.Item) -> None:
         """Count a test that was skipped because this machine cannot isolate it."""

@@ -20,12 +20,22 @@ class Summary:
 
     def __init__(self) -> None:
         self._isolated: set[str] = set()
+        self._inline: set[str] = set()
+        #: Why tests were not run inline, and which.
+        self._not_inline: dict[str, set[str]] = {}
         self._skipped: set[str] = set()
-        self._others = [0, 0]
+        self._others = [0, 0, 0]
+        self._others_not_inline: dict[str, int] = {}
 
-    def isolated(self, nodeid: str) -> None:
+    def isolated(self, nodeid: str, *, inline: bool) -> None:
         """Count a test that has been in a sandbox; several attempts at it are one test."""
         self._isolated.add(nodeid)
+        if inline:
+            self._inline.add(nodeid)
+
+    def not_inline(self, nodeid: str, why: str) -> None:
+        """Count a test that was forked, as it could not be run inline."""
+        self._not_inline.setdefault(why, set()).add(nodeid)
 
     def skipped(self, nodeid: str) -> None:
         """Count a test that did not run because this machine cannot isolate it."""
@@ -35,21 +45,29 @@ class Summary:
         """In an xdist worker, at its end: send the numbers to the controller."""
         output: dict[str, Any] | None = getattr(config, "workeroutput", None)
         if output is not None:
-            output[_OUTPUT] = [len(self._isolated), len(self._skipped)]
+            counts = [len(self._isolated), len(self._skipped), len(self._inline)]
+            reasons = {why: len(nodeids) for why, nodeids in self._not_inline.items()}
+            output[_OUTPUT] = [counts, reasons]
 
     def receive(self, output: Mapping[str, Any]) -> None:
         """In the xdist controller: add the numbers that a worker has sent."""
-        for place, number in enumerate(output.get(_OUTPUT, ())):
+        counts, reasons = output.get(_OUTPUT, ((), {}))
+        for place, number in enumerate(counts):
             self._others[place] += number
+        for why, number in reasons.items():
+            self._others_not_inline[why] = self._others_not_inline.get(why, 0) + number
 
     def show(self, terminalreporter: Any) -> None:
         """Write the line, if there is something to count and ``-q`` is not given."""
         config: pytest.Config = terminalreporter.config
         isolated, skipped = len(self._isolated), len(self._skipped)
         isolated, skipped = isolated + self._others[0], skipped + self._others[1]
+        inline = len(self._inline) + self._others[2]
         if not isolated + skipped or config.get_verbosity() < 0:
             return
         parts = [f"{isolated} {'test' if isolated == 1 else 'tests'} isolated"] * bool(isolated)
+        if 0 < inline < isolated:
+            parts.append(f"{inline} of them inline")
         if skipped:
             parts.append(f"{skipped} skipped as this machine cannot isolate")
         line = f"mountns: {', '.join(parts)}"
@@ -57,3 +75,8 @@ class Summary:
         if skipped and len(line + advice) < config.get_terminal_writer().fullwidth:
             line += advice
         terminalreporter.write_line(line, yellow=bool(skipped))
+        reasons = {why: len(nodeids) for why, nodeids in self._not_inline.items()}
+        for why, number in self._others_not_inline.items():
+            reasons[why] = reasons.get(why, 0) + number
+        for why, number in reasons.items():
+            terminalreporter.write_line(f"mountns: {number} not inline: {why}", yellow=True)

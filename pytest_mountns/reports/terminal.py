@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import pytest
 
 from ..session.session import Session
+
+_WORDS: Final = {"auto": "inline where possible", "fork": "fork", "inline": "inline"}
 
 
 def header(config: pytest.Config, session: Session) -> str | None:
@@ -22,8 +25,8 @@ def header(config: pytest.Config, session: Session) -> str | None:
         name = obstacle.name if obstacle else "everything"
         return f"mountns: not possible here ({name} failed), see pytest --mountns-doctor"
     how = "in a user namespace" if findings.features.user_namespace else "as root"
-    process = str(selection.keys["process"])
-    if process == "inline" and findings.features.user_namespace and _has_threads(config):
+    process = _WORDS[str(selection.keys.get("process", "auto"))]
+    if process != "fork" and findings.features.user_namespace and _has_threads(config):
         process = "forked, as this user's inline sandboxes need a process without other threads"
     return f"mountns: every test in a sandbox of its own ({process}, {how})"
 

@@ -66,7 +66,10 @@ class ForkedTest:
         item: pytest.Item,
         nextitem: pytest.Item | None,
         timers: Timers,
+        refusal: SandboxError | None = None,
     ) -> None:
+        #: Why it is not to be forked.
+        self._refused = refusal
         self._context = context
         self._session = context.session
         self._item = item
@@ -94,6 +97,8 @@ class ForkedTest:
             # A plugin runs a failed test once more: a fresh root for another attempt.
             process.reset()
             return self._original_setup()
+        if self._refused is not None:
+            self._preparation.refuse(self._refused)
         try:
             problem = self._delegate(self._preparation.prepare())
         except pytest_internals.Delegated:
@@ -198,7 +203,7 @@ class ForkedTest:
         if self._last_report is not None:
             # The test process had them, too, and has reported them.
             forget_failures()
-        session.observers.isolated(item)
+        session.observers.isolated(item, inline=False)
         raise pytest_internals.Delegated("the test has run in a process of its own")
 
     def _forked_entry(self, plan: Plan) -> ForkedEntry:

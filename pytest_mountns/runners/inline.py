@@ -125,7 +125,7 @@ class InlineTest:
             self._let_go()
             return error
         session.trace("entered", self.item.nodeid)
-        session.observers.isolated(self.item)
+        session.observers.isolated(self.item, inline=True)
         self._context.plugin_states.after_enter(self.item)
         session.observers.entered(self.item, self)
         return None

@@ -12,6 +12,7 @@ from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..forking.timers import TimeoutSettings, Timers
 from ..session.session import Session
+from .choice import Choice, choose
 from .context import ProcessOfTest, RunnerContext
 from .forked import ForkedTest
 from .inline import HostHooks, InlineTest
@@ -47,25 +48,32 @@ class Runner:
         """After collection, before the first test."""
         self._session.begin(items)
 
-    def _is_inline(self, item: pytest.Item) -> bool:
+    def _choose(self, item: pytest.Item) -> Choice:
         try:
             spec = self._session.selection.spec(item)
-            if spec.process != "inline" or spec.needs_process:
-                return False
             sandboxes = self._session.sandboxes
-            return sandboxes.can_enter_and_return and not sandboxes.stuck_threads
+            if spec.process == "fork" or spec.needs_process:
+                return Choice("fork")
+            stuck = sandboxes.stuck_threads
+            obstacle = sandboxes.obstacle
+            lost, libraries = sandboxes.lost_by_fork() if stuck or obstacle else ([], [])
+            return choose(spec, obstacle=obstacle, stuck=stuck, lost=lost, libraries=libraries)
         except (pytest.UsageError, SandboxError):
-            return False
+            # The preparation of the test says it.
+            return Choice("fork")
 
     def protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
-        if self._is_inline(item):
+        choice = self._choose(item)
+        if choice.process == "inline":
             return (yield from self._protocol_inline(item, nextitem))
+        if choice.why_not_inline and choice.error is None:
+            self._session.observers.not_inline(item, choice.why_not_inline)
         context = self._context
         timers = context.timers = Timers(item)
-        test = ForkedTest(context, item, nextitem, timers)
+        test = ForkedTest(context, item, nextitem, timers, choice.error)
         item.setup = test.setup  # type: ignore[method-assign]
         result: object = True
         try:

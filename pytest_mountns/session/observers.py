@@ -57,8 +57,11 @@ class Observer:
         Called again, with the plan of now, when they are set up and the test enters its sandbox.
         """
 
-    def isolated(self, item: pytest.Item) -> None:
-        """Pytest process: ``item`` has been in a sandbox. Called for each attempt at it."""
+    def isolated(self, item: pytest.Item, *, inline: bool) -> None:
+        """Pytest process: ``item`` is or has been in a sandbox. Called for each attempt at it."""
+
+    def not_inline(self, item: pytest.Item, why: str) -> None:
+        """Pytest process: ``item`` is forked, as it cannot be run inline."""
 
     def skipped(self, item: pytest.Item) -> None:
         """Pytest process: ``item`` is skipped because this machine cannot isolate it."""
@@ -122,10 +125,15 @@ class Observers:
         for observer in self._observers:
             observer.before(item, spec, plan)
 
-    def isolated(self, item: pytest.Item) -> None:
+    def isolated(self, item: pytest.Item, *, inline: bool) -> None:
         """See :meth:`Observer.isolated`."""
         for observer in self._observers:
-            observer.isolated(item)
+            observer.isolated(item, inline=inline)
+
+    def not_inline(self, item: pytest.Item, why: str) -> None:
+        """See :meth:`Observer.not_inline`."""
+        for observer in self._observers:
+            observer.not_inline(item, why)
 
     def skipped(self, item: pytest.Item) -> None:
         """See :meth:`Observer.skipped`."""

@@ -105,15 +105,25 @@ class Sandboxes:
             self.planner.entered_user_namespace()
 
     @property
-    def can_enter_and_return(self) -> bool:
-        """Whether this process itself can enter a sandbox and return to the host.
+    def obstacle(self) -> str:
+        """Why this process itself cannot enter a sandbox and return to the host; "" if it can.
 
         Its other threads have to be able to, too: see :attr:`stuck_threads`.
         """
         features = self.planner.findings.features
         if features is None:
-            return False
-        return not features.user_namespace or self.manager.in_user_namespace
+            return "this machine cannot isolate tests"
+        if not features.user_namespace or self.manager.in_user_namespace:
+            return ""
+        why = self._why_not
+        return "this process could not enter a user namespace" + (
+            f": {why.cause or why.kernel}" if why is not None else ""
+        )
+
+    @property
+    def can_enter_and_return(self) -> bool:
+        """Whether there is no :attr:`obstacle`."""
+        return not self.obstacle
 
     @property
     def stuck_threads(self) -> list[StuckThread]:
@@ -122,6 +132,16 @@ class Sandboxes:
         Raises :class:`SandboxError` without ``/proc``.
         """
         return threads.stuck_threads()
+
+    def lost_by_fork(self) -> tuple[list[StuckThread], list[str]]:
+        """The threads that a forked process would miss, and the libraries that they may be of.
+
+        Those of OpenBLAS are started anew by it; they have no name of their own, so they are taken
+        to be its if no other such library is there. Raises :class:`SandboxError` without ``/proc``.
+        """
+        native = threads.native_threads()
+        libraries = threads.libraries_with_threads() if native else []
+        return ([] if libraries == [threads.OPENBLAS] else native), libraries
 
     @property
     def why_not_inline(self) -> Unavailable | None:

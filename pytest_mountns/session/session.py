@@ -44,9 +44,7 @@ class Session:
         specs = [spec for spec in map(self.selection.valid_spec, items) if spec is not None]
         self.sandboxes.unpack(specs)
         on_base_layers = self.sandboxes.base_layers is not None
-        if any(
-            on_base_layers or one.process == "inline" or one.scope != "function" for one in specs
-        ):
+        if any(on_base_layers or one.process != "fork" or one.scope != "function" for one in specs):
             self.sandboxes.move_to_user_namespace()
 
     def close(self) -> None:

@@ -37,6 +37,25 @@ _LINKS_OF_ONE: Final = 3
 WATCHDOG: Final = "mountns-watch"
 _WITHOUT_FILES: Final = frozenset({"jemalloc_bg_thd", WATCHDOG})
 
+#: A library that stops its threads before a fork and starts them anew, pthread_atfork(3).
+OPENBLAS: Final = "OpenBLAS"
+
+#: What the files of libraries that start threads are called, and the libraries' names.
+_LIBRARIES: Final = {
+    "openblas": OPENBLAS,
+    "libgomp": "OpenMP (libgomp)",
+    "libiomp": "OpenMP (libiomp)",
+    "libomp": "OpenMP (libomp)",
+    "libtbb": "TBB",
+    "polars": "Polars",
+    "libarrow": "Arrow",
+    "duckdb": "DuckDB",
+    "cygrpc": "gRPC",
+    "lightgbm": "LightGBM",
+    "libtorch": "PyTorch",
+    "tensorflow": "TensorFlow",
+}
+
 #: Seconds in which a thread has to unblock the signal. New threads of the C library begin with all
 #: signals blocked, for a moment.
 _UNBLOCK_TIME: Final = 0.2
@@ -98,6 +117,37 @@ def move_other_threads(namespace: int, *, raise_capabilities: bool) -> list[Stuc
     moved. Raises :class:`SandboxError` if the threads cannot be found.
     """
     return [] if is_alone() else _mover().move(namespace, raise_capabilities)
+
+
+def native_threads() -> list[StuckThread]:
+    """The other threads that Python has not started: those of native libraries.
+
+    In a forked process they are missing, as all other threads are. Raises :class:`SandboxError`
+    without ``/proc``.
+    """
+    others = other_threads()
+    if not others:
+        return []
+    of_python = {thread.native_id for thread in threading.enumerate()}
+    found = []
+    for tid in sorted(others - of_python):
+        status = _status(tid)
+        if status is not None and status.state not in "ZX" and status.name not in _WITHOUT_FILES:
+            found.append(StuckThread(tid, status.name, "fork(2) leaves it behind", False))
+    return found
+
+
+def libraries_with_threads() -> list[str]:
+    """The native libraries in this process that are known to start threads, as far as known.
+
+    By the names of their files, in ``/proc/self/maps``.
+    """
+    try:
+        with open("/proc/self/maps", "rb", buffering=0) as file:
+            maps = b"".join(iter(lambda: file.read(1 << 16), b""))
+    except OSError:
+        return []
+    return [name for file_name, name in _LIBRARIES.items() if file_name.encode() in maps]
 
 
 def explain_stuck(threads: list[StuckThread]) -> SandboxError:

@@ -145,8 +145,9 @@ class SandboxSpec:
     :class:`SpecError` if they contradict each other.
     """
 
-    #: How the test is run: in a process of its own, or by the pytest process.
-    process: Literal["fork", "inline"] = "fork"
+    #: How the test is run: in a process of its own, or by the pytest process; "auto" is inline
+    #: where that is possible.
+    process: Literal["auto", "fork", "inline"] = "fork"
     #: "host", "minimal", or the absolute path of a directory, archive or image.
     root: str = "host"
     #: Absolute paths of what is stacked on the root, the last one on top.

@@ -1,0 +1,59 @@
+"""Decides how a test is run: inline, forked, or not at all. Pure functions over data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from ..engine.linux.errors import SandboxError
+from ..engine.linux.threads import StuckThread
+from ..engine.plan.spec import SandboxSpec
+
+
+class Choice(NamedTuple):
+    """How a test is run, and what is said of that."""
+
+    process: Literal["fork", "inline"]
+    #: Why it is forked although it could have been inline by its spec; "" otherwise.
+    why_not_inline: str = ""
+    #: Why it cannot be run in either way.
+    error: SandboxError | None = None
+
+
+def choose(
+    spec: SandboxSpec,
+    *,
+    obstacle: str,
+    stuck: Sequence[StuckThread],
+    lost: Sequence[StuckThread],
+    libraries: Sequence[str],
+) -> Choice:
+    """How a test of this spec is run in a process that is in this state.
+
+    ``obstacle``: why this process cannot enter a sandbox and return, threads aside; "" if it can.
+    ``stuck``: the threads that cannot move with it. ``lost``: the threads of native libraries that
+    would be missing in a forked process, where their library may wait for them for ever.
+    ``libraries``: native libraries in this process that are known to start threads.
+    """
+    if spec.process == "fork" or spec.needs_process:
+        return Choice("fork")
+    if not obstacle and not stuck:
+        return Choice("inline")
+    why = obstacle or "; ".join(thread.describe() for thread in stuck)
+    if spec.process == "inline" or not lost:
+        return Choice("fork", why)
+    return Choice("fork", why, _neither_way(why, lost, libraries))
+
+
+def _neither_way(why: str, lost: Sequence[StuckThread], libraries: Sequence[str]) -> SandboxError:
+    names = ", ".join(f"{thread.name} (tid {thread.tid})" for thread in lost)
+    return SandboxError(
+        "choose how to run this test",
+        cause=f"it cannot be run inline: {why}; and a forked process would lack threads of native"
+        f" libraries, which may then wait for ever: {names}"
+        + (f"; libraries that start threads here: {', '.join(libraries)}" if libraries else ""),
+        remedy="have these threads started in a fixture of function scope, or limit the library to"
+        " one thread (OMP_NUM_THREADS=1, OPENBLAS_NUM_THREADS=1, POLARS_MAX_THREADS=1), or install"
+        " the wheel with the part that moves threads; or"
+        ' @pytest.mark.mountns(process="fork") to fork in spite of them',
+    )
