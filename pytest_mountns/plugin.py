@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Generator
@@ -32,6 +33,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the hooks that other plugins may implement."""
     pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Enter a user namespace before conftest files and other plugins start threads."""
+    if os.geteuid() != 0:
+        from .session.early import enter_early
+
+        enter_early(early_config)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -109,7 +119,7 @@ class Hooks:
             return None
         from .reports import terminal
 
-        return terminal.header(self._config, active.session)
+        return terminal.header(active.session)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
@@ -156,6 +166,22 @@ class Hooks:
     def pytest_sessionfinish(self) -> None:
         """In an xdist worker: send the summary."""
         self._summary.send(self._config)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_xdist_setupnodes(self, config: pytest.Config) -> None:
+        """In the xdist controller: have the workers begin in its user namespace."""
+        if os.geteuid() != 0:
+            from .session.early import hand_on_capabilities
+
+            hand_on_capabilities(config)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """In the xdist controller: tell a worker what the machine can do."""
+        if os.geteuid() != 0:
+            from .session.early import send_findings
+
+            send_findings(self._config, node.workerinput)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

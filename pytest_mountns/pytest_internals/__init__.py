@@ -72,6 +72,7 @@ from .settings import (
     make_cache_directory,
     user_name,
     watchdog,
+    with_known_options,
 )
 
 __all__ = [
@@ -138,4 +139,5 @@ __all__ = [
     "wider_scope",
     "wider_teardown_is_due",
     "wider_teardown_runs_code",
+    "with_known_options",
 ]

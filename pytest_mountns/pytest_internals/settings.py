@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,16 @@ def watchdog(config: pytest.Config) -> Watchdog | None:
     except (KeyError, ValueError):  # before pytest 8.4
         end = False
     return Watchdog(timeout, stderr, end) if timeout > 0 else None
+
+
+def with_known_options(config: pytest.Config) -> pytest.Config:
+    """A copy of a configuration whose options are not parsed yet, with those that are known.
+
+    For ``pytest_load_initial_conftests`` (``Config.known_args_namespace``). Its stash is the same.
+    """
+    early = copy.copy(config)
+    early.option = config.known_args_namespace
+    return early
 
 
 def is_tracing(config: pytest.Config) -> bool:

@@ -15,6 +15,7 @@ from ..engine.planning.planner import Planner
 from ..engine.probe.features import ProbeResult
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.manager import SandboxManager
+from .early import early_findings, entered_key
 from .progress import UnpackingProgress
 from .run_volumes import RunVolumes
 
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
     from ..engine.sandbox.sandbox import Layers
 
 
+def make_planner(
+    config: pytest.Config,
+    mounts_changed: Callable[[], None] = lambda: None,
+    sources: Callable[[], Sources] | None = None,
+) -> Planner:
+    """The planner of a session; see :class:`.Planner` for the arguments."""
+    return Planner([str(config.rootpath), sys.prefix], mounts_changed, sources)
+
+
 @final
 class Sandboxes:
     """Plans sandboxes for the tests of a session, and has what they are made with."""
@@ -37,11 +47,7 @@ class Sandboxes:
         self._run_volumes = RunVolumes(config)
         self._manager: SandboxManager | None = None
         #: Finds out what this machine can do, and plans sandboxes accordingly.
-        self.planner = Planner(
-            [str(config.rootpath), sys.prefix],
-            self.drop_caches,
-            lambda: self._sources(limits),
-        )
+        self.planner = make_planner(config, self.drop_caches, lambda: self._sources(limits))
         #: Uppers on disk.
         self.uppers = disk_uppers.DiskUppers()
         #: If set, returns the layers below every test's upper, in place of those of its fixtures.
@@ -49,6 +55,11 @@ class Sandboxes:
         #: Test processes that have sent their last message and are about to end.
         self.leaving: list[int] = []
         self._why_not: Unavailable | None = None
+        if (findings := early_findings(config)) is not None:
+            self.planner.findings = findings
+        if (entered := config.stash.get(entered_key, None)) and entered.manager is not None:
+            self._manager = entered.manager
+            self.planner.entered_user_namespace()
 
     @property
     def manager(self) -> SandboxManager:

@@ -41,6 +41,11 @@ class Mount:
         """Whether the mount or its filesystem refuses writes."""
         return "ro" in self.options or "ro" in self.super_options.split(",")
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether what is mounted below it appears in other namespaces (``shared:``)."""
+        return any(tag.startswith("shared:") for tag in self.propagation)
+
 
 def _decode(field: bytes) -> str:
     raw = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field)

@@ -41,22 +41,28 @@ static struct request {
 
 static uint64_t slot_value(uint32_t number, uint32_t state) { return (uint64_t)number << 32 | state; }
 
-/* Move the calling thread; returns 0 or an errno. setns(2) refuses a thread that shares its root and
+/* Carry out the request in the calling thread; returns 0 or an errno. Without a namespace, the thread
+ * drops its capabilities but for the permitted ones. setns(2) refuses a thread that shares its root and
  * working directory with others, and demands CAP_SYS_ADMIN and CAP_SYS_CHROOT. */
 static int move_this_thread(struct request request)
 {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-    struct __user_cap_data_struct before[2], all[2];
+    struct __user_cap_data_struct before[2], wanted_now[2];
     int error = 0;
 
-    if (request.raise_capabilities) {
+    if (request.raise_capabilities || request.namespace < 0) {
         if (syscall(SYS_capget, &header, before))
             return errno;
-        memcpy(all, before, sizeof all);
-        for (int half = 0; half < 2; half++)
-            all[half].effective = all[half].permitted;
-        if (syscall(SYS_capset, &header, all))
+        memcpy(wanted_now, before, sizeof before);
+        for (int half = 0; half < 2; half++) {
+            wanted_now[half].effective = request.namespace < 0 ? 0 : before[half].permitted;
+            if (request.namespace < 0)
+                wanted_now[half].inheritable = 0; /* Nor ambient, then. */
+        }
+        if (syscall(SYS_capset, &header, wanted_now))
             return errno;
+        if (request.namespace < 0)
+            return 0;
     }
     if (syscall(SYS_unshare, CLONE_FS) || syscall(SYS_setns, request.namespace, CLONE_NEWNS)
         || syscall(SYS_fchdir, request.directory))
@@ -126,7 +132,8 @@ static int queue(pid_t pid, int thread, int signal_number, uint64_t ticket)
     return syscall(SYS_rt_tgsigqueueinfo, pid, thread, signal_number, &info) ? errno : 0;
 }
 
-/* Move `threads` to a mount namespace and a working directory, given as descriptors. Each result is
+/* Move `threads` to a mount namespace and a working directory, given as descriptors; with -1 as the
+ * namespace, have them drop capabilities instead. Each result is
  * 0 or an errno: ESRCH if the thread has ended, ETIMEDOUT if it has not moved in time; it does not
  * move later either, unless it was already in the midst of it (EINPROGRESS). Returns 0 or an errno
  * by which nothing was done. */

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar, final
 
+from . import mountinfo, threads
 from . import syscalls as sys
 from .errno_advice import Doing, explain
 from .errors import SandboxError, Unavailable, said
@@ -305,6 +306,59 @@ def take_user_capabilities() -> None:
     """Undo :func:`drop_user_capabilities`, in a process that goes on making namespaces."""
     _, permitted, inheritable = sys.capget()
     sys.capset(permitted, permitted, inheritable)
+
+
+def owns_user_namespace() -> bool:
+    """Whether this process has moved to a user namespace with :func:`enter_user_namespace`.
+
+    An earlier session of this process has done it, or the process that has started this one. The
+    capabilities are permitted and not in effect, the namespace maps this user alone, and nothing
+    that is mounted in its mount namespace appears elsewhere.
+    """
+    effective, permitted, _ = sys.capget()
+    return not effective and _is_in_own_user_namespace(permitted)
+
+
+def _is_in_own_user_namespace(permitted: int) -> bool:
+    uid = posix.geteuid()
+    if uid == 0 or not permitted >> sys.CAP_SYS_ADMIN & 1:
+        return False
+    try:
+        with open("/proc/self/uid_map") as file:
+            is_mapped = file.read().split() == [str(uid), str(uid), "1"]
+        return is_mapped and not any(mount.is_shared for mount in mountinfo.read())
+    except OSError:
+        return False
+
+
+def hand_on_capabilities() -> None:
+    """Have programs that this thread starts begin with all its permitted capabilities.
+
+    They are ambient from now on, capabilities(7). Raises :class:`SandboxError` if that is refused.
+    """
+    with explained("hand on the capabilities of the user namespace", True):
+        effective, permitted, _ = sys.capget()
+        sys.capset(effective, permitted, permitted)
+        for number in range(permitted.bit_length()):
+            if permitted >> number & 1:
+                sys.prctl(sys.PR_CAP_AMBIENT, sys.PR_CAP_AMBIENT_RAISE, number)
+
+
+def drop_inherited_capabilities() -> bool:
+    """Drop what :func:`hand_on_capabilities` has left in effect, in all threads of this process.
+
+    They stay permitted, and programs that the process starts have none. Returns whether there were
+    any. Raises :class:`SandboxError` if a thread cannot be reached.
+    """
+    with explained("give up the capabilities that were handed on", True):
+        effective, permitted, inheritable = sys.capget()
+        if not (effective and inheritable and _is_in_own_user_namespace(permitted)):
+            return False
+        # What is not inheritable is not ambient either.
+        sys.capset(0, permitted, 0)
+    if stuck := threads.drop_capabilities_of_others():
+        raise threads.explain_stuck(stuck)
+    return True
 
 
 @contextmanager

@@ -68,6 +68,10 @@ PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_KEEPCAPS: Final = 8
 PR_SET_CHILD_SUBREAPER: Final = 36
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_RAISE: Final = 2
+
+CAP_SYS_ADMIN: Final = 21
 
 IORING_REGISTER_BUFFERS: Final = 0
 IORING_UNREGISTER_BUFFERS: Final = 1
@@ -274,9 +278,9 @@ def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int) -> None:
         raise _fail(f"mount_setattr({path!r}, {attr_set:#x})")
 
 
-def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument."""
-    if _libc.prctl(option, value, 0, 0, 0) < 0:
+def prctl(option: int, value: int, third: int = 0) -> None:
+    """prctl(2) with one or two arguments."""
+    if _libc.prctl(option, value, third, 0, 0) < 0:
         raise _fail(f"prctl({option}, {value})")
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 import threading
 from _thread import get_native_id
 from pathlib import Path
@@ -129,8 +130,12 @@ def native_threads() -> list[StuckThread]:
     if not others:
         return []
     of_python = {thread.native_id for thread in threading.enumerate()}
+    # Those that were started by the module _thread are not among these. Their number is known.
+    unknown = others - of_python
+    if len(unknown) <= len(sys._current_frames()) - len(of_python):
+        return []
     found = []
-    for tid in sorted(others - of_python):
+    for tid in sorted(unknown):
         status = _status(tid)
         if status is not None and status.state not in "ZX" and status.name not in _WITHOUT_FILES:
             found.append(StuckThread(tid, status.name, "fork(2) leaves it behind", False))
@@ -158,6 +163,15 @@ def explain_stuck(threads: list[StuckThread]) -> SandboxError:
         remedy="end these threads before the test, as a fixture of function scope does, or run the"
         ' test in a process of its own: process="fork"',
     )
+
+
+def drop_capabilities_of_others() -> list[StuckThread]:
+    """Drop the effective, inheritable and ambient capabilities of all other threads.
+
+    They stay permitted. Returns the threads that have not done it. Raises :class:`SandboxError` if
+    the threads cannot be found.
+    """
+    return [] if is_alone() else _mover().move(-1, False)
 
 
 class _Status(NamedTuple):

@@ -26,6 +26,7 @@ from ..linux.namespaces import (
     go,
     in_chroot,
     make_stage,
+    owns_user_namespace,
     privileged,
     signals_held,
     way_back,
@@ -90,6 +91,11 @@ class SandboxManager:
         names the cause if this environment leaves only one: several threads (EINVAL), a chroot, a
         setting, AppArmor or seccomp (EPERM or EACCES), a limit (ENOSPC), the nesting (EUSERS).
         """
+        if owns_user_namespace():
+            # Of an earlier session in this process, or inherited. They do not nest for ever.
+            self.in_user_namespace = True
+            self._stage = self._host_namespace
+            return
         # Read before: in the new namespace the process has all capabilities, whatever they are
         # worth, and /proc/self says so.
         here = read_environment()
