@@ -12,6 +12,7 @@ from typing import Final, final
 from ..engine.linux import processes
 from ..engine.linux.untouched import os, select, signal, socket, time
 from .channel import CALL, CHUNK, LEAVING, as_frame, whole_frames
+from .deadlock import DeadlockWatch
 from .interrupts import Interrupts
 from .messages import Answer, FromTest, Leave
 
@@ -41,6 +42,7 @@ class Receiver:
         trace: Callable[..., None],
         *,
         apart: bool,
+        deadlock_watch: DeadlockWatch | None = None,
     ) -> None:
         self._socket = channel
         self._child = child
@@ -49,6 +51,8 @@ class Receiver:
         self._phase = phase
         self._trace = trace
         self.apart = apart
+        #: Set if threads were alive when the test process was forked.
+        self.deadlock_watch = deadlock_watch
         self._pass_on_at: float | None = None
         #: The last descriptor that the test process has sent, -1 before there is one.
         self.descriptor = -1
@@ -75,6 +79,8 @@ class Receiver:
                 gone = self._is_gone() if pidfd < 0 else pidfd in ready
                 self._take_interrupt(interrupts)
                 self._pass_on()
+                if self.deadlock_watch is not None:
+                    self.deadlock_watch.look(self._test)
                 if gone or self._socket.fileno() in ready:
                     ended = self._receive(everything=gone)
                     for message in whole_frames(self._buffer):

@@ -35,12 +35,14 @@ from ..engine.linux.c_stdout import put_stdout
 from ..engine.linux.errno_advice import explain
 from ..engine.linux.errors import SandboxError, Unavailable, said
 from ..engine.linux.job_control import take_terminal_back
+from ..engine.linux.threads import is_alone, libraries_with_threads
 from ..engine.linux.untouched import os, signal, time
 from ..engine.plan.model import Plan
 from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.uppers import UppersDescription
 from ..engine.sandbox.written import Written
 from ..forking import channel, logging_locks, messages
+from ..forking.deadlock import EXPLANATION, DeadlockWatch
 from ..forking.interrupts import Interrupts
 from ..forking.receiver import Receiver
 from ..forking.timers import Timers
@@ -145,6 +147,7 @@ class ForkedTest:
             forked_entry.close()
             what = "open a channel to a test process"
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
+        alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
         inheritance = Inheritance(
             os.getpid(), theirs, status_writer, random.getstate(), context.fork_pages.before_fork()
@@ -177,7 +180,12 @@ class ForkedTest:
                 theirs.close()
                 session.sandboxes.reap(spare=_LEAVING)
                 receiver = Receiver(
-                    ours, child, context.phase, session.trace, apart=plan.pid_namespace
+                    ours,
+                    child,
+                    context.phase,
+                    session.trace,
+                    apart=plan.pid_namespace,
+                    deadlock_watch=None if alone else DeadlockWatch(),
                 )
                 try:
                     self._find = partial(self._find_written, forked_entry, receiver)
@@ -282,6 +290,8 @@ class ForkedTest:
             )
         if died:
             how = _GARBLED if garbled else describe(status_reader, status)
+            if receiver.deadlock_watch is not None and receiver.deadlock_watch.ended:
+                how = self._explain_deadlock()
             out, err = pytest_internals.captured_so_far(config)
             phase = PHASES[min(self._context.phase[0], channel.TEARDOWN)]
             self.finish.death = Death(how, phase, out, err, time.time())
@@ -291,6 +301,14 @@ class ForkedTest:
         elif receiver.interrupted:
             raise KeyboardInterrupt
         self.finish.conclude(refused=self._refusal is not None)
+
+    def _explain_deadlock(self) -> str:
+        libraries = libraries_with_threads()
+        return (
+            EXPLANATION
+            + (f" (libraries that start threads here: {', '.join(libraries)})" if libraries else "")
+            + '; process="inline" has no such problem. It happened'
+        )
 
     def _hear(self, message: messages.FromTest, receiver: Receiver) -> None:
         """Do what one message of the test process asks for."""

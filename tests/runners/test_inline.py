@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -270,31 +269,6 @@ def test_ctrl_c_ends_what_the_test_began_in_its_sandbox(
     recorded = record("--mountns")
     assert recorded.status == pytest.ExitCode.INTERRUPTED
     assert not list(home.iterdir())
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root needs no user namespace")
-def test_an_ordinary_user_with_threads_is_forked_and_told(
-    pytester: pytest.Pytester, record: Record
-) -> None:
-    pytester.makeconftest(
-        """
-        import threading
-        stop = threading.Event()
-        thread = threading.Thread(target=stop.wait)
-        thread.start()
-        def pytest_unconfigure(): stop.set()
-        """
-    )
-    pytester.makepyfile(
-        """
-        import os
-        PID = os.getpid()
-        def test_it(): assert os.getpid() != PID
-        """
-    )
-    recorded = record("--mountns")
-    passes(recorded)
-    assert "forked" in recorded.out
 
 
 INTERRUPTING = """

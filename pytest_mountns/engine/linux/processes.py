@@ -86,6 +86,15 @@ def born(pid: int) -> bytes:
     return _status(pid)[19]
 
 
+def cpu_time(pid: int) -> int:
+    """The CPU time that a process has used, in clock ticks, proc_pid_stat(5).
+
+    Raises :class:`OSError` if there is no such process.
+    """
+    fields = _status(pid)
+    return int(fields[11]) + int(fields[12])
+
+
 def _status(pid: int) -> list[bytes]:
     # The name may contain anything, so what follows its last parenthesis is split.
     fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
