@@ -265,6 +265,21 @@ def test_next():
     assert not (machine.home / "left").exists()
 
 
+def test_the_last_words_are_not_captured(pytester: pytest.Pytester, machine: Machine) -> None:
+    pytester.makepyfile(
+        HEAD.format(keys=WAYS["inline"])
+        + """
+def test_it():
+    # The descriptors of the plugin.
+    os.closerange(500, 65536)
+"""
+    )
+    with machine.running([], pytester.path) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGABRT
+    assert "cannot return from a sandbox" in out
+
+
 def test_standard_output_replaced(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,

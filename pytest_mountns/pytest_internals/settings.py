@@ -69,6 +69,20 @@ def watchdog(config: pytest.Config) -> Watchdog | None:
     return Watchdog(timeout, stderr, end) if timeout > 0 else None
 
 
+def real_stderr(config: pytest.Config) -> int:
+    """A descriptor of the standard error of pytest, which is not captured.
+
+    It is the one of the faulthandler plugin, or the one that the capture plugin has put aside
+    (``FDCapture.targetfd_save``), or 2.
+    """
+    descriptor = config.stash.get(fault_handler_stderr_fd_key, None)
+    if descriptor is None:
+        manager: Any = config.pluginmanager.getplugin("capturemanager")
+        capture = getattr(getattr(manager, "_global_capturing", None), "err", None)
+        descriptor = getattr(capture, "targetfd_save", None)
+    return 2 if descriptor is None else descriptor
+
+
 def with_known_options(config: pytest.Config) -> pytest.Config:
     """A copy of a configuration whose options are not parsed yet, with those that are known.
 

@@ -10,6 +10,7 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
+from ..engine.linux.namespaces import real_stderr
 from ..forking.timers import TimeoutSettings, Timers
 from ..session.session import Session
 from .choice import Choice, choose
@@ -101,6 +102,7 @@ class Runner:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         if self._last_inline is None:
+            real_stderr.set(pytest_internals.real_stderr(self._config))
             hooks = HostHooks(self._context)
             self._config.pluginmanager.register(hooks, "mountns-host-hooks")
         test = self._last_inline = InlineTest(self._context, item, nextitem)

@@ -12,7 +12,8 @@ Things that do not work, and so are not done here:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Final, TypeVar, final
 
 from . import mountinfo, threads
@@ -23,6 +24,9 @@ from .untouched import _signal, fcntl, open, os, posix, signal
 
 T = TypeVar("T")
 
+#: The descriptor on which a process that has to end says why. Whoever captures what is written to
+#: descriptor 2 sets it to the one that it has put aside.
+real_stderr: Final[ContextVar[int]] = ContextVar("real_stderr", default=2)
 #: The lowest number of the plugin's own descriptors, so that those that a test opens have the
 #: numbers that they have without the plugin.
 _FD_FLOOR: Final = 500
@@ -203,7 +207,12 @@ class WayBack:
 
 def give_up(error: BaseException) -> None:
     """End this process: it is in the wrong tree, and what runs next would write there."""
-    posix.write(2, f"mountns: cannot return from a sandbox: {error}; aborting\n".encode())
+    text = f"mountns: cannot return from a sandbox: {error}; aborting\n"
+    for descriptor in (real_stderr.get(), 2):
+        # The test may have closed it.
+        with suppress(OSError):
+            posix.write(descriptor, text.encode())
+            break
     posix.abort()
 
 
