@@ -11,7 +11,6 @@ would run on without the plugin. Only files are isolated. What is done on the ho
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, cast, final
 
@@ -29,6 +28,7 @@ from ..engine.sandbox.written import Written
 from ..session.watchdog import name_watchdog
 from .context import RunnerContext
 from .prepare import Preparation
+from .process_state import ProcessState
 
 #: Set by pytest itself in each phase.
 _OF_PYTEST = b"PYTEST_CURRENT_TEST"
@@ -61,6 +61,7 @@ class InlineTest:
         self._children: frozenset[int] = frozenset()
         self._environment: dict[bytes, bytes] = {}
         self._umask = 0
+        self._process_state = ProcessState()
         self._basetemp: object = None
 
     @property
@@ -110,6 +111,7 @@ class InlineTest:
         if session.trace.enabled:
             session.trace("mounted", *(one.mountpoint for one in sandbox.overlays))
         self._children = frozenset(processes.children(os.getpid()))
+        self._process_state = ProcessState()
         self._environment = dict(cast(Any, os.environ)._data)
         os.umask(umask := os.umask(0o077))
         self._umask, self._directory = umask, directory
@@ -137,9 +139,12 @@ class InlineTest:
             return
         wider = pytest_internals.wider_teardown_is_due(self.item, self._nextitem)
         new = [pid for pid in processes.children(os.getpid()) if pid not in self._children]
+        self._process_state.before_end(new)
+        killed: set[int] = set()
         if new:
             # Their root is about to vanish.
-            _forget_tracker(processes.end(new))
+            killed = processes.end(new)
+        self._process_state.after_end(killed)
         self._context.plugin_states.before_leave(self.item)
         problem: BaseException | None = None
         manager = session.sandboxes.manager
@@ -153,6 +158,7 @@ class InlineTest:
         os.umask(self._umask)
         pytest_internals.set_basetemp(self.item.config, self._basetemp)
         _restore(self._environment)
+        self._process_state.after_leave()
         self._context.plugin_states.after_leave(self.item)
         if pytest_internals.wider_teardown_runs_code(self.item, self._nextitem):
             session.sandboxes.drop_caches()
@@ -288,19 +294,6 @@ class HostHooks:
 def _remove(directory: str | None) -> None:
     if directory is not None:
         disk_uppers.remove(directory)
-
-
-def _forget_tracker(killed: set[int]) -> None:
-    """Forget multiprocessing's resource tracker if it was among the ``killed`` processes.
-
-    It is started once for a process, by whichever test needs it first. A later test would be
-    warned that it has died.
-    """
-    module = sys.modules.get("multiprocessing.resource_tracker")
-    tracker: Any = getattr(module, "_resource_tracker", None)
-    if getattr(tracker, "_pid", None) in killed:
-        os.close(tracker._fd)
-        tracker._fd = tracker._pid = None
 
 
 def _restore(environment: dict[bytes, bytes]) -> None:

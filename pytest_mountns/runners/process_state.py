@@ -1,0 +1,91 @@
+"""What the standard library keeps in memory of a sandbox that is about to be gone.
+
+When an inline test has ended, the process goes on, and the next test runs in another sandbox. The
+processes that the test has started are ended, and its files are gone. :mod:`multiprocessing` and
+libraries like it remember both: the process that forks for them, the one that tracks resources, a
+temporary directory, semaphores and sockets to remove. The second test that uses them would fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Final, final
+
+from ..engine.linux.untouched import os
+
+#: Functions that remove what lies in the sandbox; ``multiprocessing.util.Finalize`` calls them when
+#: an object is collected, or at the end of the process.
+_REMOVERS: Final = frozenset({"SemLock._cleanup", "unlink", "_remove_temp_dir", "rmtree"})
+
+
+@final
+class ProcessState:
+    """The state at the moment when an inline test begins."""
+
+    def __init__(self) -> None:
+        self._finalizers = frozenset(_finalizers())
+        self._temporary: object = _configuration().get("tempdir")
+        self._tempdir = tempfile.tempdir
+
+    def before_end(self, children: Collection[int]) -> None:
+        """End what would miss its processes or files. Called in the sandbox.
+
+        ``children`` are the processes that the test has started; they still live.
+        """
+        for module in _modules("reusable_executor"):
+            executor: Any = getattr(module, "_executor", None)
+            workers = getattr(executor, "_processes", None) or ()
+            if not set(workers).isdisjoint(children):
+                with contextlib.suppress(Exception):
+                    executor.shutdown(wait=True, kill_workers=True)
+                module._executor = None
+        for key, finalizer in _finalizers().items():
+            callback: Callable[..., object] | None = getattr(finalizer, "_callback", None)
+            if key not in self._finalizers and getattr(callback, "__qualname__", "") in _REMOVERS:
+                # What is left of it is removed by this, or was removed by the test.
+                with contextlib.suppress(Exception):
+                    finalizer()
+        configuration = _configuration()
+        if configuration.get("tempdir") != self._temporary:
+            configuration["tempdir"] = self._temporary
+
+    def after_end(self, killed: Collection[int]) -> None:
+        """Forget helper processes that were ``killed``: a later test is to start new ones."""
+        for module in _modules("resource_tracker"):
+            tracker: Any = getattr(module, "_resource_tracker", None)
+            if getattr(tracker, "_pid", None) in killed:
+                os.close(tracker._fd)
+                tracker._fd = tracker._pid = None
+        for module in _modules("forkserver"):
+            server: Any = getattr(module, "_forkserver", None)
+            if getattr(server, "_forkserver_pid", None) in killed:
+                os.close(server._forkserver_alive_fd)
+                server._forkserver_address = None
+                server._forkserver_alive_fd = server._forkserver_pid = None
+
+    def after_leave(self) -> None:
+        """Choose the temporary directory anew if the one of now is gone. Called on the host."""
+        if tempfile.tempdir != self._tempdir and not os.path.isdir(tempfile.tempdir or "/"):
+            tempfile.tempdir = self._tempdir
+
+
+def _modules(name: str) -> Iterator[Any]:
+    """The loaded modules of this name, in multiprocessing, loky, billiard or a copy of them."""
+    for full, module in list(sys.modules.items()):
+        if full.rpartition(".")[2] == name:
+            yield module
+
+
+def _finalizers() -> dict[object, Any]:
+    module: Any = sys.modules.get("multiprocessing.util")
+    return dict(module._finalizer_registry) if module is not None else {}
+
+
+def _configuration() -> dict[str, object]:
+    """What multiprocessing keeps for this process."""
+    module: Any = sys.modules.get("multiprocessing.process")
+    found: dict[str, object] = module.current_process()._config if module is not None else {}
+    return found

@@ -1,0 +1,107 @@
+"""What one inline test leaves in the memory of multiprocessing does not break the next."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from tests.helpers.recording import Record
+
+pytestmark = pytest.mark.sandboxes
+
+COMMON = """
+import gc, multiprocessing, os, tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Client, Listener
+import pytest
+
+PID = os.getpid()
+twice = pytest.mark.parametrize("number", range(3))
+KEPT = []
+
+
+@pytest.fixture(autouse=True)
+def inline():
+    assert os.getpid() == PID
+    yield
+    gc.collect()
+
+
+def work(file):
+    with open(file, "w") as opened:
+        opened.write("done")
+"""
+
+TESTS = {
+    "forkserver": """
+        @twice
+        def test_it(tmp_path, number):
+            process = multiprocessing.get_context("forkserver").Process(
+                target=work, args=(tmp_path / "file",))
+            process.start()
+            process.join()
+            assert process.exitcode == 0 and (tmp_path / "file").read_text() == "done"
+    """,
+    "pool": """
+        @twice
+        def test_it(tmp_path, number):
+            context = multiprocessing.get_context("forkserver")
+            with ProcessPoolExecutor(2, mp_context=context) as pool:
+                list(pool.map(work, [tmp_path / "one", tmp_path / "two"]))
+            assert len(os.listdir(tmp_path)) == 2
+    """,
+    "manager": """
+        @twice
+        def test_it(number):
+            manager = multiprocessing.get_context("spawn").Manager()
+            KEPT.append(manager)
+            shared = manager.dict()
+            shared["key"] = number
+            assert dict(shared) == {"key": number}
+    """,
+    "listener": """
+        @twice
+        def test_it(number):
+            listener = Listener(family="AF_UNIX")
+            if KEPT:
+                KEPT.pop().close()
+            KEPT.append(listener)
+            client = Client(listener.address)
+            client.close()
+    """,
+    "semaphores": """
+        @twice
+        def test_it(number):
+            # The one of the test before is collected now.
+            KEPT[:] = [multiprocessing.get_context("spawn").Semaphore()]
+            assert KEPT[0].acquire()
+    """,
+    "temporary directory": """
+        @twice
+        def test_it(tmp_path, monkeypatch, number):
+            own = tmp_path / "own"
+            own.mkdir()
+            monkeypatch.setenv("TMPDIR", str(own))
+            tempfile.tempdir = None
+            assert tempfile.gettempdir() == str(own)
+
+        def test_last():
+            with tempfile.TemporaryDirectory() as directory:
+                assert os.path.isdir(directory)
+    """,
+}
+
+
+@pytest.fixture
+def process() -> str:
+    return "inline"
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_the_next_test_starts_anew(pytester: pytest.Pytester, record: Record, name: str) -> None:
+    pytester.makepyfile(COMMON + textwrap.dedent(TESTS[name]))
+    recorded = record("--mountns", "-Werror")
+    assert not recorded.not_passed, recorded.out
+    assert recorded.status == 0
+    assert "Traceback" not in recorded.err, recorded.err
