@@ -32,7 +32,10 @@ _TTY_GROUP: Final = "5"
 
 
 def mount_dev(api: MountApi, step: MakeDev, *, user_namespace: bool) -> None:
-    """Mount a tmpfs at the step's target, with what it names. Raises :class:`OSError`."""
+    """Mount a tmpfs at the step's target, with what it names. Raises :class:`OSError`.
+
+    The caller mounts the overlay of :attr:`.MakeDev.host_shm`.
+    """
     dev = step.target
     api.mount("tmpfs", dev, [("mode", "0755")], sys.MOUNT_ATTR_NOSUID)
     fd = api.open_directory(dev)
@@ -57,7 +60,8 @@ def mount_dev(api: MountApi, step: MakeDev, *, user_namespace: bool) -> None:
     options = [("ptmxmode", "0666"), ("mode", "620"), *group]
     # Every devpts mount is an instance of its own, Documentation/filesystems/devpts.rst.
     api.mount("devpts", f"{dev}/pts", options, attributes)
-    api.mount("tmpfs", f"{dev}/shm", [("mode", "1777")], NOSUID_NODEV)
+    if not step.host_shm:
+        api.mount("tmpfs", f"{dev}/shm", [("mode", "1777")], NOSUID_NODEV)
     if step.mqueue == "own":
         api.mount("mqueue", f"{dev}/mqueue", [], NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC)
     elif step.mqueue:

@@ -23,6 +23,7 @@ from ..linux.namespaces import explained
 from ..linux.untouched import open, os
 from ..plan.model import (
     EMPTY,
+    SHM,
     Assemble,
     Bind,
     FreshProc,
@@ -147,6 +148,8 @@ class PlanExecutor:
                 self._when_attached(step, lambda: self._make_overlays_read_only(target))
             case MakeDev():
                 mount_dev(api, step, user_namespace=self._plan.user_namespace)
+                if step.host_shm:
+                    self._mount_overlay(Overlay(SHM, (SHM,), "shm", NOSUID_NODEV))
 
     def _when_attached(self, step: Step, action: Callable[[], None]) -> None:
         """Do a part of ``step`` as soon as what was mounted so far is in its place."""

@@ -18,6 +18,7 @@ from ..linux import syscalls as sys
 from ..linux.mountinfo import Mount, is_below, owning
 from .model import (
     PSEUDO,
+    SHM,
     Assemble,
     Bind,
     Features,
@@ -187,6 +188,7 @@ def system_trees(spec: SandboxSpec, host: Host, features: Features) -> list[Step
             bind=features.user_namespace or not features.mknod,
             mqueue=("own" if spec.pid else "host") if mqueue else "",
             more=tuple(path.removeprefix("/dev/") for path in spec.devices),
+            host_shm=host.uses_shm and spec.root == "host" and SHM not in host.unlayerable,
         )
     )
     return steps

@@ -45,6 +45,10 @@ PSEUDO: Final = frozenset(
 PROTECTED_PROC: Final = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
 
 
+#: Where POSIX shared memory lies, shm_overview(7).
+SHM: Final = "/dev/shm"
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -71,6 +75,9 @@ class Host:
     devices: tuple[str, ...] = ()
     has_proc: bool = True
     has_sys: bool = True
+    #: Whether ``/dev/shm`` holds something of this test run: its directories, or shared memory of
+    #: wider fixtures.
+    uses_shm: bool = False
 
 
 @final
@@ -287,10 +294,13 @@ class MakeDev:
     target: str = "/dev"
     #: Further nodes, relative to ``/dev``.
     more: tuple[str, ...] = ()
+    #: Whether ``/dev/shm`` begins with what the host has there: it is an overlay then.
+    host_shm: bool = False
 
     def describe(self) -> str:
         """The step in words."""
-        return f"tmpfs {self.target} with {' '.join((*self.devices, *self.more))}, pts, shm"
+        shm = "the host's shm" if self.host_shm else "shm"
+        return f"tmpfs {self.target} with {' '.join((*self.devices, *self.more))}, pts, {shm}"
 
 
 Step: TypeAlias = Overlay | Assemble | Bind | Seed | MountTmpfs | FreshProc | Protect | MakeDev

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
 
 from ..linux.errors import SandboxError, Unavailable, said
-from ..linux.namespaces import high
-from ..linux.untouched import os, select
+from ..linux.mountinfo import is_below
+from ..linux.namespaces import high, working_directory
+from ..linux.untouched import os, posix, select
 from ..plan.decide import plan
-from ..plan.model import Features, Host, Plan, User
+from ..plan.model import SHM, Features, Host, Plan, User
 from ..plan.spec import SandboxSpec, SpecError, Volume
 from ..probe.features import TRANSIENT_ERRNOS, ProbeResult, probe
 from ..probe.host import survey
@@ -63,6 +64,12 @@ class Planner:
         #: A descriptor of ``/proc/self/mountinfo``, which the kernel notifies of changes.
         self._mount_table: int | None = None
         self._plans: dict[SandboxSpec, Plan] = {}
+        #: What was in ``/dev/shm`` in the beginning, and when it was changed last.
+        self._shm_before = _shm_entries()
+        self._shm_looked_at = _shm_changed()
+        self._used_shm = False
+        #: Whether a directory of this run lies there.
+        self._is_in_shm = any(is_below(os.path.realpath(place), SHM) for place in self.places)
         #: Directories that were tried as the lower of an overlay, and those that were refused.
         self._tried_lowers: set[str] | None = None
         self._unlayerable: frozenset[str] = frozenset()
@@ -96,6 +103,11 @@ class Planner:
                     f"volume {volume}: there is no {volume.source} on the host",
                     remedy=f"create it before the tests run: mkdir -p {volume.source}",
                 )
+        uses_shm = self._uses_shm()
+        if uses_shm != self._used_shm:
+            self._used_shm = uses_shm
+            self._host = None
+            self._plans.clear()
         if self._table_changed():
             self._host = None
             self._plans.clear()
@@ -122,6 +134,7 @@ class Planner:
         """
         if directory not in self._run_directories:
             self._run_directories.append(directory)
+            self._is_in_shm |= is_below(os.path.realpath(directory), SHM)
             self._plans = {spec: plan for spec, plan in self._plans.items() if not _has_root(spec)}
 
     def _roots(self) -> RootPlanner:
@@ -211,7 +224,17 @@ class Planner:
         if new:
             self._unlayerable |= refused_lowers(new, features)
             self._tried_lowers.update(new)
-        return dataclasses.replace(host, unlayerable=self._unlayerable)
+        return dataclasses.replace(host, unlayerable=self._unlayerable, uses_shm=self._used_shm)
+
+    def _uses_shm(self) -> bool:
+        """Whether ``/dev/shm`` holds directories of this run, or what was made in it since."""
+        if self._is_in_shm or is_below(working_directory(), SHM):
+            return True
+        changed = _shm_changed()
+        if changed == self._shm_looked_at:
+            return self._used_shm
+        self._shm_looked_at = changed
+        return bool(_shm_entries() - self._shm_before)
 
     def _failed(self, name: str) -> tuple[str, str, str]:
         """What the kernel said, the cause and the remedy of the trial ``name``."""
@@ -235,6 +258,20 @@ class Planner:
         poll = select.poll()
         poll.register(self._mount_table, select.POLLPRI)
         return any(events & (select.POLLPRI | select.POLLERR) for _, events in poll.poll(0))
+
+
+def _shm_entries() -> frozenset[str]:
+    try:
+        return frozenset(posix.listdir(SHM))
+    except OSError:
+        return frozenset()
+
+
+def _shm_changed() -> int:
+    try:
+        return posix.stat(SHM).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _unavailable(obstacle: Trial | None) -> Unavailable:
