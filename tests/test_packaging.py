@@ -22,7 +22,7 @@ pytest.importorskip("hatchling.build", reason="no hatchling here")
 pytest.importorskip("hatch_fancy_pypi_readme", reason="no hatch-fancy-pypi-readme here")
 
 SOURCES = ("pytest_mountns", "tests", "examples", "benchmarks", "docs")
-FILES = ("conftest.py", "pyproject.toml", "LICENSE", ".gitignore")
+FILES = ("conftest.py", "hatch_build.py", "pyproject.toml", "LICENSE", ".gitignore")
 
 #: Of the wheel, besides the modules.
 DATA = {"pytest_mountns/reports/audit_page.html", "pytest_mountns/py.typed"}
@@ -38,7 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def _build(place: Path, number: int) -> Path:
     checkout = place / f"checkout{number}"
     checkout.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", "results", "*.pyc")
+    ignored = shutil.ignore_patterns("__pycache__", "results", "*.pyc", "*.so")
     for name in SOURCES:
         shutil.copytree(ROOT / name, checkout / name, ignore=ignored)
     for file in (*FILES, *(page.name for page in ROOT.glob("*.md"))):

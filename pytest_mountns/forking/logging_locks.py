@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import threading
 from collections.abc import Iterator
+from sys import _current_frames
 from typing import Any, Final
 
 from ..engine.linux.untouched import time
@@ -32,7 +32,7 @@ def hold_locks() -> Iterator[None]:
     time.
     """
     held: list[Any] = []
-    if len(sys._current_frames()) > 1:
+    if len(_current_frames()) > 1:
         held = _acquire(_locks(), time.monotonic() + _PATIENCE)
     try:
         yield

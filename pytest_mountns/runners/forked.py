@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -227,7 +226,7 @@ class ForkedTest:
         outside = plan.user_namespace and (plan.fake_root or not manager.in_user_namespace)
         if outside:
             return ForkedEntry(plan, cwd, directory, makes_user_namespace=True)
-        alone = threading.active_count() == 1 or layers is not None
+        alone = is_alone() or layers is not None
         if plan.pid_namespace and alone:
             # Its /proc can only be mounted by a process in that PID namespace.
             return ForkedEntry(plan, cwd, directory, manager.stage, layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,9 @@ def test_nearest_mark_wins_key_by_key(pytester: pytest.Pytester, record: Record)
 
 
 @pytest.mark.sandboxes
-def test_who_is_isolated(pytester: pytest.Pytester, record: Record) -> None:
+@pytest.mark.parametrize("process", ["auto"])
+def test_who_is_isolated_and_how(pytester: pytest.Pytester, record: Record) -> None:
+    """A test that asks for a sandbox itself has a process of its own; others run inline."""
     pytester.makepyfile(
         """
         import os, pytest
@@ -189,13 +192,18 @@ def test_who_is_isolated(pytester: pytest.Pytester, record: Record) -> None:
         @pytest.mark.mountns
         def test_marked(): assert os.getpid() != HOME
         def test_by_fixture(overlay_root): assert os.getpid() != HOME
-        def test_unmarked(): assert (os.getpid() != HOME) == ("EVERY" in os.environ)
+        def test_unmarked():
+            # Inline, in a mount namespace of its own.
+            assert os.getpid() == HOME
+            here = os.readlink("/proc/thread-self/ns/mnt")
+            assert (here != os.environ["HOST"]) == ("EVERY" in os.environ)
         @pytest.mark.no_mountns(reason="measures the host")
         def test_kept_out(): assert os.getpid() == HOME
         """
     )
-    assert record().status == 0
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOST", os.readlink("/proc/thread-self/ns/mnt"))
+        assert record().status == 0
         patch.setenv("EVERY", "1")
         assert record("--mountns").status == 0
         pytester.makeini("[pytest]\nmountns = true")

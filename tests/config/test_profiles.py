@@ -66,7 +66,7 @@ def test_precedence(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SUITE)
     assert lines(pytester.runpytest_subprocess("-s")) == {
-        "plain": f"fork {9 * M} ['/tmp/default']",
+        "plain": f"auto {9 * M} ['/tmp/default']",
         "named": f"fork {M} ['/tmp/default', '/tmp/profile']",
         "both": f"fork {3 * M} ['/tmp/default', '/tmp/profile', '/tmp/marker']",
     }

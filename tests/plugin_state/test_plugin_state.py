@@ -157,7 +157,8 @@ def test_a_crash_deletes_no_snapshot(pytester: pytest.Pytester) -> None:
     before = _snapshots(pytester)
     assert before
     pytester.makepyfile(test_snap="import os\ndef test_one(snapshot): os.abort()")
-    result = pytester.runpytest_subprocess("--mountns", "--snapshot-update")
+    options = ("--mountns", "--mountns-process=fork", "--snapshot-update")
+    result = pytester.runpytest_subprocess(*options)
     result.assert_outcomes(failed=1)
     assert _snapshots(pytester) == before
 

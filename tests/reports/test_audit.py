@@ -74,6 +74,8 @@ class TestRun:
     def test_json_and_tables(self, pytester: pytest.Pytester, home: Path, workers: str) -> None:
         result = pytester.runpytest_subprocess(
             *("-pno:cacheprovider", "--mountns-audit-json=out/audit.json"),
+            # One of the tests ends its process.
+            "--mountns-process=fork",
             *([workers] if workers else []),
         )
         result.assert_outcomes(passed=5, failed=1, errors=1, skipped=1)

@@ -48,6 +48,6 @@ def test_memory_is_pinned_in_the_parent_alone(pytester: pytest.Pytester) -> None
             shared.append(number)
         """
     )
-    result = pytester.runpytest_subprocess("--mountns", "-s")
+    result = pytester.runpytest_subprocess("--mountns", "--mountns-process=fork", "-s")
     result.assert_outcomes(passed=12)
     result.stdout.fnmatch_lines([f"pinned: {'yes' if _has_io_uring() else 'no'}"])

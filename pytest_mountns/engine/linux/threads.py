@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import sys
-import threading
 from _thread import get_native_id
 from pathlib import Path
+from sys import _current_frames
+from threading import enumerate as _python_threads
 from typing import Final, NamedTuple, final
 
 from .errors import SandboxError, errno_name
@@ -129,10 +129,10 @@ def native_threads() -> list[StuckThread]:
     others = other_threads()
     if not others:
         return []
-    of_python = {thread.native_id for thread in threading.enumerate()}
+    of_python = {thread.native_id for thread in _python_threads()}
     # Those that were started by the module _thread are not among these. Their number is known.
     unknown = others - of_python
-    if len(unknown) <= len(sys._current_frames()) - len(of_python):
+    if len(unknown) <= len(_current_frames()) - len(of_python):
         return []
     found = []
     for tid in sorted(unknown):
@@ -313,7 +313,7 @@ def _status(tid: int) -> _Status | None:
 
 
 def _stuck(tid: int, why: str) -> StuckThread:
-    for thread in threading.enumerate():
+    for thread in _python_threads():
         if thread.native_id == tid:
             return StuckThread(tid, thread.name, why, True)
     status = _status(tid)

@@ -19,6 +19,7 @@ import _signal  # type: ignore[import-not-found]
 import _socket
 import builtins
 import fcntl
+import functools
 import genericpath
 import os
 import posix
@@ -49,9 +50,11 @@ else:
 
     def _copied(module: ModuleType, **replaced: object) -> ModuleType:
         """Copy a module. ``replaced``: names in it that are to be other values."""
-        copy = ModuleType(module.__name__, module.__doc__)
+        # pyfakefs replaces modules wherever it finds one by its name, and functions likewise.
+        name = f"untouched {module.__name__}"
+        copy = ModuleType(name, module.__doc__)
         names = vars(copy)
-        names.update(vars(module), **replaced)
+        names.update(vars(module), **replaced, __name__=name)
         for name, value in vars(module).items():
             if isinstance(value, FunctionType) and value.__globals__ is vars(module):
                 function = FunctionType(
@@ -70,7 +73,7 @@ else:
     signal = _copied(signal, _signal=_signal)
     socket = _copied(socket, _socket=_socket)
     time = _copied(time)
-    open = builtins.open
+    open = functools.partial(builtins.open)
 
     os = _copied(os)
     _genericpath = _copied(genericpath, os=os)
