@@ -25,7 +25,13 @@ SOURCES = ("pytest_mountns", "tests", "examples", "benchmarks", "docs")
 FILES = ("conftest.py", "hatch_build.py", "pyproject.toml", "LICENSE", ".gitignore")
 
 #: Of the wheel, besides the modules.
-DATA = {"pytest_mountns/reports/audit_page.html", "pytest_mountns/py.typed"}
+DATA = {
+    "pytest_mountns/reports/audit_page.html",
+    "pytest_mountns/py.typed",
+    "pytest_mountns/engine/linux/move_threads.c",
+}
+#: Compiled, where there is a compiler.
+LIBRARY = "pytest_mountns/engine/linux/move_threads.so"
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
 
@@ -69,9 +75,54 @@ def test_the_wheel_has_the_package_and_no_more(built: list[Path]) -> None:
     (wheel,) = built[0].glob("*.whl")
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "pytest_mountns").rglob("*.py")}
     info = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
+    compiled = {LIBRARY} if _has_compiler() else set()
     with zipfile.ZipFile(wheel) as archive:
         found = set(archive.namelist())
-    assert found == modules | DATA | {f"{info}/{name}" for name in METADATA}
+    assert found == modules | DATA | compiled | {f"{info}/{name}" for name in METADATA}
+
+
+def _has_compiler() -> bool:
+    return any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+@pytest.mark.skipif(not _has_compiler(), reason="no C compiler here")
+def test_the_wheel_is_for_this_platform_and_every_python(built: list[Path]) -> None:
+    """The library has nothing of Python, and nothing of the machine that it was built on."""
+    (wheel,) = built[0].glob("*.whl")
+    assert re.fullmatch(r"pytest_mountns-[^-]+-py3-none-linux_\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.read(LIBRARY)
+    assert library.startswith(b"\x7fELF")
+    assert b"Py" + b"_" not in library
+    assert b"PyObject" not in library
+    assert str(built[0].parent).encode() not in library
+
+
+@pytest.mark.parametrize(
+    ("environment", "result"),
+    [
+        ({"MOUNTNS_PURE": "1"}, "py3-none-any"),
+        ({"CC": "/nowhere/cc"}, "py3-none-any"),
+        ({"CC": "/nowhere/cc", "MOUNTNS_NATIVE": "1"}, ""),
+    ],
+    ids=["asked for", "no compiler", "no compiler, and demanded"],
+)
+def test_a_pure_wheel(tmp_path: Path, environment: dict[str, str], result: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == bool(result), done.stderr
+    names = [file.name for file in tmp_path.glob("*.whl")]
+    assert [result in name for name in names] == [True] * bool(result)
+    if "CC" in environment:
+        assert "/nowhere/cc" in done.stderr + done.stdout
+    for file in tmp_path.glob("*.whl"):
+        with zipfile.ZipFile(file) as archive:
+            assert LIBRARY not in archive.namelist()
 
 
 def test_the_sdist_can_be_tested(built: list[Path]) -> None:

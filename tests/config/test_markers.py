@@ -181,8 +181,7 @@ def test_nearest_mark_wins_key_by_key(pytester: pytest.Pytester, record: Record)
 
 
 @pytest.mark.sandboxes
-@pytest.mark.parametrize("process", ["auto"])
-def test_who_is_isolated_and_how(pytester: pytest.Pytester, record: Record) -> None:
+def test_who_is_isolated_and_how(pytester: pytest.Pytester) -> None:
     """A test that asks for a sandbox itself has a process of its own; others run inline."""
     pytester.makepyfile(
         """
@@ -203,11 +202,11 @@ def test_who_is_isolated_and_how(pytester: pytest.Pytester, record: Record) -> N
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOST", os.readlink("/proc/thread-self/ns/mnt"))
-        assert record().status == 0
+        assert pytester.runpytest_subprocess().ret == 0
         patch.setenv("EVERY", "1")
-        assert record("--mountns").status == 0
+        assert pytester.runpytest_subprocess("--mountns").ret == 0
         pytester.makeini("[pytest]\nmountns = true")
-        assert record().status == 0
+        assert pytester.runpytest_subprocess().ret == 0
 
 
 def test_turned_off_is_skipped_never_bare(pytester: pytest.Pytester, record: Record) -> None:
