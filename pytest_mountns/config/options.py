@@ -66,11 +66,13 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--mountns-process",
-        metavar="fork|inline",
+        metavar="auto|fork|inline",
         default=None,
-        help="fork: run each test in a process of its own (default)."
+        help="fork: run each test in a process of its own."
         " inline: run it in the pytest process, which enters the sandbox and leaves it again;"
-        " then nothing but the filesystem is isolated.",
+        " then nothing but the filesystem is isolated."
+        " auto: inline where that is possible, else fork."
+        " Default: auto for tests of --mountns, fork for tests that ask for a sandbox themselves.",
     )
     group.addoption(
         "--mountns-profile",

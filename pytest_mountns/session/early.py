@@ -66,7 +66,7 @@ def _is_wanted(config: pytest.Config) -> bool:
 def _enter(config: pytest.Config) -> Entered:
     from ..engine.linux.errors import SandboxError
     from ..engine.sandbox.manager import SandboxManager
-    from .sandboxes import make_planner
+    from .planner import make_planner
 
     planner = make_planner(config)
     findings = planner.findings
@@ -87,7 +87,7 @@ def _take_over(config: pytest.Config) -> None:
 
     if drop_inherited_capabilities():
         from ..engine.sandbox.manager import SandboxManager
-        from .sandboxes import make_planner
+        from .planner import make_planner
 
         manager = SandboxManager(make_planner(config).places)
         manager.move_to_user_namespace()

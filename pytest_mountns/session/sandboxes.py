@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, final
 
@@ -11,11 +10,11 @@ import pytest
 from ..config import options
 from ..engine.linux import processes, threads
 from ..engine.linux.errors import Unavailable
-from ..engine.planning.planner import Planner
 from ..engine.probe.features import ProbeResult
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.manager import SandboxManager
 from .early import early_findings, entered_key
+from .planner import make_planner
 from .progress import UnpackingProgress
 from .run_volumes import RunVolumes
 
@@ -26,15 +25,6 @@ if TYPE_CHECKING:
     from ..engine.plan.model import Plan
     from ..engine.plan.spec import SandboxSpec
     from ..engine.sandbox.sandbox import Layers
-
-
-def make_planner(
-    config: pytest.Config,
-    mounts_changed: Callable[[], None] = lambda: None,
-    sources: Callable[[], Sources] | None = None,
-) -> Planner:
-    """The planner of a session; see :class:`.Planner` for the arguments."""
-    return Planner([str(config.rootpath), sys.prefix], mounts_changed, sources)
 
 
 @final
