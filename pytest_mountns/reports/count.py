@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import pytest
@@ -24,6 +25,10 @@ class CountTests(Observer):
     def not_inline(self, item: pytest.Item, why: str) -> None:
         """Count a test that was forked for this reason."""
         self._summary.not_inline(item.nodeid, why)
+
+    def forked_without(self, threads: Sequence[str], libraries: Sequence[str]) -> None:
+        """Note what test processes lack."""
+        self._summary.forked_without(threads, libraries)
 
     def skipped(self, item: pytest.Item) -> None:
         """Count a test that was skipped because this machine cannot isolate it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 #: The summary is there from the beginning of a session: xdist workers send theirs at the end.
 summary_key: Final = pytest.StashKey["Summary"]()
@@ -24,6 +24,8 @@ class Summary:
         #: Why tests were not run inline, and which.
         self._not_inline: dict[str, set[str]] = {}
         self._skipped: set[str] = set()
+        #: Further lines.
+        self._notes: set[str] = set()
         self._others = [0, 0, 0]
         self._others_not_inline: dict[str, int] = {}
 
@@ -37,6 +39,15 @@ class Summary:
         """Count a test that was forked, as it could not be run inline."""
         self._not_inline.setdefault(why, set()).add(nodeid)
 
+    def forked_without(self, threads: Sequence[str], libraries: Sequence[str]) -> None:
+        """Note that test processes lack these threads."""
+        names = ", ".join(sorted(set(threads)))
+        more = f" (of {', '.join(libraries)}?)" if libraries else ""
+        self._notes.add(
+            f"mountns: {len(threads)} threads of native libraries were alive when tests were"
+            f" forked, and test processes lack them: {names}{more}"
+        )
+
     def skipped(self, nodeid: str) -> None:
         """Count a test that did not run because this machine cannot isolate it."""
         self._skipped.add(nodeid)
@@ -47,11 +58,12 @@ class Summary:
         if output is not None:
             counts = [len(self._isolated), len(self._skipped), len(self._inline)]
             reasons = {why: len(nodeids) for why, nodeids in self._not_inline.items()}
-            output[_OUTPUT] = [counts, reasons]
+            output[_OUTPUT] = [counts, reasons, sorted(self._notes)]
 
     def receive(self, output: Mapping[str, Any]) -> None:
         """In the xdist controller: add the numbers that a worker has sent."""
-        counts, reasons = output.get(_OUTPUT, ((), {}))
+        counts, reasons, notes = output.get(_OUTPUT, ((), {}, ()))
+        self._notes.update(notes)
         for place, number in enumerate(counts):
             self._others[place] += number
         for why, number in reasons.items():
@@ -80,3 +92,5 @@ class Summary:
             reasons[why] = reasons.get(why, 0) + number
         for why, number in reasons.items():
             terminalreporter.write_line(f"mountns: {number} not inline: {why}", yellow=True)
+        for note in sorted(self._notes):
+            terminalreporter.write_line(note, yellow=True)

@@ -11,6 +11,7 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.namespaces import real_stderr
+from ..engine.linux.threads import is_alone
 from ..forking.timers import TimeoutSettings, Timers
 from ..session.session import Session
 from .choice import Choice, choose
@@ -39,6 +40,8 @@ class Runner:
         self._context = RunnerContext(config, session, hooks, finisher)
         #: The test that was the last to run inline in this process.
         self._last_inline: InlineTest | None = None
+        #: Whether it was said that test processes lack threads.
+        self._has_noted_threads = False
 
     @property
     def process(self) -> ProcessOfTest | None:
@@ -49,11 +52,21 @@ class Runner:
         """After collection, before the first test."""
         self._session.begin(items)
 
+    def _note_lost_threads(self) -> None:
+        if self._has_noted_threads or is_alone():
+            return
+        lost, libraries = self._session.sandboxes.lost_by_fork()
+        if lost:
+            self._has_noted_threads = True
+            names = [thread.name for thread in lost]
+            self._session.observers.forked_without(names, libraries)
+
     def _choose(self, item: pytest.Item) -> Choice:
         try:
             spec = self._session.selection.spec(item)
             sandboxes = self._session.sandboxes
             if spec.process == "fork" or spec.needs_process:
+                self._note_lost_threads()
                 return Choice("fork")
             stuck = sandboxes.stuck_threads
             obstacle = sandboxes.obstacle

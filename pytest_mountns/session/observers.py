@@ -63,6 +63,13 @@ class Observer:
     def not_inline(self, item: pytest.Item, why: str) -> None:
         """Pytest process: ``item`` is forked, as it cannot be run inline."""
 
+    def forked_without(self, threads: Sequence[str], libraries: Sequence[str]) -> None:
+        """Pytest process: tests are forked while these threads of native libraries are alive.
+
+        A test process lacks them. Called once in a session. ``libraries`` are those that they may
+        be of.
+        """
+
     def skipped(self, item: pytest.Item) -> None:
         """Pytest process: ``item`` is skipped because this machine cannot isolate it."""
 
@@ -134,6 +141,11 @@ class Observers:
         """See :meth:`Observer.not_inline`."""
         for observer in self._observers:
             observer.not_inline(item, why)
+
+    def forked_without(self, threads: Sequence[str], libraries: Sequence[str]) -> None:
+        """See :meth:`Observer.forked_without`."""
+        for observer in self._observers:
+            observer.forked_without(threads, libraries)
 
     def skipped(self, item: pytest.Item) -> None:
         """See :meth:`Observer.skipped`."""

@@ -61,3 +61,55 @@ def test_a_machine_that_cannot_isolate(
     result = run(pytester)
     result.assert_outcomes(passed=1, skipped=2)
     assert _said(result) == [f"mountns: 2 skipped as this machine cannot isolate{advice}"]
+
+
+def test_threads_that_test_processes_lack(pytester: pytest.Pytester) -> None:
+    """Those that Python has not started: a library may wait for them."""
+    pytester.makepyfile(
+        """
+        import ctypes, threading, time
+
+        libc = ctypes.CDLL(None)
+        # A thread of a native library that waits: pause(2) as its function.
+        handle = ctypes.c_ulong()
+        start = ctypes.cast(libc.pause, ctypes.c_void_p)
+        assert libc.pthread_create(ctypes.byref(handle), None, start, None) == 0
+
+        def test_one(overlay_root): pass
+        def test_two(overlay_root): pass
+        """
+    )
+    result = pytester.runpytest_subprocess("-pno:rerunfailures")
+    result.assert_outcomes(passed=2)
+    lines = [line for line in result.outlines if "test processes lack" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("mountns: 1 threads of native libraries")
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]])
+def test_why_tests_were_not_inline(pytester: pytest.Pytester, workers: list[str]) -> None:
+    pytester.makeconftest(
+        """
+        import signal, threading
+        ready, end = threading.Event(), threading.Event()
+
+        def block():
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            ready.set()
+            end.wait()
+
+        def pytest_collection_finish():
+            threading.Thread(target=block, name="stubborn").start()
+            ready.wait()
+
+        def pytest_sessionfinish(): end.set()
+        """
+    )
+    pytester.makepyfile("def test_one(): pass\ndef test_two(): pass")
+    result = pytester.runpytest_subprocess("--mountns", "-Wignore", *workers)
+    result.assert_outcomes(passed=2)
+    lines = [line for line in result.outlines if "not inline" in line]
+    assert lines
+    assert all(
+        "stubborn (a Python thread" in line and "blocks the signal" in line for line in lines
+    )
