@@ -116,3 +116,79 @@ def test_all_of_gevents_patches(pytester: pytest.Pytester, record: Record, proce
     recorded = record("-pno:rerunfailures", f"--mountns-process={process}")
     assert [(one.name, one.text) for one in recorded.not_passed] == []
     assert recorded.status == 0
+
+
+#: As pyfakefs does it: in every loaded module, whatever is a module or function of such a name.
+BY_NAME = """
+import builtins, os, sys, types
+import pytest
+
+
+class Fake(types.ModuleType):
+    def __getattr__(self, name):
+        if name in ("environ", "environb", "fspath", "fsdecode", "fsencode", "getpid", "geteuid"):
+            return getattr(os, name)
+        raise AssertionError(f"{self.__name__}.{name} of another file system")
+
+
+def fake_open(*args, **kwargs):
+    raise AssertionError("open of another file system")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def replaced():
+    before = []
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("pytest_mountns"):
+            continue
+        for attribute, value in list(vars(module).items()):
+            fake = None
+            if isinstance(value, types.ModuleType) and value.__name__ in ("os", "posix", "io"):
+                fake = Fake(value.__name__)
+            elif value is builtins.open or getattr(value, "__module__", "") in ("os", "posix"):
+                if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
+                    fake = fake_open
+            if fake is not None:
+                before.append((module, attribute, value))
+                setattr(module, attribute, fake)
+    yield
+    for module, attribute, value in before:
+        setattr(module, attribute, value)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_isolated(number):
+    assert not os.path.exists("new")
+    os.mkdir("new")
+"""
+
+
+@pytest.mark.parametrize("process", ["fork", "inline"])
+def test_modules_that_are_replaced_by_name(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    pytester.makepyfile(BY_NAME)
+    recorded = record("--mountns")
+    assert [(one.name, one.text) for one in recorded.not_passed] == []
+    assert recorded.status == 0
+
+
+@pytest.mark.parametrize("process", ["fork", "inline"])
+def test_pyfakefs_in_a_wider_fixture(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    pytest.importorskip("pyfakefs")
+    pytester.makepyfile(
+        """
+        import os
+
+        def test_one(fs_module):
+            fs_module.create_file("/of/fake")
+            assert os.path.exists("/of/fake")
+
+        def test_two(fs_module):
+            assert not os.path.exists("/etc")
+        """
+    )
+    recorded = record("--mountns")
+    assert [(one.name, one.text) for one in recorded.not_passed] == []
