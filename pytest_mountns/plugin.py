@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -120,6 +120,15 @@ class Hooks:
         from .reports import terminal
 
         return terminal.header(active.session)
+
+    def pytest_report_collectionfinish(self, items: Sequence[pytest.Item]) -> str | None:
+        """Say how many tests are run which way."""
+        active = activation.find(self._config)
+        if active is None or active.session.selection.everything is not True:
+            return None
+        from .reports import terminal
+
+        return terminal.how_tests_run(active.session, items)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(

@@ -1,8 +1,11 @@
-"""The line about sandboxes in pytest's header."""
+"""The lines about sandboxes in pytest's header, and after it has collected the tests."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
+
+import pytest
 
 from ..session.session import Session
 
@@ -26,3 +29,21 @@ def header(session: Session) -> str | None:
     if process != "fork" and (obstacle := session.sandboxes.obstacle):
         process = f"forked, as {obstacle}"
     return f"mountns: every test in a sandbox of its own ({process}, {how})"
+
+
+def how_tests_run(session: Session, items: Sequence[pytest.Item]) -> str | None:
+    """How many tests are run inline and how many are forked, and why; None if all are run one way.
+
+    This is what is known after collection: a thread that cannot move may be started later.
+    """
+    if session.selection.everything is not True or session.sandboxes.obstacle:
+        return None
+    specs = [spec for spec in map(session.selection.valid_spec, items) if spec is not None]
+    marked = sum(spec.process == "fork" for spec in specs)
+    needing = sum(spec.process != "fork" and spec.needs_process for spec in specs)
+    inline = len(specs) - marked - needing
+    if not inline or inline == len(specs):
+        return None
+    reasons = [f"{marked} by mark, fixture or option"] * bool(marked)
+    reasons += [f"{needing} for PID namespace, network, host name or user"] * bool(needing)
+    return f"mountns: {inline} inline, {marked + needing} forked ({', '.join(reasons)})"

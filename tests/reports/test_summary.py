@@ -113,3 +113,26 @@ def test_why_tests_were_not_inline(pytester: pytest.Pytester, workers: list[str]
     assert all(
         "stubborn (a Python thread" in line and "blocks the signal" in line for line in lines
     )
+
+
+def test_how_many_run_which_way(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        def test_one(): pass
+        def test_two(): pass
+        @pytest.mark.mountns
+        def test_three(): pass
+        def test_four(overlay_root): pass
+        @pytest.mark.mountns(process="auto", hostname="box")
+        def test_five(): pass
+        @pytest.mark.no_mountns
+        def test_six(): pass
+        """
+    )
+    result = pytester.runpytest_subprocess("--mountns", "-pno:rerunfailures")
+    reasons = "(2 by mark, fixture or option, 1 for PID namespace, network, host name or user)"
+    assert f"mountns: 2 inline, 3 forked {reasons}" in result.outlines
+    assert "mountns: 5 tests isolated, 2 of them inline" in result.outlines
+    result = pytester.runpytest_subprocess("--mountns", "-pno:rerunfailures", "-k", "one or two")
+    assert not [line for line in result.outlines if " forked " in line]
