@@ -35,7 +35,7 @@ class ProcessState:
 
         ``children`` are the processes that the test has started; they still live.
         """
-        for module in _modules("reusable_executor"):
+        for module in _modules("reusable_executor") if children else ():
             executor: Any = getattr(module, "_executor", None)
             workers = getattr(executor, "_processes", None) or ()
             if not set(workers).isdisjoint(children):
@@ -54,6 +54,8 @@ class ProcessState:
 
     def after_end(self, killed: Collection[int]) -> None:
         """Forget helper processes that were ``killed``: a later test is to start new ones."""
+        if not killed:
+            return
         for module in _modules("resource_tracker"):
             tracker: Any = getattr(module, "_resource_tracker", None)
             if getattr(tracker, "_pid", None) in killed:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -28,13 +29,14 @@ _LETTERS: Final = {"works": "w", "named": "n", "died": "d", "aborted": "a", "not
 def ways() -> list[Way]:
     """Those that can be tried by whoever runs this."""
     plain = [Way("fork"), Way("pid", "pid=True"), Way("disk", "upper='disk'")]
-    inline = Way("inline", "process='inline'")
-    if os.geteuid() != 0:
-        return [*plain, inline]
-    if shutil.which("setpriv") is None:
-        return [*plain, inline]
-    as_user = [Way(f"user-{way.name}", way.marks, _USER) for way in (*plain, inline)]
-    return [*plain, inline, *as_user]
+    inline = [
+        Way("inline", "process='inline'"),
+        Way("inline-threads", "process='inline'", threads=3),
+    ]
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        return [*plain, *inline]
+    as_user = [replace(way, name=f"user-{way.name}", command=_USER) for way in (*plain, *inline)]
+    return [*plain, *inline, *as_user]
 
 
 def parser() -> argparse.ArgumentParser:

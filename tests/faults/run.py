@@ -41,6 +41,8 @@ class Way:
     marks: str = ""
     command: Sequence[str] = ()
     options: Sequence[str] = ()
+    #: How many threads are alive besides.
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class Runner:
         (self._project / "volume").mkdir(parents=True)
         (self._project / "mounted").mkdir()
         (self._project / "pytest.ini").write_text("[pytest]\n")
-        (self._project / "test_it.py").write_text(suite.TEXT.replace("{marks}", way.marks))
+        text = suite.TEXT.replace("{marks}", way.marks).replace("{threads}", str(way.threads))
+        (self._project / "test_it.py").write_text(text)
         (place / "tmp").mkdir()
         self._files = sorted(path.name for path in self._project.iterdir())
 

@@ -30,7 +30,7 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_mountns.engine.linux import syscalls, untouched
+from pytest_mountns.engine.linux import syscalls, threads, untouched
 from pytest_mountns.engine.linux.errors import SyscallError
 
 from .events import Called, Event, Failed, Over, Report, Target, to_line
@@ -84,6 +84,8 @@ SPECIAL: Final = {
     "recvmsg": ("ECONNRESET",),
     "socketpair": ("EMFILE", "ENFILE", "ENOMEM"),
     "setpgid": ("EPERM",),
+    "mountns_prepare": ("EBUSY",),
+    "mountns_move": ("EPERM", "EAGAIN", "ETIMEDOUT"),
 }
 
 
@@ -166,7 +168,41 @@ def _wrapped(shim: Shim, name: str, function: Callable[..., Any]) -> Callable[..
     return call
 
 
+class _Library:
+    """The compiled library that moves threads, whose answers can be errors.
+
+    Its own system calls are made in handlers of signals, where no function can be replaced.
+    """
+
+    def __init__(self, shim: Shim, library: Any) -> None:
+        self._shim = shim
+        self._library = library
+
+    def mountns_prepare(self, preferred: int) -> int:
+        try:
+            self._shim.passes("mountns_prepare")
+        except OSError as error:
+            return -(error.errno or 0)
+        found: int = self._library.mountns_prepare(preferred)
+        return found
+
+    def mountns_move(self, number: int, ids: Any, results: Any, *others: Any) -> int:
+        try:
+            self._shim.passes("mountns_move")
+        except OSError as error:
+            # One thread has not moved; the others have.
+            (count, *rest) = others
+            done: int = self._library.mountns_move(number, ids, results, count - 1, *rest)
+            results[count - 1] = error.errno
+            return done
+        done = self._library.mountns_move(number, ids, results, *others)
+        return int(done)
+
+
 def _install(shim: Shim) -> None:
+    mover: Any = threads._mover()
+    if mover._library is not None:
+        mover._library = _Library(shim, mover._library)
     for name, function in _engines().items():
         setattr(syscalls, name, _wrapped(shim, name, function))
     builtin = type(posix.open)

@@ -1,4 +1,7 @@
-"""The suite that faults are injected into. Copied as a test file; `{marks}` are keys of a mark."""
+"""The suite that faults are injected into, copied as a test file.
+
+`{marks}` are keys of a mark, and `{threads}` is the number of threads that are alive besides.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Final
 TEXT: Final = '''
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,10 +24,33 @@ CASES = len(json.loads(Path(os.environ["MOUNTNS_FAULTS_CASES"]).read_text()))
 pytestmark = pytest.mark.mountns({marks})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pool():
+    if not {threads}:
+        yield None
+        return
+    with ThreadPoolExecutor({threads}) as pool:
+        together = threading.Barrier({threads})
+        list(pool.map(lambda _: together.wait(), range({threads})))
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def threads_write(pool):
+    """What threads do for the test is isolated as well."""
+    yield
+    if pool is not None:
+        list(pool.map(lambda _: write(), range(2 * {threads})))
+
+
 def write_everywhere():
     """If any of this is seen outside, the test was not isolated."""
     assert os.readlink("/proc/self/ns/mnt") != OUTSIDE, "NOT ISOLATED"
     assert not (HERE / "left").exists(), "NOT FRESH"
+    write()
+
+
+def write():
     (HERE / "left").write_text("x")
     (Path.home() / ".mountns-faults-left").write_text("x")
 

@@ -32,11 +32,14 @@ class Way:
     name: str
     marks: str
     processes: bool = False
+    #: How many threads are alive besides.
+    threads: int = 0
 
 
 WAYS: Final = (
     Way("fork", ""),
     Way("inline", "process='inline'"),
+    Way("inline, threads", "process='inline'", threads=8),
     Way("pid", "pid=True", processes=True),
     Way("pid, disk", "pid=True, upper='disk'", processes=True),
 )
@@ -70,6 +73,7 @@ class Range:
         for path in (self._project / "volume", self._project / "mounted", self._home, self._tmp):
             path.mkdir(parents=True)
         marks = {"marks": way.marks, "word": self._word, "processes": str(way.processes)}
+        marks["threads"] = str(way.threads)
         text = suite.TEXT
         for key, value in marks.items():
             text = text.replace(f"{{{key}}}", value)

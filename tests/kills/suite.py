@@ -1,4 +1,7 @@
-"""The suite of sessions that are killed. `{marks}` are keys of a mark."""
+"""The suite of sessions that are killed.
+
+`{marks}` are keys of a mark, and `{threads}` is the number of threads that are alive besides.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Final
 TEXT: Final = '''
 import os
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +24,13 @@ pytestmark = pytest.mark.mountns({marks})
 
 @pytest.fixture(scope="module")
 def wide():
-    yield
+    if not {threads}:
+        yield None
+        return
+    with ThreadPoolExecutor({threads}) as pool:
+        together = threading.Barrier({threads})
+        list(pool.map(lambda _: together.wait(), range({threads})))
+        yield pool
 
 
 @pytest.mark.parametrize("number", range(15))
@@ -28,6 +39,8 @@ def test_it(number, wide, overlay_root, bind_volume, tmp_path):
     assert os.readlink("/proc/self/ns/mnt") != OUTSIDE, "NOT ISOLATED"
     for place in (HERE, Path.home(), Path("/dev/shm"), tmp_path, Path("/tmp")):
         (place / "{word}").write_text("x" * 100)
+    if wide is not None:
+        list(wide.map((HERE / "{word}").write_text, ["from a thread"] * 16))
     if {processes}:
         # The process is left behind, in a session of its own.
         subprocess.Popen(["sleep", "1000"], start_new_session=True)

@@ -23,12 +23,13 @@ from sys import _current_frames
 from threading import enumerate as _python_threads
 from typing import Final, NamedTuple, final
 
-from .errors import SandboxError, errno_name
+from .errors import SandboxError, errno_name, said
 from .untouched import open, os, posix, time
 
 #: What is compiled from ``move_threads.c``; a pure wheel has none.
 LIBRARY: Final = Path(__file__).with_name("move_threads.so")
 
+_MOVE: Final = "move all threads of this process to another root"
 _TASKS: Final = "/proc/self/task"
 #: The number of links of that directory if there is one thread.
 _LINKS_OF_ONE: Final = 3
@@ -158,7 +159,7 @@ def libraries_with_threads() -> list[str]:
 def explain_stuck(threads: list[StuckThread]) -> SandboxError:
     """The error of a sandbox that cannot be entered because of these threads."""
     return SandboxError(
-        "move all threads of this process to another root",
+        _MOVE,
         cause="; ".join(thread.describe() for thread in threads),
         remedy="end these threads before the test, as a fixture of function scope does, or run the"
         ' test in a process of its own: process="fork"',
@@ -203,11 +204,15 @@ class _Mover:
     def move(self, namespace: int, raise_capabilities: bool) -> list[StuckThread]:
         """See :func:`move_other_threads`."""
         self._prepare()
-        directory = posix.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = -1
         try:
+            directory = posix.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             return self._move_all(namespace, directory, raise_capabilities)
+        except OSError as error:
+            raise SandboxError(_MOVE, said(error)) from error
         finally:
-            posix.close(directory)
+            if directory >= 0:
+                posix.close(directory)
 
     def _prepare(self) -> None:
         # A test may have set a handler of its own for the signal of before.
@@ -255,7 +260,7 @@ class _Mover:
                 time.sleep(_PAUSE)
             elif clock - began > _MOVE_TIME:
                 raise SandboxError(
-                    "move all threads of this process to another root",
+                    _MOVE,
                     cause="threads start and end faster than they are found",
                     remedy='process="fork"',
                 )
