@@ -37,11 +37,15 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Enter a user namespace before conftest files and other plugins start threads."""
-    if os.geteuid() != 0:
-        from .session.early import enter_early
+    """Probe the machine, and enter a user namespace, before conftest files are loaded."""
+    if os.geteuid() != 0 and "PYTEST_XDIST_WORKER" in os.environ:
+        from .session.early import begin_in_worker
 
-        enter_early(early_config)
+        begin_in_worker(early_config)
+    elif (keys := options.early_keys(early_config)) is not None:
+        from .session.early import begin_early
+
+        begin_early(early_config, keys)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,6 +9,7 @@ returns its value.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -184,6 +185,20 @@ def sandbox_everything(config: pytest.Config) -> bool | None:
         return option
     everything = config.getini("mountns") or profiles_of(config).settings.get("mountns")
     return True if everything else None
+
+
+def early_keys(config: pytest.Config) -> dict[str, object] | None:
+    """The marker keys that every sandbox has, if every test is to run in one, else None.
+
+    ``config`` is that of ``pytest_load_initial_conftests``, whose options are not all parsed yet.
+    Those that are known are in ``known_args_namespace``. What is not valid is said later.
+    """
+    early = copy.copy(config)
+    early.option = config.known_args_namespace
+    try:
+        return session_keys(early) if sandbox_everything(early) else None
+    except pytest.UsageError:
+        return None
 
 
 def unavailable_policy(config: pytest.Config) -> Literal["skip", "error"]:

@@ -73,7 +73,6 @@ from .settings import (
     real_stderr,
     user_name,
     watchdog,
-    with_known_options,
 )
 
 __all__ = [
@@ -141,5 +140,4 @@ __all__ = [
     "wider_scope",
     "wider_teardown_is_due",
     "wider_teardown_runs_code",
-    "with_known_options",
 ]

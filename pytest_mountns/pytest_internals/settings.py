@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,16 +80,6 @@ def real_stderr(config: pytest.Config) -> int:
         capture = getattr(getattr(manager, "_global_capturing", None), "err", None)
         descriptor = getattr(capture, "targetfd_save", None)
     return 2 if descriptor is None else descriptor
-
-
-def with_known_options(config: pytest.Config) -> pytest.Config:
-    """A copy of a configuration whose options are not parsed yet, with those that are known.
-
-    For ``pytest_load_initial_conftests`` (``Config.known_args_namespace``). Its stash is the same.
-    """
-    early = copy.copy(config)
-    early.option = config.known_args_namespace
-    return early
 
 
 def is_tracing(config: pytest.Config) -> bool:

@@ -1,7 +1,10 @@
-"""Enters an ordinary user's user namespace early, while the process has one thread.
+"""Probes the machine early, and enters an ordinary user's user namespace.
 
-Only such a process can enter one, unshare(2), and other plugins and conftest files start threads. A
-worker of pytest-xdist has several threads from its beginning. So the controller enters the
+Early is before conftest files and tests are loaded, which may load libraries and start threads. The
+probe forks, and a library that is in use may not bear that (gRPC). And only a process with one
+thread can enter a user namespace, unshare(2).
+
+A worker of pytest-xdist has several threads from its beginning. So the controller enters the
 namespace, and the workers begin in it. They need its capabilities, which execve(2) drops, except
 for the *ambient* ones, capabilities(7). A worker gives up what is in effect before any code of the
 suite runs, and so do all its threads.
@@ -10,13 +13,11 @@ suite runs, and so do all its threads.
 from __future__ import annotations
 
 import pickle
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
-from .. import pytest_internals
-from ..config import options
 from ..engine.linux.untouched import os
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _FINDINGS: Final = "mountns_findings"
 class Entered(NamedTuple):
     """What was made to enter the user namespace, for the session to go on with."""
 
-    #: None if the namespace could not be entered; the session tries again and says why.
+    #: None if no namespace was entered. If it could not be, the session tries again and says why.
     manager: SandboxManager | None
     #: None in a worker, to which the controller sends them later.
     findings: ProbeResult | None
@@ -39,31 +40,17 @@ class Entered(NamedTuple):
 entered_key: Final = pytest.StashKey[Entered]()
 
 
-def enter_early(config: pytest.Config) -> None:
-    """Enter the user namespace if tests are to be run inline by the options of this run.
+def begin_early(config: pytest.Config, keys: Mapping[str, object]) -> None:
+    """Probe the machine, and enter a user namespace if tests are to be run inline.
 
-    ``config`` is that of ``pytest_load_initial_conftests``. What is wrong with the options is said
-    later. Raises :class:`SandboxError` if capabilities that a worker inherits cannot be given up.
+    All tests are isolated, with these marker keys.
     """
-    if os.geteuid() == 0:
-        return
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        _take_over(config)
-    elif _is_wanted(pytest_internals.with_known_options(config)):
-        config.stash[entered_key] = _enter(config)
+    is_user = os.geteuid() != 0
+    inline = keys.get("process", "auto") != "fork" or keys.get("scope", "function") != "function"
+    config.stash[entered_key] = _enter(config, user_namespace=is_user and inline)
 
 
-def _is_wanted(config: pytest.Config) -> bool:
-    try:
-        if not options.sandbox_everything(config):
-            return False
-        keys = options.session_keys(config)
-    except pytest.UsageError:
-        return False
-    return keys.get("process", "auto") != "fork" or keys.get("scope", "function") != "function"
-
-
-def _enter(config: pytest.Config) -> Entered:
+def _enter(config: pytest.Config, *, user_namespace: bool) -> Entered:
     from ..engine.linux.errors import SandboxError
     from ..engine.sandbox.manager import SandboxManager
     from .planner import make_planner
@@ -71,7 +58,7 @@ def _enter(config: pytest.Config) -> Entered:
     planner = make_planner(config)
     findings = planner.findings
     manager: SandboxManager | None = None
-    if findings.user_namespace:
+    if findings.user_namespace and user_namespace:
         manager = SandboxManager(planner.places)
         try:
             manager.move_to_user_namespace()
@@ -81,8 +68,12 @@ def _enter(config: pytest.Config) -> Entered:
     return Entered(manager, findings)
 
 
-def _take_over(config: pytest.Config) -> None:
-    """In a worker: give up the capabilities that it has begun with, and keep the namespace."""
+def begin_in_worker(config: pytest.Config) -> None:
+    """In an ordinary user's worker: give up the capabilities that it has begun with.
+
+    It stays in the user namespace of the controller. Raises :class:`SandboxError` if a thread
+    cannot give them up.
+    """
     from ..engine.linux.namespaces import drop_inherited_capabilities
 
     if drop_inherited_capabilities():
