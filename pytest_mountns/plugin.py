@@ -19,8 +19,9 @@ from .runners.finisher import Finisher
 from .session.selection import is_asked_for, is_wanted
 
 if TYPE_CHECKING:
+    from .forking.timers import TimeoutSettings
     from .runners.context import ProcessOfTest
-    from .runners.protocol import Runner, TimeoutSettings
+    from .runners.protocol import Runner
 
 __all__ = ["bind_volume", "isolated_net", "isolated_proc", "overlay_root"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, final
 
@@ -12,17 +13,14 @@ from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.namespaces import real_stderr
 from ..engine.linux.threads import is_alone
-from ..forking.timers import TimeoutSettings, Timers
 from ..session.session import Session
 from .choice import Choice, choose
 from .context import ProcessOfTest, RunnerContext
-from .forked import ForkedTest
 from .inline import HostHooks, InlineTest
 
 if TYPE_CHECKING:
+    from ..forking.timers import TimeoutSettings
     from .finisher import Finisher
-
-__all__ = ["Runner", "TimeoutSettings"]
 
 
 @final
@@ -51,6 +49,10 @@ class Runner:
     def begin(self, items: Sequence[pytest.Item]) -> None:
         """After collection, before the first test."""
         self._session.begin(items)
+        specs = map(self._session.selection.valid_spec, items)
+        if any(spec.process == "fork" or spec.needs_process for spec in specs if spec is not None):
+            # Loaded now, since a test or fixture may replace what an import needs.
+            importlib.import_module(".forked", __package__)
 
     def _note_lost_threads(self) -> None:
         if self._has_noted_threads or is_alone():
@@ -85,6 +87,10 @@ class Runner:
             return (yield from self._protocol_inline(item, nextitem))
         if choice.why_not_inline and choice.error is None:
             self._session.observers.not_inline(item, choice.why_not_inline)
+        # What forks is not loaded for suites that run inline: that saves them 15 ms.
+        from ..forking.timers import Timers
+        from .forked import ForkedTest
+
         context = self._context
         timers = context.timers = Timers(item)
         test = ForkedTest(context, item, nextitem, timers, choice.error)
