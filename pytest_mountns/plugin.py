@@ -19,9 +19,8 @@ from .runners.finisher import Finisher
 from .session.selection import is_asked_for, is_wanted
 
 if TYPE_CHECKING:
-    from .forking.timers import TimeoutSettings
     from .runners.context import ProcessOfTest
-    from .runners.protocol import Runner
+    from .runners.protocol import Runner, TimeoutSettings
 
 __all__ = ["bind_volume", "isolated_net", "isolated_proc", "overlay_root"]
 

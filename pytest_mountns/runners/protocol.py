@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..forking.timers import TimeoutSettings
     from .finisher import Finisher
 
+__all__ = ["Runner", "TimeoutSettings"]
+
 
 @final
 class Runner:
