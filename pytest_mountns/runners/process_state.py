@@ -8,6 +8,7 @@ temporary directory, semaphores and sockets to remove. The second test that uses
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import sys
 import tempfile
@@ -41,6 +42,11 @@ class ProcessState:
             if not set(workers).isdisjoint(children):
                 with contextlib.suppress(Exception):
                     executor.shutdown(wait=True, kill_workers=True)
+                    # Of joblib: directories that it would look for when the process exits.
+                    folders = getattr(executor, "_temp_folder_manager", None)
+                    for remove in list(getattr(folders, "_finalizers", {}).values()):
+                        remove()
+                        atexit.unregister(remove)
                 module._executor = None
         for key, finalizer in _finalizers().items():
             callback: Callable[..., object] | None = getattr(finalizer, "_callback", None)

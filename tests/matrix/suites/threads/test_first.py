@@ -1,0 +1,12 @@
+import pytest
+from makers import MAKERS, check
+
+@pytest.fixture
+def started(maker):
+    maker.start()
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("maker", MAKERS)
+def test_it(started, maker, number):
+    check(maker, number)
