@@ -8,7 +8,6 @@ temporary directory, semaphores and sockets to remove. The second test that uses
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import sys
 import tempfile
@@ -42,11 +41,6 @@ class ProcessState:
             if not set(workers).isdisjoint(children):
                 with contextlib.suppress(Exception):
                     executor.shutdown(wait=True, kill_workers=True)
-                    # Of joblib: directories that it would look for when the process exits.
-                    folders = getattr(executor, "_temp_folder_manager", None)
-                    for remove in list(getattr(folders, "_finalizers", {}).values()):
-                        remove()
-                        atexit.unregister(remove)
                 module._executor = None
         for key, finalizer in _finalizers().items():
             callback: Callable[..., object] | None = getattr(finalizer, "_callback", None)
@@ -67,6 +61,7 @@ class ProcessState:
             if getattr(tracker, "_pid", None) in killed:
                 os.close(tracker._fd)
                 tracker._fd = tracker._pid = None
+                _send_only_of_now(tracker)
         for module in _modules("forkserver"):
             server: Any = getattr(module, "_forkserver", None)
             if getattr(server, "_forkserver_pid", None) in killed:
@@ -78,6 +73,25 @@ class ProcessState:
         """Choose the temporary directory anew if the one of now is gone. Called on the host."""
         if tempfile.tempdir != self._tempdir and not os.path.isdir(tempfile.tempdir or "/"):
             tempfile.tempdir = self._tempdir
+
+
+def _send_only_of_now(tracker: Any) -> None:
+    """Have a new process of ``tracker`` told only of what it was told to track.
+
+    What was registered with the process of before lay in the sandbox. It is unregistered when an
+    object is collected, or at the end, and the new process would complain that it does not know it.
+    """
+    known: set[tuple[str, str]] = set()
+    send = type(tracker)._send
+
+    def send_known(command: str, name: str, kind: str) -> None:
+        if command == "REGISTER":
+            known.add((name, kind))
+        elif (name, kind) not in known:
+            return
+        send(tracker, command, name, kind)
+
+    tracker._send = send_known
 
 
 def _modules(name: str) -> Iterator[Any]:
