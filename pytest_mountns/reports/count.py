@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 import pytest
@@ -26,9 +25,9 @@ class CountTests(Observer):
         """Count a test that was forked for this reason."""
         self._summary.not_inline(item.nodeid, why)
 
-    def forked_without(self, threads: Sequence[str], libraries: Sequence[str]) -> None:
+    def forked_beside(self, why: str) -> None:
         """Note what test processes lack."""
-        self._summary.forked_without(threads, libraries)
+        self._summary.note(why)
 
     def skipped(self, item: pytest.Item) -> None:
         """Count a test that was skipped because this machine cannot isolate it."""

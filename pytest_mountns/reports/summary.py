@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 #: The summary is there from the beginning of a session: xdist workers send theirs at the end.
 summary_key: Final = pytest.StashKey["Summary"]()
@@ -39,14 +39,9 @@ class Summary:
         """Count a test that was forked, as it could not be run inline."""
         self._not_inline.setdefault(why, set()).add(nodeid)
 
-    def forked_without(self, threads: Sequence[str], libraries: Sequence[str]) -> None:
-        """Note that test processes lack these threads."""
-        names = ", ".join(sorted(set(threads)))
-        more = f" (of {', '.join(libraries)}?)" if libraries else ""
-        self._notes.add(
-            f"mountns: {len(threads)} threads of native libraries were alive when tests were"
-            f" forked, and test processes lack them: {names}{more}"
-        )
+    def note(self, text: str) -> None:
+        """Say this at the end, once."""
+        self._notes.add(text)
 
     def skipped(self, nodeid: str) -> None:
         """Count a test that did not run because this machine cannot isolate it."""
@@ -93,4 +88,4 @@ class Summary:
         for why, number in reasons.items():
             terminalreporter.write_line(f"mountns: {number} not inline: {why}", yellow=True)
         for note in sorted(self._notes):
-            terminalreporter.write_line(note, yellow=True)
+            terminalreporter.write_line(f"mountns: {note}", yellow=True)

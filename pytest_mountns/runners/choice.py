@@ -57,3 +57,38 @@ def _neither_way(why: str, lost: Sequence[StuckThread], libraries: Sequence[str]
         " the wheel with the part that moves threads; or"
         ' @pytest.mark.mountns(process="fork") to fork in spite of them',
     )
+
+
+def lost_threads(
+    python: Sequence[str], native: Sequence[StuckThread], libraries: Sequence[str]
+) -> list[tuple[str, str]]:
+    """What forked tests are to know of the threads that they lack: a kind, and words.
+
+    ``python``: names of Python threads that fixtures have started. ``native`` and ``libraries``:
+    see :func:`choose`.
+    """
+    found = []
+    if python:
+        found.append(
+            (
+                "python",
+                f"tests were forked beside threads of wider fixtures ({_few(python)}), and what"
+                ' these do for a test is done on the host; process="inline" takes them along',
+            )
+        )
+    if native:
+        names = _few([thread.name for thread in native])
+        of = f" of {' or '.join(libraries)}" if libraries else ""
+        found.append(
+            (
+                "native",
+                f"tests were forked beside threads of native libraries ({names}{of}), which test"
+                ' processes lack; process="inline" takes them along',
+            )
+        )
+    return found
+
+
+def _few(names: Sequence[str]) -> str:
+    known = list(dict.fromkeys(names))
+    return ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")

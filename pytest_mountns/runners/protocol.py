@@ -12,9 +12,9 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.namespaces import real_stderr
-from ..engine.linux.threads import is_alone
+from ..engine.linux.threads import is_alone, other_threads, python_threads
 from ..session.session import Session
-from .choice import Choice, choose
+from .choice import Choice, choose, lost_threads
 from .context import ProcessOfTest, RunnerContext
 from .inline import HostHooks, InlineTest
 
@@ -40,8 +40,10 @@ class Runner:
         self._context = RunnerContext(config, session, hooks, finisher)
         #: The test that was the last to run inline in this process.
         self._last_inline: InlineTest | None = None
-        #: Whether it was said that test processes lack threads.
-        self._has_noted_threads = False
+        #: The threads of plugins and of what was imported: those that were there before any test.
+        self._threads_before: frozenset[int] = frozenset()
+        #: Of which kinds of threads it was said that test processes lack them.
+        self._noted_threads: set[str] = set()
 
     @property
     def process(self) -> ProcessOfTest | None:
@@ -51,26 +53,29 @@ class Runner:
     def begin(self, items: Sequence[pytest.Item]) -> None:
         """After collection, before the first test."""
         self._session.begin(items)
+        with contextlib.suppress(SandboxError):
+            self._threads_before = other_threads()
         specs = map(self._session.selection.valid_spec, items)
         if any(spec.process == "fork" or spec.needs_process for spec in specs if spec is not None):
             # Loaded now, since a test or fixture may replace what an import needs.
             importlib.import_module(".forked", __package__)
 
-    def _note_lost_threads(self) -> None:
-        if self._has_noted_threads or is_alone():
+    def _note_threads(self) -> None:
+        """Tell observers once which threads a test process will lack."""
+        if is_alone() or self._noted_threads == {"native", "python"}:
             return
         lost, libraries = self._session.sandboxes.lost_by_fork()
-        if lost:
-            self._has_noted_threads = True
-            names = [thread.name for thread in lost]
-            self._session.observers.forked_without(names, libraries)
+        for kind, why in lost_threads(python_threads(self._threads_before), lost, libraries):
+            if kind not in self._noted_threads:
+                self._noted_threads.add(kind)
+                self._session.observers.forked_beside(why)
 
     def _choose(self, item: pytest.Item) -> Choice:
         try:
             spec = self._session.selection.spec(item)
             sandboxes = self._session.sandboxes
             if spec.process == "fork" or spec.needs_process:
-                self._note_lost_threads()
+                self._note_threads()
                 return Choice("fork")
             stuck = sandboxes.stuck_threads
             obstacle = sandboxes.obstacle

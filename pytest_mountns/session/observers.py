@@ -63,11 +63,11 @@ class Observer:
     def not_inline(self, item: pytest.Item, why: str) -> None:
         """Pytest process: ``item`` is forked, as it cannot be run inline."""
 
-    def forked_without(self, threads: Sequence[str], libraries: Sequence[str]) -> None:
-        """Pytest process: tests are forked while these threads of native libraries are alive.
+    def forked_beside(self, why: str) -> None:
+        """Pytest process: tests are forked while threads are alive that may be at work for them.
 
-        A test process lacks them. Called once in a session. ``libraries`` are those that they may
-        be of.
+        Called once in a session for each kind of thread. ``why``: which threads, and what that
+        means for tests, in words.
         """
 
     def skipped(self, item: pytest.Item) -> None:
@@ -142,10 +142,10 @@ class Observers:
         for observer in self._observers:
             observer.not_inline(item, why)
 
-    def forked_without(self, threads: Sequence[str], libraries: Sequence[str]) -> None:
-        """See :meth:`Observer.forked_without`."""
+    def forked_beside(self, why: str) -> None:
+        """See :meth:`Observer.forked_beside`."""
         for observer in self._observers:
-            observer.forked_without(threads, libraries)
+            observer.forked_beside(why)
 
     def skipped(self, item: pytest.Item) -> None:
         """See :meth:`Observer.skipped`."""

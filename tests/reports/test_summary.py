@@ -81,9 +81,38 @@ def test_threads_that_test_processes_lack(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest_subprocess("-pno:rerunfailures")
     result.assert_outcomes(passed=2)
-    lines = [line for line in result.outlines if "test processes lack" in line]
+    lines = [line for line in result.outlines if "forked beside" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("mountns: 1 threads of native libraries")
+    assert "threads of native libraries" in lines[0]
+
+
+def test_threads_that_work_on_the_host(pytester: pytest.Pytester) -> None:
+    """A server of a wider fixture does not see the files of a forked test."""
+    pytester.makepyfile(
+        """
+        import threading
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def server():
+            end = threading.Event()
+            thread = threading.Thread(target=end.wait, name="the server")
+            thread.start()
+            yield
+            end.set()
+            thread.join()
+
+        def test_one(server, overlay_root): pass
+        def test_two(server, overlay_root): pass
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=2)
+    lines = [line for line in result.outlines if "forked beside" in line]
+    assert len(lines) == 1
+    assert "threads of wider fixtures (the server)" in lines[0]
+    result = pytester.runpytest_subprocess("--mountns-process=inline", "-pno:rerunfailures")
+    assert "forked beside" not in result.stdout.str()
 
 
 @pytest.mark.parametrize("workers", [[], ["-n2"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
 from pathlib import Path
 
@@ -305,3 +306,38 @@ def test_a_thread_that_cannot_move(pytester: pytest.Pytester, record: Record, ho
     assert [one.nodeid.rpartition("::")[2] for one in recorded.not_passed] == ["test_first"]
     assert "it blocks the signal that would move it" in recorded.out
     assert 'process="fork"' in recorded.out
+
+
+def test_pytest_in_a_thread(pytester: pytest.Pytester, home: Path) -> None:
+    """The main thread moves as well: /proc/self is its."""
+    pytester.makepyfile(
+        test_it="""
+        import os
+        def where(path): return os.stat(path).st_dev, os.readlink(f"/proc/{path}")
+        def test_it():
+            for place in ("root", "cwd"):
+                own, main = f"/proc/thread-self/{place}", f"/proc/self/{place}"
+                assert os.stat(own).st_dev == os.stat(main).st_dev
+                assert os.readlink(own) == os.readlink(main)
+            own = os.readlink("/proc/thread-self/ns/mnt")
+            assert own == os.readlink("/proc/self/ns/mnt") != os.environ["HOST"]
+        """
+    )
+    program = pytester.makepyfile(
+        program="""
+        import os, threading
+        import pytest
+        os.environ["HOST"] = os.readlink("/proc/self/ns/mnt")
+        found = []
+        # An ordinary user's process enters its namespace while it has one thread.
+        arguments = ["-q", "--mountns", "-pno:cacheprovider", "test_it.py"]
+        found.append(pytest.main(arguments))
+        os.environ["HOST"] = os.readlink("/proc/self/ns/mnt")
+        thread = threading.Thread(target=lambda: found.append(pytest.main(arguments)))
+        thread.start()
+        thread.join()
+        assert found == [0, 0], found
+        assert os.readlink("/proc/self/ns/mnt") == os.environ["HOST"]
+        """
+    )
+    assert pytester.run(sys.executable, str(program)).ret == 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from _thread import get_native_id
+from collections.abc import Collection
 from pathlib import Path
 from sys import _current_frames
 from threading import enumerate as _python_threads
@@ -119,6 +120,12 @@ def move_other_threads(namespace: int, *, raise_capabilities: bool) -> list[Stuc
     moved. Raises :class:`SandboxError` if the threads cannot be found.
     """
     return [] if is_alone() else _mover().move(namespace, raise_capabilities)
+
+
+def python_threads(besides: Collection[int]) -> list[str]:
+    """The names of the other threads that :mod:`threading` has started, but for ``besides``."""
+    ignored = {get_native_id(), *besides}
+    return [thread.name for thread in _python_threads() if thread.native_id not in ignored]
 
 
 def native_threads() -> list[StuckThread]:
