@@ -32,6 +32,7 @@ from .benchmark import find_benchmark
 from .coverage import find_coverage
 from .flaky import find_flaky
 from .junit import find_junit
+from .nodes import find_nodes
 from .pickling import pack, unpack
 from .rerunfailures import find_rerunfailures
 from .stop_requests import find_stop_requests
@@ -50,6 +51,7 @@ _FINDERS: tuple[_Find, ...] = (
     find_syrupy,
     find_stop_requests,
     find_rerunfailures,
+    find_nodes,
 )
 
 

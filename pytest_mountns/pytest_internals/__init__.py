@@ -3,6 +3,7 @@
 Each function says which internal it uses. All of them work with pytest 8.0 to 9.x.
 """
 
+from .attributes import foreign_attributes
 from .failures import noted_failures
 from .frames import drop_unseen, unseen
 from .reports import (
@@ -100,6 +101,7 @@ __all__ = [
     "finalize_last",
     "flush_output",
     "flush_trace",
+    "foreign_attributes",
     "forget_setup",
     "interrupt_text",
     "is_tracing",

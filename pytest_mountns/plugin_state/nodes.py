@@ -1,0 +1,118 @@
+"""What other plugins note on collected nodes: items, classes, modules, packages, the session.
+
+A test that fails is noted on its class, for example, so that the next ones are skipped: so does
+pytest-dependency, and so does the recipe "incremental testing" of pytest's documentation. Noted in
+a forked test process it would be lost, and the next tests would run, or be skipped, without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Final, NamedTuple, TypeAlias
+
+import pytest
+
+from .. import pytest_internals
+from .base import PluginState, StateError
+from .pickling import pack, unpack
+
+#: An object and its pickle; None if it has none.
+_Known: TypeAlias = tuple[object, "bytes | None"]
+
+#: Bytes. What is larger is taken to be the same as long as it is the same object.
+_MOST: Final = 1 << 16
+
+
+class _Noted(NamedTuple):
+    """What a test process sends."""
+
+    #: The number of the node in the chain from the session to the item, the name, the pickle.
+    attributes: list[tuple[int, str, bytes]]
+    #: Attributes that cannot be pickled, as ``node.name``.
+    lost: list[str]
+
+
+class NodeAttributes(PluginState):
+    """Brings the attributes to the pytest process that were added or changed.
+
+    Only attributes that neither pytest nor the class of the node knows are looked at, and objects
+    that were there before are compared by their pickles. Others cannot be compared, for example
+    changes in modules that a plugin consists of.
+    """
+
+    name = "a plugin or conftest file"
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], _Known] = {}
+
+    def begin(self, item: pytest.Item) -> None:
+        """Note what there is."""
+        self._known = {
+            (index, name): (value, self._pickled(item, value))
+            for index, node in enumerate(item.listchain())
+            for name, value in pytest_internals.foreign_attributes(node).items()
+        }
+
+    def collect(self, item: pytest.Item) -> object:
+        """Return what was added or changed."""
+        found = _Noted([], [])
+        for index, node in enumerate(item.listchain()):
+            for name, value in pytest_internals.foreign_attributes(node).items():
+                before, pickled_before = self._known.get((index, name), (None, b""))
+                pickled = self._pickled(item, value)
+                if pickled is not None:
+                    if pickled != pickled_before:
+                        found.attributes.append((index, name, pickled))
+                elif value is not before and node is not item:
+                    # The item itself is not used any more.
+                    found.lost.append(f"{node.name or 'session'}.{name}")
+        return found if found.attributes or found.lost else None
+
+    def _pickled(self, item: pytest.Item, value: object) -> bytes | None:
+        with contextlib.suppress(Exception):
+            data = pack(value, self._nodes(item))
+            return data if len(data) <= _MOST else None
+        return None
+
+    def _nodes(self, item: pytest.Item) -> Mapping[str, object]:
+        shared = dict(self.shared(item))
+        for index, node in enumerate(item.listchain()):
+            shared[f"node {index}"] = node
+        return shared
+
+    def merge(self, item: pytest.Item, state: object) -> None:
+        """Set the attributes, and say which could not be sent."""
+        assert isinstance(state, _Noted)
+        chain = item.listchain()
+        for index, name, data in state.attributes:
+            _set(chain[index], name, unpack(data, self._nodes(item)))
+        if state.lost:
+            raise StateError(f"{', '.join(state.lost)} cannot be pickled")
+
+
+def _set(node: object, name: str, value: object) -> None:
+    """Set an attribute. An object that is there stays, since others may refer to it as well."""
+    before = getattr(node, name, None)
+    if type(before) is type(value):
+        if isinstance(before, dict) and isinstance(value, dict):
+            before.clear()
+            before.update(value)
+            return
+        if isinstance(before, list) and isinstance(value, list):
+            before[:] = value
+            return
+        if isinstance(before, set) and isinstance(value, set):
+            before.clear()
+            before.update(value)
+            return
+        if type(before).__module__ != "builtins" and hasattr(before, "__dict__"):
+            vars(before).clear()
+            vars(before).update(vars(value))
+            return
+    setattr(node, name, value)
+
+
+def find_nodes(config: pytest.Config) -> PluginState | None:
+    """The state; every session has nodes."""
+    return NodeAttributes()

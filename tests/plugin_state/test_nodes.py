@@ -1,0 +1,196 @@
+"""What plugins and conftest files note on nodes in a forked test reaches the pytest process."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import pytest
+
+from pytest_mountns.pytest_internals import foreign_attributes
+from tests.helpers.recording import Record
+
+pytestmark = pytest.mark.sandboxes
+
+#: The recipe "incremental testing - test steps" of pytest's documentation.
+INCREMENTAL = """
+import pytest
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "incremental: the tests of a class depend on each other")
+
+def pytest_runtest_makereport(item, call):
+    if "incremental" in item.keywords and call.excinfo is not None:
+        item.parent._previousfailed = item
+
+def pytest_runtest_setup(item):
+    if "incremental" in item.keywords:
+        previous = getattr(item.parent, "_previousfailed", None)
+        if previous is not None:
+            assert previous in item.session.items
+            pytest.xfail(f"previous test failed ({previous.name})")
+"""
+
+
+def same_as_plain(record: Record, *arguments: str) -> None:
+    plain, isolated = (record(option, *arguments) for option in ("-pno:mountns", "--mountns"))
+    assert isolated.outline == plain.outline
+    assert isolated.status == plain.status
+    assert [one.name for one in isolated.not_passed] == [one.name for one in plain.not_passed]
+    assert not isolated.warnings
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2", "--dist=loadfile"]], ids=["alone", "xdist"])
+def test_incremental_steps(pytester: pytest.Pytester, record: Record, workers: list[str]) -> None:
+    pytester.makeconftest(INCREMENTAL)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.incremental
+        class TestSteps:
+            def test_login(self): pass
+            def test_modification(self): assert 0
+            def test_deletion(self): pass
+
+        def test_other(): pass
+        """
+    )
+    same_as_plain(record, *workers)
+
+
+def test_pytest_dependency(pytester: pytest.Pytester, record: Record) -> None:
+    pytest.importorskip("pytest_dependency")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.dependency
+        def test_good(): pass
+        @pytest.mark.dependency
+        def test_bad(): assert 0
+        @pytest.mark.dependency(depends=["test_good"])
+        def test_on_good(): pass
+        @pytest.mark.dependency(depends=["test_bad"])
+        def test_on_bad(): pass
+        @pytest.mark.dependency(depends=["test_on_bad"], scope="session")
+        def test_on_skipped(): pass
+        """
+    )
+    same_as_plain(record, "-Wignore")
+
+
+def test_notes_of_every_kind(pytester: pytest.Pytester, record: Record) -> None:
+    """Added, changed in place, replaced; on the session, the module and the class."""
+    pytester.makeconftest(
+        """
+        import pytest
+
+        class Notes:
+            def __init__(self): self.names = []
+
+        def pytest_collection_modifyitems(session, items):
+            session.notes = Notes()
+            for item in items:
+                item.parent.counts = {"runs": 0}
+            # Somebody else refers to the same object.
+            session.config.notes = session.notes
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            if report.when == "call":
+                item.session.notes.names.append(item.name)
+                item.parent.counts["runs"] += 1
+                item.parent.last = report.outcome
+            return report
+
+        def pytest_sessionfinish(session):
+            with open(f"notes-{session.config.getoption('mountns', 'plain')}", "w") as file:
+                for item in session.items:
+                    print(item.parent.counts, item.parent.last, file=file)
+                print(session.notes.names, session.config.notes is session.notes, file=file)
+        """
+    )
+    pytester.makepyfile(
+        textwrap.dedent(
+            """
+            def test_one(): pass
+            class TestTwo:
+                def test_two(self): pass
+                def test_three(self): assert 0
+            """
+        )
+    )
+    record("-pno:mountns")
+    record("--mountns")
+    notes = [path.read_text() for path in sorted(pytester.path.glob("notes-*"))]
+    assert len(notes) == 2
+    assert notes[0] == notes[1]
+
+
+def test_what_cannot_be_carried_is_said(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makeconftest(
+        """
+        def pytest_runtest_teardown(item):
+            item.parent.handle = lambda: item
+        """
+    )
+    pytester.makepyfile(test_it="def test_it(): pass")
+    recorded = record("--mountns", "-Werror")
+    assert recorded.status == 0
+    (warning,) = recorded.warnings
+    assert "test_it.py.handle cannot be pickled" in warning.message
+
+
+def test_pytests_own_attributes_are_not_carried(pytester: pytest.Pytester) -> None:
+    """Of items of every kind, before and after they have run."""
+    pytester.makepyfile(
+        test_kinds='''
+        import unittest, pytest
+
+        @pytest.fixture
+        def made(): return 1
+        @pytest.mark.parametrize("number", range(2))
+        def test_function(number, made, tmp_path, record_property): record_property("a", 1)
+        class TestClass:
+            def test_method(self): pass
+        class TestCase(unittest.TestCase):
+            def test_case(self): pass
+        def documented():
+            """
+            >>> 1 + 1
+            2
+            """
+        '''
+    )
+
+    class Look:
+        found: dict[str, dict[str, object]]
+
+        def __init__(self) -> None:
+            self.found = {}
+
+        def _look(self, item: pytest.Item) -> None:
+            for node in item.listchain():
+                if foreign := foreign_attributes(node):
+                    self.found.setdefault(type(node).__name__, {}).update(foreign)
+
+        @pytest.hookimpl(trylast=True)
+        def pytest_runtest_setup(self, item: pytest.Item) -> None:
+            self._look(item)
+
+        def pytest_runtest_logfinish(self, nodeid: str) -> None:
+            pass
+
+        @pytest.hookimpl(wrapper=True, tryfirst=True)
+        def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+            result = yield
+            self._look(item)
+            return result
+
+    look = Look()
+    options = ("--doctest-modules", "-pno:rerunfailures", "-pno:timeout", "-pno:xdist")
+    result = pytester.inline_run(*options, plugins=[look])
+    assert result.ret == 0
+    assert look.found == {}
