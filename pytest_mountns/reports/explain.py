@@ -1,9 +1,10 @@
-"""Explains a write that fails in a sandbox and works outside."""
+"""Explains what fails in a sandbox and works outside."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from typing import final
 
 import pytest
@@ -16,7 +17,7 @@ from ..session.observers import Observer
 
 @final
 class FailureExplanation(Observer):
-    """Adds a section to reports of tests that failed by an OSError the sandbox may have caused."""
+    """Adds a section to reports of tests that may have failed because of the sandbox."""
 
     def on_failure(self, report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
         """Explain ``error`` in the report."""
@@ -24,10 +25,34 @@ class FailureExplanation(Observer):
 
 
 def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
-    """Add a section if ``error`` is an OSError that the sandbox may have caused."""
-    if not isinstance(error, OSError) or not sandbox.plan.user_namespace:
-        return
-    name = errno_name(error.errno or 0)
+    """Add a section if ``error``, or what it comes from, may have been caused by the sandbox."""
+    for one in _chain(error):
+        if text := _explain(one, user_namespace=sandbox.plan.user_namespace):
+            report.sections.append(("mountns", f"{text} See docs/limits.md."))
+            return
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and its causes: libraries for databases raise exceptions of their own."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _explain(error: BaseException, *, user_namespace: bool) -> str:
+    kind = type(error)
+    if kind.__module__ == "sqlite3" and "readonly database" in str(error):
+        return (
+            f"{kind.__name__}: {error}: SQLite refuses to write to a database file that it finds"
+            " replaced (SQLITE_READONLY_DBMOVED). The connection was opened before the test had its"
+            " sandbox. Open it in a fixture of function scope, or give the directory of the"
+            " database as a volume."
+        )
+    if not isinstance(error, OSError) or not user_namespace:
+        return ""
     path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     text = {
         errno.EROFS: f"{path or 'This place'} is shown read-only: an ordinary user's sandbox has"
@@ -36,9 +61,10 @@ def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sa
         " nor anything from one layered directory to another.",
         errno.EOVERFLOW: _unmapped(path),
     }.get(error.errno or 0)
-    if text:
-        remedy = "Run as root, or give the directory as a volume."
-        report.sections.append(("mountns", f"{name}: {text} {remedy} See docs/limits.md."))
+    if not text:
+        return ""
+    remedy = "Run as root, or give the directory as a volume."
+    return f"{errno_name(error.errno or 0)}: {text} {remedy}"
 
 
 def _unmapped(path: str) -> str:

@@ -7,14 +7,18 @@ first option or test that asks for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast, final
 
 import pytest
 
 from ..config import options
 
 if TYPE_CHECKING:
-    from ..engine.plan.spec import SandboxSpec
+    from collections.abc import Sequence
+
+    from ..engine.plan.spec import SandboxSpec, Volume
 
 _spec_key: Final = pytest.StashKey["SandboxSpec"]()
 
@@ -59,8 +63,23 @@ class Selection:
         self.everything: Final = options.sandbox_everything(config)
         #: Whether a test is skipped or fails where this machine cannot isolate it.
         self.policy: Final = options.unavailable_policy(config)
+        self._rootpath: Final = config.rootpath
         #: The marker keys that every spec starts from: those of options, profile and ini.
         self.keys: Final = options.session_keys(config)
+
+    def make_volumes(self) -> None:
+        """Make the directories of the project that are volumes of every test and are not there yet.
+
+        These are those of options, of ini values and of profiles, below the root directory: what
+        tests write there may be all that there will be in it.
+        """
+        volumes = cast("Sequence[Volume]", self.keys.get("volumes", ()))
+        for volume in volumes:
+            place = Path(volume.source)
+            if self._rootpath in place.parents and not place.exists():
+                with contextlib.suppress(OSError):
+                    # The planner says what is missing.
+                    place.mkdir(parents=True)
 
     def wants(self, item: pytest.Item) -> bool:
         """Whether ``item`` is to run in a sandbox, if sandboxes are made at all."""

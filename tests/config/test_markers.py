@@ -260,3 +260,31 @@ def test_bad_marks_reach_an_xdist_user(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("-pxdist", "-n1")
     assert result.ret != 0
     assert "unknown key 'sise'" in result.stderr.str() + result.stdout.str()
+
+
+@pytest.mark.sandboxes
+@pytest.mark.parametrize("process", ["fork", "inline"])
+def test_volumes_of_the_project_are_made(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    """A directory for results of a suite is often not there in a fresh clone."""
+    pytester.makeini("[pytest]\nmountns_volumes = build/results")
+    pytester.makepyfile(
+        """
+        def test_it():
+            with open("build/results/file", "w") as file:
+                file.write("kept")
+        """
+    )
+    assert record("-pno:rerunfailures", "--mountns").status == 0
+    assert (pytester.path / "build/results/file").read_text() == "kept"
+
+
+def test_volumes_elsewhere_are_not_made(
+    pytester: pytest.Pytester, record: Record, tmp_path: Path
+) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    recorded = record("--mountns", f"--mountns-volume={tmp_path}/missing:/mnt")
+    assert recorded.status == 1
+    assert "create it before the tests run" in recorded.out
+    assert not (tmp_path / "missing").exists()
