@@ -17,6 +17,7 @@ from ..session.session import Session
 from .choice import Choice, choose, lost_threads
 from .context import ProcessOfTest, RunnerContext
 from .inline import HostHooks, InlineTest
+from .shared_directory import SharedDirectory
 
 if TYPE_CHECKING:
     from ..forking.timers import TimeoutSettings
@@ -40,6 +41,7 @@ class Runner:
         self._context = RunnerContext(config, session, hooks, finisher)
         #: The test that was the last to run inline in this process.
         self._last_inline: InlineTest | None = None
+        self._shared_directory: SharedDirectory | None = None
         #: The threads of plugins and of what was imported: those that were there before any test.
         self._threads_before: frozenset[int] = frozenset()
         #: Of which kinds of threads it was said that test processes lack them.
@@ -129,6 +131,7 @@ class Runner:
     ) -> Generator[None, object, object]:
         if self._last_inline is None:
             real_stderr.set(pytest_internals.real_stderr(self._config))
+            self._shared_directory = SharedDirectory()
             hooks = HostHooks(self._context)
             self._config.pluginmanager.register(hooks, "mountns-host-hooks")
         test = self._last_inline = InlineTest(self._context, item, nextitem)
@@ -184,5 +187,7 @@ class Runner:
 
     def close(self) -> None:
         """At the end of the session."""
+        if self._shared_directory is not None:
+            self._shared_directory.restore()
         self._session.close()
         self._context.close()

@@ -101,6 +101,47 @@ def test_a_pool_of_a_wider_fixture(pytester: pytest.Pytester, record: Record, ho
     )
 
 
+def test_threads_share_the_working_directory(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """As threads do: os.chdir() of one is seen by all, in tests and in wider fixtures."""
+    passes(
+        pytester,
+        record,
+        """
+        def places(pool):
+            return set(pool.map(lambda _: os.getcwd(), range(40)))
+
+        @pytest.mark.parametrize("number", range(2))
+        def test_chdir(pool, tmp_path, monkeypatch, number):
+            assert places(pool) == {os.getcwd()}
+            monkeypatch.chdir(tmp_path)
+            assert places(pool) == {str(tmp_path)}
+            pool.submit(Path("relative").write_text, "text").result()
+            assert (tmp_path / "relative").read_text() == "text"
+            directory = os.open("/", os.O_RDONLY)
+            os.fchdir(directory)
+            os.close(directory)
+            assert places(pool) == {"/"}
+
+        @pytest.fixture(scope="module")
+        def moved(pool, tmp_path_factory):
+            before = os.getcwd()
+            os.chdir(tmp_path_factory.mktemp("moved"))
+            yield places(pool)
+            os.chdir(before)
+
+        def test_of_a_wider_fixture(moved, pool):
+            assert moved == {os.getcwd()} == places(pool)
+
+        def test_it_is_os_chdir():
+            assert os.chdir.__name__ == "chdir"
+            with pytest.raises(FileNotFoundError):
+                os.chdir("missing")
+        """,
+    )
+
+
 def test_a_wider_fixture_is_torn_down_on_the_host(
     pytester: pytest.Pytester, record: Record, home: Path
 ) -> None:

@@ -28,6 +28,8 @@
  * sent by an earlier call finds another number and does nothing. The lower half is one of these;
  * afterwards it is DONE plus the errno. */
 enum { WAITING = 1, MOVING = 2, GIVEN_UP = 3, DONE = 4 };
+/* In the place of a descriptor of a namespace: other requests. */
+enum { DROP_CAPABILITIES = -1, DIRECTORY_ONLY = -2 };
 
 static _Atomic uint64_t slots[MOST];
 static _Atomic uint32_t moved;  /* How many have moved, or failed to; a futex(2). */
@@ -35,33 +37,34 @@ static _Atomic uint32_t wanted; /* At this number the caller is woken. */
 static atomic_flag busy = ATOMIC_FLAG_INIT;
 static uint32_t call_number;
 
-static struct request {
-    int namespace, directory, raise_capabilities;
-} request;
+static struct request { int namespace, directory, raise_capabilities; } request;
 
 static uint64_t slot_value(uint32_t number, uint32_t state) { return (uint64_t)number << 32 | state; }
 
-/* Carry out the request in the calling thread; returns 0 or an errno. Without a namespace, the thread
- * drops its capabilities but for the permitted ones. setns(2) refuses a thread that shares its root and
- * working directory with others, and demands CAP_SYS_ADMIN and CAP_SYS_CHROOT. */
+/* Carry out the request in the calling thread; returns 0 or an errno. setns(2) refuses a thread that
+ * shares its root and working directory with others, and demands CAP_SYS_ADMIN and CAP_SYS_CHROOT. */
 static int move_this_thread(struct request request)
 {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct before[2], wanted_now[2];
     int error = 0;
 
-    if (request.raise_capabilities || request.namespace < 0) {
+    if (request.namespace == DIRECTORY_ONLY)
+        return syscall(SYS_fchdir, request.directory) ? errno : 0;
+    if (request.raise_capabilities || request.namespace == DROP_CAPABILITIES) {
         if (syscall(SYS_capget, &header, before))
             return errno;
         memcpy(wanted_now, before, sizeof before);
         for (int half = 0; half < 2; half++) {
-            wanted_now[half].effective = request.namespace < 0 ? 0 : before[half].permitted;
-            if (request.namespace < 0)
+            int drop = request.namespace == DROP_CAPABILITIES;
+
+            wanted_now[half].effective = drop ? 0 : before[half].permitted;
+            if (drop)
                 wanted_now[half].inheritable = 0; /* Nor ambient, then. */
         }
         if (syscall(SYS_capset, &header, wanted_now))
             return errno;
-        if (request.namespace < 0)
+        if (request.namespace == DROP_CAPABILITIES)
             return 0;
     }
     if (syscall(SYS_unshare, CLONE_FS) || syscall(SYS_setns, request.namespace, CLONE_NEWNS)
@@ -89,11 +92,6 @@ static void handle(int signal_number, siginfo_t *info, void *context)
     errno = errno_before;
 }
 
-static int is_free(const struct sigaction *action)
-{
-    return !(action->sa_flags & SA_SIGINFO) && action->sa_handler == SIG_DFL;
-}
-
 /* Have a real-time signal handled, and return its number: `preferred` if that is handled already,
  * else the highest that nobody uses. Negative: an errno. */
 int mountns_prepare(int preferred)
@@ -107,7 +105,7 @@ int mountns_prepare(int preferred)
     action.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
     sigfillset(&action.sa_mask);
     for (int number = SIGRTMAX; number >= SIGRTMIN; number--)
-        if (!sigaction(number, NULL, &now) && is_free(&now))
+        if (!sigaction(number, NULL, &now) && !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL)
             return sigaction(number, &action, NULL) ? -errno : number;
     return -EBUSY;
 }
@@ -132,8 +130,8 @@ static int queue(pid_t pid, int thread, int signal_number, uint64_t ticket)
     return syscall(SYS_rt_tgsigqueueinfo, pid, thread, signal_number, &info) ? errno : 0;
 }
 
-/* Move `threads` to a mount namespace and a working directory, given as descriptors; with -1 as the
- * namespace, have them drop capabilities instead. Each result is
+/* Move `threads` to a mount namespace and a working directory, given as descriptors; or have them
+ * carry out one of the other requests. Each result is
  * 0 or an errno: ESRCH if the thread has ended, ETIMEDOUT if it has not moved in time; it does not
  * move later either, unless it was already in the midst of it (EINPROGRESS). Returns 0 or an errno
  * by which nothing was done. */

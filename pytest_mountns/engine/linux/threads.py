@@ -66,6 +66,10 @@ _UNBLOCK_TIME: Final = 0.2
 _MOVE_TIME: Final = 2.0
 _PAUSE: Final = 0.001
 
+#: In the place of a namespace: other requests of ``move_threads.c``.
+_DROP_CAPABILITIES: Final = -1
+_DIRECTORY_ONLY: Final = -2
+
 
 class StuckThread(NamedTuple):
     """A thread that cannot move, or has not moved."""
@@ -179,7 +183,16 @@ def drop_capabilities_of_others() -> list[StuckThread]:
     They stay permitted. Returns the threads that have not done it. Raises :class:`SandboxError` if
     the threads cannot be found.
     """
-    return [] if is_alone() else _mover().move(-1, False)
+    return [] if is_alone() else _mover().move(_DROP_CAPABILITIES, False)
+
+
+def move_others_to_directory() -> list[StuckThread]:
+    """Have all other threads change to the working directory of this thread.
+
+    They share it no longer, once they were in another mount namespace. Returns those that have not
+    done it. Raises :class:`SandboxError` if the threads cannot be found.
+    """
+    return [] if is_alone() else _mover().move(_DIRECTORY_ONLY, False)
 
 
 class _Status(NamedTuple):
