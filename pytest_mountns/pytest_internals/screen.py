@@ -69,13 +69,21 @@ def cursor(config: pytest.Config) -> tuple[str, object]:
 
     Uses ``TerminalWriter._current_line`` and ``TerminalReporter.currentfspath``.
     """
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reporter = _reporter_with_cursor(config)
     return ("", None) if reporter is None else (reporter._tw._current_line, reporter.currentfspath)
+
+
+def _reporter_with_cursor(config: pytest.Config) -> Any:
+    """The terminal reporter; None if another plugin has put one of another kind in its place."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    writer = getattr(reporter, "_tw", None)
+    has_cursor = hasattr(writer, "_current_line") and hasattr(reporter, "currentfspath")
+    return reporter if has_cursor else None
 
 
 def set_cursor(config: pytest.Config, line: str, owner: object) -> None:
     """Set the cursor to where it is in the other process, which has written meanwhile."""
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reporter = _reporter_with_cursor(config)
     if reporter is not None:
         reporter._tw._current_line = _Unmoved(line)
         reporter.currentfspath = owner

@@ -153,3 +153,38 @@ def test_output_on_a_terminal(
         with terminal(directory, *way, *options, "test_first.py") as running:
             runs.append((running.end(), _lines(directory, running.text)))
     assert runs[1] == runs[0]
+
+
+@pytest.mark.parametrize("way", ["fork", "inline"])
+def test_another_terminal_reporter(pytester: pytest.Pytester, way: str) -> None:
+    """As pytest-tldr's, which has nothing of pytest's own but some names."""
+    pytester.makeconftest(
+        """
+        import sys
+        import pytest
+
+        class Reporter:
+            def __init__(self, config):
+                self.config = config
+                self.stats = {}
+
+            def write_line(self, text, **markup):
+                print(text, file=sys.__stdout__)
+
+            def pytest_runtest_logreport(self, report):
+                self.write_line(f"{report.nodeid} {report.when} {report.outcome}")
+
+        @pytest.hookimpl(trylast=True)
+        def pytest_configure(config):
+            manager = config.pluginmanager
+            manager.unregister(manager.getplugin("terminalreporter"))
+            manager.register(Reporter(config), "terminalreporter")
+        """
+    )
+    pytester.makepyfile(test_it="def test_one(): pass\ndef test_two(): assert 0")
+    options = ("-pno:rerunfailures", "--mountns", f"--mountns-process={way}")
+    result = pytester.runpytest_subprocess(*options)
+    assert result.ret == 1
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+    for line in ("test_it.py::test_one call passed", "test_it.py::test_two call failed"):
+        assert line in result.outlines
