@@ -12,7 +12,7 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.namespaces import real_stderr
-from ..engine.linux.threads import is_alone, other_threads, python_threads
+from ..engine.linux.threads import other_threads, python_threads
 from ..session.session import Session
 from .choice import Choice, choose, lost_threads
 from .context import ProcessOfTest, RunnerContext
@@ -44,6 +44,8 @@ class Runner:
         self._shared_directory: SharedDirectory | None = None
         #: The threads of plugins and of what was imported: those that were there before any test.
         self._threads_before: frozenset[int] = frozenset()
+        #: Those that were there when it was last looked at them.
+        self._threads_looked_at: frozenset[int] = frozenset()
         #: Of which kinds of threads it was said that test processes lack them.
         self._noted_threads: set[str] = set()
 
@@ -64,8 +66,10 @@ class Runner:
 
     def _note_threads(self) -> None:
         """Tell observers once which threads a test process will lack."""
-        if is_alone() or self._noted_threads == {"native", "python"}:
+        others = other_threads()
+        if others == self._threads_looked_at:
             return
+        self._threads_looked_at = others
         lost, libraries = self._session.sandboxes.lost_by_fork()
         for kind, why in lost_threads(python_threads(self._threads_before), lost, libraries):
             if kind not in self._noted_threads:

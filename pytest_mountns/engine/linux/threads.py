@@ -223,6 +223,8 @@ class _Mover:
 
     def move(self, namespace: int, raise_capabilities: bool) -> list[StuckThread]:
         """See :func:`move_other_threads`."""
+        if self._library is None:
+            return self._sort(other_threads())[1]
         self._prepare()
         directory = -1
         try:
@@ -249,6 +251,8 @@ class _Mover:
     def _move_all(
         self, namespace: int, directory: int, raise_capabilities: bool
     ) -> list[StuckThread]:
+        # A directory is not worth waiting for.
+        patience = 0 if namespace == _DIRECTORY_ONLY else _UNBLOCK_TIME
         moved: set[int] = set()
         failed: list[StuckThread] = []
         began = time.monotonic()
@@ -273,7 +277,7 @@ class _Mover:
             clock = time.monotonic()
             first_stuck = {one.tid: first_stuck.get(one.tid, clock) for one in stuck}
             if now >= here and links == len(here) + _LINKS_OF_ONE:
-                if all(clock - since > _UNBLOCK_TIME for since in first_stuck.values()):
+                if all(clock - since >= patience for since in first_stuck.values()):
                     # Threads that have ended leave their numbers to others.
                     self._known &= moved
                     return [*failed, *stuck]
