@@ -60,8 +60,10 @@ def reopen(directories: Sequence[Opened]) -> None:
         except OSError:
             # It does not exist in the sandbox, and the old one must not stay open.
             fresh = posix.open("/", flags | os.O_DIRECTORY | os.O_CLOEXEC)
-        posix.dup2(fresh, fd, inheritable=inheritable)
-        posix.close(fresh)
+        try:
+            posix.dup2(fresh, fd, inheritable=inheritable)
+        finally:
+            posix.close(fresh)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

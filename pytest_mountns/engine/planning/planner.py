@@ -227,12 +227,16 @@ class Planner:
         return dataclasses.replace(host, unlayerable=self._unlayerable, uses_shm=self._used_shm)
 
     def _uses_shm(self) -> bool:
-        """Whether ``/dev/shm`` holds directories of this run, or what was made in it since."""
-        if self._is_in_shm or is_below(working_directory(), SHM):
+        """Whether ``/dev/shm`` holds directories of this run, or what was made in it since.
+
+        Once it does, it is taken to do so until the end: other programs use it as well, and each
+        change would mean another plan.
+        """
+        if self._used_shm or self._is_in_shm or is_below(working_directory(), SHM):
             return True
         changed = _shm_changed()
         if changed == self._shm_looked_at:
-            return self._used_shm
+            return False
         self._shm_looked_at = changed
         return bool(_shm_entries() - self._shm_before)
 
