@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,12 +45,32 @@ def _default_signals() -> Iterator[None]:
         yield
 
 
+#: Plugins of this project's environment, and words without which a test does not need them. To load
+#: all of them takes half of the time of a suite under test.
+_PLUGINS = {
+    "benchmark": ("benchmark",),
+    "html": ("html",),
+    "hypothesispytest": ("hypothesis",),
+    "metadata": ("html", "metadata"),
+    "pytest_cov": ("cov",),
+    "syrupy": ("syrupy", "snapshot"),
+}
+
+
+@functools.cache
+def _unused_plugins(module: Path) -> str:
+    """Options that leave out what a module of tests does not name."""
+    text = module.read_text()
+    unused = (name for name, words in _PLUGINS.items() if not any(word in text for word in words))
+    return " ".join(f"-p no:{name}" for name in unused)
+
+
 @pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _plain_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     # With CI set, tests fail on a machine that cannot isolate, and are not skipped. Tests that are
     # about that set it themselves.
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    monkeypatch.setenv("PYTEST_ADDOPTS", _unused_plugins(request.path))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
 
 
