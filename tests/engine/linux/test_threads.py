@@ -32,6 +32,12 @@ pytestmark = pytest.mark.skipif(
 _SECONDS = 20
 
 
+@pytest.fixture(autouse=True)
+def _loaded() -> None:
+    # Before a test becomes a user who may not read this checkout.
+    threads._mover()
+
+
 def namespace_of_thread() -> tuple[str, str]:
     """The mount namespace and the working directory of the calling thread."""
     return os.readlink("/proc/thread-self/ns/mnt"), os.getcwd()
