@@ -20,12 +20,11 @@ from .. import pytest_internals
 from ..engine.changes.changes import Changes
 from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError
-from ..engine.linux.untouched import os, time
+from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.stack import SandboxStack
 from ..engine.sandbox.written import Written
-from ..session.watchdog import name_watchdog
 from .context import RunnerContext
 from .prepare import Preparation
 from .process_state import ProcessState
@@ -53,7 +52,6 @@ class InlineTest:
         self._context = context
         self._session = context.session
         self._nextitem = nextitem
-        self._began = time.monotonic()
         self._original_setup = item.setup
         self._preparation = Preparation(context, item)
         self._stack: SandboxStack | None = None
@@ -99,7 +97,6 @@ class InlineTest:
         """Enter the sandbox. Returns why it cannot be entered, if so."""
         session, sandboxes = self._session, self._session.sandboxes
         self._context.plugin_states.before_enter(self.item)
-        name_watchdog(self.item.config, self._began)
         directory = None
         try:
             directory = sandboxes.uppers.new() if plan.upper.medium == "disk" else None

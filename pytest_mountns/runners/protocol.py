@@ -13,6 +13,7 @@ from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.namespaces import real_stderr
 from ..engine.linux.threads import other_threads, python_threads
+from ..session.early import name_watchdogs
 from ..session.session import Session
 from .choice import Choice, choose, lost_threads
 from .context import ProcessOfTest, RunnerContext
@@ -135,6 +136,7 @@ class Runner:
     ) -> Generator[None, object, object]:
         if self._last_inline is None:
             real_stderr.set(pytest_internals.real_stderr(self._config))
+            name_watchdogs(self._config)
             self._shared_directory = SharedDirectory()
             hooks = HostHooks(self._context)
             self._config.pluginmanager.register(hooks, "mountns-host-hooks")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 from ..engine.linux.untouched import os
+from .watchdog import NamedWatchdog
 
 if TYPE_CHECKING:
     from ..engine.probe.features import ProbeResult
@@ -38,6 +39,7 @@ class Entered(NamedTuple):
 
 
 entered_key: Final = pytest.StashKey[Entered]()
+watchdog_key: Final = pytest.StashKey[NamedWatchdog]()
 
 
 def begin_early(config: pytest.Config, keys: Mapping[str, object]) -> None:
@@ -45,9 +47,17 @@ def begin_early(config: pytest.Config, keys: Mapping[str, object]) -> None:
 
     All tests are isolated, with these marker keys.
     """
+    name_watchdogs(config)
     is_user = os.geteuid() != 0
     inline = keys.get("process", "auto") != "fork" or keys.get("scope", "function") != "function"
     config.stash[entered_key] = _enter(config, user_namespace=is_user and inline)
+
+
+def name_watchdogs(config: pytest.Config) -> None:
+    """Have threads of faulthandler known by their name, until the session ends."""
+    if watchdog_key not in config.stash:
+        config.stash[watchdog_key] = watchdog = NamedWatchdog()
+        config.add_cleanup(watchdog.restore)
 
 
 def _enter(config: pytest.Config, *, user_namespace: bool) -> Entered:

@@ -1,43 +1,59 @@
-"""Gives the thread of faulthandler's watchdog a name, so that a sandbox can be entered beside it.
+"""Gives the thread of faulthandler's watchdog a name, so that sandboxes can be entered beside it.
 
-pytest starts the watchdog for each test if ``faulthandler_timeout`` is set. It is a thread that
-blocks all signals, so it cannot be moved into a sandbox. It need not be: it writes to a descriptor
-and opens no file. So it is known by its name, proc_pid_comm(5).
+``faulthandler.dump_traceback_later()`` starts a thread that blocks all signals, so it cannot be
+moved into a sandbox. It need not be: it writes to a descriptor and opens no file. So it is known by
+its name, proc_pid_comm(5). pytest starts it for each test if ``faulthandler_timeout`` is set, and
+suites do so themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
-from typing import Any, Final, cast
+import functools
+from collections.abc import Iterator
+from typing import Any, Final, final
 
-import pytest
-
-from .. import pytest_internals
 from ..engine.linux.threads import WATCHDOG
-from ..engine.linux.untouched import open, time
+from ..engine.linux.untouched import open
 
 _NAME_OF_THIS_THREAD: Final = "/proc/thread-self/comm"
-#: Seconds to set the watchdog to if its time is up.
-_SOON: Final = 0.001
 
 
-def name_watchdog(config: pytest.Config, began: float) -> None:
-    """Start the watchdog of the running test again, in a thread that has the name.
+@final
+class NamedWatchdog:
+    """Replaces the function that starts the watchdog, from now until :meth:`restore`."""
 
-    ``began``: when the test began, by :func:`time.monotonic`. Raises :class:`OSError` without
-    ``/proc``.
-    """
-    watchdog = pytest_internals.watchdog(config)
-    if watchdog is None:
-        return
-    left = max(watchdog.timeout - (time.monotonic() - began), _SOON)
-    # A thread begins with the name of the one that starts it.
-    with open(_NAME_OF_THIS_THREAD) as file:
-        before = file.read().rstrip("\n")
-    _rename(WATCHDOG)
+    def __init__(self) -> None:
+        original = self._original = faulthandler.dump_traceback_later
+
+        @functools.wraps(original)
+        def dump_traceback_later(*arguments: Any, **named: Any) -> None:
+            with _name_of_new_threads(WATCHDOG):
+                original(*arguments, **named)
+
+        self._replacement = dump_traceback_later
+        faulthandler.dump_traceback_later = dump_traceback_later
+
+    def restore(self) -> None:
+        """Put the function back, unless somebody else has replaced it since."""
+        if faulthandler.dump_traceback_later is self._replacement:
+            faulthandler.dump_traceback_later = self._original
+
+
+@contextlib.contextmanager
+def _name_of_new_threads(name: str) -> Iterator[None]:
+    """A thread begins with the name of the one that starts it, which is changed meanwhile."""
     try:
-        # The one of before is cancelled by this.
-        faulthandler.dump_traceback_later(left, file=cast(Any, watchdog.stderr), exit=watchdog.exit)
+        with open(_NAME_OF_THIS_THREAD) as file:
+            before = file.read().rstrip("\n")
+        _rename(name)
+    except OSError:
+        # Without /proc nothing is run inline.
+        yield
+        return
+    try:
+        yield
     finally:
         _rename(before)
 

@@ -25,7 +25,7 @@ from .suites import Suite
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 # What a wheel is made from. Copied before it is built: the checkout may belong to someone else.
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "pytest_mountns")
+SOURCES = ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "pytest_mountns")
 
 RECORDER = Path(__file__).with_name("recorder.py")
 RECORDER_MODULE = "mountns_conformance_recorder"

@@ -312,6 +312,25 @@ def test_the_watchdog_of_faulthandler(
     assert "in test_slow" in recorded.err
 
 
+@pytest.mark.parametrize("place", ["conftest", "module", "test"])
+def test_a_watchdog_that_the_suite_has_started(
+    pytester: pytest.Pytester, record: Record, home: Path, place: str
+) -> None:
+    """Joblib's tests do so. The thread blocks all signals, and has nothing to do with files."""
+    start = "import faulthandler; faulthandler.dump_traceback_later(600)"
+    if place == "conftest":
+        pytester.makeconftest(f"def pytest_configure():\n    {start}")
+    body = "def test_one(): pass\ndef test_two(): pass\ndef test_three(): pass\n"
+    if place == "module":
+        body += f"def setup_module(): {start}\n"
+    if place == "test":
+        body = body.replace("pass", start, 1)
+    body += "def teardown_module():\n    import faulthandler\n"
+    body += "    faulthandler.cancel_dump_traceback_later()\n"
+    body += "    assert faulthandler.dump_traceback_later.__name__ == 'dump_traceback_later'\n"
+    passes(pytester, record, body)
+
+
 def test_a_thread_that_cannot_move(pytester: pytest.Pytester, record: Record, home: Path) -> None:
     """The test has a process of its own, where the thread does not exist."""
     pytester.makepyfile(
