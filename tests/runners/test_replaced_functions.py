@@ -177,7 +177,7 @@ def test_modules_that_are_replaced_by_name(
 def test_pyfakefs_in_a_wider_fixture(
     pytester: pytest.Pytester, record: Record, process: str
 ) -> None:
-    pytest.importorskip("pyfakefs")
+    pytest.importorskip("pyfakefs.pytest_plugin")
     pytester.makepyfile(
         """
         import os
