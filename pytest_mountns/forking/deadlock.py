@@ -18,6 +18,7 @@ from typing import Final, final
 from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.namespaces import privileged
+from ..engine.linux.threads import WATCHDOG
 from ..engine.linux.untouched import open, os, signal, time
 
 #: Seconds that a process waits before it is ended.
@@ -83,10 +84,19 @@ def _waits(pid: int) -> tuple[object, ...] | None:
         # An ordinary user's test process may have capabilities, and then its /proc is closed.
         with privileged(True):
             tasks = os.listdir(f"/proc/{pid}/task")
-            found = [_wait(f"/proc/{pid}/task/{task}") for task in tasks]
+            found = [
+                _wait(f"/proc/{pid}/task/{task}")
+                for task in tasks
+                if _name(f"/proc/{pid}/task/{task}") != WATCHDOG
+            ]
     except (OSError, SandboxError):
         return None
     return None if None in found else (*found, processes.cpu_time(pid))
+
+
+def _name(task: str) -> str:
+    with open(f"{task}/comm") as file:
+        return file.read().rstrip("\n")
 
 
 def _wait(task: str) -> str | None:

@@ -15,7 +15,7 @@ import pytest
 
 from .. import pytest_internals
 from .base import PluginState, StateError
-from .pickling import pack, unpack
+from .pickling import dump, unpack
 
 #: An object and its pickle; None if it has none.
 _Known: TypeAlias = tuple[object, "bytes | None"]
@@ -36,15 +36,18 @@ class _Noted(NamedTuple):
 class NodeAttributes(PluginState):
     """Brings the attributes to the pytest process that were added or changed.
 
-    Only attributes that neither pytest nor the class of the node knows are looked at, and objects
-    that were there before are compared by their pickles. Others cannot be compared, for example
-    changes in modules that a plugin consists of.
+    Only attributes that neither pytest nor the class of the node sets are looked at. What was there
+    before is compared by its pickle; what cannot be pickled, or is too large, is the same as long
+    as it is the same object. What a plugin notes in a module or an object of its own is not seen.
     """
 
     name = "a plugin or conftest file"
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, str], _Known] = {}
+        #: The items of the session, by names for pickles, and their number.
+        self._items: dict[str, object] = {}
+        self._number = -1
 
     def begin(self, item: pytest.Item) -> None:
         """Note what there is."""
@@ -71,12 +74,16 @@ class NodeAttributes(PluginState):
 
     def _pickled(self, item: pytest.Item, value: object) -> bytes | None:
         with contextlib.suppress(Exception):
-            data = pack(value, self._nodes(item))
-            return data if len(data) <= _MOST else None
+            return dump(value, self._nodes(item), _MOST)
         return None
 
     def _nodes(self, item: pytest.Item) -> Mapping[str, object]:
-        shared = dict(self.shared(item))
+        items = item.session.items
+        if self._number != len(items):
+            # Usually in the pytest process, for all its test processes.
+            self._number = len(items)
+            self._items = {f"item {index}": one for index, one in enumerate(items)}
+        shared = {**self._items, **self.shared(item)}
         for index, node in enumerate(item.listchain()):
             shared[f"node {index}"] = node
         return shared
@@ -94,6 +101,8 @@ class NodeAttributes(PluginState):
 def _set(node: object, name: str, value: object) -> None:
     """Set an attribute. An object that is there stays, since others may refer to it as well."""
     before = getattr(node, name, None)
+    if before is value:
+        return
     if type(before) is type(value):
         if isinstance(before, dict) and isinstance(value, dict):
             before.clear()
@@ -106,11 +115,23 @@ def _set(node: object, name: str, value: object) -> None:
             before.clear()
             before.update(value)
             return
-        if type(before).__module__ != "builtins" and hasattr(before, "__dict__"):
+        if _is_plain(before):
             vars(before).clear()
             vars(before).update(vars(value))
             return
     setattr(node, name, value)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a pickle has the attributes of ``value``, and not a name for it.
+
+    Names stand for members of enumerations, loggers, classes, and for nodes of pytest.
+    """
+    kind = type(value)
+    if isinstance(value, type | pytest.Item | pytest.Collector | pytest.Config):
+        return False
+    is_default = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    return is_default and hasattr(value, "__dict__") and "copyreg" not in kind.__module__
 
 
 def find_nodes(config: pytest.Config) -> PluginState | None:

@@ -8,6 +8,36 @@ from io import BytesIO
 from typing import Any, final
 
 
+def dump(value: object, shared: Mapping[str, object], most: int) -> bytes | None:
+    """Pickle ``value``, as :func:`pack` does; None if that takes more than ``most`` bytes.
+
+    It is not loaded here: an object may do something when it is collected. Raises any exception if
+    it cannot be pickled.
+    """
+    file = _Limited(most)
+    try:
+        _Pickler(file, shared).dump(value)
+    except _TooLarge:
+        return None
+    return file.getvalue()
+
+
+class _TooLarge(Exception):
+    """The pickle has got larger than it may."""
+
+
+@final
+class _Limited(BytesIO):
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self._most:
+            raise _TooLarge
+        return super().write(data)
+
+
 def pack(state: object, shared: Mapping[str, object]) -> bytes:
     """Pickle ``state``, with names in place of ``shared`` objects.
 

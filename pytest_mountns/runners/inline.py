@@ -59,7 +59,8 @@ class InlineTest:
         self._children: frozenset[int] = frozenset()
         self._environment: dict[bytes, bytes] = {}
         self._umask = 0
-        self._process_state = ProcessState()
+        self._user = os.geteuid(), os.getegid()
+        self._process_state: ProcessState | None = None
         self._basetemp: object = None
 
     @property
@@ -112,6 +113,7 @@ class InlineTest:
         self._environment = dict(cast(Any, os.environ)._data)
         os.umask(umask := os.umask(0o077))
         self._umask, self._directory = umask, directory
+        self._user = os.geteuid(), os.getegid()
         self._basetemp = pytest_internals.basetemp(self.item.config)
         # Noted before: a handler of a signal may raise when this process is in the sandbox and has
         # not yet come back from there.
@@ -122,6 +124,7 @@ class InlineTest:
             sandboxes.manager.enter(sandbox, self._preparation.working_directory())
         except SandboxError as error:
             self._let_go()
+            self._process_state.after_leave()
             return error
         session.trace("entered", self.item.nodeid)
         session.observers.isolated(self.item, inline=True)
@@ -129,19 +132,27 @@ class InlineTest:
         session.observers.entered(self.item, self)
         return None
 
+    def spare(self, children: frozenset[int]) -> None:
+        """Let these processes live when the test ends."""
+        self._children |= children
+
     def leave(self) -> None:
         """Return to the host, when all that ends with the item has ended, or has never begun."""
         session = self._session
         if session.current.test is not self:
             return
+        self._restore_user()
         wider = pytest_internals.wider_teardown_is_due(self.item, self._nextitem)
         new = [pid for pid in processes.children(os.getpid()) if pid not in self._children]
-        self._process_state.before_end(new)
+        state, self._process_state = self._process_state, None
+        if state is not None:
+            state.before_end(new)
         killed: set[int] = set()
         if new:
             # Their root is about to vanish.
             killed = processes.end(new)
-        self._process_state.after_end(killed)
+        if state is not None:
+            state.after_end(killed)
         self._context.plugin_states.before_leave(self.item)
         problem: BaseException | None = None
         manager = session.sandboxes.manager
@@ -155,13 +166,23 @@ class InlineTest:
         os.umask(self._umask)
         pytest_internals.set_basetemp(self.item.config, self._basetemp)
         _restore(self._environment)
-        self._process_state.after_leave()
+        if state is not None:
+            state.after_leave()
         self._context.plugin_states.after_leave(self.item)
         if pytest_internals.wider_teardown_runs_code(self.item, self._nextitem):
             session.sandboxes.drop_caches()
         if problem is not None:
             # Of an observer, or of what was written while fixtures ended: an error of the teardown.
             raise problem
+
+    def _restore_user(self) -> None:
+        """Undo a seteuid(2) that the test has left, without which no sandbox can be left."""
+        user, group = self._user
+        if (os.geteuid(), os.getegid()) != self._user:
+            # If it is not allowed, the test has given its rights up for good.
+            with contextlib.suppress(OSError):
+                os.seteuid(user)
+                os.setegid(group)
 
     def _tell_end(self) -> BaseException | None:
         """Tell the observers that the test has ended. Returns what fails its teardown, if so."""
@@ -281,8 +302,12 @@ class HostHooks:
         item, scope, node = wider
         within = self._context.fixture_scopes.within(item)
         manager = self._session.sandboxes.manager
+        before = frozenset(processes.children(os.getpid()))
         with manager.on_host(), within(scope, node):
             result = yield
+        if isinstance(test := self._session.current.test, InlineTest):
+            # Those of the fixture outlive the test.
+            test.spare(frozenset(processes.children(os.getpid())) - before)
         # The fixture may have started a thread that stays on the host.
         manager.check_threads()
         return result

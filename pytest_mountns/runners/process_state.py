@@ -21,6 +21,12 @@ from ..engine.linux.untouched import os
 _REMOVERS: Final = frozenset({"SemLock._cleanup", "unlink", "_remove_temp_dir", "rmtree"})
 
 
+#: What a ``multiprocessing.forkserver.ForkServer`` knows of its process.
+_OF_ONE_SERVER: Final = frozenset(
+    {"_forkserver_address", "_forkserver_alive_fd", "_forkserver_authkey", "_forkserver_pid"}
+)
+
+
 @final
 class ProcessState:
     """The state at the moment when an inline test begins."""
@@ -29,6 +35,14 @@ class ProcessState:
         self._finalizers = frozenset(_finalizers())
         self._temporary: object = _configuration().get("tempdir")
         self._tempdir = tempfile.tempdir
+        # The socket of a server of before is on the host, and cannot be reached from a sandbox.
+        module: Any = sys.modules.get("multiprocessing.forkserver")
+        self._server: Any = getattr(module, "_forkserver", None)
+        self._server_of_host: dict[str, object] = {}
+        if getattr(self._server, "_forkserver_pid", None) is not None:
+            names = [name for name in vars(self._server) if name in _OF_ONE_SERVER]
+            self._server_of_host = {name: vars(self._server)[name] for name in names}
+            vars(self._server).update(dict.fromkeys(names))
 
     def before_end(self, children: Collection[int]) -> None:
         """End what would miss its processes or files. Called in the sandbox.
@@ -36,12 +50,15 @@ class ProcessState:
         ``children`` are the processes that the test has started; they still live.
         """
         for module in _modules("reusable_executor") if children else ():
-            executor: Any = getattr(module, "_executor", None)
+            # From loky 3.7 on it is a thread's own.
+            place = getattr(module, "_executor_storage", module)
+            name = "_executor" if place is module else "executor"
+            executor: Any = getattr(place, name, None)
             workers = getattr(executor, "_processes", None) or ()
             if not set(workers).isdisjoint(children):
                 with contextlib.suppress(Exception):
                     executor.shutdown(wait=True, kill_workers=True)
-                module._executor = None
+                setattr(place, name, None)
         for key, finalizer in _finalizers().items():
             callback: Callable[..., object] | None = getattr(finalizer, "_callback", None)
             if key not in self._finalizers and getattr(callback, "__qualname__", "") in _REMOVERS:
@@ -70,7 +87,9 @@ class ProcessState:
                 server._forkserver_alive_fd = server._forkserver_pid = None
 
     def after_leave(self) -> None:
-        """Choose the temporary directory anew if the one of now is gone. Called on the host."""
+        """Go on with what belongs to the host. Called on the host."""
+        if self._server_of_host:
+            vars(self._server).update(self._server_of_host)
         if tempfile.tempdir != self._tempdir and not os.path.isdir(tempfile.tempdir or "/"):
             tempfile.tempdir = self._tempdir
 

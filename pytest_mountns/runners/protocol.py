@@ -96,6 +96,7 @@ class Runner:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
+        name_watchdogs(self._config)
         choice = self._choose(item)
         if choice.process == "inline":
             return (yield from self._protocol_inline(item, nextitem))
@@ -136,7 +137,6 @@ class Runner:
     ) -> Generator[None, object, object]:
         if self._last_inline is None:
             real_stderr.set(pytest_internals.real_stderr(self._config))
-            name_watchdogs(self._config)
             self._shared_directory = SharedDirectory()
             hooks = HostHooks(self._context)
             self._config.pluginmanager.register(hooks, "mountns-host-hooks")

@@ -86,3 +86,13 @@ def test_a_thread_of_its_own_answers(holder, overlay_root):
     )
     recorded = record("-Wignore")
     assert not recorded.not_passed, recorded.out
+
+
+def test_it_is_ended_beside_the_watchdog(pytester: pytest.Pytester, record: Record) -> None:
+    """The thread of faulthandler_timeout has a time limit, and wakes nobody."""
+    pytester.makeini("[pytest]\nfaulthandler_timeout = 100")
+    pytester.makepyfile(
+        SUITE + "def test_waits(holder, overlay_root): the_line_that_waits = lock.acquire()"
+    )
+    (failed,) = record().not_passed
+    assert "waited for ever and was ended" in failed.text

@@ -194,3 +194,67 @@ def test_pytests_own_attributes_are_not_carried(pytester: pytest.Pytester) -> No
     result = pytester.inline_run(*options, plugins=[look])
     assert result.ret == 0
     assert look.found == {}
+
+
+def test_other_objects_are_left_alone(pytester: pytest.Pytester, record: Record) -> None:
+    """Members of enumerations, loggers and items stand for themselves in a pickle."""
+    pytester.makeconftest(
+        """
+        import enum, logging
+        import pytest
+
+        class Status(enum.Enum):
+            PENDING = 1
+            PASSED = 2
+
+        def pytest_sessionstart(session):
+            session.status = Status.PENDING
+            session.log = logging.getLogger("alpha")
+            session.outcomes = {}
+
+        @pytest.hookimpl(wrapper=True, tryfirst=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            if report.when == "call":
+                item.session.status = Status.PASSED
+                item.session.log = logging.getLogger("beta")
+                item.session.last = item
+                item.session.outcomes[item] = report
+            return report
+
+        def pytest_sessionfinish(session):
+            assert Status(1) is Status.PENDING and Status(1).name == "PENDING"
+            assert session.status is Status.PASSED
+            assert logging.getLogger("alpha").name == "alpha"
+            assert session.log is logging.getLogger("beta")
+            assert session.last is session.items[-1]
+            assert [item.name for item in session.items] == ["test_a", "test_b", "test_c"]
+            assert list(session.outcomes) == session.items
+            assert all(report.passed for report in session.outcomes.values())
+        """
+    )
+    pytester.makepyfile("def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
+    recorded = record("--mountns", "-Werror")
+    assert recorded.status == 0, recorded.out
+    assert "AssertionError" not in recorded.out + recorded.err
+
+
+def test_objects_do_nothing_when_they_are_compared(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makeconftest(
+        """
+        import os
+        class Server:
+            def __init__(self, path):
+                self.path = path
+                open(path, "w").close()
+            def __del__(self):
+                if os.path.exists(self.path):
+                    os.unlink(self.path)
+        def pytest_sessionstart(session):
+            session.server = Server(os.path.abspath("alive"))
+        """
+    )
+    pytester.makepyfile("import os\ndef test_it(): assert os.path.exists('alive')")
+    assert record("--mountns").status == 0

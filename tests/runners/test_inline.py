@@ -349,3 +349,97 @@ def test_a_handler_that_raises_on_the_way(
     assert outcomes["passed"] > (500 - outcomes["errors"] if phase == "setup" else 500)
     assert "failed" not in outcomes
     assert result.stdout.str().count("Alarm") == outcomes["errors"]
+
+
+def test_processes_of_a_wider_fixture_that_the_test_asks_for(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    write(
+        pytester,
+        """
+        import subprocess
+
+        @pytest.fixture(scope="session")
+        def server():
+            process = subprocess.Popen(["sleep", "300"])
+            yield process
+            process.kill()
+            process.wait()
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(request, number):
+            assert request.getfixturevalue("server").poll() is None
+        """,
+    )
+    passes(record("--mountns"))
+
+
+@pytest.mark.as_root
+def test_another_user_for_a_moment(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    """seteuid(2) takes the capabilities out of effect that are needed to return."""
+    write(
+        pytester,
+        """
+        @pytest.fixture
+        def as_nobody():
+            os.seteuid(65534)
+            yield
+            os.seteuid(0)
+
+        def test_it(as_nobody):
+            with pytest.raises(PermissionError):
+                open("/etc/shadow")
+
+        def test_left(): os.seteuid(65534)
+        def test_after(): assert os.geteuid() == 0
+        """,
+    )
+    recorded = record("--mountns", "-p", "no:cacheprovider")
+    passes(recorded)
+
+
+@pytest.mark.as_root
+def test_a_chroot_of_a_test(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    """Its root has no /proc."""
+    write(
+        pytester,
+        """
+        def test_chroot(tmp_path):
+            os.chroot(tmp_path)
+            os.chdir("/")
+            assert os.listdir("/") == []
+
+        @pytest.mark.parametrize("number", range(2))
+        def test_after(number): assert os.path.exists("/proc/self")
+        """,
+    )
+    passes(record("--mountns"))
+
+
+def test_a_test_that_opens_as_many_files_as_it_may(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    write(
+        pytester,
+        """
+        import resource
+
+        @pytest.fixture
+        def none_left():
+            before = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1000, before[1]))
+            held = []
+            try:
+                while True: held.append(os.open("/dev/null", 0))
+            except OSError: pass
+            yield
+            for fd in held: os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+        def test_it(none_left):
+            with pytest.raises(OSError): open("/dev/null")
+
+        def test_after(): pass
+        """,
+    )
+    passes(record("--mountns", "-p", "no:cacheprovider"))

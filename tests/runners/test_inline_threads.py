@@ -401,3 +401,66 @@ def test_pytest_in_a_thread(pytester: pytest.Pytester, home: Path) -> None:
         """
     )
     assert pytester.run(sys.executable, str(program)).ret == 0
+
+
+def test_a_thread_that_takes_all_signals(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """sigwait(3): by its status it does not block the signal. It is tried once."""
+    pytester.makepyfile(
+        """
+        import os, signal, threading, time
+        import pytest
+
+        PID = os.getpid()
+
+        @pytest.fixture(scope="session", autouse=True)
+        def signals():
+            ready = threading.Event()
+            def run():
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+                ready.set()
+                while True:
+                    signal.sigwait(signal.valid_signals())
+            threading.Thread(target=run, daemon=True).start()
+            ready.wait()
+            time.sleep(0.1)
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_it(number): assert os.getpid() != PID
+        """
+    )
+    recorded = record("-pno:rerunfailures", "--mountns")
+    failed = [one.nodeid.rpartition("::")[2] for one in recorded.not_passed]
+    assert failed == ["test_it[0]"], recorded.out
+    assert "Thread-" in recorded.out
+
+
+def test_all_signals_handled_by_a_test(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """There is none left to move threads by. The session goes on, with a fork."""
+    pytester.makepyfile(
+        """
+        import signal, threading
+        import pytest
+
+        @pytest.fixture(scope="session", autouse=True)
+        def thread():
+            end = threading.Event()
+            thread = threading.Thread(target=end.wait)
+            thread.start()
+            yield
+            end.set()
+            thread.join()
+
+        def test_takes_them():
+            for number in range(signal.SIGRTMIN, signal.SIGRTMAX + 1):
+                signal.signal(number, lambda *arguments: None)
+
+        def test_after(): pass
+        """
+    )
+    recorded = record("-pno:rerunfailures", "--mountns")
+    assert not recorded.not_passed, recorded.out
+    assert recorded.status == 0

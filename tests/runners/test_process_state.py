@@ -43,6 +43,24 @@ TESTS = {
             process.join()
             assert process.exitcode == 0 and (tmp_path / "file").read_text() == "done"
     """,
+    "forkserver of a wider fixture": """
+        @pytest.fixture(scope="session")
+        def context(tmp_path_factory):
+            context = multiprocessing.get_context("forkserver")
+            def run(file):
+                process = context.Process(target=work, args=(file,))
+                process.start()
+                process.join()
+                return process.exitcode
+            assert run(tmp_path_factory.mktemp("of-fixture") / "file") == 0
+            yield run
+            assert run(tmp_path_factory.mktemp("of-fixture") / "file") == 0
+
+        @twice
+        def test_it(context, tmp_path, number):
+            assert context(tmp_path / "file") == 0
+            assert (tmp_path / "file").read_text() == "done"
+    """,
     "pool": """
         @twice
         def test_it(tmp_path, number):

@@ -11,6 +11,7 @@ Things that do not work, and so are not done here:
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -217,17 +218,40 @@ def give_up(error: BaseException) -> None:
 
 
 @contextmanager
-def way_back(user_namespace: bool) -> Iterator[WayBack]:
+def more_descriptors() -> Iterator[None]:
+    """Within the context, this process may open some more files than its soft limit allows.
+
+    A test that has opened as many as it may cannot be left otherwise, getrlimit(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = soft + 64 if hard == resource.RLIM_INFINITY else min(soft + 64, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+    try:
+        yield
+    finally:
+        # Unless somebody else has set it meanwhile.
+        if resource.getrlimit(resource.RLIMIT_NOFILE) == (more, hard):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def way_back(user_namespace: bool, known_namespace: int = -1) -> Iterator[WayBack]:
     """Note where this thread is, and return it there when the context ends.
 
-    Raises :class:`SandboxError` if that cannot be noted.
+    ``known_namespace``: a descriptor of the namespace that it is in, for roots without ``/proc``,
+    as a test has after chroot(2). Raises :class:`SandboxError` if that cannot be noted.
     """
     opened: list[int] = []
     try:
         with explained("note the way back", user_namespace):
             opened.append(posix.open(".", os.O_PATH | os.O_CLOEXEC))
             opened.append(posix.open("/", os.O_PATH | os.O_CLOEXEC))
-            opened.append(posix.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
+            try:
+                opened.append(posix.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC))
+            except FileNotFoundError:
+                if known_namespace < 0:
+                    raise
+                opened.append(fcntl.fcntl(known_namespace, fcntl.F_DUPFD_CLOEXEC, 0))
         back = WayBack(*opened)
         try:
             yield back

@@ -210,14 +210,22 @@ class _Mover:
         self._signal = 0
         #: Threads that have been moved before and so do not block the signal.
         self._known: set[int] = set()
+        #: Threads that have not handled the signal in time. One that waits for all signals in
+        #: sigwait(3) does not block it, by its status, and takes it itself.
+        self._deaf: set[int] = set()
 
     def look(self) -> list[StuckThread]:
         """The threads that cannot be moved."""
         self._prepare()
         deadline = time.monotonic() + _UNBLOCK_TIME
         while True:
-            stuck = self._sort(other_threads() - self._known)[1]
+            try:
+                stuck = self._sort(other_threads() - self._known)[1]
+            except OSError as error:
+                raise SandboxError("look at the threads of this process", said(error)) from error
             if not stuck or self._library is None or time.monotonic() > deadline:
+                return stuck
+            if self._deaf >= {one.tid for one in stuck}:
                 return stuck
             time.sleep(_PAUSE)
 
@@ -268,6 +276,7 @@ class _Mover:
                     self._known.add(tid)
                 elif error != "ESRCH":
                     self._known.discard(tid)
+                    self._deaf.add(tid)
                     failed.append(_stuck(tid, f"it has not moved: {error}"))
             # A thread may have started another one before it moved. And a listing ends early if
             # the thread at which it is ends meanwhile. So there have to be as many threads as were
@@ -316,12 +325,15 @@ class _Mover:
     def _sort(self, threads: frozenset[int]) -> tuple[list[int], list[StuckThread]]:
         """Which of these can be moved, and which cannot. Others need not be moved."""
         movable, stuck = [], []
+        self._deaf &= other_threads() if self._deaf else set()
         for tid in threads:
             status = _status(tid)
             if status is None or status.state in "ZX" or status.name in _WITHOUT_FILES:
                 continue
             if self._library is None:
                 stuck.append(_stuck(tid, "this installation lacks the part that moves threads"))
+            elif tid in self._deaf:
+                stuck.append(_stuck(tid, "it did not handle the signal that would move it"))
             elif status.blocked >> (self._signal - 1) & 1:
                 stuck.append(_stuck(tid, "it blocks the signal that would move it"))
             else:
@@ -333,7 +345,7 @@ def _status(tid: int) -> _Status | None:
     try:
         with open(f"{_TASKS}/{tid}/status", "rb", buffering=0) as file:
             lines = file.read(8192).split(b"\n")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         # It has ended.
         return None
     fields = dict(line.split(b":\t", 1) for line in lines if b":\t" in line)

@@ -7,7 +7,7 @@ way back is a descriptor of a mount namespace, which no path leads into, setns(2
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import final
 
@@ -26,6 +26,7 @@ from ..linux.namespaces import (
     go,
     in_chroot,
     make_stage,
+    more_descriptors,
     owns_user_namespace,
     privileged,
     signals_held,
@@ -116,6 +117,14 @@ class SandboxManager:
         self._host_namespace = self._stage = stage
         posix.chdir(cwd)
         drop_user_capabilities()
+
+    @property
+    def _drops_capabilities(self) -> bool:
+        """Whether this process may have capabilities that are not in effect.
+
+        Root's process has, if the test has become another user for a moment, seteuid(2).
+        """
+        return self.in_user_namespace or posix.geteuid() != 0
 
     @property
     def is_inside(self) -> bool:
@@ -237,7 +246,8 @@ class SandboxManager:
         while True:
             try:
                 if self._entered and self._entered[-1] is entered:
-                    self._move_to_host(entered, directories)
+                    with more_descriptors() if failed else nullcontext():
+                        self._move_to_host(entered, directories)
                 while entered.unparked:
                     posix.close(entered.unparked.pop())
                 entered.parked.clear()
@@ -255,7 +265,7 @@ class SandboxManager:
 
     def _move_to_host(self, entered: _Entered, directories: Sequence[int]) -> None:
         # This may be interrupted at any point, and is then begun again.
-        with privileged(self.in_user_namespace):
+        with privileged(self._drops_capabilities):
             go(self._host_namespace)
             if not entered.unparked:
                 entered.unparked = entered.parked.collect()
@@ -268,7 +278,10 @@ class SandboxManager:
                     posix.dup2(original, fd, inheritable=posix.get_inheritable(fd))
             # A thread that cannot move any more stays where nothing is left to write to. It is
             # named when the next sandbox is to be entered.
-            move_other_threads(self._host_namespace, raise_capabilities=self.in_user_namespace)
+            with suppress(SandboxError):
+                move_other_threads(
+                    self._host_namespace, raise_capabilities=self._drops_capabilities
+                )
         self._entered.pop()
 
     @contextmanager
@@ -288,30 +301,38 @@ class SandboxManager:
             try:
                 stack.enter_context(self._on_host(self._entered[-1]))
             except SandboxError:
-                # Tried twice: a report that nobody can hear on the host ends the session.
+                # Tried twice: a report that nobody can hear on the host ends the session. The test
+                # may have opened all the files that it may.
+                stack.enter_context(more_descriptors())
                 stack.enter_context(self._on_host(self._entered[-1]))
             yield
 
     @contextmanager
     def _on_host(self, entered: _Entered) -> Iterator[None]:
         user_namespace = entered.sandbox.plan.user_namespace
-        with way_back(user_namespace) as back:
-            before = other_threads()
+        with ExitStack() as stack:
+            with privileged(self._drops_capabilities):
+                # The test's user may not be allowed to look at the directory that it is in.
+                way = way_back(user_namespace, entered.sandbox.namespace)
+                back = stack.enter_context(way)
+            before = _other_threads_if_known()
             try:
-                with signals_held(), privileged(self.in_user_namespace):
+                with signals_held(), privileged(self._drops_capabilities):
                     with explained("return to the host for a moment", user_namespace):
                         back.leave_for(self._host_namespace)
                     change_directory(entered.host_directory)
                 yield
             finally:
                 try:
-                    with signals_held(), privileged(self.in_user_namespace):
+                    with signals_held(), privileged(self._drops_capabilities):
                         back.take()
-                        if other_threads() - before:
-                            move_other_threads(
-                                entered.sandbox.namespace,
-                                raise_capabilities=self.in_user_namespace,
-                            )
+                        if _other_threads_if_known() - before:
+                            # Those that stay are found by check_threads().
+                            with suppress(SandboxError):
+                                move_other_threads(
+                                    entered.sandbox.namespace,
+                                    raise_capabilities=self._drops_capabilities,
+                                )
                 except SandboxError as error:
                     # The test would go on on the host.
                     give_up(error)
@@ -339,6 +360,14 @@ class SandboxManager:
         for parked in self._parked:
             parked.close()
         posix.close(self._host_namespace)
+
+
+def _other_threads_if_known() -> frozenset[int]:
+    """The other threads; none if the test's root has no ``/proc``."""
+    try:
+        return other_threads()
+    except SandboxError:
+        return frozenset()
 
 
 def _is_failure(error: BaseException) -> bool:
