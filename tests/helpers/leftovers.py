@@ -49,6 +49,17 @@ def _listed(place: Path) -> list[str]:
     return sorted(str(path.relative_to(place)) for path in place.rglob("*"))
 
 
+def _own_shared_memory() -> list[str]:
+    """What this user has in ``/dev/shm``, where tests of another user may run as well."""
+    found = []
+    with os.scandir("/dev/shm") as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                    found.append(entry.name)
+    return sorted(found)
+
+
 @dataclass
 class Machine:
     """A home and a temporary directory for runs of pytest, and the state that must not change."""
@@ -86,7 +97,7 @@ class Machine:
 
     def _now(self) -> tuple[object, ...]:
         files = [*_listed(self.home), *_listed(self.tmp)]
-        return Path("/proc/self/mountinfo").read_bytes(), files, sorted(os.listdir("/dev/shm"))
+        return Path("/proc/self/mountinfo").read_bytes(), files, _own_shared_memory()
 
     @contextlib.contextmanager
     def running(self, arguments: Sequence[str], cwd: Path) -> Iterator[subprocess.Popen[str]]:
