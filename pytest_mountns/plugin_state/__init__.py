@@ -74,9 +74,10 @@ class PluginStates:
             self._found = {one.name: one for one in found if one is not None}
         return self._found
 
-    def look_up(self) -> None:
-        """Find the plugins. Called in the pytest process before a fork, so that it is done once."""
-        self._all()
+    def before_fork(self, item: pytest.Item) -> None:
+        """Find the plugins, and what their states need to know once, in the pytest process."""
+        for plugin_state in self._all().values():
+            plugin_state.before_fork(item)
 
     def begin(self, item: pytest.Item) -> None:
         """Note in a forked test process what plugins have in memory already."""

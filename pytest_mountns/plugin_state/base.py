@@ -22,6 +22,12 @@ class PluginState:
     #: The name of the plugin, for messages.
     name: ClassVar[str] = ""
 
+    def before_fork(self, item: pytest.Item) -> None:
+        """Called in the pytest process before it forks a test process.
+
+        What is computed here for all tests need not be computed in each test process.
+        """
+
     def begin(self, item: pytest.Item) -> None:
         """Called in a forked test process, in the sandbox, before the function-scoped fixtures.
 

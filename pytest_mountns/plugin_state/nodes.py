@@ -49,6 +49,11 @@ class NodeAttributes(PluginState):
         self._items: dict[str, object] = {}
         self._number = -1
 
+    def before_fork(self, item: pytest.Item) -> None:
+        """Find out which attributes the classes of these nodes know: that takes 18 ms."""
+        for node in item.listchain():
+            pytest_internals.foreign_attributes(node)
+
     def begin(self, item: pytest.Item) -> None:
         """Note what there is."""
         self._known = {

@@ -122,7 +122,7 @@ class ForkedTest:
         context, session, item = self._context, self._session, self._item
         context.collect_garbage()
         context.phase[0] = channel.SETUP
-        context.plugin_states.look_up()
+        context.plugin_states.before_fork(item)
         self._timers.stop()
         with pytest_internals.capture_suspended(item.config):
             # Or both processes would write what is buffered.
