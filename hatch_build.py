@@ -34,10 +34,13 @@ class MoveThreadsHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         source = Path(self.root, _SOURCE)
         target = source.with_suffix(".so")
-        self._directory = tempfile.mkdtemp()
+        self._directory: str = tempfile.mkdtemp()
         built = Path(self._directory, target.name)
         problem = _compile(source, built)
         if problem:
+            # finalize() is not called if this fails.
+            shutil.rmtree(self._directory)
+            self._directory = ""
             if os.environ.get("MOUNTNS_NATIVE"):
                 raise RuntimeError(f"{_SOURCE}: {problem}")
             self.app.display_warning(f"a wheel without {target.name}: {problem}")
