@@ -336,8 +336,11 @@ def _valid(name: str, value: str, valid: tuple[str, ...]) -> str:
 
 def asks_for_sandbox(item: pytest.Item) -> bool:
     """Whether ``item`` asks for a sandbox itself, by a mark or a fixture."""
-    if next(item.iter_markers("mountns"), None) is not None:
-        return True
+    return next(item.iter_markers("mountns"), None) is not None or uses_fixture(item)
+
+
+def uses_fixture(item: pytest.Item) -> bool:
+    """Whether ``item`` uses a fixture that isolates it."""
     return not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
 
 

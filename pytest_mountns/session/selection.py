@@ -47,8 +47,7 @@ def is_wanted(item: pytest.Item, everything: bool | None) -> bool:
     for mark in item.iter_markers():
         if mark.name in ("mountns", "no_mountns"):
             return mark.name == "mountns"
-    fixtures: list[str] = getattr(item, "fixturenames", [])
-    return bool(everything) or not options.FIXTURES.isdisjoint(fixtures)
+    return bool(everything) or options.uses_fixture(item)
 
 
 @final
