@@ -52,14 +52,6 @@ def process() -> str:
     return "inline"
 
 
-@pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    place = tmp_path / "home"
-    place.mkdir()
-    monkeypatch.setenv("HOME", str(place))
-    return place
-
-
 def write(pytester: pytest.Pytester, body: str) -> None:
     pytester.makepyfile(COMMON + textwrap.dedent(body))
 

@@ -57,14 +57,6 @@ def process() -> str:
     return "inline"
 
 
-@pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    place = tmp_path / "home"
-    place.mkdir()
-    monkeypatch.setenv("HOME", str(place))
-    return place
-
-
 def passes(pytester: pytest.Pytester, record: Record, body: str, *arguments: str) -> None:
     """The tests of ``body`` pass, inline, and nothing is left in the home directory."""
     pytester.makepyfile(COMMON + textwrap.dedent(body))
