@@ -31,20 +31,24 @@ class Preparation:
         Skips or fails the item if there can be no sandbox, and raises what a fixture raises.
         """
         __tracebackhide__ = True
-        # Planned before wider fixtures do work in vain, and again afterwards: they may have mounted
+        # Planned before wider fixtures do work in vain, and again after them: they may have mounted
         # something.
-        self._tell(self.plan())
+        plan = self.plan()
+        self._tell(plan)
         # If a wider fixture of the item's sandbox chose it, no other test would know of it.
         pytest_internals.choose_basetemp(self._item)
         basetemp = pytest_internals.basetemp(self._item.config)
-        if basetemp is not None:
-            self._session.sandboxes.planner.add_run_directory(str(basetemp))
+        is_outdated = basetemp is not None and self._session.sandboxes.planner.add_run_directory(
+            str(basetemp)
+        )
         if pytest_internals.sets_up_wider_fixtures(self._item):
+            is_outdated = True
             self._session.sandboxes.before_host_changes()
         within = self._context.fixture_scopes.within(self._item)
         pytest_internals.fill_wider_fixtures(self._item, within)
-        plan = self.plan()
-        self._tell(plan)
+        if is_outdated:
+            plan = self.plan()
+            self._tell(plan)
         if self._session.trace.enabled:
             self._session.trace("planned", self._item.nodeid, plan.describe())
         return plan

@@ -54,7 +54,7 @@ class Observer:
     def before(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
         """Pytest process, on the host: the wider fixtures of ``item`` are set up next.
 
-        Called again, with the plan of now, when they are set up and the test enters its sandbox.
+        Called again, with the plan of now, when some of them have been set up.
         """
 
     def isolated(self, item: pytest.Item, *, inline: bool) -> None:

@@ -127,15 +127,18 @@ class Planner:
             with contextlib.suppress(SandboxError):
                 self._roots().unpack(spec, features)
 
-    def add_run_directory(self, directory: str) -> None:
+    def add_run_directory(self, directory: str) -> bool:
         """Show ``directory``, which belongs to the test run, in every root.
 
-        Tests can write there; what they write is discarded.
+        Tests can write there; what they write is discarded. Returns whether the directory is new
+        to this planner, so that plans made before may lack it.
         """
-        if directory not in self._run_directories:
-            self._run_directories.append(directory)
-            self._is_in_shm |= is_below(os.path.realpath(directory), SHM)
-            self._plans = {spec: plan for spec, plan in self._plans.items() if not _has_root(spec)}
+        if directory in self._run_directories:
+            return False
+        self._run_directories.append(directory)
+        self._is_in_shm |= is_below(os.path.realpath(directory), SHM)
+        self._plans = {spec: plan for spec, plan in self._plans.items() if not _has_root(spec)}
+        return True
 
     def _roots(self) -> RootPlanner:
         if self._root_planner is None:
