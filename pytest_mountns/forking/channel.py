@@ -35,7 +35,8 @@ from ..engine.linux.untouched import _socket, os, socket
 from . import messages
 from .messages import Message
 
-_HEADER: Final = struct.Struct("!4sI")
+#: Four bytes by which a frame is known, the number of the message's class, the length of the rest.
+_HEADER: Final = struct.Struct("!4sBI")
 _MAGIC: Final = b"\xf7mns"
 #: Bytes to receive at a time.
 CHUNK: Final = 1 << 18
@@ -58,8 +59,8 @@ class _Known:
 
 def as_frame(message: Message) -> bytes:
     """The bytes of a frame."""
-    data = dumps(message, protocol=5)
-    return _HEADER.pack(_MAGIC, len(data)) + data
+    data = dumps(tuple(message), protocol=5)
+    return _HEADER.pack(_MAGIC, messages.number_of(message), len(data)) + data
 
 
 class Garbled(Exception):
@@ -73,18 +74,18 @@ def whole_frames(buffer: bytearray) -> Iterator[Any]:
     :class:`.messages.UnknownMessage` if a frame holds something else than a message.
     """
     while len(buffer) >= _HEADER.size:
-        magic, length = _HEADER.unpack_from(buffer)
+        magic, number, length = _HEADER.unpack_from(buffer)
         if magic != _MAGIC:
             raise Garbled
         end = _HEADER.size + length
         if len(buffer) < end:
             return
         try:
-            message = loads(memoryview(buffer)[_HEADER.size : end].tobytes())
+            fields = loads(memoryview(buffer)[_HEADER.size : end].tobytes())
         except Exception as error:
             raise Garbled from error
         del buffer[:end]
-        yield messages.checked(message)
+        yield messages.made_of(number, fields)
 
 
 class _Pickler(pickle.Pickler):

@@ -7,7 +7,8 @@ so it can only be a mistake of ours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
     from ..engine.plan.model import Plan
@@ -191,7 +192,9 @@ Answer: TypeAlias = Settled | Objection
 
 #: Any message: what the channel carries.
 Message: TypeAlias = FromTest | Answer
-_ALL: Any = (*FromTest.__args__, *Answer.__args__)
+#: In the channel, the number of a class stands for it: pickle would look up its name each time.
+_CLASSES: Final[Sequence[Any]] = (*FromTest.__args__, *Answer.__args__)
+_NUMBERS: Final = {kind: number for number, kind in enumerate(_CLASSES)}
 
 
 class UnknownMessage(Exception):
@@ -201,11 +204,20 @@ class UnknownMessage(Exception):
         super().__init__(f"mountns: unknown message from a test process: {message!r:.200}")
 
 
-def checked(value: object) -> Any:
-    """Returns ``value``. Raises :class:`UnknownMessage` if it is none of the messages above."""
-    if not isinstance(value, _ALL):
-        raise UnknownMessage(value)
-    return value
+def number_of(message: Message) -> int:
+    """The number of the class of ``message``, from 0 to 255."""
+    return _NUMBERS[type(message)]
+
+
+def made_of(number: int, fields: Sequence[Any]) -> Any:
+    """The message of the class with this number.
+
+    Raises :class:`UnknownMessage` if there is no such class, or it has other fields.
+    """
+    try:
+        return _CLASSES[number](*fields)
+    except (IndexError, TypeError) as error:
+        raise UnknownMessage((number, fields)) from error
 
 
 def not_handled(message: NoReturn) -> NoReturn:

@@ -50,12 +50,7 @@ class NodeAttributes(PluginState):
         self._number = -1
 
     def before_fork(self, item: pytest.Item) -> None:
-        """Find out which attributes the classes of these nodes set: that takes 18 ms."""
-        if _attributes(item):
-            self._nodes(item)
-
-    def begin(self, item: pytest.Item) -> None:
-        """Note what there is."""
+        """Note what there is. In the test process each look at a node would copy pages."""
         self._known = {}
         if attributes := _attributes(item):
             shared = self._nodes(item)

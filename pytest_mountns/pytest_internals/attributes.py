@@ -15,8 +15,9 @@ _STORE_ATTR: Final = opcode.opmap["STORE_ATTR"]
 
 def foreign_attributes(node: Node) -> dict[str, object]:
     """The attributes of ``node`` that neither pytest nor the class of the node sets, by name."""
-    own = _own_names(type(node))
-    return {name: value for name, value in vars(node).items() if name not in own}
+    own, attributes = _own_names(type(node)), vars(node)
+    # The names alone: in a test process each value that is looked at has its page copied.
+    return {name: attributes[name] for name in attributes if name not in own}
 
 
 @functools.cache

@@ -9,9 +9,9 @@ overrides its method. Each docstring says in which process the event is called, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import pytest
 
@@ -121,67 +121,74 @@ class Observers:
     """The observers of one session, called in the order in which they were added."""
 
     def __init__(self) -> None:
-        self._observers: list[Observer] = []
+        #: For each event, the methods of those that hear it, so that an event that nobody hears
+        #: costs nothing.
+        self._hearing: dict[str, list[Callable[..., Any]]] = {
+            name: [] for name in vars(Observer) if not name.startswith("_")
+        }
+        self._hearing_end: list[Observer] = []
 
     def add(self, observer: Observer) -> None:
         """Have it called from now on, after the others."""
-        self._observers.append(observer)
+        for name, hearing in self._hearing.items():
+            if getattr(type(observer), name) is not getattr(Observer, name):
+                hearing.append(getattr(observer, name))
+        if type(observer).ended is not Observer.ended:
+            self._hearing_end.append(observer)
 
     def before(self, item: pytest.Item, spec: SandboxSpec, plan: Plan) -> None:
         """See :meth:`Observer.before`."""
-        for observer in self._observers:
-            observer.before(item, spec, plan)
+        for hear in self._hearing["before"]:
+            hear(item, spec, plan)
 
     def isolated(self, item: pytest.Item, *, inline: bool) -> None:
         """See :meth:`Observer.isolated`."""
-        for observer in self._observers:
-            observer.isolated(item, inline=inline)
+        for hear in self._hearing["isolated"]:
+            hear(item, inline=inline)
 
     def not_inline(self, item: pytest.Item, why: str) -> None:
         """See :meth:`Observer.not_inline`."""
-        for observer in self._observers:
-            observer.not_inline(item, why)
+        for hear in self._hearing["not_inline"]:
+            hear(item, why)
 
     def forked_beside(self, why: str) -> None:
         """See :meth:`Observer.forked_beside`."""
-        for observer in self._observers:
-            observer.forked_beside(why)
+        for hear in self._hearing["forked_beside"]:
+            hear(why)
 
     def skipped(self, item: pytest.Item) -> None:
         """See :meth:`Observer.skipped`."""
-        for observer in self._observers:
-            observer.skipped(item)
+        for hear in self._hearing["skipped"]:
+            hear(item)
 
     def entered(self, item: pytest.Item, test: RunningTest) -> None:
         """See :meth:`Observer.entered`."""
-        for observer in self._observers:
-            observer.entered(item, test)
+        for hear in self._hearing["entered"]:
+            hear(item, test)
 
     def on_failure(self, report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
         """See :meth:`Observer.on_failure`."""
-        for observer in self._observers:
-            observer.on_failure(report, error, sandbox)
+        for hear in self._hearing["on_failure"]:
+            hear(report, error, sandbox)
 
     def want_pause(self, report: pytest.TestReport) -> bool:
         """Whether any observer wants the test to wait; see :meth:`Observer.wants_pause`."""
-        return any(observer.wants_pause(report) for observer in self._observers)
+        return any(wants(report) for wants in self._hearing["wants_pause"])
 
     def on_report(
         self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
     ) -> None:
         """See :meth:`Observer.on_report`."""
-        for observer in self._observers:
-            observer.on_report(item, report, written)
+        for hear in self._hearing["on_report"]:
+            hear(item, report, written)
 
     def objection(self, item: pytest.Item, written: WrittenByTest) -> str:
         """The first objection, "" if there is none; see :meth:`Observer.objection`."""
-        return next(
-            filter(None, (observer.objection(item, written) for observer in self._observers)), ""
-        )
+        return next(filter(None, (hear(item, written) for hear in self._hearing["objection"])), "")
 
     def want_end(self, *, died: bool) -> bool:
         """Whether any observer wants to hear of the end; see :meth:`Observer.wants_end`."""
-        return any(observer.wants_end(died=died) for observer in self._observers)
+        return any(wants(died=died) for wants in self._hearing["wants_end"])
 
     def ended(
         self, item: pytest.Item, written: WrittenByTest, *, died: bool
@@ -191,7 +198,7 @@ class Observers:
         The changes are read once for all of them. Returns the first call that has failed, None if
         none has.
         """
-        wanting = [one for one in self._observers if one.wants_end(died=died)]
+        wanting = [one for one in self._hearing_end if one.wants_end(died=died)]
         if not wanting:
             return None
         failed: pytest.CallInfo[None] | None = None
@@ -209,12 +216,12 @@ class Observers:
 
     def want_layers(self) -> bool:
         """Whether any observer reads layers late; see :meth:`Observer.wants_layers`."""
-        return any(observer.wants_layers() for observer in self._observers)
+        return any(wants() for wants in self._hearing["wants_layers"])
 
     def close(self) -> None:
         """See :meth:`Observer.close`."""
-        for observer in self._observers:
-            observer.close()
+        for hear in self._hearing["close"]:
+            hear()
 
 
 @final
