@@ -255,7 +255,7 @@ class TestProcess:
             yield
         except OSError:
             try:
-                processes.kill_all(processes.children(os.getpid()))
+                processes.kill_all(processes.own_children())
             finally:
                 syscalls.exit_now(1)
 
@@ -278,8 +278,8 @@ class TestProcess:
                 if printed := c_stdout.take_stdout(self._has_printed):
                     self.sender.send(messages.CStdout(*printed))
             # Their root is about to vanish.
-            if processes.has_children():
-                processes.kill_all(processes.children(os.getpid()))
+            if children := processes.own_children():
+                processes.kill_all(children)
             for name, packed in self._context.plugin_states.pack(self._item):
                 self.sender.send(messages.PluginNotes(name, packed))
             if self._inheritance.written_pages is not None:

@@ -98,7 +98,7 @@ class Finish:
             self.log_held()
 
     def conclude(self, *, refused: bool) -> None:
-        """Report the rest now, unless wider scopes end with the item."""
+        """Report the rest now, unless wider scopes end with the item. The capture is suspended."""
         wider = self._wider_is_due() if self._wider is None else self._wider
         if refused or self.internal_error is not None:
             return
@@ -109,8 +109,7 @@ class Finish:
             self._recorded = pytest_internals.take_recorded_warnings()
             return
         try:
-            with pytest_internals.capture_suspended(self._item.config):
-                self.finish()
+            self.finish()
         except pytest.exit.Exception:
             raise
         except Exception as error:  # noqa: BLE001 - of whichever reporter

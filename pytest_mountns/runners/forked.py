@@ -193,7 +193,9 @@ class ForkedTest:
                         with contextlib.suppress(OSError):
                             # Too many files are open: then this process waits for the unmounting.
                             forked_entry.sandbox.leave_to_child()
-                    self._listen(receiver, interrupts, child, status_reader)
+                    # Reporters write to the terminal. It takes a tenth of a millisecond, so once.
+                    with pytest_internals.capture_suspended(item.config):
+                        self._listen(receiver, interrupts, child, status_reader)
                 finally:
                     receiver.close()
                     # From here on nothing can be read.
@@ -246,18 +248,20 @@ class ForkedTest:
         child: int,
         status_reader: int,
     ) -> None:
-        """Report what the test process sends until it has left or died, and reap it."""
+        """Report what the test process sends until it has left or died, and reap it.
+
+        The capture is suspended meanwhile.
+        """
         __tracebackhide__ = True
         config, session = self._item.config, self._session
         leave: messages.Leave | None = None
         ended = garbled = False
         try:
-            with pytest_internals.capture_suspended(config):
-                for message in receiver.messages(interrupts):
-                    if isinstance(message, messages.Leave):
-                        leave = message
-                    else:
-                        self._hear(message, receiver)
+            for message in receiver.messages(interrupts):
+                if isinstance(message, messages.Leave):
+                    leave = message
+                else:
+                    self._hear(message, receiver)
             ended = True
         except pytest.exit.Exception:
             raise

@@ -108,7 +108,7 @@ class InlineTest:
             return error
         if session.trace.enabled:
             session.trace("mounted", *(one.mountpoint for one in sandbox.overlays))
-        self._children = frozenset(processes.children(os.getpid()))
+        self._children = frozenset(processes.own_children())
         self._process_state = ProcessState()
         self._environment = dict(cast(Any, os.environ)._data)
         os.umask(umask := os.umask(0o077))
@@ -143,7 +143,7 @@ class InlineTest:
             return
         self._restore_user()
         wider = pytest_internals.wider_teardown_is_due(self.item, self._nextitem)
-        new = [pid for pid in processes.children(os.getpid()) if pid not in self._children]
+        new = [pid for pid in processes.own_children() if pid not in self._children]
         state, self._process_state = self._process_state, None
         if state is not None:
             state.before_end(new)
@@ -302,12 +302,12 @@ class HostHooks:
         item, scope, node = wider
         within = self._context.fixture_scopes.within(item)
         manager = self._session.sandboxes.manager
-        before = frozenset(processes.children(os.getpid()))
+        before = frozenset(processes.own_children())
         with manager.on_host(), within(scope, node):
             result = yield
         if isinstance(test := self._session.current.test, InlineTest):
             # Those of the fixture outlive the test.
-            test.spare(frozenset(processes.children(os.getpid())) - before)
+            test.spare(frozenset(processes.own_children()) - before)
         # The fixture may have started a thread that stays on the host.
         manager.check_threads()
         return result

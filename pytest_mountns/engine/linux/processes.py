@@ -128,6 +128,11 @@ def has_children() -> bool:
     return True
 
 
+def own_children() -> list[int]:
+    """The children of all threads of this process: one system call if there are none."""
+    return children(os.getpid()) if has_children() else []
+
+
 def children(pid: int) -> list[int]:
     """The children of all threads of ``pid``, proc_tid_children(5)."""
     found: list[int] = []

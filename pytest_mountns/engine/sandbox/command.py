@@ -69,7 +69,7 @@ def run_command(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Orphans of the command become children of this process, PR_SET_CHILD_SUBREAPER(2const).
     sys.prctl(sys.PR_SET_CHILD_SUBREAPER, 1)
-    known = set(processes.children(os.getpid()))
+    known = set(processes.own_children())
     # With credentials: the command may have another process id in its PID namespace than here.
     receiver, sender = channel(credentials=True)
     reader, writer = os.pipe()
@@ -201,5 +201,5 @@ def _wait(child: int, target: int, *, apart: bool) -> int:
 
 def _end_leftovers(known: set[int]) -> None:
     """Kill the processes that the command has left: their root is about to vanish."""
-    while new := [pid for pid in processes.children(os.getpid()) if pid not in known]:
+    while new := [pid for pid in processes.own_children() if pid not in known]:
         processes.end(new)
