@@ -25,8 +25,8 @@ class CountTests(Observer):
         """Count a test that was forked for this reason."""
         self._summary.not_inline(item.nodeid, why)
 
-    def forked_beside(self, why: str) -> None:
-        """Note what test processes lack."""
+    def beside(self, why: str) -> None:
+        """Note what works for tests outside of their sandboxes, or is missing there."""
         self._summary.note(why)
 
     def skipped(self, item: pytest.Item) -> None:

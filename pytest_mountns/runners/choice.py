@@ -89,6 +89,14 @@ def lost_threads(
     return found
 
 
+def worker_processes(names: Sequence[str]) -> str:
+    """What tests are to know of worker processes that wider fixtures have started, in words."""
+    return (
+        f"tests ran beside worker processes of wider fixtures ({_few(names)}), and what these do"
+        " for a test is done on the host; start them in a fixture of function scope"
+    )
+
+
 def _few(names: Sequence[str]) -> str:
     known = list(dict.fromkeys(names))
     return ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")

@@ -79,6 +79,13 @@ class RunnerContext:
         self.timers: Timers | None = None
         self._fork_pages: ForkPages | None = None
         self._collected = False
+        self._noted: set[str] = set()
+
+    def note_once(self, kind: str, why: str) -> None:
+        """Tell observers what is :meth:`.Observer.beside` the tests, once for each kind."""
+        if kind not in self._noted:
+            self._noted.add(kind)
+            self.session.observers.beside(why)
 
     @property
     def fork_pages(self) -> ForkPages:

@@ -12,7 +12,9 @@ from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.plan.spec import SandboxSpec
 from ..engine.sandbox.sandbox import Layers
+from .choice import worker_processes
 from .context import RunnerContext
+from .process_state import worker_names
 
 
 @final
@@ -49,6 +51,8 @@ class Preparation:
         if is_outdated:
             plan = self.plan()
             self._tell(plan)
+        if names := worker_names():
+            self._context.note_once("workers", worker_processes(names))
         if self._session.trace.enabled:
             self._session.trace("planned", self._item.nodeid, plan.describe())
         return plan

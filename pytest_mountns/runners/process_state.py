@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, final
 
+from ..engine.linux.processes import state
 from ..engine.linux.untouched import os
 
 #: Functions that remove what lies in the sandbox; ``multiprocessing.util.Finalize`` calls them when
@@ -25,6 +26,15 @@ _REMOVERS: Final = frozenset({"SemLock._cleanup", "unlink", "_remove_temp_dir", 
 _OF_ONE_SERVER: Final = frozenset(
     {"_forkserver_address", "_forkserver_alive_fd", "_forkserver_authkey", "_forkserver_pid"}
 )
+
+
+def worker_names() -> list[str]:
+    """The names of living processes that :mod:`multiprocessing` has started in this process."""
+    known: Any = getattr(sys.modules.get("multiprocessing.process"), "_children", None)
+    if not known:
+        return []
+    alive = (one.name for one in tuple(known) if one.pid and state(one.pid) not in (b"Z", b"X"))
+    return sorted(alive)
 
 
 @final

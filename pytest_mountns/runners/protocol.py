@@ -47,8 +47,6 @@ class Runner:
         self._threads_before: frozenset[int] = frozenset()
         #: Those that were there when it was last looked at them.
         self._threads_looked_at: frozenset[int] = frozenset()
-        #: Of which kinds of threads it was said that test processes lack them.
-        self._noted_threads: set[str] = set()
 
     @property
     def process(self) -> ProcessOfTest | None:
@@ -73,9 +71,7 @@ class Runner:
         self._threads_looked_at = others
         lost, libraries = self._session.sandboxes.lost_by_fork()
         for kind, why in lost_threads(python_threads(self._threads_before), lost, libraries):
-            if kind not in self._noted_threads:
-                self._noted_threads.add(kind)
-                self._session.observers.forked_beside(why)
+            self._context.note_once(kind, why)
 
     def _choose(self, item: pytest.Item) -> Choice:
         try:

@@ -63,11 +63,11 @@ class Observer:
     def not_inline(self, item: pytest.Item, why: str) -> None:
         """Pytest process: ``item`` is forked, as it cannot be run inline."""
 
-    def forked_beside(self, why: str) -> None:
-        """Pytest process: tests are forked while threads are alive that may be at work for them.
+    def beside(self, why: str) -> None:
+        """Pytest process: what a wider fixture has started may work for tests without being there.
 
-        Called once in a session for each kind of thread. ``why``: which threads, and what that
-        means for tests, in words.
+        Called once in a session for each kind: threads of a process that forks, worker processes.
+        ``why``: which ones, and what that means for tests, in words.
         """
 
     def skipped(self, item: pytest.Item) -> None:
@@ -151,9 +151,9 @@ class Observers:
         for hear in self._hearing["not_inline"]:
             hear(item, why)
 
-    def forked_beside(self, why: str) -> None:
-        """See :meth:`Observer.forked_beside`."""
-        for hear in self._hearing["forked_beside"]:
+    def beside(self, why: str) -> None:
+        """See :meth:`Observer.beside`."""
+        for hear in self._hearing["beside"]:
             hear(why)
 
     def skipped(self, item: pytest.Item) -> None:

@@ -115,6 +115,43 @@ def test_threads_that_work_on_the_host(pytester: pytest.Pytester) -> None:
     assert "forked beside" not in result.stdout.str()
 
 
+@pytest.mark.parametrize("process", ["inline", "fork"])
+def test_worker_processes_that_work_on_the_host(pytester: pytest.Pytester, process: str) -> None:
+    """A pool of a wider fixture does not see the files of a test. One of the test's own does."""
+    pytester.makepyfile(
+        """
+        import multiprocessing, os
+        import pytest
+
+        def look(path):
+            return os.path.exists(path)
+
+        def pool():
+            with multiprocessing.get_context("spawn").Pool(1) as made:
+                yield made
+
+        ours = pytest.fixture(pool)
+        theirs = pytest.fixture(scope="module")(pool)
+
+        def test_own(ours, overlay_root, tmp_path):
+            (tmp_path / "file").touch()
+            assert ours.apply(look, [tmp_path / "file"])
+
+        def test_one(theirs, overlay_root): pass
+        def test_two(theirs, overlay_root): pass
+        """
+    )
+    options = [f"--mountns-process={process}", "-pno:rerunfailures"]
+    result = pytester.runpytest_subprocess(*options)
+    result.assert_outcomes(passed=3)
+    lines = [line for line in result.outlines if "worker processes" in line]
+    assert len(lines) == 1
+    assert "of wider fixtures (SpawnPoolWorker-" in lines[0]
+    result = pytester.runpytest_subprocess(*options, "-k", "own")
+    result.assert_outcomes(passed=1, deselected=2)
+    assert "worker processes" not in result.stdout.str()
+
+
 @pytest.mark.parametrize("workers", [[], ["-n2"]])
 def test_why_tests_were_not_inline(pytester: pytest.Pytester, workers: list[str]) -> None:
     pytester.makeconftest(
