@@ -2,6 +2,9 @@
 
 Whoever closes the last descriptor of a mount namespace unmounts all that is in it, and waits for
 grace periods of the kernel. So the descriptors are sent to a helper process, and that one waits.
+It keeps what was sent last until more is sent, or nothing is sent for a moment: if it closed its
+copies at once, it would often be done before this process has closed its own, and this process
+would wait.
 
 The helper is not a child of this process, since tests may wait for all children. It ends when this
 process does, however that comes.
@@ -27,15 +30,30 @@ from .untouched import os, select, socket
 
 #: How many descriptors come with one message.
 _MOST: Final = 16
+#: Bytes that may wait in the socket: the messages of about eight tests. What these have written
+#: stays in memory meanwhile, so where the helper is slower than the tests, they wait for it.
+_ROOM: Final = 1 << 12
+#: Milliseconds after which what was sent last is closed though nothing has been sent after it.
+_AT_REST: Final = 50
+#: Seconds to wait until all is closed. The kernel takes some milliseconds for it.
+_PATIENCE: Final = 10.0
+
+_CLOSE: Final = b"."
+_CLOSE_ALL: Final = b"!"
 
 
 @final
 class BackgroundCloser:
-    """Closes descriptors in the helper or, if it cannot be started, in this process."""
+    """Closes descriptors in the helper or, if it cannot be started, in this process.
 
-    def __init__(self) -> None:
+    ``at_rest``: after how many milliseconds without another call the helper closes the last ones.
+    """
+
+    def __init__(self, at_rest: int = _AT_REST) -> None:
+        self._at_rest = at_rest
         self._socket: socket.socket | None = None
         self._owner = os.getpid()
+        self._is_behind = False
         self._failed = is_left_out("background_close")
 
     def close(self, descriptors: Sequence[int]) -> None:
@@ -46,16 +64,31 @@ class BackgroundCloser:
         if self._socket is not None and os.getpid() == self._owner:
             rights = array.array("i", descriptors)
             try:
-                self._socket.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                self._socket.sendmsg([_CLOSE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                self._is_behind = True
             except OSError:
                 # A test may have closed the socket.
                 self._socket, self._failed = None, True
         for fd in descriptors:
             os.close(fd)
 
+    def finish(self) -> None:
+        """Wait until everything is closed that was sent; ten seconds at most."""
+        if self._socket is None or not self._is_behind or os.getpid() != self._owner:
+            return
+        self._is_behind = False
+        try:
+            self._socket.sendmsg([_CLOSE_ALL])
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            if poll.poll(_PATIENCE * 1000):
+                self._socket.recv(1)
+        except OSError:
+            self._socket, self._failed = None, True
+
     def _start(self) -> None:
         ours, theirs = pair()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
         try:
             watched = os.pidfd_open(self._owner)
         except OSError:
@@ -67,7 +100,7 @@ class BackgroundCloser:
         try:
             child = fork()
             if child == 0:
-                _become_helper(theirs, watched)
+                _become_helper(theirs, watched, self._at_rest)
             reap(child)
             self._socket = ours
         except OSError:
@@ -85,27 +118,31 @@ class BackgroundCloser:
         self._failed = True
 
 
-def _become_helper(channel: socket.socket, watched: int) -> NoReturn:
+def _become_helper(channel: socket.socket, watched: int, at_rest: int) -> NoReturn:
     try:
         if os.fork() == 0:
-            _serve(channel, watched)
+            _serve(channel, watched, at_rest)
     finally:
         syscalls.exit_now(0)
 
 
-def _serve(channel: socket.socket, watched: int) -> None:
+def _serve(channel: socket.socket, watched: int, at_rest: int) -> None:
     withdraw((channel.fileno(), watched))
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(watched, select.POLLIN)
+    kept: list[int] = []
     while True:
-        ready = {fd for fd, _ in poll.poll()}
+        ready = {fd for fd, _ in poll.poll(at_rest if kept else None)}
+        data, received = _CLOSE if not ready else b"", []
         if channel.fileno() in ready:
             data, messages, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(4 * _MOST))
-            for _, _, content in messages:
-                for fd in array.array("i", content):
-                    os.close(fd)
-            if data:
-                continue
-        # The other end is closed, or its process is gone.
-        return
+            received = [fd for _, _, content in messages for fd in array.array("i", content)]
+        for fd in kept:
+            os.close(fd)
+        kept = received
+        if data == _CLOSE_ALL:
+            channel.send(data)
+        elif not data:
+            # The other end is closed, or its process is gone.
+            return

@@ -145,8 +145,10 @@ class SandboxManager:
     def drop_caches(self) -> None:
         """Close the stage and the templates: the host's mounts are about to change.
 
-        As long as they are open, the host's old mounts are in use.
+        As long as they are open, the host's old mounts are in use, and as long as sandboxes that
+        were released are not unmounted.
         """
+        self._closer.finish()
         self._templates.close()
         if self._stage >= 0 and self._stage != self._host_namespace:
             posix.close(self._stage)
