@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,36 @@ def test_processes_of_wider_fixtures_can_be_asked_after(
     for option in (PLAIN, ISOLATED):
         # Python 3.12 warns of forks where threads are: multiprocessing's, not ours.
         assert record(option, "-Wignore", "-pno:cacheprovider").status == 0
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["whole suite", "marked"])
+def test_threads_that_a_library_starts_in_each_fork(
+    pytester: pytest.Pytester, marked: bool
+) -> None:
+    """As gRPC does. Then an ordinary user's fork can make no user namespace: no reason to skip."""
+    pytester.makeconftest(
+        """
+        import os, threading, time
+
+        def start():
+            threading.Thread(target=time.sleep, args=(60,), name="library", daemon=True).start()
+
+        os.register_at_fork(after_in_child=start)
+        """
+    )
+    mark = "@pytest.mark.mountns" if marked else ""
+    pytester.makepyfile(f"import pytest\n{mark}\ndef test_it(): pass")
+    result = pytester.runpytest_subprocess(
+        *[] if marked else ["--mountns", "--mountns-process=fork"],
+        "--mountns-unavailable=skip",
+        "-pno:rerunfailures",
+    )
+    if os.geteuid() == 0:
+        result.assert_outcomes(passed=1)
+        return
+    assert result.ret == 1
+    result.assert_outcomes(**{"failed" if result.parseoutcomes().get("failed") else "errors": 1})
+    result.stdout.fnmatch_lines(["*only a process with one thread can enter a new user namespace*"])
+    if not marked:
+        inline = pytester.runpytest_subprocess("--mountns", "-pno:rerunfailures")
+        inline.assert_outcomes(passed=1)

@@ -177,6 +177,34 @@ def explain_stuck(threads: list[StuckThread]) -> SandboxError:
     )
 
 
+@final
+class ThreadsAfterFork(SandboxError):
+    """A process that was just forked has several threads: a library has started them in it."""
+
+
+def explain_forked_threads(error: SandboxError) -> SandboxError:
+    """Why a process that was just forked could not make a user namespace, if threads are the cause.
+
+    Returns ``error`` itself if the process has one thread. Some libraries start threads anew in
+    each forked process, pthread_atfork(3); only a process with one thread can make such a namespace.
+    """
+    if is_alone():
+        return error
+    try:
+        names = {status.name for tid in other_threads() if (status := _status(tid)) is not None}
+    except SandboxError:
+        names = set()
+    return ThreadsAfterFork(
+        error.tried,
+        error.kernel,
+        cause="a library has started threads in the forked process"
+        f" ({', '.join(sorted(names)) or 'unknown'}), and only a process with one thread can enter"
+        " a new user namespace, unshare(2). gRPC does so after each fork",
+        remedy="run the tests inline: --mountns-process=auto; or GRPC_ENABLE_FORK_SUPPORT=0 in the"
+        " environment, or run as root",
+    )
+
+
 def drop_capabilities_of_others() -> list[StuckThread]:
     """Drop the effective, inheritable and ambient capabilities of all other threads.
 

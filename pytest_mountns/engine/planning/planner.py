@@ -82,7 +82,7 @@ class Planner:
         a lack of memory, it is probed again the next time.
         """
         findings = self._findings or probe(self.places)
-        if TRANSIENT_ERRNOS.isdisjoint(trial.errno for trial in findings.trials):
+        if not any(one.errno in TRANSIENT_ERRNOS or one.of_process for one in findings.trials):
             self._findings = findings
         return findings
 
@@ -281,12 +281,14 @@ def _shm_changed() -> int:
         return 0
 
 
-def _unavailable(obstacle: Trial | None) -> Unavailable:
-    """The error of a machine on which the trial ``obstacle`` has failed."""
+def _unavailable(obstacle: Trial | None) -> SandboxError:
+    """The error of a machine, or a process, in which the trial ``obstacle`` has failed."""
     if obstacle is None:
         return Unavailable("this machine cannot isolate tests")
-    return Unavailable(
-        f"this machine cannot isolate tests: {obstacle.name} failed",
+    kind = SandboxError if obstacle.of_process else Unavailable
+    who = "process" if obstacle.of_process else "machine"
+    return kind(
+        f"this {who} cannot isolate tests: {obstacle.name} failed",
         obstacle.kernel,
         obstacle.cause,
         obstacle.remedy or "pytest --mountns-doctor",

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias, final
 from ..linux.errno_advice import Doing, explain
 from ..linux.errors import SandboxError, SyscallError, errno_name, said
 from ..linux.helper_process import call_in_helper
+from ..linux.threads import ThreadsAfterFork
 
 #: Seconds after which a process that tries something is ended.
 _TIMEOUT: Final = 30
@@ -38,6 +39,8 @@ class Trial:
     errno: str = ""
     #: What is done in place of the step, or what does not work without it.
     without: str = ""
+    #: Whether it has failed for the state of this process, and not for what the machine can do.
+    of_process: bool = False
 
 
 class TrialLog:
@@ -92,8 +95,9 @@ class TrialLog:
             kernel, number = said(error), error.errno or 0
             cause, advice = explain(number, self._user_namespace, doing)
         named = errno_name(number) if number else ""
+        of_process = isinstance(error, ThreadsAfterFork)
         self.trials.append(
-            Trial(name, False, kernel, cause, remedy or advice, needed, named, without)
+            Trial(name, False, kernel, cause, remedy or advice, needed, named, without, of_process)
         )
 
     def answer(self, **more: object) -> Answer:

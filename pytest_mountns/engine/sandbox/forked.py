@@ -14,6 +14,7 @@ from ..linux.namespaces import (
     take_user_capabilities,
 )
 from ..linux.pid_namespace import die_with_parent, enter_pid_namespace
+from ..linux.threads import explain_forked_threads
 from ..plan.model import Plan
 from . import disk_uppers
 from .create import make
@@ -58,7 +59,10 @@ class ForkedEntry:
         die_with_parent(parent)
         if self.plan.user_namespace:
             if self.makes_user_namespace:
-                enter_user_namespace(as_root=self.plan.fake_root)
+                try:
+                    enter_user_namespace(as_root=self.plan.fake_root)
+                except SandboxError as error:
+                    raise explain_forked_threads(error) from error
             else:
                 take_user_capabilities()
             # A change of credentials may have cleared it, PR_SET_PDEATHSIG(2const).
