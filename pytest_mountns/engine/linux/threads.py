@@ -185,8 +185,8 @@ class ThreadsAfterFork(SandboxError):
 def explain_forked_threads(error: SandboxError) -> SandboxError:
     """Why a process that was just forked could not make a user namespace, if threads are the cause.
 
-    Returns ``error`` itself if the process has one thread. Some libraries start threads anew in
-    each forked process, pthread_atfork(3); only a process with one thread can make such a namespace.
+    Returns ``error`` itself if the process has one thread. Only such a process can make a user
+    namespace, and some libraries start threads anew in each forked process, pthread_atfork(3).
     """
     if is_alone():
         return error
