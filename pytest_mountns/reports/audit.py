@@ -203,6 +203,8 @@ class Audit(Observer):
                 first = sorted(one.places, key=lambda place: -one.places[place])
                 shown = ", ".join(map(printable, first[:3])) + (", ..." if len(first) > 3 else "")
                 said.append(f"{one.paths:7}  {one.nodeid}: {shown}")
+                if rows is None:
+                    said += _paths(one)
             said += _rest(len(writers), rows)
         if bare := self.not_audited():
             more = ", ..." if len(bare) > 3 else ""
@@ -262,6 +264,12 @@ def page(data: Mapping[str, Any]) -> str:
 def _absolute(config: pytest.Config, option: str) -> Path | None:
     value = config.getoption(option)
     return None if not value else Path(os.path.abspath(value))
+
+
+def _paths(one: Record) -> list[str]:
+    """A line for each path that the test has changed."""
+    lines = [f"{'':9}{change['kind']:9} {printable(change['path'])}" for change in one.changes]
+    return [*lines, f"{'':9}... and {one.omitted} more"] if one.omitted else lines
 
 
 def _rest(number: int, rows: int | None) -> list[str]:

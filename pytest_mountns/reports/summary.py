@@ -26,6 +26,9 @@ class Summary:
         self._skipped: set[str] = set()
         #: Further lines.
         self._notes: set[str] = set()
+        #: The tests that have written into the project, and for each directory the files.
+        self._writers: set[str] = set()
+        self._files: dict[str, set[str]] = {}
         self._others = [0, 0, 0]
         self._others_not_inline: dict[str, int] = {}
 
@@ -43,6 +46,11 @@ class Summary:
         """Say this at the end, once."""
         self._notes.add(text)
 
+    def wrote(self, nodeid: str, directory: str, path: str) -> None:
+        """Count a file that a test has written into the project, and that is dropped."""
+        self._writers.add(nodeid)
+        self._files.setdefault(directory, set()).add(path)
+
     def skipped(self, nodeid: str) -> None:
         """Count a test that did not run because this machine cannot isolate it."""
         self._skipped.add(nodeid)
@@ -53,11 +61,16 @@ class Summary:
         if output is not None:
             counts = [len(self._isolated), len(self._skipped), len(self._inline)]
             reasons = {why: len(nodeids) for why, nodeids in self._not_inline.items()}
-            output[_OUTPUT] = [counts, reasons, sorted(self._notes)]
+            files = {directory: sorted(paths) for directory, paths in self._files.items()}
+            notes, writers = sorted(self._notes), sorted(self._writers)
+            output[_OUTPUT] = [counts, reasons, notes, writers, files]
 
     def receive(self, output: Mapping[str, Any]) -> None:
         """In the xdist controller: add the numbers that a worker has sent."""
-        counts, reasons, notes = output.get(_OUTPUT, ((), {}, ()))
+        counts, reasons, notes, writers, files = output.get(_OUTPUT, ((), {}, (), (), {}))
+        self._writers.update(writers)
+        for directory, paths in files.items():
+            self._files.setdefault(directory, set()).update(paths)
         self._notes.update(notes)
         for place, number in enumerate(counts):
             self._others[place] += number
@@ -77,15 +90,20 @@ class Summary:
             parts.append(f"{inline} of them inline")
         if skipped:
             parts.append(f"{skipped} skipped as this machine cannot isolate")
-        line = f"mountns: {', '.join(parts)}"
+        text = f"mountns: {', '.join(parts)}"
         advice = " (pytest --mountns-doctor)"
-        if skipped and len(line + advice) < config.get_terminal_writer().fullwidth:
-            line += advice
-        terminalreporter.write_line(line, yellow=bool(skipped))
+        if skipped and len(text + advice) < config.get_terminal_writer().fullwidth:
+            text += advice
+        terminalreporter.write_line(text, yellow=bool(skipped))
         reasons = {why: len(nodeids) for why, nodeids in self._not_inline.items()}
         for why, number in self._others_not_inline.items():
             reasons[why] = reasons.get(why, 0) + number
         for why, number in reasons.items():
             terminalreporter.write_line(f"mountns: {number} not inline: {why}", yellow=True)
+        if self._writers:
+            from .project_files import line
+
+            toml = config.inipath is not None and config.inipath.suffix == ".toml"
+            self.note(line(len(self._writers), self._files, toml=toml))
         for note in sorted(self._notes):
             terminalreporter.write_line(f"mountns: {note}", yellow=True)

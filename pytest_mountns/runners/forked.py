@@ -86,8 +86,9 @@ class ForkedTest:
         self._uppers: UppersDescription | None = None
         #: The plan of the test's root, if it is another one than in the beginning.
         self._plan: Plan | None = None
-        #: What the sandbox has written, while that can be read.
+        #: What the sandbox has written, while that can be read, and where its uppers lie.
         self._find: Callable[[], Written] | None = None
+        self._find_scratch: Callable[[], int] | None = None
 
     @pytest_internals.unseen
     def setup(self) -> None:
@@ -188,6 +189,7 @@ class ForkedTest:
                 )
                 try:
                     self._find = partial(self._find_written, forked_entry, receiver)
+                    self._find_scratch = partial(_scratch, forked_entry, receiver)
                     if forked_entry.sandbox is not None:
                         self._uppers = forked_entry.sandbox.describe_uppers()
                         with contextlib.suppress(OSError):
@@ -291,6 +293,8 @@ class ForkedTest:
             self.finish.observer_failed = session.observers.ended(
                 self._item, _WrittenForked(self), died=died
             )
+            if self._find_scratch is not None and (scratch := self._find_scratch()) >= 0:
+                session.observers.left_behind(self._item, scratch, self._uppers)
         if died:
             how = _GARBLED if garbled else describe(status_reader, status)
             if receiver.deadlock_watch is not None and receiver.deadlock_watch.ended:
@@ -391,8 +395,7 @@ class ForkedTest:
     def _find_written(self, forked_entry: ForkedEntry, receiver: Receiver) -> Written:
         """What the sandbox has written. Raises :class:`SandboxError` if it was never entered."""
         made = forked_entry.sandbox
-        # Of a fresh root the test process has sent another descriptor.
-        scratch = made.scratch if made and receiver.descriptor < 0 else receiver.descriptor
+        scratch = _scratch(forked_entry, receiver)
         if scratch < 0 or self._uppers is None:
             raise SandboxError("read what the sandbox has written", cause="it was never entered")
         more = made.written_template_overlays() if made is not None else []
@@ -411,6 +414,13 @@ class ForkedTest:
         """What captured wider fixtures of the item have written, lowest first."""
         sandboxes = self._context.fixture_scopes.sandboxes(self._item)
         return [Written.of_sandbox(one) for one in sandboxes]
+
+
+def _scratch(forked_entry: ForkedEntry, receiver: Receiver) -> int:
+    """A descriptor of the directory in which the uppers lie; -1 if there is none."""
+    made = forked_entry.sandbox
+    # Of a fresh root the test process has sent another descriptor.
+    return made.scratch if made and receiver.descriptor < 0 else receiver.descriptor
 
 
 @final

@@ -159,6 +159,8 @@ class InlineTest:
         if manager.is_inside:
             problem = self._tell_end()
             manager.leave()
+            sandbox = self.stack.sandbox
+            session.observers.left_behind(self.item, sandbox.scratch, sandbox.describe_uppers())
             session.trace("left", self.item.nodeid)
         session.current.test = None
         if not session.observers.want_layers() or (wider and self.stack.sandbox.layers is not None):

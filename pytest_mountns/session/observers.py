@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..engine.plan.model import Plan
     from ..engine.plan.spec import SandboxSpec
     from ..engine.sandbox.sandbox import Sandbox
+    from ..engine.sandbox.uppers import UppersDescription
     from ..engine.sandbox.written import Written
     from .current import RunningTest
 
@@ -106,6 +107,13 @@ class Observer:
         """Pytest process: ``item`` and its function-scoped fixtures have ended.
 
         ``died``: its process has ended before that. What is raised fails the test's teardown.
+        """
+
+    def left_behind(self, item: pytest.Item, scratch: int, uppers: UppersDescription) -> None:
+        """Pytest process, on the host: the uppers of ``item``, which has ended, may be looked at.
+
+        ``scratch`` is a descriptor of the directory in which they lie. Every test pays for what is
+        done here, and nothing may be raised.
         """
 
     def wants_layers(self) -> bool:
@@ -213,6 +221,11 @@ class Observers:
                 if call.excinfo is not None and failed is None:
                     failed = call
         return failed
+
+    def left_behind(self, item: pytest.Item, scratch: int, uppers: UppersDescription) -> None:
+        """See :meth:`Observer.left_behind`."""
+        for hear in self._hearing["left_behind"]:
+            hear(item, scratch, uppers)
 
     def want_layers(self) -> bool:
         """Whether any observer reads layers late; see :meth:`Observer.wants_layers`."""
