@@ -27,7 +27,7 @@ def _repair_executors() -> None:
     is repaired when it is used.
     """
     module = sys.modules.get("concurrent.futures.thread")
-    if module is None or not module._threads_queues:
+    if module is None:
         return
     executor: Any = module.ThreadPoolExecutor
     original = executor._adjust_thread_count
