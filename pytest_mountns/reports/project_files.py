@@ -62,7 +62,8 @@ def _is_in_any(directory: str, others: Collection[str]) -> bool:
 
 def _setting(directories: list[str], toml: bool) -> str:
     """The ini value that makes these directories volumes."""
-    shown = [printable(one) for one in directories[:_MOST_DIRECTORIES]]
+    # A colon separates source and target.
+    shown = [printable(one).replace(":", "\\:") for one in directories[:_MOST_DIRECTORIES]]
     more = ", ..." if len(directories) > _MOST_DIRECTORIES else ""
     if toml:
         quoted = ", ".join(f'"{one}"' for one in shown)

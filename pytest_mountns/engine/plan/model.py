@@ -115,6 +115,18 @@ class Features:
         directories differ in ``st_dev``. In a user namespace the first one is refused, and
         ``userxattr`` is needed: without it, a lower directory that is removed and made again gives
         EIO.
+
+        With ``index=on``, hard links of lower files would stay linked when one of them is written
+        to. Measured on Linux 6.18, it costs 10 us of the 85 us that a mount takes. It is not used
+        for other reasons:
+
+        * The upper lists only the name that was written to. So the changes, layers and bundles that
+          are read from the upper would lack the others, which have changed as well.
+        * The upper of a checkpoint or of a wider fixture is a lower of another overlay. With
+          ``index=on`` that is refused (EBUSY) while it is mounted, and without, the other overlay
+          shows the old content at the other names.
+        * To remove one of several names copies the content up first: ``rm -rf /usr`` in a test
+          would fill the upper.
         """
         if self.user_namespace:
             return (("userxattr", None), ("xino", "on"), ("index", "off"))

@@ -273,6 +273,18 @@ class Sandbox:
         finally:
             os.close(namespace)
 
+    def status_on_host(self, path: str) -> os.stat_result | None:
+        """The status of an absolute path on the host; None if it is not there.
+
+        Raises :class:`SandboxError` if the host cannot be looked at, as by a thread of several that
+        share their working directory.
+        """
+        with root_of(self.stage, self.plan.user_namespace) as root:
+            try:
+                return os.stat(path.lstrip("/"), dir_fd=root, follow_symlinks=False)
+            except OSError:
+                return None
+
     def _uppers(self) -> Uppers:
         overlays = [*self.overlays, *self.written_template_overlays()]
         return Uppers(self.scratch, overlays, self.created, self.plan.features.xattr_prefix)
