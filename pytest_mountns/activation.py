@@ -45,6 +45,7 @@ def activate(config: pytest.Config) -> Active:
     from .reports.changes import ChangesHook, ChangesReport
     from .reports.count import CountTests
     from .reports.explain import FailureExplanation
+    from .reports.left_processes import LeftProcesses
     from .reports.project_files import ProjectFilesReport
     from .reports.summary import summary_key
     from .reports.writes_guard import WritesGuard
@@ -61,7 +62,9 @@ def activate(config: pytest.Config) -> Active:
     observers = session.observers
     observers.add(CountTests(config.stash[summary_key]))
     observers.add(FailureExplanation())
-    observers.add(ProjectFilesReport(config, config.stash[summary_key].wrote))
+    summary = config.stash[summary_key]
+    observers.add(ProjectFilesReport(config, summary.wrote))
+    observers.add(LeftProcesses(config, session.selection, summary.left_running))
     changes = ChangesReport(config)
     observers.add(changes)
     observers.add(WritesGuard(config, session.selection))

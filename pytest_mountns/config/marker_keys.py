@@ -134,6 +134,10 @@ def _devices(value: object, base: Path) -> tuple[str, ...]:
     return tuple(_text(part) for part in _list(value))
 
 
+def _leaks(value: object, base: Path) -> object:
+    return _one_of(value, "ignore", "warn", "error")
+
+
 def _flag(value: object, base: Path) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"must be True or False, not {type(value).__name__}")
@@ -158,6 +162,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "user": _user,
     "devices": _devices,
     "writes": _writes,
+    "leaks": _leaks,
 }
 
 

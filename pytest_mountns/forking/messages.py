@@ -140,6 +140,12 @@ class CStdout(NamedTuple):
     by_lines: bool
 
 
+class EndedProcesses(NamedTuple):
+    """Test process, at its end: the test had left these running, and they were ended."""
+
+    names: list[str]
+
+
 class PluginNotes(NamedTuple):
     """Test process, at its end: what one plugin has noted in memory."""
 
@@ -183,6 +189,7 @@ FromTest: TypeAlias = (
     | Settle
     | AskObjection
     | CStdout
+    | EndedProcesses
     | PluginNotes
     | WrittenPages
     | Leave

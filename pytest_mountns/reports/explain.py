@@ -268,7 +268,7 @@ def _device(failure: _Failure) -> str:
         )
     return (
         f"ENOENT: {path} is there on the host. A sandbox has only the usual devices; with"
-        f' devices=["{path[len("/dev/") :]}"] it has this one as well.'
+        f' devices=["{path}"] it has this one as well.'
     )
 
 

@@ -29,6 +29,10 @@ class Summary:
         #: The tests that have written into the project, and for each directory the files.
         self._writers: set[str] = set()
         self._files: dict[str, set[str]] = {}
+        #: Processes that were left running, by name, and the tests: those that were ended, and
+        #: those that go on.
+        self._ended: dict[str, set[str]] = {}
+        self._survivors: dict[str, set[str]] = {}
         self._others = [0, 0, 0]
         self._others_not_inline: dict[str, int] = {}
 
@@ -51,6 +55,11 @@ class Summary:
         self._writers.add(nodeid)
         self._files.setdefault(directory, set()).add(path)
 
+    def left_running(self, name: str, nodeid: str, survives: bool) -> None:
+        """Count a process that a test has left running."""
+        known = self._survivors if survives else self._ended
+        known.setdefault(name, set()).add(nodeid)
+
     def skipped(self, nodeid: str) -> None:
         """Count a test that did not run because this machine cannot isolate it."""
         self._skipped.add(nodeid)
@@ -61,16 +70,19 @@ class Summary:
         if output is not None:
             counts = [len(self._isolated), len(self._skipped), len(self._inline)]
             reasons = {why: len(nodeids) for why, nodeids in self._not_inline.items()}
-            files = {directory: sorted(paths) for directory, paths in self._files.items()}
-            notes, writers = sorted(self._notes), sorted(self._writers)
-            output[_OUTPUT] = [counts, reasons, notes, writers, files]
+            output[_OUTPUT] = [
+                *(counts, reasons, sorted(self._notes), sorted(self._writers)),
+                *map(_sendable, (self._files, self._ended, self._survivors)),
+            ]
 
     def receive(self, output: Mapping[str, Any]) -> None:
         """In the xdist controller: add the numbers that a worker has sent."""
-        counts, reasons, notes, writers, files = output.get(_OUTPUT, ((), {}, (), (), {}))
+        sent = output.get(_OUTPUT, ((), {}, (), (), {}, {}, {}))
+        counts, reasons, notes, writers, *rest = sent
         self._writers.update(writers)
-        for directory, paths in files.items():
-            self._files.setdefault(directory, set()).update(paths)
+        for known, added in zip((self._files, self._ended, self._survivors), rest, strict=True):
+            for key, values in added.items():
+                known.setdefault(key, set()).update(values)
         self._notes.update(notes)
         for place, number in enumerate(counts):
             self._others[place] += number
@@ -105,5 +117,16 @@ class Summary:
 
             toml = config.inipath is not None and config.inipath.suffix == ".toml"
             self.note(line(len(self._writers), self._files, toml=toml))
+        if self._ended or self._survivors:
+            from . import left_processes
+
+            if self._ended:
+                self.note(left_processes.ended_line(self._ended))
+            if self._survivors:
+                self.note(left_processes.survivors_line(self._survivors))
         for note in sorted(self._notes):
             terminalreporter.write_line(f"mountns: {note}", yellow=True)
+
+
+def _sendable(known: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    return {key: sorted(values) for key, values in known.items()}

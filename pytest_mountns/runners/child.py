@@ -20,6 +20,7 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux import c_stdout, processes, syscalls
 from ..engine.linux.errors import SandboxError, Unavailable, said
+from ..engine.linux.left_processes import names_of_running
 from ..engine.linux.untouched import os, signal, socket
 from ..engine.plan.model import Plan, User
 from ..engine.sandbox.forked import ForkedEntry
@@ -277,8 +278,10 @@ class TestProcess:
                 # It cannot be read if the test has closed its standard output, for example.
                 if printed := c_stdout.take_stdout(self._has_printed):
                     self.sender.send(messages.CStdout(*printed))
-            # Their root is about to vanish.
             if children := processes.own_children():
+                if names := names_of_running(children):
+                    self.sender.send(messages.EndedProcesses(names))
+                # Their root is about to vanish.
                 processes.kill_all(children)
             for name, packed in self._context.plugin_states.pack(self._item):
                 self.sender.send(messages.PluginNotes(name, packed))

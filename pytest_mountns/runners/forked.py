@@ -356,6 +356,8 @@ class ForkedTest:
                 self._plan = message.plan
             case messages.CStdout():
                 put_stdout(message.content, message.by_lines)
+            case messages.EndedProcesses():
+                self._session.observers.ended_processes(item, message.names)
             case messages.PluginNotes():
                 self._context.plugin_states.merge(item, message.plugin, message.packed)
             case messages.WrittenPages():

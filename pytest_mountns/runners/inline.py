@@ -148,16 +148,19 @@ class InlineTest:
         if state is not None:
             state.before_end(new)
         killed: set[int] = set()
+        objection = session.observers.left_running(self.item, new)
         if new:
             # Their root is about to vanish.
             killed = processes.end(new)
         if state is not None:
             state.after_end(killed)
         self._context.plugin_states.before_leave(self.item)
-        problem: BaseException | None = None
+        problem: BaseException | None = (
+            pytest.fail.Exception(objection, pytrace=False) if objection else None
+        )
         manager = session.sandboxes.manager
         if manager.is_inside:
-            problem = self._tell_end()
+            problem = self._tell_end() or problem
             manager.leave()
             sandbox = self.stack.sandbox
             session.observers.left_behind(self.item, sandbox.scratch, sandbox.describe_uppers())

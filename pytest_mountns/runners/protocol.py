@@ -186,6 +186,7 @@ class Runner:
     def finish(self) -> None:
         """The last test has run."""
         self._context.plugin_states.finish()
+        self._session.observers.finished()
 
     def close(self) -> None:
         """At the end of the session."""

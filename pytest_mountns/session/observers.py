@@ -116,6 +116,20 @@ class Observer:
         done here, and nothing may be raised.
         """
 
+    def left_running(self, item: pytest.Item, children: Sequence[int]) -> str:
+        """Pytest process, in the sandbox of an inline test that ends: it has left these children.
+
+        If there are any, they are ended next. Returns why the test fails for that, "" if it does
+        not.
+        """
+        return ""
+
+    def ended_processes(self, item: pytest.Item, names: Sequence[str]) -> None:
+        """Pytest process: these have still run when the forked test ended, and were ended."""
+
+    def finished(self) -> None:
+        """Pytest process: the last test has run."""
+
     def wants_layers(self) -> bool:
         """Pytest process: whether ``written.layers()`` is read until the last report is made."""
         return False
@@ -226,6 +240,21 @@ class Observers:
         """See :meth:`Observer.left_behind`."""
         for hear in self._hearing["left_behind"]:
             hear(item, scratch, uppers)
+
+    def left_running(self, item: pytest.Item, children: Sequence[int]) -> str:
+        """The first objection, "" if there is none; see :meth:`Observer.left_running`."""
+        said = [hear(item, children) for hear in self._hearing["left_running"]]
+        return next(filter(None, said), "")
+
+    def ended_processes(self, item: pytest.Item, names: Sequence[str]) -> None:
+        """See :meth:`Observer.ended_processes`."""
+        for hear in self._hearing["ended_processes"]:
+            hear(item, names)
+
+    def finished(self) -> None:
+        """See :meth:`Observer.finished`."""
+        for hear in self._hearing["finished"]:
+            hear()
 
     def want_layers(self) -> bool:
         """Whether any observer reads layers late; see :meth:`Observer.wants_layers`."""

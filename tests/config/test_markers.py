@@ -85,7 +85,7 @@ def test_one_bad_mark_does_not_hide_another(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_it="""
         import pytest
-        @pytest.mark.mountns(pid=1)
+        @pytest.mark.mountns(leaks="loud")
         def test_one(): pass
         @pytest.mark.parametrize("x", range(30))
         @pytest.mark.mountns(upper="tape", scope="wide")
@@ -98,7 +98,8 @@ def test_one_bad_mark_does_not_hide_another(pytester: pytest.Pytester) -> None:
     lines = [line for line in usage_error(pytester) if line]
     assert lines[:9] == [
         "ERROR: 32 tests have marks that are not valid:",
-        "  test_it.py::test_one: @pytest.mark.mountns: pid=1: must be True or False, not int",
+        "  test_it.py::test_one: @pytest.mark.mountns: leaks='loud': choose from:"
+        " 'ignore', 'warn', 'error'",
         "  test_it.py::test_many[0]: @pytest.mark.mountns:",
         "    upper='tape': choose from: 'memory', 'disk'",
         "    scope='wide': choose from: 'function', 'class', 'module', 'package', 'session'",

@@ -86,6 +86,11 @@ def born(pid: int) -> bytes:
     return _status(pid)[19]
 
 
+def parent(pid: int) -> int:
+    """The parent of a process, proc_pid_stat(5). Raises :class:`OSError` if there is none."""
+    return int(_status(pid)[1])
+
+
 def cpu_time(pid: int) -> int:
     """The CPU time that a process has used, in clock ticks, proc_pid_stat(5).
 
@@ -145,6 +150,11 @@ def children(pid: int) -> list[int]:
             finally:
                 os.close(fd)
     return found
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of ``pid``, theirs, and so on."""
+    return _trees(children(pid))
 
 
 def kill_all(tops: Collection[int]) -> set[int]:

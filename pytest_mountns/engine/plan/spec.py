@@ -175,6 +175,8 @@ class SandboxSpec:
     devices: tuple[str, ...] = ()
     #: Globs of what the test may change; None for everything. The sandbox is the same.
     writes: tuple[str, ...] | None = None
+    #: What is made of processes that the test leaves running.
+    leaks: Literal["ignore", "warn", "error"] = "warn"
 
     def __post_init__(self) -> None:
         targets: dict[str, str] = {}
