@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ def test_huge_pages_are_left_alone() -> None:
         pytest.param(800 * PAGE, False, 4, 100, id="workers share"),
         pytest.param(PAGE, False, 1, 0, id="too little"),
         pytest.param(0, True, 1, 2048, id="exempt"),
-        pytest.param(-1, False, 1, 2048, id="no limit"),
+        pytest.param(resource.RLIM_INFINITY, False, 1, 2048, id="no limit"),
         pytest.param(1 << 40, False, 1, 2048, id="more than is of use"),
     ],
 )
