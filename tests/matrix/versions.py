@@ -17,7 +17,7 @@ from .run import Say
 from .run import versions as installed_versions
 
 MAIN = "3.11"
-OTHERS = ("3.10", "3.12", "3.13")
+OTHERS = ("3.10", "3.12", "3.13", "3.14", "3.15")
 PYTESTS = ("8.0", "8.1", "8.2", "8.3", "8.4", "9.0", "9.1", "9.2")
 
 # (Python, pytest): every pytest on one Python, the oldest and the newest on the others.
