@@ -170,6 +170,8 @@ class Leave(NamedTuple):
     text: str = ""
     #: The exit status of an Exit.
     status: int | None = None
+    #: Whether the item was torn down: see :func:`.pytest_internals.drop`.
+    torn_down: bool = True
     #: Where a KeyboardInterrupt came up, see :func:`.channel.unpack_interrupt`; empty if unknown.
     interrupt: bytes = b""
 

@@ -3,6 +3,8 @@
 Each function says which internal it uses. All of them work with pytest 8.0 to 9.x.
 """
 
+from _pytest.outcomes import OutcomeException
+
 from .attributes import foreign_attributes
 from .failures import noted_failures
 from .frames import drop_unseen, unseen
@@ -36,6 +38,7 @@ from .running import (
     fill_wider_fixtures,
     finalize_last,
     forget_setup,
+    is_torn_down,
     keep_reporters_quiet,
     place_finalizers,
     run_in_protocol,
@@ -78,6 +81,7 @@ from .settings import (
 
 __all__ = [
     "Delegated",
+    "OutcomeException",
     "Phase",
     "Reporters",
     "Watchdog",
@@ -104,6 +108,7 @@ __all__ = [
     "foreign_attributes",
     "forget_setup",
     "interrupt_text",
+    "is_torn_down",
     "is_tracing",
     "junit_log",
     "junit_reporter",

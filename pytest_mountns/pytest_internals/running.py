@@ -226,9 +226,23 @@ def forget_setup(item: pytest.Item) -> None:
             finalizers.remove(item.teardown)
 
 
-def drop(item: pytest.Item) -> None:
-    """In the pytest process: forget an item that a test process has set up, run and torn down."""
-    _setup_state(item).stack.pop(item, None)
+def is_torn_down(item: pytest.Item) -> bool:
+    """Whether the item was torn down in this process, or not set up."""
+    return item not in _setup_state(item).stack
+
+
+def drop(item: pytest.Item, *, torn_down: bool) -> None:
+    """In the pytest process: forget an item that a test process has set up and run.
+
+    ``torn_down``: whether it was torn down there. If it was not, because a hook has raised before
+    pytest's own could do so, pytest fails the setup of the next test.
+    """
+    stack = _setup_state(item).stack
+    if torn_down:
+        stack.pop(item, None)
+    elif item in stack:
+        # What its finalizers would finish is in the test process.
+        stack[item] = ([], None)
     if hasattr(item, "_request"):
         cast(Any, item)._request = False
         cast(Any, item).funcargs = None

@@ -287,7 +287,9 @@ class TestProcess:
                 self.sender.send(messages.PluginNotes(name, packed))
             if self._inheritance.written_pages is not None:
                 self.sender.send(messages.WrittenPages(self._inheritance.written_pages()))
-            leave = _leave_message(error)
+            leave = _leave_message(error)._replace(
+                torn_down=pytest_internals.is_torn_down(self._item)
+            )
             if isinstance(error, KeyboardInterrupt):
                 leave = leave._replace(interrupt=self.sender.pack_interrupt(error))
             self.sender.send(leave)

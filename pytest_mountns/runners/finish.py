@@ -59,10 +59,12 @@ class Finish:
         self._held: list[_Event] = []
         self._recorded: list[warnings.WarningMessage] = []
         self._finished = False
+        #: Whether the item was torn down in the test process.
+        self.torn_down = True
         #: Set if the test process has died.
         self.death: Death | None = None
         #: What a reporter has raised, or what ended the test process outside of the test.
-        self.internal_error: Exception | None = None
+        self.internal_error: BaseException | None = None
         #: The call of an observer that has failed at the end of the test.
         self.observer_failed: pytest.CallInfo[None] | None = None
 
@@ -112,12 +114,13 @@ class Finish:
             self.finish()
         except pytest.exit.Exception:
             raise
-        except Exception as error:  # noqa: BLE001 - of whichever reporter
+        except (Exception, pytest_internals.OutcomeException) as error:  # noqa: BLE001 - of reporters
             self.internal_error = error
 
     def answer(self, leave: messages.Leave, *, interrupted: bool) -> None:
         """End the protocol in this process as it has ended in the test process."""
         __tracebackhide__ = True
+        self.torn_down = leave.torn_down
         if not leave.ended_by and not interrupted:
             return
         self.log_held()
@@ -187,6 +190,9 @@ class Finish:
                 return
 
     def _wider_is_due(self) -> bool:
+        if not self.torn_down:
+            # Without a fork, nothing would have been torn down, either.
+            return False
         session = self._item.session
         if session.shouldfail or session.shouldstop:
             self._nextitem = None

@@ -269,7 +269,7 @@ class ForkedTest:
             raise
         except channel.Garbled:
             garbled = True
-        except Exception as error:  # noqa: BLE001 - of whichever reporter
+        except (Exception, pytest_internals.OutcomeException) as error:  # noqa: BLE001 - of reporters
             # Not raised here: it would count as an error of the test's setup.
             self.finish.internal_error = error
         finally:

@@ -115,7 +115,7 @@ class Runner:
             if context.process is not None:
                 context.process.leave(error)
             if test.delegated:
-                pytest_internals.drop(item)
+                pytest_internals.drop(item, torn_down=test.finish.torn_down)
             raise
         finally:
             item.__dict__.pop("setup", None)
@@ -124,7 +124,7 @@ class Runner:
             context.process.leave(None)
         # Not in the handler above: an error in here would be shown as a consequence of that one.
         if test.delegated:
-            pytest_internals.drop(item)
+            pytest_internals.drop(item, torn_down=test.finish.torn_down)
             test.finish.finish_in_protocol()
         return result
 
