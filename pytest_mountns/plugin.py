@@ -253,12 +253,14 @@ class Hooks:
     def pytest_exception_interact(
         self, report: pytest.CollectReport | pytest.TestReport
     ) -> Generator[None, object, object]:
-        """In a test process: tell the pytest process if a debugger has shown the failure."""
+        """In a test process: tell the pytest process what has become of the report."""
+        process = self._process
+        end = process.interacts(report) if process is not None else None
         try:
             return (yield)
         finally:
-            if (process := self._process) is not None:
-                process.shown(report)
+            if end is not None:
+                end()
 
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         """In a test process: forward it."""

@@ -19,7 +19,7 @@ import struct
 import sys
 import tracemalloc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BytesIO
 from itertools import islice
 
@@ -149,11 +149,32 @@ class Sender:
         """Send a message together with the next one, since nobody waits for it."""
         self._kept += as_frame(message)
 
-    def report(self, report: pytest.TestReport, item: pytest.Item) -> None:
-        """Send a report: as it is if it can be pickled, else what pytest's serialisation keeps."""
+    def report(
+        self,
+        report: pytest.TestReport,
+        item: pytest.Item,
+        notes: Iterable[tuple[str, bytes | None]] = (),
+    ) -> None:
+        """Send a report: as it is if it can be pickled, else what pytest's serialisation keeps.
+
+        ``notes``: what plugins have noted up to now.
+        """
         self._reports += 1
         packed = self._pack(report, item)
-        self.send(messages.Report(packed, pytest_internals.failed_subtests(item)))
+        failed = pytest_internals.failed_subtests(item)
+        self.send(messages.Report(packed, failed, list(notes)))
+
+    def report_changed(self, before: Mapping[str, object], report: object) -> None:
+        """Send the attributes of a report that are others than ``before``, if there are any."""
+        changed = {}
+        for name, value in vars(report).items():
+            known = before.get(name, before)
+            if known is not value and known != value:
+                with contextlib.suppress(Exception):
+                    self._pickle(value)
+                    changed[name] = value
+        if changed:
+            self.send(messages.ReportChanged(self._pickle(changed, verify=False)))
 
     def settle(self) -> messages.Settled | None:
         """Wait until the pytest process has dealt with every report. Returns what it answers.
@@ -187,6 +208,17 @@ class Sender:
                 if isinstance(received, messages.Objection):
                     return received.text
         return ""
+
+    def hand_over(self, pipes: list[str]) -> None:
+        """Wait until the pytest process has these pipes open as well, if it can open them."""
+        self.settle()
+        if self.is_copy:
+            return
+        with contextlib.suppress(OSError):
+            self.send(messages.PipesOpen(pipes))
+            while (received := self._receive()) is not None:
+                if isinstance(received, messages.PipesHeld):
+                    return
 
     def _receive(self) -> messages.Answer | None:
         """The next answer; None if the pytest process has closed the channel."""
@@ -286,6 +318,12 @@ def unpack_report(packed: bytes, item: pytest.Item) -> pytest.TestReport:
         value = config.hook.pytest_report_from_serializable(config=config, data=value)
     assert isinstance(value, pytest.TestReport)
     return value
+
+
+def unpack_fields(packed: bytes) -> dict[str, object]:
+    """What :meth:`Sender.report_changed` has packed."""
+    fields: dict[str, object] = loads(packed)
+    return fields
 
 
 def unpack_warning(packed: bytes) -> warnings.WarningMessage:

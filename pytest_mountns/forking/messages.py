@@ -76,6 +76,8 @@ class Report(NamedTuple):
     packed: bytes
     #: How many of the item's subtests have failed so far.
     failed_subtests: int
+    #: What plugins have noted that hear reports: see :meth:`.PluginStates.pack_early`.
+    notes: list[tuple[str, bytes | None]]
 
 
 class WarningRecorded(NamedTuple):
@@ -99,6 +101,13 @@ class ShownByDebugger(NamedTuple):
     """Test process: ``--pdb`` has shown the failure that was reported last."""
 
 
+class ReportChanged(NamedTuple):
+    """Test process: ``pytest_exception_interact`` has changed the report that was sent last."""
+
+    #: The pickled attributes that are others now.
+    fields: bytes
+
+
 # Questions of the test process, which waits for the answer --------------------------------------
 
 
@@ -113,10 +122,23 @@ class AskObjection(NamedTuple):
     """Test process: do observers object to what the test has written so far? Waits."""
 
 
+class PipesOpen(NamedTuple):
+    """Test process, at its end: it has these pipes open, and the others have to stay so. Waits."""
+
+    #: Their paths, see :class:`.RunnerPipes`.
+    paths: list[str]
+
+
+class PipesHeld(NamedTuple):
+    """Pytest process, in answer to :class:`PipesOpen`: the test process may end."""
+
+
 class Settled(NamedTuple):
     """Pytest process, in answer to :class:`Settle`."""
 
     reports: int
+    #: What plugins have noted when they heard the reports.
+    notes: list[tuple[str, bytes | None]]
     cursor: tuple[str, object]
     #: ``session.shouldfail`` and ``shouldstop``, which reports may have set.
     stopping: tuple[bool | str, bool | str]
@@ -188,8 +210,10 @@ FromTest: TypeAlias = (
     | WarningRecorded
     | Screen
     | ShownByDebugger
+    | ReportChanged
     | Settle
     | AskObjection
+    | PipesOpen
     | CStdout
     | EndedProcesses
     | PluginNotes
@@ -197,7 +221,7 @@ FromTest: TypeAlias = (
     | Leave
 )
 #: Everything that the pytest process may answer.
-Answer: TypeAlias = Settled | Objection
+Answer: TypeAlias = Settled | Objection | PipesHeld
 
 #: Any message: what the channel carries.
 Message: TypeAlias = FromTest | Answer

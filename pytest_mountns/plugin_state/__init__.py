@@ -21,7 +21,7 @@ To add the state of another plugin:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -32,7 +32,7 @@ from .benchmark import find_benchmark
 from .coverage import find_coverage
 from .flaky import find_flaky
 from .junit import find_junit
-from .nodes import find_nodes
+from .notes import find_notes
 from .pickling import pack, unpack
 from .rerunfailures import find_rerunfailures
 from .stop_requests import find_stop_requests
@@ -51,7 +51,7 @@ _FINDERS: tuple[_Find, ...] = (
     find_syrupy,
     find_stop_requests,
     find_rerunfailures,
-    find_nodes,
+    find_notes,
 )
 
 
@@ -95,7 +95,28 @@ class PluginStates:
         Plugins that have added nothing are left out. If a state cannot be pickled, None stands in
         the place of the pickle.
         """
-        for name, plugin_state in self._all().items():
+        states = list(self._all().values())
+        for plugin_state in states:
+            plugin_state.about(None)
+        yield from self._pack(item, states)
+
+    def pack_early(
+        self, item: pytest.Item, report: pytest.TestReport | None = None
+    ) -> Iterator[tuple[str, bytes | None]]:
+        """In a test process, before a report is sent: what plugins have to know when they hear it.
+
+        In the pytest process, after a report was heard: what they know now in addition.
+        """
+        early = [one for one in self._all().values() if one.early]
+        for plugin_state in early:
+            plugin_state.about(report)
+        yield from self._pack(item, early)
+
+    def _pack(
+        self, item: pytest.Item, states: Sequence[PluginState]
+    ) -> Iterator[tuple[str, bytes | None]]:
+        for plugin_state in states:
+            name = plugin_state.name
             try:
                 state = plugin_state.collect(item)
                 packed = None if state is None else pack(state, plugin_state.shared(item))
@@ -105,9 +126,16 @@ class PluginStates:
             if packed is not None:
                 yield name, packed
 
-    def merge(self, item: pytest.Item, name: str, packed: bytes | None) -> None:
-        """Add in the pytest process what :meth:`pack` has yielded in a test process."""
+    def merge(
+        self,
+        item: pytest.Item,
+        name: str,
+        packed: bytes | None,
+        report: pytest.TestReport | None = None,
+    ) -> None:
+        """Add in one process what :meth:`pack` or :meth:`pack_early` has yielded in the other."""
         plugin_state = self._all()[name]
+        plugin_state.about(report)
         with _failure_as_warning(name, item):
             if packed is None:
                 plugin_state.lost()

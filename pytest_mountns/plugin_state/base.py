@@ -22,6 +22,17 @@ class PluginState:
     #: The name of the plugin, for messages.
     name: ClassVar[str] = ""
 
+    @property
+    def early(self) -> bool:
+        """Whether :meth:`collect` is called before each report is sent as well, and :meth:`merge`.
+
+        After the report of a failure it is called in the pytest process, too, for the test process.
+        """
+        return False
+
+    def about(self, report: pytest.TestReport | None) -> None:
+        """Called before :meth:`collect` and :meth:`merge`: the report that goes with the state."""
+
     def before_fork(self, item: pytest.Item) -> None:
         """Called in the pytest process before it forks a test process.
 

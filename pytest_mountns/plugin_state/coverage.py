@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast, final
 
 import pytest
 
@@ -73,51 +73,171 @@ def _add(measured: _Measured, context: str | None, traced: _Traced) -> None:
         files.setdefault(name, set()).update(numbers)
 
 
+@final
+class _Measurement:
+    """One ``coverage.Coverage`` that measures tests, and what is kept for it in this process.
+
+    Its data gets what is kept when somebody asks for it (``get_data``), and at the end.
+    """
+
+    def __init__(self, coverage: Any) -> None:
+        self.coverage = coverage
+        #: What is kept for its data: what test processes have collected.
+        self.collected = _Collected(None)
+        #: What was collected in the pytest process since it first entered a sandbox.
+        self.inline: _Collected | None = None
+        #: Whether this process is in a sandbox, where no data can be written to a file.
+        self.inside = False
+        #: Whether this is a test process: then what is kept is sent to the pytest process as well.
+        self.forked = False
+        self._get_data, self._erase = coverage.get_data, coverage.erase
+        coverage.get_data, coverage.erase = self._handed_over, self._erased
+
+    @property
+    def collector(self) -> Any:
+        """The collector of now: there is a new one after ``erase``, and after a fork."""
+        return self.coverage._collector
+
+    @property
+    def data(self) -> Any:
+        """Its ``CoverageData``."""
+        return self.coverage._data
+
+    @property
+    def context(self) -> str | None:
+        """The context that is being measured."""
+        collecting = self.collector.covdata if self.collector is not None else None
+        if isinstance(collecting, _Collected):
+            return collecting.context
+        return cast("str | None", self.data._current_context)
+
+    def collect_in_memory(self) -> None:
+        """Collect into an object in memory from now on.
+
+        coverage.py makes its database when data is first written; that takes its time, and must not
+        happen in a sandbox.
+        """
+        if self.inline is None or self.collector.covdata is not self.inline:
+            self.collector.flush_data()
+            self.inline = self.collector.covdata = _Collected(self.context)
+
+    def hand_over(self) -> None:
+        """Add what is kept to its data."""
+        # Afterwards the data has the context of before again, for what still runs.
+        context = self.context
+        collected = _Collected(None)
+        collected.add(self.collected)
+        if self.inline is not None:
+            is_collecting = self.collector is not None and self.collector.covdata is self.inline
+            if is_collecting:
+                self.collector.flush_data()
+            collected.add(self.inline)
+            if is_collecting and not self.forked:
+                self.collector.covdata = self.data
+        if not self.forked:
+            self.collected, self.inline = _Collected(None), None
+        try:
+            for name, lines in collected.lines.items():
+                self.data.set_context(name)
+                self.data.add_lines(lines)
+            for name, arcs in collected.arcs.items():
+                self.data.set_context(name)
+                self.data.add_arcs(arcs)
+            self.data.add_file_tracers(collected.tracers)
+        finally:
+            self.data.set_context(context)
+
+    def let_go(self) -> None:
+        """Leave it as it was found."""
+        for name in ("get_data", "erase"):
+            vars(self.coverage).pop(name, None)
+
+    def _handed_over(self) -> Any:
+        if not self.inside or getattr(self.data, "_no_disk", False):
+            self.hand_over()
+        return self._get_data()
+
+    def _erased(self) -> None:
+        if self.inline is not None and self.collector is not None:
+            self.collector.covdata = self.data
+        self.collected, self.inline = _Collected(None), None
+        self._erase()
+
+
 class Coverage(PluginState):
-    """Brings the data of coverage.py to the pytest process."""
+    """Brings the data of coverage.py to the pytest process.
+
+    Mostly one ``coverage.Coverage`` measures the whole session: that of pytest-cov or of
+    ``coverage run``. Other plugins have their own, as pytest-testmon, or one for each test.
+    """
 
     name = "coverage"
 
-    def __init__(self, collector: Any) -> None:
-        self._collector = collector
-        self._data = collector.covdata
-        self._directory, self._prefix = os.path.split(self._data.base_filename() + ".")
+    def __init__(self) -> None:
+        #: Those that were met so far, by their ids.
+        self._all: dict[int, _Measurement] = {}
+        #: The one that measures the test.
+        self._now: _Measurement | None = None
         self._collected = _Collected(None)
         #: Data files that were there when the test began.
         self._known: set[str] = set()
         #: Data files that lie in the sandbox, and what is in them.
         self._files: dict[str, bytes] = {}
-        #: What was collected in the pytest process since it first entered a sandbox.
-        self._inline: _Collected | None = None
+        self._has_warned = False
 
-    @property
-    def _context(self) -> str | None:
-        return (
-            self._inline.context
-            if self._inline
-            else cast("str | None", self._data._current_context)
-        )
+    def _find(self) -> _Measurement | None:
+        """Find the one that measures this test, and note which data files there are."""
+        self._now = None
+        self._files = {}
+        current = _current()
+        if current is None or getattr(current, "_data", self) is None:
+            return None
+        known = self._all.get(id(current))
+        if known is None:
+            if not _is_known(current):
+                self._warn()
+                return None
+            known = self._all[id(current)] = _Measurement(current)
+        self._now = known
+        self._known = set(self._listing())
+        return known
+
+    def _warn(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            text = (
+                "mountns: this version of coverage.py works in another way than the known ones;"
+                " lines that run in test processes are not counted"
+            )
+            warnings.warn(pytest.PytestWarning(text), stacklevel=1)
+
+    def before_fork(self, item: pytest.Item) -> None:
+        """Find the one that measures this test."""
+        self._find()
 
     def begin(self, item: pytest.Item) -> None:
-        """Collect into an object of this process, and note which data files there are."""
+        """Collect into an object of this process."""
+        now = self._now
+        if now is None:
+            return
+        now.inside = now.forked = True
+        context = now.context
         # With `patch = fork` coverage.py has made a new collector in this process.
-        self._collector = getattr(_current(), "_collector", None) or self._collector
+        collector = getattr(_current(), "_collector", None) or now.collector
         # What was collected before the fork is dropped here; the pytest process has it as well.
-        self._collector.covdata = _Collected(None)
-        self._collector.flush_data()
-        self._collected = self._collector.covdata = _Collected(self._context)
-        self._known = set(self._listing())
-        self._files = {}
+        collector.covdata = _Collected(None)
+        collector.flush_data()
+        self._collected = now.inline = collector.covdata = _Collected(context)
 
     def before_enter(self, item: pytest.Item) -> None:
-        """Collect into an object in memory from now on, and note which data files there are."""
-        if self._inline is None:
-            # This stays so for the rest of the session. coverage.py makes its database when data is
-            # first written; that takes its time, and must not happen in a sandbox.
-            self._collector.flush_data()
-            self._inline = self._collector.covdata = _Collected(self._data._current_context)
-        self._known = set(self._listing())
-        self._files = {}
+        """Collect into an object in memory from now on."""
+        if (now := self._find()) is not None:
+            now.collect_in_memory()
+
+    def after_enter(self, item: pytest.Item) -> None:
+        """Note that files of this process are in the sandbox."""
+        if self._now is not None:
+            self._now.inside = True
 
     def before_leave(self, item: pytest.Item) -> None:
         """Read the data files that were written in the sandbox."""
@@ -125,31 +245,40 @@ class Coverage(PluginState):
 
     def after_leave(self, item: pytest.Item) -> None:
         """Write these data files on the host."""
+        if self._now is not None:
+            self._now.inside = False
         for name, content in self._files.items():
             self._write(name, content)
 
     def before_reset(self) -> None:
         """Read the data files that were written in the sandbox."""
+        if self._now is None:
+            return
         for name in self._listing():
             if name not in self._known:
-                with open(os.path.join(self._directory, name), "rb") as file:
+                with open(os.path.join(self._place[0], name), "rb") as file:
                     self._files[name] = file.read()
 
     def collect(self, item: pytest.Item) -> object:
         """Return what was collected, and the data files that were written in the sandbox."""
-        self._collector.flush_data()
+        if self._now is None:
+            return None
+        (getattr(_current(), "_collector", None) or self._now.collector).flush_data()
         self.before_reset()
         return self._collected, self._files
 
     def merge(self, item: pytest.Item, state: object) -> None:
         """Add what was collected, and write the data files on the host."""
         collected, files = cast("tuple[_Collected, dict[str, bytes]]", state)
-        self._collected.add(collected)
-        if collected.context != self._context:
+        now = self._now
+        if now is None:
+            return
+        now.collected.add(collected)
+        if collected.context != now.context:
             # What runs here next is the teardown of wider fixtures. It belongs to this test, so it
             # must be collected under the context that the test has set.
-            self._collector.flush_data()
-            self._collector.covdata.set_context(collected.context)
+            now.collector.flush_data()
+            now.collector.covdata.set_context(collected.context)
         for name, content in files.items():
             self._write(name, content)
 
@@ -159,33 +288,29 @@ class Coverage(PluginState):
         # through the overlay.
         with (
             contextlib.suppress(FileExistsError),
-            open(os.path.join(self._directory, name), "xb") as file,
+            open(os.path.join(self._place[0], name), "xb") as file,
         ):
             file.write(content)
 
     def finish(self) -> None:
         """Hand everything that was collected to coverage.py."""
-        # Afterwards the data has the context of before again, for what still runs.
-        context = self._context
-        collected, self._collected = self._collected, _Collected(None)
-        if self._inline is not None:
-            self._collector.flush_data()
-            collected.add(self._inline)
-            self._collector.covdata, self._inline = self._data, None
-        try:
-            for name, lines in collected.lines.items():
-                self._data.set_context(name)
-                self._data.add_lines(lines)
-            for name, arcs in collected.arcs.items():
-                self._data.set_context(name)
-                self._data.add_arcs(arcs)
-            self._data.add_file_tracers(collected.tracers)
-        finally:
-            self._data.set_context(context)
+        while self._all:
+            _, one = self._all.popitem()
+            one.hand_over()
+            one.let_go()
+        self._now = None
+
+    @property
+    def _place(self) -> tuple[str, str]:
+        """The directory of the data files, and how their names begin."""
+        assert self._now is not None
+        directory, prefix = os.path.split(self._now.data.base_filename() + ".")
+        return directory, prefix
 
     def _listing(self) -> list[str]:
+        directory, prefix = self._place
         try:
-            return [n for n in os.listdir(self._directory or ".") if n.startswith(self._prefix)]
+            return [name for name in os.listdir(directory or ".") if name.startswith(prefix)]
         except OSError:
             return []
 
@@ -195,17 +320,14 @@ def _current() -> Any:
     return coverage.Coverage.current() if coverage else None
 
 
-def find_coverage(config: pytest.Config) -> PluginState | None:
-    """The state if coverage.py measures this process."""
-    current = _current()
-    if current is None:
-        return None
+def _is_known(current: Any) -> bool:
+    """Whether this version of coverage.py has the attributes that are used here."""
     collector = getattr(current, "_collector", None)
-    if not all(hasattr(collector, name) for name in ("covdata", "flush_data")):
-        text = (
-            "mountns: this version of coverage.py works in another way than the known ones; lines"
-            " that run in test processes are not counted"
-        )
-        warnings.warn(pytest.PytestWarning(text), stacklevel=1)
-        return None
-    return Coverage(collector)
+    return all(hasattr(collector, name) for name in ("covdata", "flush_data")) and (
+        getattr(current, "_data", None) is not None
+    )
+
+
+def find_coverage(config: pytest.Config) -> PluginState | None:
+    """The state; coverage.py may be started later."""
+    return Coverage()

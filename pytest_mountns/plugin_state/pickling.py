@@ -3,23 +3,65 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
-from io import BytesIO
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO, StringIO
 from typing import Any, final
 
 
-def dump(value: object, shared: Mapping[str, object], most: int) -> bytes | None:
-    """Pickle ``value``, as :func:`pack` does; None if that takes more than ``most`` bytes.
+@final
+class Names:
+    """Objects that both processes have, and a name for each."""
 
-    It is not loaded here: an object may do something when it is collected. Raises any exception if
-    it cannot be pickled.
+    def __init__(self, shared: Mapping[str, object]) -> None:
+        #: The objects by their names.
+        self.objects = dict(shared)
+        #: The names by the ids of the objects.
+        self.of = {id(value): name for name, value in shared.items()}
+
+    @contextmanager
+    def naming(self, name: str, value: object) -> Iterator[None]:
+        """A context in which ``value`` has this name as well, unless it is None."""
+        if value is None:
+            yield
+            return
+        self.objects[name] = value
+        self.of[id(value)] = name
+        try:
+            yield
+        finally:
+            del self.objects[name], self.of[id(value)]
+
+
+def dump(value: object, names: Names) -> bytes:
+    """Pickle ``value``, with names in place of objects.
+
+    Raises any exception if it cannot be pickled.
+    """
+    file = BytesIO()
+    _Pickler(file, names).dump(value)
+    return file.getvalue()
+
+
+def dump_small(value: object, names: Names, most: int) -> bytes | None:
+    """Does as :func:`dump`; None if it takes more than ``most`` bytes.
+
+    It is not loaded here: an object may do something when it is collected.
     """
     file = _Limited(most)
     try:
-        _Pickler(file, shared).dump(value)
+        _Pickler(file, names).dump(value)
     except _TooLarge:
         return None
     return file.getvalue()
+
+
+def load(data: bytes, names: Names) -> object:
+    """Return what :func:`dump` has pickled, with the objects of this process.
+
+    Raises any exception if it cannot be loaded.
+    """
+    return _Unpickler(BytesIO(data), names).load()
 
 
 class _TooLarge(Exception):
@@ -44,11 +86,10 @@ def pack(state: object, shared: Mapping[str, object]) -> bytes:
     Raises any exception if it cannot be pickled, or cannot be loaded again: classes of other
     plugins may raise anything.
     """
-    file = BytesIO()
-    _Pickler(file, shared).dump(state)
-    data = file.getvalue()
+    names = Names(shared)
+    data = dump(state, names)
     # If it cannot be loaded, this process can say so; the other one could only lose the state.
-    unpack(data, shared)
+    load(data, names)
     return data
 
 
@@ -57,24 +98,30 @@ def unpack(data: bytes, shared: Mapping[str, object]) -> object:
 
     Raises any exception if it cannot be loaded.
     """
-    return _Unpickler(BytesIO(data), shared).load()
+    return load(data, Names(shared))
 
 
 @final
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: BytesIO, shared: Mapping[str, object]) -> None:
+    def __init__(self, file: BytesIO, names: Names) -> None:
         super().__init__(file, protocol=5)
-        self._names = {id(value): name for name, value in shared.items()}
+        self._names = names.of
 
     def persistent_id(self, obj: object) -> str | None:
         return self._names.get(id(obj))
 
+    def reducer_override(self, obj: object) -> Any:
+        # Streams in memory have one, too, which closes the copy.
+        if hasattr(type(obj), "__del__") and type(obj) not in (StringIO, BytesIO):
+            raise pickle.PicklingError("its copy would do at its end what this object does")
+        return NotImplemented
+
 
 @final
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BytesIO, shared: Mapping[str, object]) -> None:
+    def __init__(self, file: BytesIO, names: Names) -> None:
         super().__init__(file)
-        self._shared = shared
+        self._objects = names.objects
 
     def persistent_load(self, pid: Any) -> object:
-        return self._shared[pid]
+        return self._objects[pid]

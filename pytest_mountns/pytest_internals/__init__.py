@@ -5,7 +5,15 @@ Each function says which internal it uses. All of them work with pytest 8.0 to 9
 
 from _pytest.outcomes import OutcomeException
 
-from .attributes import foreign_attributes
+from .attributes import (
+    Watched,
+    foreign_attributes,
+    foreign_config_attributes,
+    named_plugins,
+    number_of_plugins,
+    value_of_fixture,
+    watched_plugins,
+)
 from .failures import noted_failures
 from .frames import drop_unseen, unseen
 from .reports import (
@@ -85,6 +93,7 @@ __all__ = [
     "Phase",
     "Reporters",
     "Watchdog",
+    "Watched",
     "WiderScope",
     "Within",
     "base_temporary_directory",
@@ -106,6 +115,7 @@ __all__ = [
     "flush_output",
     "flush_trace",
     "foreign_attributes",
+    "foreign_config_attributes",
     "forget_setup",
     "interrupt_text",
     "is_torn_down",
@@ -118,7 +128,9 @@ __all__ = [
     "mark_as_shown",
     "merge_teardown",
     "moved_cursor",
+    "named_plugins",
     "noted_failures",
+    "number_of_plugins",
     "output_is_seen_at_once",
     "passed_report",
     "place_finalizers",
@@ -143,7 +155,9 @@ __all__ = [
     "tear_down_wider",
     "unseen",
     "user_name",
+    "value_of_fixture",
     "watchdog",
+    "watched_plugins",
     "wider_scope",
     "wider_teardown_is_due",
     "wider_teardown_runs_code",

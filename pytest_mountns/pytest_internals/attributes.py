@@ -1,14 +1,29 @@
-"""Which attributes of a collected node are pytest's own, and which another plugin has added."""
+"""Which attributes of nodes and the config are pytest's own, and which plugins may note some."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import opcode
-from collections.abc import Iterator
-from types import CodeType
-from typing import Final
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any, Final, cast, final
 
+import pytest
 from _pytest.nodes import Node
+from _pytest.terminal import TerminalReporter
+
+try:
+    from _pytest.fixtures import FixtureFunctionDefinition
+
+    # What a module has in place of a function that is a fixture.
+    _DEFINITIONS: tuple[type, ...] = (FixtureFunctionDefinition,)
+except ImportError:  # before pytest 8.4
+    _DEFINITIONS = ()
 
 _STORE_ATTR: Final = opcode.opmap["STORE_ATTR"]
 
@@ -21,7 +36,7 @@ def foreign_attributes(node: Node) -> dict[str, object]:
 
 
 @functools.cache
-def _own_names(kind: type[Node]) -> frozenset[str]:
+def _own_names(kind: Any) -> frozenset[str]:
     """The names that a class and its bases define, and the attributes that their methods set."""
     names: set[str] = set()
     for base in kind.__mro__:
@@ -46,3 +61,145 @@ def _stored(code: CodeType) -> Iterator[str]:
         higher = argument << 8 if operation == opcode.EXTENDED_ARG else 0
         if operation == _STORE_ATTR:
             yield code.co_names[argument]
+
+
+#: What modules and classes consist of besides data.
+_CODE: Final = (
+    *(BuiltinFunctionType, FunctionType, ModuleType, type, pytest.StashKey),
+    *(classmethod, staticmethod, property, re.Pattern, logging.Logger),
+    *_DEFINITIONS,
+)
+#: The hooks that run in a forked test process, or that hear there of what runs.
+_IN_TESTS: Final = frozenset(
+    {
+        *("pytest_runtest_protocol", "pytest_runtest_setup", "pytest_runtest_call"),
+        *("pytest_runtest_teardown", "pytest_runtest_makereport", "pytest_pyfunc_call"),
+        *("pytest_fixture_setup", "pytest_fixture_post_finalizer", "pytest_exception_interact"),
+        *("pytest_assertion_pass", "pytest_warning_recorded"),
+    }
+)
+#: The hooks by which the pytest process tells plugins of reports.
+_OF_REPORTS: Final = frozenset({"pytest_runtest_logreport", "pytest_report_teststatus"})
+#: Plugins whose state a module of its own brings over, or that have none.
+_KNOWN: Final = frozenset(
+    {
+        *("_pytest", "pluggy", "pytest_mountns", "xdist", "pytest_cov", "pytest_benchmark"),
+        *("syrupy", "flaky"),
+        *("pytest_timeout", "_hypothesis_pytestplugin", "_hypothesis_ftz_detector", "anyio"),
+        *("pytest_asyncio", "pytest_rerunfailures"),
+    }
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """The plugins that may note something while a test runs."""
+
+    #: Objects and modules, by names for messages.
+    plugins: Mapping[str, object]
+    #: For each of them the names of what is code, as a function, and no data.
+    code: Mapping[str, frozenset[str]]
+    #: The stash keys that are global variables of their modules.
+    stash_keys: Sequence[pytest.StashKey[Any]]
+    #: The fixtures of plugins that are wider than a test, by their names.
+    fixtures: Mapping[str, Any]
+    #: Whether one of them hears of reports as well.
+    hears_reports: bool
+
+
+def watched_plugins(config: pytest.Config, items: Sequence[pytest.Item]) -> Watched:
+    """The plugins, neither pytest's nor known ones, with hooks that run in test processes.
+
+    Stash keys are those of the others, too: what is stashed may be the value of a fixture.
+    """
+    plugins: dict[str, object] = {}
+    modules: list[ModuleType] = []
+    hears_reports = False
+    for name, plugin in named_plugins(config):
+        module = (
+            plugin if isinstance(plugin, ModuleType) else sys.modules.get(type(plugin).__module__)
+        )
+        top = getattr(module, "__name__", "").partition(".")[0]
+        if top in _KNOWN or not hasattr(plugin, "__dict__"):
+            continue
+        modules += [module] if module is not None else []
+        if isinstance(plugin, TerminalReporter):
+            # Where it has written to is told in messages of its own.
+            continue
+        hooks = {caller.name for caller in config.pluginmanager.get_hookcallers(plugin) or ()}
+        if hooks & (_IN_TESTS | _OF_REPORTS):
+            hears_reports |= bool(hooks & (_OF_REPORTS | {"pytest_exception_interact"}))
+            plugins[_short(config, name)] = plugin
+            if module is not None and module is not plugin:
+                plugins[module.__name__] = module
+    # A plugin may have imported a key of pytest's.
+    own = [module for name, module in sys.modules.items() if name.startswith("_pytest.")]
+    keys = _stash_keys(modules) - _stash_keys(own)
+    code = {name: _code_names(plugin) for name, plugin in plugins.items()}
+    return Watched(plugins, code, list(keys), _wider_fixtures(items, modules), hears_reports)
+
+
+def _code_names(plugin: object) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, value in vars(plugin).items()
+        if isinstance(value, _CODE) or name.startswith("__") or type(value).__module__ == "typing"
+    )
+
+
+def _wider_fixtures(items: Sequence[pytest.Item], modules: Sequence[ModuleType]) -> dict[str, Any]:
+    """The definitions of the modules' fixtures but those of function scope (``_fixtureinfo``)."""
+    names = {module.__name__ for module in modules}
+    found: dict[str, Any] = {}
+    for item in items:
+        information = getattr(item, "_fixtureinfo", None)
+        for name, definitions in (information.name2fixturedefs if information else {}).items():
+            if name not in found:
+                found[name] = next(
+                    (
+                        one
+                        for one in definitions
+                        if one.scope != "function" and one.func.__module__ in names
+                    ),
+                    None,
+                )
+    return {name: definition for name, definition in found.items() if definition is not None}
+
+
+def value_of_fixture(definition: Any) -> object:
+    """The value of a fixture that is set up, else None (``FixtureDef.cached_result``)."""
+    known = definition.cached_result
+    return None if known is None else known[0]
+
+
+def _stash_keys(modules: Sequence[ModuleType]) -> Set[pytest.StashKey[Any]]:
+    """The stash keys that are global variables of these modules, in their order."""
+    found = (value for module in modules for value in vars(module).values())
+    return dict.fromkeys(one for one in found if isinstance(one, pytest.StashKey)).keys()
+
+
+def _short(config: pytest.Config, name: str) -> str:
+    """The name of a plugin, which for a conftest file is its path."""
+    return name.removeprefix(f"{config.rootpath}{os.sep}")
+
+
+def named_plugins(config: pytest.Config) -> list[tuple[str, object]]:
+    """The plugins that are loaded, by their names."""
+    found = config.pluginmanager.list_name_plugin()
+    return [(name, plugin) for name, plugin in found if plugin is not None]
+
+
+def number_of_plugins(config: pytest.Config) -> int:
+    """How many plugins are or were loaded (``PluginManager._name2plugin``)."""
+    return len(config.pluginmanager._name2plugin)
+
+
+def foreign_config_attributes(config: pytest.Config) -> dict[str, object]:
+    """The attributes of ``config`` that pytest does not set."""
+    own = _own_names(cast(Any, type(config)))
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if name not in own and type(value).__module__.partition(".")[0] not in _KNOWN
+    }

@@ -225,7 +225,8 @@ class TestProcess:
             with self._end_if_unheard():
                 self.sender.send(messages.Screen(cursor, live_log))
         with self._end_if_unheard():
-            self.sender.report(report, self._item)
+            notes = self._context.plugin_states.pack_early(self._item, report)
+            self.sender.report(report, self._item, notes)
         # After a failure, -x and --maxfail set what subtests look at, and observers read what the
         # test has written.
         waits = report.failed or self._session.observers.want_pause(report)
@@ -238,11 +239,25 @@ class TestProcess:
         if answer is not None:
             pytest_internals.set_cursor(self._item.config, *answer.cursor)
             pytest_internals.set_stopping(self._item.session, *answer.stopping)
+            for name, packed in answer.notes:
+                self._context.plugin_states.merge(self._item, name, packed)
 
-    def shown(self, report: pytest.CollectReport | pytest.TestReport) -> None:
-        """``pytest_exception_interact`` in this process has ended."""
-        if pytest_internals.shown_by_debugger(report):
-            self.sender.send(messages.ShownByDebugger())
+    def interacts(self, report: pytest.CollectReport | pytest.TestReport) -> Callable[[], None]:
+        """``pytest_exception_interact`` begins in this process. Returns what is called at its end.
+
+        Plugins change the report, which was sent already.
+        """
+        before = {
+            name: list(value) if isinstance(value, list) else value
+            for name, value in vars(report).items()
+        }
+
+        def end() -> None:
+            if pytest_internals.shown_by_debugger(report):
+                self.sender.send(messages.ShownByDebugger())
+            self.sender.report_changed(before, report)
+
+        return end
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
@@ -285,6 +300,8 @@ class TestProcess:
                 processes.kill_all(children)
             for name, packed in self._context.plugin_states.pack(self._item):
                 self.sender.send(messages.PluginNotes(name, packed))
+            if pipes := self._session.sandboxes.pipes.left_open():
+                self.sender.hand_over(pipes)
             if self._inheritance.written_pages is not None:
                 self.sender.send(messages.WrittenPages(self._inheritance.written_pages()))
             leave = _leave_message(error)._replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Protocol, final
 
 import pytest
@@ -40,8 +41,8 @@ class ProcessOfTest(Protocol):
         """``pytest_warning_recorded`` was called in this process."""
         ...
 
-    def shown(self, report: pytest.CollectReport | pytest.TestReport) -> None:
-        """``pytest_exception_interact`` in this process has ended."""
+    def interacts(self, report: pytest.CollectReport | pytest.TestReport) -> Callable[[], None]:
+        """``pytest_exception_interact`` begins in this process. Returns what to call at its end."""
         ...
 
     def reset(self) -> None:

@@ -338,14 +338,21 @@ class ForkedTest:
             case messages.ShownByDebugger():
                 if self._last_report is not None:
                     pytest_internals.mark_as_shown(self._last_report)
+            case messages.ReportChanged():
+                if self._last_report is not None:
+                    vars(self._last_report).update(channel.unpack_fields(message.fields))
             case messages.Settle():
                 self.finish.log_teardown_early()
                 cursor = pytest_internals.cursor(config)
                 stopping = pytest_internals.stopping(item.session)
-                receiver.answer(messages.Settled(message.reports, cursor, stopping))
+                notes = list(self._context.plugin_states.pack_early(item))
+                receiver.answer(messages.Settled(message.reports, notes, cursor, stopping))
             case messages.AskObjection():
                 objection = self._session.observers.objection(item, _WrittenForked(self))
                 receiver.answer(messages.Objection(objection))
+            case messages.PipesOpen():
+                self._session.sandboxes.pipes.hold(message.paths)
+                receiver.answer(messages.PipesHeld())
             case messages.Entered():
                 self._uppers = message.uppers
                 # A fresh root: what was reported of the attempt before is complete.
@@ -373,6 +380,8 @@ class ForkedTest:
     def _report(self, message: messages.Report) -> None:
         pytest_internals.set_failed_subtests(self._item, message.failed_subtests)
         report = self._last_report = channel.unpack_report(message.packed, self._item)
+        for name, packed in message.notes:
+            self._context.plugin_states.merge(self._item, name, packed, report)
         self.finish.go_on()
         self._session.observers.on_report(self._item, report, _WrittenForked(self))
         # What wider scopes print when they are torn down belongs into the report of the teardown.

@@ -1,7 +1,8 @@
 """Volumes of the run: directories that every suite needs to write to and that outlive it.
 
 The next run reads pytest's cache and the examples that Hypothesis has found. So they are volumes
-in every sandbox, unless the spec has something else at their places.
+in every sandbox, unless the spec has something else at their places. So are the pipes of whoever
+has started pytest (:mod:`.runner_pipes`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -23,8 +25,9 @@ from ..engine.plan.spec import SandboxSpec, SpecError, Volume
 class RunVolumes:
     """Adds the volumes of the run to specs, and makes their directories when first needed."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, pipes: Sequence[str]) -> None:
         self._config = config
+        self._pipes = pipes
         self._cache: Path | None = None
         self._asked = False
         self._made: list[Path] = []
@@ -54,6 +57,8 @@ class RunVolumes:
             # A cache in /dev or /proc cannot be a volume.
             with contextlib.suppress(SpecError):
                 added.append(Volume(str(directory), str(directory)))
+        there = (pipe for pipe in self._pipes if pipe not in taken and os.path.exists(pipe))
+        added += [Volume(pipe, pipe) for pipe in there]
         return dataclasses.replace(spec, volumes=(*added, *spec.volumes)) if added else spec
 
     def _is_there(self, directory: Path) -> bool:

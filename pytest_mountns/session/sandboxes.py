@@ -17,6 +17,7 @@ from .early import early_findings, entered_key
 from .planner import make_planner
 from .progress import UnpackingProgress
 from .run_volumes import RunVolumes
+from .runner_pipes import RunnerPipes
 
 if TYPE_CHECKING:
     from ..engine.layers.limits import Limits
@@ -34,7 +35,9 @@ class Sandboxes:
     def __init__(self, config: pytest.Config) -> None:
         limits = options.layer_limits(config)
         self._progress = UnpackingProgress(config)
-        self._run_volumes = RunVolumes(config)
+        #: Pipes of the program that has started pytest.
+        self.pipes = RunnerPipes()
+        self._run_volumes = RunVolumes(config, self.pipes.paths)
         self._manager: SandboxManager | None = None
         #: Finds out what this machine can do, and plans sandboxes accordingly.
         self.planner = make_planner(config, self.drop_caches, lambda: self._sources(limits))
@@ -177,6 +180,7 @@ class Sandboxes:
     def close(self) -> None:
         """Let go of everything, at the end of the session."""
         self._run_volumes.close()
+        self.pipes.close()
         self.planner.close()
         self.reap()
         if self._manager is not None:

@@ -258,3 +258,120 @@ def test_objects_do_nothing_when_they_are_compared(
     )
     pytester.makepyfile("import os\ndef test_it(): assert os.path.exists('alive')")
     assert record("--mountns").status == 0
+
+
+#: A plugin that notes what runs in every place that there is, by hooks that run in test processes.
+NOTING = """
+import pytest
+from weakref import WeakKeyDictionary
+
+KEY = pytest.StashKey()
+NAMES = []
+BY_REPORT = WeakKeyDictionary()
+COUNT = 0
+
+class Counter:
+    def __init__(self):
+        self.seen = {}
+        # Cannot be pickled, so that the object as a whole cannot.
+        self.function = lambda: None
+
+class Plugin:
+    def __init__(self):
+        self.counter = Counter()
+        self.heard = []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        global COUNT
+        report = yield
+        COUNT += 1
+        self.counter.seen[item.name, report.when] = report.outcome
+        BY_REPORT[report] = item.name
+        item.session.stash.setdefault(KEY, []).append(item.name)
+        item.config.stash.setdefault(KEY, set()).add(item.name)
+        item.config.noted = getattr(item.config, "noted", 0) + 1
+        if report.when == "call":
+            NAMES.append(item.name)
+        return report
+
+    def pytest_runtest_logreport(self, report):
+        # In the process that hears reports: what was noted of this one is there already.
+        self.heard.append((BY_REPORT[report], report.when, len(self.counter.seen)))
+
+    def pytest_exception_interact(self, node, report):
+        self.heard.append(("interact", node.name, len(self.heard)))
+        report.sections.append(("More", "about it"))
+
+    def pytest_sessionfinish(self, session):
+        stashed = session.stash[KEY], sorted(session.config.stash[KEY]), session.config.noted
+        with open("notes", "w") as file:
+            print(COUNT, NAMES, self.counter.seen, self.heard, *stashed, sep="\\n", file=file)
+
+def pytest_configure(config):
+    config.pluginmanager.register(Plugin(), "noting")
+"""
+
+
+def test_notes_of_plugins(pytester: pytest.Pytester, record: Record) -> None:
+    """In objects, modules and stashes, by hooks of both processes, in their order."""
+    pytester.makepyfile(
+        noting_plugin=NOTING,
+        test_it="""
+        import pytest
+        def test_one(): pass
+        def test_two(): assert 0
+        @pytest.mark.skip
+        def test_three(): pass
+        class TestFour:
+            def test_four(self): pass
+        """,
+    )
+    notes, runs = [], []
+    for option in ("-pno:mountns", "--mountns"):
+        runs.append(record(option, "-p", "noting_plugin"))
+        notes.append((pytester.path / "notes").read_text())
+    assert notes[1] == notes[0]
+    assert "about it" in runs[0].out
+    assert "about it" in runs[1].out
+    assert not runs[1].warnings
+
+
+def test_modules_of_tests_are_not_carried(pytester: pytest.Pytester, record: Record) -> None:
+    """Nor are conftest files that have no such hooks: a test's own changes end with its process."""
+    pytester.makepyfile(conftest="RUN = []", product="RUN = []")
+    pytester.makepyfile(
+        """
+        import conftest, product
+        RUN = []
+        def check():
+            for runs in (RUN, conftest.RUN, product.RUN):
+                assert not runs
+                runs.append(1)
+        def test_one(): check()
+        def test_two(): check()
+        """
+    )
+    assert record("--mountns").status == 0
+
+
+def test_a_connection_of_a_plugin_is_said_to_be_lost(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makepyfile(
+        connecting_plugin="""
+        import socket
+        connection = None
+        def pytest_runtest_call(item):
+            global connection
+            connection = socket.socket()
+        def pytest_unconfigure():
+            if connection is not None: connection.close()
+        """,
+        test_it="def test_one(): pass\ndef test_two(): pass",
+    )
+    recorded = record("--mountns", "-p", "connecting_plugin")
+    assert recorded.status == 0
+    lost = [one.message for one in recorded.warnings if "is lost" in one.message]
+    assert len(lost) == 1
+    assert "connecting_plugin.connection cannot be pickled" in lost[0]

@@ -1,0 +1,412 @@
+"""What plugins and conftest files note in objects that the pytest process keeps.
+
+A test that fails is noted on its class, for example, so that the next ones are skipped: so does
+pytest-dependency, and so does the recipe "incremental testing" of pytest's documentation. Others
+keep it in an attribute of their plugin object, in a global variable of their module, in a stash.
+Noted in a forked test process it would be lost, and the next tests would run, or be skipped,
+without a word.
+
+So both processes compare these objects with what they were before the fork, and tell each other
+what has changed: the test process before each report that a plugin hears and at the end, the pytest
+process when it has dealt with the report of a failure, since a plugin that has heard it there may
+be asked once more in the test process (``pytest_exception_interact``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias, cast, final
+from weakref import WeakKeyDictionary
+
+import pytest
+
+from .. import pytest_internals
+from .base import PluginState, StateError
+from .differences import (
+    Difference,
+    Included,
+    Keyed,
+    Listed,
+    Replaced,
+    applied,
+    difference,
+    is_plain_object,
+)
+from .pickling import Names, dump, dump_small, load
+
+#: Bytes. In what is larger, only new elements of the outermost container are seen.
+_MOST: Final = 1 << 16
+_SIMPLE: Final = frozenset({type(None), bool, int, float, str, bytes})
+_CONTAINERS: Final = frozenset({list, dict, OrderedDict, defaultdict, set, deque})
+#: How deep objects are looked into that cannot be pickled as a whole.
+_DEPTH: Final = 3
+
+#: Which kind of object, and which one of them.
+_Place: TypeAlias = tuple[str, object]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a value was before the fork."""
+
+    value: object
+    #: Its pickle; None if it is simple, cannot be pickled, or is too large for that.
+    pickled: bytes | None = None
+    #: A copy of the container that it is, if there is no pickle.
+    copy: object = None
+    #: What is known of its attributes, if it is neither pickled nor a container.
+    inner: dict[str, _Known] | None = None
+
+
+class _Noted(NamedTuple):
+    """What one process tells the other."""
+
+    #: A pickled ``dict[_Place, Keyed]``.
+    changes: bytes
+    #: What has changed and cannot be pickled, as ``node.name``.
+    lost: list[str]
+
+
+@final
+class _Objects:
+    """The objects of one item that notes may be in, and their attributes."""
+
+    def __init__(self, item: pytest.Item, watched: pytest_internals.Watched) -> None:
+        self._item = item
+        self._watched = watched
+
+    def all(self) -> Iterator[tuple[_Place, str, Mapping[Any, object]]]:
+        """Each place, how it is called, and what is in it; without empty ones."""
+        item, watched = self._item, self._watched
+        for index, node in enumerate(item.listchain()):
+            if found := pytest_internals.foreign_attributes(node):
+                yield ("node", index), node.name or "session", found
+            if found := self._stashed(node.stash):
+                yield ("stash", index), node.name or "session", found
+        if not watched.plugins:
+            return
+        if found := pytest_internals.foreign_config_attributes(item.config):
+            yield ("config", None), "config", found
+        if found := self._stashed(item.config.stash):
+            yield ("config stash", None), "config", found
+        if found := {
+            name: value
+            for name, definition in watched.fixtures.items()
+            if type(value := pytest_internals.value_of_fixture(definition)) in _CONTAINERS
+        }:
+            yield ("fixtures", None), "fixture", found
+        for name, plugin in watched.plugins.items():
+            code = watched.code[name]
+            if found := {key: value for key, value in vars(plugin).items() if key not in code}:
+                yield ("plugin", name), name, found
+
+    def _stashed(self, stash: pytest.Stash) -> dict[Any, object]:
+        keys = self._watched.stash_keys
+        return {index: stash[key] for index, key in enumerate(keys) if key in stash} if keys else {}
+
+    def change(self, place: _Place, changes: Keyed) -> None:
+        """Make these changes to the attributes of one object."""
+        kind, which = place
+        if kind in ("stash", "config stash"):
+            config = kind == "config stash"
+            owner: Any = self._item.config if config else self._item.listchain()[cast(int, which)]
+            for index, change in changes.changed.items():
+                key = self._watched.stash_keys[index]
+                owner.stash[key] = applied(owner.stash.get(key, None), change)
+            for index in cast("list[int]", changes.removed):
+                with contextlib.suppress(KeyError):
+                    del owner.stash[self._watched.stash_keys[index]]
+            return
+        if kind == "fixtures":
+            for name, change in changes.changed.items():
+                applied(pytest_internals.value_of_fixture(self._watched.fixtures[name]), change)
+            return
+        if kind == "node":
+            owner = self._item.listchain()[cast(int, which)]
+        else:
+            owner = self._item.config if kind == "config" else self._watched.plugins[str(which)]
+        for name, change in changes.changed.items():
+            before = getattr(owner, name, None)
+            after = applied(before, change)
+            if after is not before:
+                setattr(owner, name, after)
+        for name in cast("list[str]", changes.removed):
+            vars(owner).pop(name, None)
+
+
+@final
+class Notes(PluginState):
+    """Brings to each process what was noted in the other.
+
+    Of nodes and the config, attributes are looked at that neither pytest nor their class sets. Of
+    plugins, those whose hooks run in test processes: the attributes of their objects, the global
+    variables of their modules, and the stash keys among these. What was there before is compared by
+    its pickle. What cannot be pickled, or is too large, is the same as long as it is the same
+    object, but for new elements of a container.
+    """
+
+    name = "a plugin or conftest file"
+
+    def __init__(self) -> None:
+        self._known: dict[_Place, dict[Any, _Known]] = {}
+        self._names = Names({})
+        #: The report that is sent or received with what is noted, which both processes have.
+        self._report: pytest.TestReport | None = None
+        #: Of how many items and plugins the session consisted when the names were given.
+        self._numbers = (-1, -1)
+        self._watched: pytest_internals.Watched | None = None
+        #: What was said to be lost, in the pytest process.
+        self._said: set[str] = set()
+
+    @property
+    def early(self) -> bool:
+        """Whether a plugin hears reports, and so has to know before what was noted for them."""
+        return self._watched is not None and self._watched.hears_reports
+
+    def about(self, report: pytest.TestReport | None) -> None:
+        """Note the report: notes may be about it."""
+        self._report = report
+
+    def before_fork(self, item: pytest.Item) -> None:
+        """Note what there is. In the test process each look would copy pages."""
+        numbers = len(item.session.items), pytest_internals.number_of_plugins(item.config)
+        if numbers != self._numbers or self._watched is None:
+            self._numbers = numbers
+            self._watched = pytest_internals.watched_plugins(item.config, item.session.items)
+            self._names = Names(_shared(item.session))
+        self._look_at_all(item)
+
+    def _look_at_all(self, item: pytest.Item) -> None:
+        before = self._known
+        self._known = {}
+        for place, _, found in self._objects(item).all():
+            known = before.get(place, {})
+            self._known[place] = {
+                name: self._look(value, known.get(name)) for name, value in found.items()
+            }
+
+    def _objects(self, item: pytest.Item) -> _Objects:
+        assert self._watched is not None
+        return _Objects(item, self._watched)
+
+    def _look(self, value: object, before: _Known | None = None, depth: int = 0) -> _Known:
+        """``before``: what was known of this attribute, if it was looked at before."""
+        if type(value) in _SIMPLE:
+            return _Known(value)
+        same = before is not None and before.value is value and before.pickled is None
+        if not same and (pickled := self._pickled(value)) is not None:
+            return _Known(value, pickled)
+        if type(value) in _CONTAINERS:
+            return _Known(value, None, cast(Any, value).copy())
+        if isinstance(value, WeakKeyDictionary):
+            return _Known(value, None, dict(value.items()))
+        if depth < _DEPTH and is_plain_object(value) and id(value) not in self._names.of:
+            inner = before.inner if before is not None and before.value is value else None
+            return _Known(
+                value,
+                inner={
+                    name: self._look(part, (inner or {}).get(name), depth + 1)
+                    for name, part in vars(value).items()
+                },
+            )
+        return _Known(value)
+
+    def _pickled(self, value: object) -> bytes | None:
+        with contextlib.suppress(Exception):
+            return dump_small(value, self._names, _MOST)
+        return None
+
+    def collect(self, item: pytest.Item) -> object:
+        """Return what was added, changed or removed since the last time, or the fork."""
+        changes: dict[_Place, Keyed] = {}
+        lost: list[str] = []
+        seen: set[int] = set()
+        places = {}
+        for place, title, found in self._objects(item).all():
+            places[place] = found
+            known = self._known.setdefault(place, {})
+            changed: dict[Any, Difference] = {}
+            for name, value in found.items():
+                before = known.get(name)
+                if before is not None and type(value) in _SIMPLE and before.value == value:
+                    continue
+                # The item itself is not used any more.
+                differs, is_lost, change = self._change(value, before, seen)
+                if change is not None:
+                    changed[name] = change
+                elif is_lost and place != ("node", len(item.listchain()) - 1):
+                    lost.append(f"{title}.{name}")
+                if differs:
+                    known[name] = self._look(value)
+            removed = [name for name in known if name not in found]
+            for name in removed:
+                del known[name]
+            if changed or removed:
+                changes[place] = Keyed(changed, removed)
+        for place, known in self._known.items():
+            if known and place not in places:
+                changes[place] = Keyed({}, list(known))
+                known.clear()
+        if not changes and not lost:
+            return None
+        with self._names.naming("report", self._report):
+            return _Noted(dump(changes, self._names), lost)
+
+    def _change(
+        self, value: object, before: _Known | None, seen: set[int]
+    ) -> tuple[bool, bool, Difference | None]:
+        """Whether the value differs, in a way that cannot be sent, or by which change.
+
+        There is no change if another attribute is the same object, which is changed already.
+        """
+        if before is None:
+            change: Difference | None = Replaced(value)
+        elif before.pickled is not None:
+            pickled = self._pickled(value)
+            if pickled == before.pickled:
+                return False, False, None
+            change = difference(load(before.pickled, self._names), value, seen)
+        elif isinstance(value, WeakKeyDictionary):
+            if before.value is not value or not isinstance(before.copy, dict):
+                return False, False, None
+            change = difference(before.copy, dict(value.items()), seen)
+            # The entries of what was collected have gone from it.
+            change = Keyed(change.changed, []) if isinstance(change, Keyed) else None
+            return self._sendable(change, or_lost=False)
+        elif before.copy is not None and before.value is value:
+            change = difference(before.copy, value, seen)
+        elif before.inner is not None and before.value is value:
+            return self._change_inside(value, before.inner, seen)
+        elif type(before.value) in _SIMPLE:
+            change = difference(before.value, value, seen)
+        else:
+            change = None if before.value is value else Replaced(value)
+        if change is None:
+            return before is None or before.value is not value or bool(before.pickled), False, None
+        return self._sendable(change)
+
+    def _sendable(
+        self, change: Difference | None, *, or_lost: bool = True
+    ) -> tuple[bool, bool, Difference | None]:
+        """What :meth:`_change` returns for a difference; without ``or_lost`` it may be left out."""
+        if change is None:
+            return False, False, None
+        try:
+            with self._names.naming("report", self._report):
+                load(dump(change, self._names), self._names)
+        except Exception:  # noqa: BLE001 - objects of other plugins may raise anything
+            return True, or_lost, None
+        return True, False, change
+
+    def _change_inside(
+        self, value: object, known: dict[str, _Known], seen: set[int]
+    ) -> tuple[bool, bool, Difference | None]:
+        """What :meth:`_change` returns, for an object that cannot be pickled as a whole."""
+        if id(value) in seen:
+            return False, False, None
+        seen.add(id(value))
+        attributes = vars(value)
+        changed: dict[Any, Difference] = {}
+        any_differs = any_lost = False
+        for name, part in attributes.items():
+            differs, is_lost, change = self._change(part, known.get(name), seen)
+            any_differs |= differs
+            any_lost |= is_lost
+            if change is not None:
+                changed[name] = change
+        removed: list[object] = [name for name in known if name not in attributes]
+        if not changed and not removed:
+            return any_differs, any_lost, None
+        return True, False, Keyed(changed, removed)
+
+    def merge(self, item: pytest.Item, state: object) -> None:
+        """Make the changes here, and say which could not be sent."""
+        assert isinstance(state, _Noted)
+        objects = self._objects(item)
+        with self._names.naming("report", self._report):
+            changes = cast("dict[_Place, Keyed]", load(state.changes, self._names))
+        for place, keyed in changes.items():
+            objects.change(place, keyed)
+        self._know_too(objects, changes)
+        new = [title for title in state.lost if title not in self._said]
+        if new:
+            self._said.update(new)
+            raise StateError(f"{', '.join(new)} cannot be pickled")
+
+    def _know_too(self, objects: _Objects, changes: Mapping[_Place, Keyed]) -> None:
+        """Note that the other process knows these changes, which were made here.
+
+        What this process has changed meanwhile, the other one does not know.
+        """
+        now = {place: found for place, _, found in objects.all()} if changes else {}
+        for place, keyed in changes.items():
+            known, found = self._known.setdefault(place, {}), now.get(place, {})
+            for name in keyed.removed:
+                known.pop(name, None)
+            for name, change in keyed.changed.items():
+                if name not in found:
+                    continue
+                value = found[name]
+                if type(value) in _SIMPLE or name not in known:
+                    known[name] = self._advanced(known.get(name), value, change)
+                    continue
+                # Another attribute may be the same object.
+                for each in self._known.values():
+                    for other, one in each.items():
+                        if one.value is value or (each is known and other == name):
+                            each[other] = self._advanced(one, value, change)
+
+    def _advanced(self, known: _Known | None, value: object, change: Difference) -> _Known:
+        """What is known of ``value`` when ``change`` was made to it."""
+        if known is None or isinstance(change, Replaced):
+            return self._look(value)
+        if known.pickled is not None:
+            before = applied(load(known.pickled, self._names), change)
+            return _Known(value, self._pickled(before))
+        if known.inner is not None and isinstance(change, Keyed):
+            for name, part in change.changed.items():
+                if hasattr(value, name):
+                    inner = self._advanced(known.inner.get(name), getattr(value, name), part)
+                    known.inner[name] = inner
+            return known
+        if known.copy is not None:
+            # Its elements are those of the value itself, which are changed already.
+            _take_over(cast(Any, known.copy), cast(Any, value), change)
+            return known
+        return _Known(applied(known.value, change)) if type(value) in _SIMPLE else _Known(value)
+
+
+def _take_over(copy: Any, value: Any, change: Difference) -> None:
+    """Put into a copy of a container what ``change`` has put into the container."""
+    if isinstance(change, Keyed):
+        for key in change.changed:
+            if key in value:
+                copy[key] = value[key]
+        for key in change.removed:
+            copy.pop(key, None)
+    elif isinstance(change, Listed):
+        copy.extend(change.added)
+    elif isinstance(change, Included):
+        copy |= change.added
+        copy -= change.removed
+
+
+def _shared(session: pytest.Session) -> dict[str, object]:
+    """Objects that both processes have, by names for pickles."""
+    config = session.config
+    shared: dict[str, object] = {"config": config, "session": session}
+    for index, item in enumerate(session.items):
+        shared[f"item {index}"] = item
+    nodes = {id(node): node for item in session.items for node in item.listchain()[:-1]}
+    shared.update((f"node {index}", node) for index, node in enumerate(nodes.values()))
+    shared.update((f"plugin {n}", p) for n, p in pytest_internals.named_plugins(config))
+    return shared
+
+
+def find_notes(config: pytest.Config) -> PluginState | None:
+    """The state; every session has nodes."""
+    return Notes()
