@@ -39,6 +39,9 @@ _LINKS_OF_ONE: Final = 3
 #: jemalloc (``background_thread.c``), and :data:`WATCHDOG` is ours.
 WATCHDOG: Final = "mountns-watch"
 _WITHOUT_FILES: Final = frozenset({"jemalloc_bg_thd", WATCHDOG})
+#: How the names of ZeroMQ's threads begin (``ctx.cpp``), which block all signals as well. They send
+#: and receive; the path of an ``ipc`` socket that they connect to leads to the host.
+_OF_ZEROMQ: Final = "ZMQbg/"
 
 #: A library that stops its threads before a fork and starts them anew, pthread_atfork(3).
 OPENBLAS: Final = "OpenBLAS"
@@ -357,6 +360,8 @@ class _Mover:
         for tid in threads:
             status = _status(tid)
             if status is None or status.state in "ZX" or status.name in _WITHOUT_FILES:
+                continue
+            if status.name.startswith(_OF_ZEROMQ):
                 continue
             if self._library is None:
                 stuck.append(_stuck(tid, "this installation lacks the part that moves threads"))
