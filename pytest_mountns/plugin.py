@@ -125,11 +125,11 @@ class Hooks:
 
         return terminal.header(active.session)
 
-    def pytest_report_collectionfinish(self, items: Sequence[pytest.Item]) -> str | None:
-        """Say how many tests are run which way."""
+    def pytest_report_collectionfinish(self, items: Sequence[pytest.Item]) -> list[str]:
+        """Say how many tests are run which way, and what will be wrong in forked ones."""
         active = activation.find(self._config)
-        if active is None or active.session.selection.everything is not True:
-            return None
+        if active is None:
+            return []
         from .reports import terminal
 
         return terminal.how_tests_run(active.session, items)
@@ -142,7 +142,7 @@ class Hooks:
         # From an xdist worker no such message reaches the user; there the test fails with it.
         if hasattr(config, "workerinput"):
             return
-        errors = []
+        errors, refused = [], []
         for item in items:
             active = self._activated_for(item)
             if active is not None:
@@ -150,7 +150,13 @@ class Hooks:
                     active.session.selection.spec(item)
                 except pytest.UsageError as error:
                     errors.append((item, error))
+                    continue
+                try:
+                    active.session.refuse(item)
+                except pytest.UsageError as error:
+                    refused.append((item, error))
         options.raise_together(errors)
+        options.raise_together(refused, "cannot be run in a sandbox as they are")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(

@@ -403,8 +403,13 @@ def _mark_error(item: pytest.Item, problems: list[str]) -> pytest.UsageError:
     return pytest.UsageError(_indented([start, *problems]))
 
 
-def raise_together(errors: Sequence[tuple[pytest.Item, pytest.UsageError]]) -> None:
+def raise_together(
+    errors: Sequence[tuple[pytest.Item, pytest.UsageError]],
+    what: str = "have marks that are not valid",
+) -> None:
     """Raise one :class:`pytest.UsageError` that says what :func:`item_spec` has raised for items.
+
+    ``what``: what is wrong with these tests, in words.
 
     Returns if there are no ``errors``. Many tests can have the same problem, as all tests of a
     module with a wrong mark. So the first test of each problem is listed before the others: these
@@ -429,7 +434,7 @@ def raise_together(errors: Sequence[tuple[pytest.Item, pytest.UsageError]]) -> N
     more = len(lines) - _MOST_LISTED
     if more > 0:
         lines[_MOST_LISTED:] = [f"and {more} more"]
-    title = f"{len(errors)} tests have marks that are not valid:"
+    title = f"{len(errors)} tests {what}:"
     raise pytest.UsageError(_indented([title, *lines]))
 
 

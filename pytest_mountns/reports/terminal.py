@@ -31,19 +31,25 @@ def header(session: Session) -> str | None:
     return f"mountns: every test in a sandbox of its own ({process}, {how})"
 
 
-def how_tests_run(session: Session, items: Sequence[pytest.Item]) -> str | None:
-    """How many tests are run inline and how many are forked, and why; None if all are run one way.
+def how_tests_run(session: Session, items: Sequence[pytest.Item]) -> list[str]:
+    """How many tests are run inline and how many are forked, and why, if there are both.
 
-    This is what is known after collection: a thread that cannot move may be started later.
+    Besides, what will be wrong in forked ones because of other plugins. This is what is known after
+    collection: a thread that cannot move may be started later.
     """
+    if session.selection.everything is False:
+        return []
+    found = ((item, session.selection.valid_spec(item)) for item in items)
+    tests = [(item, spec) for item, spec in found if spec is not None]
+    lines = [f"mountns: {note}" for note in session.other_plugins.notes(tests)]
     if session.selection.everything is not True or session.sandboxes.obstacle:
-        return None
-    specs = [spec for spec in map(session.selection.valid_spec, items) if spec is not None]
+        return lines
+    specs = [spec for _, spec in tests]
     marked = sum(spec.process == "fork" for spec in specs)
     needing = sum(spec.process != "fork" and spec.needs_process for spec in specs)
     inline = len(specs) - marked - needing
     if not inline or inline == len(specs):
-        return None
+        return lines
     reasons = [f"{marked} by mark, fixture or option"] * bool(marked)
     reasons += [f"{needing} for PID namespace, network, host name or user"] * bool(needing)
-    return f"mountns: {inline} inline, {marked + needing} forked ({', '.join(reasons)})"
+    return [f"mountns: {inline} inline, {marked + needing} forked ({', '.join(reasons)})", *lines]

@@ -13,6 +13,7 @@ from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.namespaces import real_stderr
 from ..engine.linux.threads import other_threads, python_threads
+from ..engine.plan.spec import SandboxSpec
 from ..session.early import name_watchdogs
 from ..session.session import Session
 from .choice import Choice, choose, lost_threads
@@ -76,17 +77,30 @@ class Runner:
     def _choose(self, item: pytest.Item) -> Choice:
         try:
             spec = self._session.selection.spec(item)
-            sandboxes = self._session.sandboxes
-            if spec.process == "fork" or spec.needs_process:
-                self._note_threads()
-                return Choice("fork")
-            stuck = sandboxes.stuck_threads
-            obstacle = sandboxes.obstacle
-            lost, libraries = sandboxes.lost_by_fork() if stuck or obstacle else ([], [])
-            return choose(spec, obstacle=obstacle, stuck=stuck, lost=lost, libraries=libraries)
+            choice = self._choose_by(spec)
+            other_plugins = self._session.other_plugins
+            forked = choice.process == "fork"
+            if choice.error is None and (
+                problem := other_plugins.problem(item, spec, forked=forked)
+            ):
+                return Choice("fork", choice.why_not_inline, problem)
+            if forked:
+                other_plugins.say(item)
+            return choice
         except (pytest.UsageError, SandboxError):
             # The preparation of the test says it.
             return Choice("fork")
+
+    def _choose_by(self, spec: SandboxSpec) -> Choice:
+        """Raises :class:`SandboxError` without ``/proc``."""
+        sandboxes = self._session.sandboxes
+        if spec.process == "fork" or spec.needs_process:
+            self._note_threads()
+            return Choice("fork")
+        stuck = sandboxes.stuck_threads
+        obstacle = sandboxes.obstacle
+        lost, libraries = sandboxes.lost_by_fork() if stuck or obstacle else ([], [])
+        return choose(spec, obstacle=obstacle, stuck=stuck, lost=lost, libraries=libraries)
 
     def protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None

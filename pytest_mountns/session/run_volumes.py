@@ -1,8 +1,9 @@
 """Volumes of the run: directories that every suite needs to write to and that outlive it.
 
 The next run reads pytest's cache and the examples that Hypothesis has found. So they are volumes
-in every sandbox, unless the spec has something else at their places. So are the pipes of whoever
-has started pytest (:mod:`.runner_pipes`).
+in every sandbox, unless the spec has something else at their places. So are the places that known
+plugins write to (:mod:`.known_plugins`), and the pipes of whoever has started pytest
+(:mod:`.runner_pipes`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux.untouched import os
 from ..engine.plan.spec import SandboxSpec, SpecError, Volume
+from .other_plugins import OtherPlugins
 
 
 @final
@@ -28,10 +30,11 @@ class RunVolumes:
     def __init__(self, config: pytest.Config, pipes: Sequence[str]) -> None:
         self._config = config
         self._pipes = pipes
+        self._other_plugins = OtherPlugins(config)
         self._cache: Path | None = None
         self._asked = False
         self._made: list[Path] = []
-        self._specs: dict[tuple[SandboxSpec, bool], SandboxSpec] = {}
+        self._specs: dict[tuple[SandboxSpec, bool, tuple[Path, ...]], SandboxSpec] = {}
 
     def add(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
         """Returns ``spec`` with the volumes of the run; its own ones take precedence."""
@@ -39,16 +42,22 @@ class RunVolumes:
             self._asked = True
             self._cache = pytest_internals.cache_directory(self._config)
         draws = getattr(getattr(item, "obj", None), "is_hypothesis_test", False) is True
-        key = (spec, draws)
+        beside = tuple(self._other_plugins.beside(item))
+        key = (spec, draws, beside)
         known = self._specs.get(key)
         if known is None or not all(os.path.exists(v.source) for v in known.volumes):
-            known = self._specs[key] = self._with_volumes(spec, draws)
+            known = self._specs[key] = self._with_volumes(spec, draws, beside)
         return known
 
-    def _with_volumes(self, spec: SandboxSpec, draws: bool) -> SandboxSpec:
+    def _with_volumes(self, spec: SandboxSpec, draws: bool, beside: Sequence[Path]) -> SandboxSpec:
         directories = [self._cache] if self._cache else []
         if draws and (examples := _hypothesis_directory()):
             directories.append(examples)
+        directories += beside
+        for place, path in self._other_plugins.places(dict(os.environ)):
+            if place.file and not path.is_file():
+                continue
+            directories.append(path)
         taken = {volume.target for volume in spec.volumes} | {part.target for part in spec.tmpfs}
         added = []
         for directory in directories:
@@ -62,11 +71,14 @@ class RunVolumes:
         return dataclasses.replace(spec, volumes=(*added, *spec.volumes)) if added else spec
 
     def _is_there(self, directory: Path) -> bool:
-        if directory.is_dir():
+        if directory.exists():
             return True
         try:
             if directory == self._cache:
                 pytest_internals.make_cache_directory(self._config)
+            elif directory != _hypothesis_directory():
+                directory.mkdir(parents=True)
+                self._made.append(directory)
             else:
                 _make_hypothesis_directory(directory)
                 self._made.append(directory)

@@ -8,7 +8,9 @@ from typing import Final, final
 import pytest
 
 from .current import Current
+from .known_plugins import is_forked
 from .observers import Observers
+from .other_plugins import OtherPlugins
 from .sandboxes import Sandboxes
 from .selection import Selection
 from .trace import Trace
@@ -27,12 +29,22 @@ class Session:
         self.selection: Final = Selection(config)
         #: Plans, and what sandboxes are made with.
         self.sandboxes: Final = Sandboxes(config)
+        #: What is known of other plugins.
+        self.other_plugins: Final = OtherPlugins(config)
         #: The test that runs in this process.
         self.current: Final = Current()
         #: Who hears of tests.
         self.observers: Final = Observers()
         #: What ``pytest --debug`` shows.
         self.trace: Final = Trace(config)
+
+    def refuse(self, item: pytest.Item) -> None:
+        """Raise :class:`pytest.UsageError` if it is known that this test would be wrong."""
+        spec = self.selection.valid_spec(item)
+        if spec is not None:
+            problem = self.other_plugins.problem(item, spec, forked=is_forked(spec))
+            if problem is not None:
+                raise pytest.UsageError(f"{item.nodeid}: {problem}")
 
     def begin(self, items: Sequence[pytest.Item]) -> None:
         """After collection: unpack layers, and enter a user namespace if a test needs it.
