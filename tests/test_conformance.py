@@ -14,7 +14,7 @@ import pytest
 
 from tests.conformance import fetch, recorder, report, suites, trace
 from tests.conformance.compare import Comparison, Recording, compare, normal, parse
-from tests.conformance.run import Result
+from tests.conformance.run import Cost, Result
 
 
 def entry(nodeid: str, outcome: str = "passed", **more: object) -> dict[str, Any]:
@@ -224,7 +224,9 @@ def test_what_no_two_runs_share_is_not_compared(one: str, other: str) -> None:
 def result(comparison: Comparison, **traces: list[str]) -> Result:
     left = trace.Trace(traces.get("certain", []), traces.get("possible", []))
     suite = suites.Suite("some", "1.0")
-    return Result(suite, comparison, left, 1.0, 2.0, "9", {"passed": 1}, Path("records"))
+    return Result(
+        suite, comparison, left, Cost(1.0, 0.5), Cost(2.0, 1.5), "9", {"passed": 1}, Path("records")
+    )
 
 
 def test_the_report_names_test_outcomes_and_messages() -> None:

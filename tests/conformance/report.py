@@ -38,22 +38,27 @@ def failed(result: Result | Failure) -> bool:
 
 
 def table(results: Sequence[Result | Failure]) -> Iterator[str]:
-    rows = [
-        ("suite", "cases", "listed", "plain s", "mountns s", "differ", "unexpected", "unstable")
+    rows: list[tuple[str, ...]] = [
+        (
+            *("suite", "cases", "listed", "plain s", "mountns s", "plain CPU s", "mountns CPU s"),
+            *("differ", "unexpected", "unstable"),
+        )
     ]
     for result in results:
         if isinstance(result, Failure):
-            rows.append((str(result.suite), "-", "-", "-", "-", "-", "not run", "-"))
+            rows.append((str(result.suite), *["-"] * 7, "not run", "-"))
             continue
         found = result.comparison
-        seconds = result.isolated_seconds
+        plain, isolated = result.plain_cost, result.isolated_cost
         rows.append(
             (
                 str(result.suite),
                 str(found.cases),
                 str(result.suite.cases),
-                f"{result.plain_seconds:.1f}",
-                "-" if seconds is None else f"{seconds:.1f}",
+                f"{plain.wall:.1f}",
+                "-" if isolated is None else f"{isolated.wall:.1f}",
+                f"{plain.cpu:.1f}",
+                "-" if isolated is None else f"{isolated.cpu:.1f}",
                 str(len(found.tests())),
                 "see above" if found.problems else str(len(found.tests("unexpected"))),
                 str(len(found.unstable)),
@@ -118,8 +123,8 @@ def one_as_json(result: Result | Failure) -> dict[str, Any]:
         "pytest": result.pytest,
         "cases": found.cases,
         "plain_counts": result.plain_counts,
-        "plain_seconds": round(result.plain_seconds, 3),
-        "mountns_seconds": result.isolated_seconds and round(result.isolated_seconds, 3),
+        "plain_seconds": result.plain_cost._asdict(),
+        "mountns_seconds": result.isolated_cost and result.isolated_cost._asdict(),
         "unexpected": result.unexpected,
         "differences": [
             {

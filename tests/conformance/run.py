@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from . import compare, fetch, trace
 from .suites import Suite
+
+
+class Cost(NamedTuple):
+    """What a run has taken, in seconds."""
+
+    wall: float
+    #: Of the process and of all that it has waited for.
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -22,8 +32,8 @@ class Result:
     suite: Suite
     comparison: compare.Comparison
     trace: trace.Trace
-    plain_seconds: float
-    isolated_seconds: float | None
+    plain_cost: Cost
+    isolated_cost: Cost | None
     pytest: str
     plain_counts: dict[str, int]
     outputs: Path
@@ -51,13 +61,13 @@ class Bench:
     home: Path
     records: Path
 
-    def run(self, label: str, options: Sequence[str]) -> tuple[compare.Recording, float]:
+    def run(self, label: str, options: Sequence[str]) -> tuple[compare.Recording, Cost]:
         record, output = self.records / f"{label}.jsonl", self.records / f"{label}.txt"
         record.unlink(missing_ok=True)
         command = [str(self.environment.bin / "pytest"), "-p", "no:cacheprovider"]
         command += ["-p", fetch.RECORDER_MODULE, *options, *self.suite.paths]
         with output.open("wb") as out:
-            began = time.perf_counter()
+            began, before = time.perf_counter(), _cpu()
             process = subprocess.Popen(
                 command,
                 cwd=self.tree,
@@ -68,12 +78,12 @@ class Bench:
                 start_new_session=True,
             )
             status = ended(process, 300 + 30 * self.suite.seconds)
-            seconds = time.perf_counter() - began
+            cost = Cost(time.perf_counter() - began, _cpu() - before)
         lines = record.read_text().splitlines() if record.exists() else []
         recording = compare.parse(lines, status)
         said = output.read_text(errors="replace").splitlines()
         recording.last_words = tuple(line for line in said if line.strip())[-8:]
-        return recording, seconds
+        return recording, cost
 
     def environ(self, record: Path) -> dict[str, str]:
         environ = fetch.clean_environ(os.environ)
@@ -84,6 +94,11 @@ class Bench:
         # Otherwise the order of sets would differ from run to run.
         environ["PYTHONHASHSEED"] = "0"
         return environ
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def ended(process: subprocess.Popen[bytes], timeout: float) -> int | None:
@@ -124,11 +139,11 @@ def run_suite(
     bare = ["-p", "no:mountns"]
     # The first fills what later runs find filled (bytecode, caches), so the second is the measure.
     first, _ = bench.run("plain-1", bare)
-    plain, plain_seconds = bench.run("plain-2", bare)
-    say(f"{suite}: plain {plain_seconds:.1f} s, {len(plain.tests())} tests")
+    plain, plain_cost = bench.run("plain-2", bare)
+    say(f"{suite}: plain {plain_cost.wall:.1f} s, {len(plain.tests())} tests")
 
     if plain_only:
-        isolated, isolated_seconds, left = plain, None, trace.Trace([], [])
+        isolated, isolated_cost, left = plain, None, trace.Trace([], [])
     else:
         # The only thing that a failing test is meant to have in addition is the plugin's section.
         options = ["--mountns", "--mountns-unavailable=error", "--mountns-changes=none"]
@@ -137,9 +152,9 @@ def run_suite(
         own = (home, tree)
         shared = (Path(pwd.getpwuid(os.getuid()).pw_dir), Path("/tmp"), Path("/dev/shm"))
         before = trace.take(own, shared, skip=(workshop.work,))
-        isolated, isolated_seconds = bench.run(f"mountns-{process}", options)
+        isolated, isolated_cost = bench.run(f"mountns-{process}", options)
         left = trace.compare(before, trace.take(own, shared, skip=(workshop.work,)))
-        say(f"{suite}: --mountns {isolated_seconds:.1f} s, {len(isolated.tests())} tests")
+        say(f"{suite}: --mountns {isolated_cost.wall:.1f} s, {len(isolated.tests())} tests")
 
     result = Result(
         suite,
@@ -152,8 +167,8 @@ def run_suite(
             expect_isolation=not plain_only,
         ),
         left,
-        plain_seconds,
-        isolated_seconds,
+        plain_cost,
+        isolated_cost,
         plain.pytest,
         plain.counts(),
         records,
