@@ -104,6 +104,11 @@ class _Measurement:
         return self.coverage._data
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether its data is never written to a file (``data_file=None``)."""
+        return getattr(self.data, "_no_disk", False) is True
+
+    @property
     def context(self) -> str | None:
         """The context that is being measured."""
         collecting = self.collector.covdata if self.collector is not None else None
@@ -122,7 +127,9 @@ class _Measurement:
             self.inline = self.collector.covdata = _Collected(self.context)
 
     def hand_over(self) -> None:
-        """Add what is kept to its data."""
+        """Add what is kept to its data, unless it was erased and has none."""
+        if self.data is None:
+            return
         # Afterwards the data has the context of before again, for what still runs.
         context = self.context
         collected = _Collected(None)
@@ -153,7 +160,7 @@ class _Measurement:
             vars(self.coverage).pop(name, None)
 
     def _handed_over(self) -> Any:
-        if not self.inside or getattr(self.data, "_no_disk", False):
+        if not self.inside or self.is_in_memory:
             self.hand_over()
         return self._get_data()
 
@@ -179,6 +186,8 @@ class Coverage(PluginState):
         #: The one that measures the test.
         self._now: _Measurement | None = None
         self._collected = _Collected(None)
+        #: The directory of its data files, and how their names begin; None if it has no files.
+        self._place: tuple[str, str] | None = None
         #: Data files that were there when the test began.
         self._known: set[str] = set()
         #: Data files that lie in the sandbox, and what is in them.
@@ -187,7 +196,7 @@ class Coverage(PluginState):
 
     def _find(self) -> _Measurement | None:
         """Find the one that measures this test, and note which data files there are."""
-        self._now = None
+        self._now = self._place = None
         self._files = {}
         current = _current()
         if current is None or getattr(current, "_data", self) is None:
@@ -199,6 +208,10 @@ class Coverage(PluginState):
                 return None
             known = self._all[id(current)] = _Measurement(current)
         self._now = known
+        self._place = None
+        if not known.is_in_memory:
+            directory, prefix = os.path.split(known.data.base_filename() + ".")
+            self._place = directory, prefix
         self._known = set(self._listing())
         return known
 
@@ -252,11 +265,9 @@ class Coverage(PluginState):
 
     def before_reset(self) -> None:
         """Read the data files that were written in the sandbox."""
-        if self._now is None:
-            return
         for name in self._listing():
             if name not in self._known:
-                with open(os.path.join(self._place[0], name), "rb") as file:
+                with open(self._path(name), "rb") as file:
                     self._files[name] = file.read()
 
     def collect(self, item: pytest.Item) -> object:
@@ -288,7 +299,7 @@ class Coverage(PluginState):
         # through the overlay.
         with (
             contextlib.suppress(FileExistsError),
-            open(os.path.join(self._place[0], name), "xb") as file,
+            open(self._path(name), "xb") as file,
         ):
             file.write(content)
 
@@ -300,14 +311,12 @@ class Coverage(PluginState):
             one.let_go()
         self._now = None
 
-    @property
-    def _place(self) -> tuple[str, str]:
-        """The directory of the data files, and how their names begin."""
-        assert self._now is not None
-        directory, prefix = os.path.split(self._now.data.base_filename() + ".")
-        return directory, prefix
+    def _path(self, name: str) -> str:
+        return os.path.join(self._place[0] if self._place else "", name)
 
     def _listing(self) -> list[str]:
+        if self._place is None:
+            return []
         directory, prefix = self._place
         try:
             return [name for name in os.listdir(directory or ".") if name.startswith(prefix)]

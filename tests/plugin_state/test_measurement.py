@@ -101,8 +101,10 @@ def coverage_init(registry, options): registry.add_file_tracer(Plugin())
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
+def project(pytester: pytest.Pytester, process: str) -> pytest.Pytester:
     pytest.importorskip("coverage")
+    # Not an option, which a run without the plugin would not know.
+    pytester.makeini(f"[pytest]\nmountns_process = {process}")
     pytester.makepyfile(module=MODULE, test_suite=SUITE)
     return pytester
 
@@ -241,6 +243,63 @@ def test_what_is_measured_in_an_attempt_that_is_repeated(project: pytest.Pyteste
     plain = _with_pytest_cov(project, "-pno:mountns")
     assert ONLY_THERE in plain["module.py"]["executed_lines"]
     assert _with_pytest_cov(project, "--mountns") == plain
+
+
+#: Which test runs what, as pytest-testmon finds it out: one measurement for each test, or for all.
+OWN_COVERAGE = """
+import coverage, pytest
+
+FOUND = {}
+TOGETHER = coverage.Coverage(data_file=None, config_file=False, include=["*module.py"])
+
+def lines(data):
+    return [(context, sorted(data.lines(file))) for file in sorted(data.measured_files())
+            for context in sorted(data.measured_contexts())]
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    each = None
+    if item.config.getoption("each"):
+        each = coverage.Coverage(data_file=None, config_file=False, include=["*module.py"])
+        each.start()
+    else:
+        TOGETHER.start()
+        TOGETHER.switch_context(item.name)
+    try:
+        return (yield)
+    finally:
+        used = each or TOGETHER
+        used.stop()
+        if each or not nextitem:
+            FOUND[item.name] = lines(used.get_data())
+            used.erase()
+
+def pytest_addoption(parser): parser.addoption("--each", action="store_true")
+
+def pytest_unconfigure():
+    with open("found", "w") as file: print(*sorted(FOUND.items()), sep="\\n", file=file)
+"""
+
+
+@pytest.mark.parametrize("options", [["--each"], []], ids=["each", "together"])
+def test_a_plugin_that_measures_tests_itself(project: pytest.Pytester, options: list[str]) -> None:
+    project.makepyfile(
+        conftest=OWN_COVERAGE,
+        test_suite="""
+        import module
+        def test_one(): module.wide(1)
+        def test_two(): module.narrow(2)
+        def test_three(): module.narrow(5)
+        """,
+    )
+    found = []
+    for option in ("-pno:mountns", "--mountns"):
+        result = project.runpytest_subprocess("-pno:pytest_cov", option, *options)
+        assert result.ret == 0
+        found.append((project.path / "found").read_text())
+
+    assert "[" in found[0]
+    assert found[1] == found[0]
 
 
 def test_without_coverage(pytester: pytest.Pytester) -> None:
