@@ -15,6 +15,7 @@ be asked once more in the test process (``pytest_exception_interact``).
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -399,6 +400,8 @@ def _shared(session: pytest.Session) -> dict[str, object]:
     """Objects that both processes have, by names for pickles."""
     config = session.config
     shared: dict[str, object] = {"config": config, "session": session}
+    # What is kept for each thread has it as a key.
+    shared["thread"] = threading.current_thread()
     for index, item in enumerate(session.items):
         shared[f"item {index}"] = item
     nodes = {id(node): node for item in session.items for node in item.listchain()[:-1]}

@@ -8,7 +8,8 @@ import opcode
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Final, cast, final
@@ -96,7 +97,7 @@ _KNOWN: Final = frozenset(
 class Watched:
     """The plugins that may note something while a test runs."""
 
-    #: Objects and modules, by names for messages.
+    #: Objects, modules and classes, by names for messages.
     plugins: Mapping[str, object]
     #: For each of them the names of what is code, as a function, and no data.
     code: Mapping[str, frozenset[str]]
@@ -137,7 +138,41 @@ def watched_plugins(config: pytest.Config, items: Sequence[pytest.Item]) -> Watc
     own = [module for name, module in sys.modules.items() if name.startswith("_pytest.")]
     keys = _stash_keys(modules) - _stash_keys(own)
     code = {name: _code_names(plugin) for name, plugin in plugins.items()}
+    for kind in _classes_with_data(plugins.values()):
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        plugins[name], code[name] = kind, _code_names(kind)
     return Watched(plugins, code, list(keys), _wider_fixtures(items, modules), hears_reports)
+
+
+#: How deep the objects of plugins are looked into.
+_DEPTH: Final = 3
+_CONTAINERS: Final = (dict, list, set, defaultdict)
+
+
+def _classes_with_data(plugins: Iterable[object]) -> list[type]:
+    """The classes of plugins' objects, and of those that they refer to, that have containers.
+
+    What is kept in a class is shared by all its objects. The class may be of another package, as
+    ``allure_commons`` is of ``allure_pytest``; so a word of its name has to be the same.
+    """
+    found: dict[type, None] = {}
+    level = [one for one in plugins if not isinstance(one, ModuleType)]
+    words = {word for one in level for word in _words(one)}
+    looked_at: set[int] = set()
+    for _ in range(_DEPTH):
+        level = [one for one in level if id(one) not in looked_at and words & _words(one)]
+        looked_at.update(map(id, level))
+        for one in level:
+            if any(type(value) in _CONTAINERS for value in vars(type(one)).values()):
+                found[type(one)] = None
+        level = [value for one in level for value in getattr(one, "__dict__", {}).values()]
+    return list(found)
+
+
+def _words(value: object) -> set[str]:
+    """The words in the name of the package of its class, without those that say nothing."""
+    package = type(value).__module__.partition(".")[0]
+    return set(package.split("_")) - {"pytest", "plugin", "plugins", "", "builtins", "conftest"}
 
 
 def _code_names(plugin: object) -> frozenset[str]:

@@ -147,7 +147,7 @@ FORKED: Final = (
     ),
     Forked(
         "allure_pytest",
-        "writes its results by what the pytest process knows, and calls forked tests skipped",
+        "has the titles of forked tests as they were before the test has changed them",
         "allure_report_dir",
     ),
     Forked(
