@@ -136,7 +136,8 @@ class _Objects:
             if after is not before:
                 setattr(owner, name, after)
         for name in cast("list[str]", changes.removed):
-            vars(owner).pop(name, None)
+            with contextlib.suppress(AttributeError):
+                delattr(owner, name)
 
 
 @final

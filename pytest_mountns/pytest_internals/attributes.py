@@ -84,7 +84,9 @@ _OF_REPORTS: Final = frozenset({"pytest_runtest_logreport", "pytest_report_tests
 #: Plugins whose state a module of its own brings over, or that have none.
 _KNOWN: Final = frozenset(
     {
-        *("_pytest", "pluggy", "pytest_mountns", "xdist", "pytest_cov", "pytest_benchmark"),
+        # In a worker, what runs of xdist is the module __channelexec__.
+        *("_pytest", "pluggy", "pytest_mountns", "xdist", "__channelexec__"),
+        *("pytest_cov", "pytest_benchmark"),
         *("syrupy", "flaky"),
         *("pytest_timeout", "_hypothesis_pytestplugin", "_hypothesis_ftz_detector", "anyio"),
         *("pytest_asyncio", "pytest_rerunfailures"),
@@ -118,10 +120,10 @@ def watched_plugins(config: pytest.Config, items: Sequence[pytest.Item]) -> Watc
     modules: list[ModuleType] = []
     hears_reports = False
     for name, plugin in named_plugins(config):
-        module = (
-            plugin if isinstance(plugin, ModuleType) else sys.modules.get(type(plugin).__module__)
-        )
-        top = getattr(module, "__name__", "").partition(".")[0]
+        # A worker of xdist has one of a module that is not among sys.modules.
+        place = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
+        module = plugin if isinstance(plugin, ModuleType) else sys.modules.get(place)
+        top = place.partition(".")[0]
         if top in _KNOWN or not hasattr(plugin, "__dict__"):
             continue
         modules += [module] if module is not None else []
@@ -131,11 +133,11 @@ def watched_plugins(config: pytest.Config, items: Sequence[pytest.Item]) -> Watc
         hooks = {caller.name for caller in config.pluginmanager.get_hookcallers(plugin) or ()}
         if hooks & (_IN_TESTS | _OF_REPORTS):
             hears_reports |= bool(hooks & (_OF_REPORTS | {"pytest_exception_interact"}))
-            plugins[_short(config, name)] = plugin
+            plugins[_title(config, name, plugin)] = plugin
             if module is not None and module is not plugin:
                 plugins[module.__name__] = module
     # A plugin may have imported a key of pytest's.
-    own = [module for name, module in sys.modules.items() if name.startswith("_pytest.")]
+    own = [module for name, module in list(sys.modules.items()) if name.startswith("_pytest.")]
     keys = _stash_keys(modules) - _stash_keys(own)
     code = {name: _code_names(plugin) for name, plugin in plugins.items()}
     for kind in _classes_with_data(plugins.values()):
@@ -214,8 +216,10 @@ def _stash_keys(modules: Sequence[ModuleType]) -> Set[pytest.StashKey[Any]]:
     return dict.fromkeys(one for one in found if isinstance(one, pytest.StashKey)).keys()
 
 
-def _short(config: pytest.Config, name: str) -> str:
-    """The name of a plugin, which for a conftest file is its path."""
+def _title(config: pytest.Config, name: str, plugin: object) -> str:
+    """The name of a plugin: for a conftest file it is a path, without a name it is a number."""
+    if name.isdecimal():
+        return f"{type(plugin).__module__}.{type(plugin).__qualname__} {name}"
     return name.removeprefix(f"{config.rootpath}{os.sep}")
 
 

@@ -337,6 +337,18 @@ def test_notes_of_plugins(pytester: pytest.Pytester, record: Record) -> None:
     assert not runs[1].warnings
 
 
+def test_of_a_worker_nothing_is_lost(pytester: pytest.Pytester, record: Record) -> None:
+    """The plugin that makes a process a worker has what it is told to run in an attribute."""
+    pytest.importorskip("xdist")
+    pytester.makeconftest("def pytest_runtest_makereport(item, call): pass")
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.parametrize('n', range(8))\ndef test_it(n): pass"
+    )
+    recorded = record("--mountns", "-n2")
+    assert recorded.status == 0
+    assert not recorded.warnings
+
+
 def test_modules_of_tests_are_not_carried(pytester: pytest.Pytester, record: Record) -> None:
     """Nor are conftest files that have no such hooks: a test's own changes end with its process."""
     pytester.makepyfile(conftest="RUN = []", product="RUN = []")
