@@ -216,6 +216,31 @@ def _stash_keys(modules: Sequence[ModuleType]) -> Set[pytest.StashKey[Any]]:
     return dict.fromkeys(one for one in found if isinstance(one, pytest.StashKey)).keys()
 
 
+#: What a forked process shares with the other one, or has a copy of that leads nowhere: the names
+#: of classes, and what to call them.
+_OPEN: Final = {
+    "Connection": "a database connection",
+    "TextIOWrapper": "a file",
+    "BufferedWriter": "a file",
+    "Thread": "a thread",
+    "socket": "a socket",
+}
+_OF_OPEN: Final = ("sqlite3", "_io", "threading", "socket", "psycopg", "psycopg2.extensions")
+
+
+def kept_open(watched: Watched) -> list[tuple[str, str, str]]:
+    """What the watched plugins keep open: plugin, attribute, and what it is."""
+    standard = (sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__)
+    return [
+        (title, name, _OPEN[type(value).__name__])
+        for title, plugin in watched.plugins.items()
+        for name, value in vars(plugin).items()
+        if type(value).__name__ in _OPEN
+        and type(value).__module__ in _OF_OPEN
+        and all(value is not one for one in standard)
+    ]
+
+
 def _title(config: pytest.Config, name: str, plugin: object) -> str:
     """The name of a plugin: for a conftest file it is a path, without a name it is a number."""
     if name.isdecimal():

@@ -11,6 +11,7 @@ from typing import final
 
 import pytest
 
+from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..engine.plan.spec import SandboxSpec
 from . import known_plugins
@@ -82,13 +83,19 @@ class OtherPlugins:
         return any(source.is_relative_to(root) or root.is_relative_to(source) for source in sources)
 
     def notes(self, tests: Sequence[tuple[pytest.Item, SandboxSpec]]) -> list[str]:
-        """What is wrong where tests are forked, of those that are known to be."""
-        found = (
-            known_plugins.said_of_forked(one)
-            for item, spec in tests
-            if self._forked and known_plugins.is_forked(spec)
-            for one in self._concerned(item)
-        )
+        """What is or may be wrong where tests are forked, of those that are known to be."""
+        forked = [item for item, spec in tests if known_plugins.is_forked(spec)]
+        if not forked:
+            return []
+        found = [
+            known_plugins.said_of_forked(one) for item in forked for one in self._concerned(item)
+        ]
+        watched = pytest_internals.watched_plugins(self._config, forked)
+        found += [
+            f"{plugin} keeps {what} open ({name}), and has hooks that run in test processes: what"
+            ' these do to it there may be lost; process="inline" has no such problem'
+            for plugin, name, what in pytest_internals.kept_open(watched)
+        ]
         return list(dict.fromkeys(found))
 
     def say(self, item: pytest.Item) -> None:

@@ -89,6 +89,31 @@ def test_what_is_wrong_in_forked_tests_is_said(pytester: pytest.Pytester) -> Non
     assert "exports" not in result.stdout.str()
 
 
+def test_what_a_plugin_keeps_open_is_said(pytester: pytest.Pytester) -> None:
+    """Of any plugin, if it has hooks that run in test processes; the standard streams are none."""
+    pytester.makepyfile(
+        noting_plugin="""
+        import sqlite3, sys
+        database = sqlite3.connect(":memory:")
+        screen = sys.stdout
+        def pytest_runtest_makereport(item, call): database.execute("SELECT 1")
+        """,
+        other_plugin="""
+        import sqlite3
+        database = sqlite3.connect(":memory:")
+        def pytest_sessionfinish(): database.close()
+        """,
+        test_it="def test_it(): pass\n",
+    )
+    options = ("-pnoting_plugin", "-pother_plugin", "--mountns")
+    result = pytester.runpytest_subprocess(*options, "--mountns-process=fork")
+    said = [line for line in result.outlines if "mountns: " in line and "keeps" in line]
+    assert [line.partition(" open ")[0] for line in said] == [
+        "mountns: noting_plugin keeps a database connection"
+    ]
+    assert "keeps a" not in pytester.runpytest_subprocess(*options).stdout.str()
+
+
 @pytest.mark.parametrize("process", ["fork", "inline"])
 def test_an_option_that_writes_into_the_project_stops_the_run(
     pytester: pytest.Pytester, process: str
