@@ -206,7 +206,7 @@ class Notes(PluginState):
             return _Known(value, None, cast(Any, value).copy())
         if isinstance(value, WeakKeyDictionary):
             return _Known(value, None, dict(value.items()))
-        if depth < _DEPTH and is_plain_object(value) and id(value) not in self._names.of:
+        if depth < _DEPTH and self._is_of_plugin(value) and id(value) not in self._names.of:
             inner = before.inner if before is not None and before.value is value else None
             return _Known(
                 value,
@@ -216,6 +216,12 @@ class Notes(PluginState):
                 },
             )
         return _Known(value)
+
+    def _is_of_plugin(self, value: object) -> bool:
+        """Whether it is looked into. Parts of a library's objects fit together, as of a pool's."""
+        assert self._watched is not None
+        package = type(value).__module__.partition(".")[0]
+        return package in self._watched.packages and is_plain_object(value)
 
     def _pickled(self, value: object) -> bytes | None:
         with contextlib.suppress(Exception):

@@ -36,10 +36,10 @@ class Names:
 def dump(value: object, names: Names) -> bytes:
     """Pickle ``value``, with names in place of objects.
 
-    Raises any exception if it cannot be pickled.
+    Raises any exception if it cannot be pickled, or would do something when it is collected.
     """
     file = BytesIO()
-    _Pickler(file, names).dump(value)
+    _Cautious(file, names).dump(value)
     return file.getvalue()
 
 
@@ -50,7 +50,7 @@ def dump_small(value: object, names: Names, most: int) -> bytes | None:
     """
     file = _Limited(most)
     try:
-        _Pickler(file, names).dump(value)
+        _Cautious(file, names).dump(value)
     except _TooLarge:
         return None
     return file.getvalue()
@@ -87,7 +87,9 @@ def pack(state: object, shared: Mapping[str, object]) -> bytes:
     plugins may raise anything.
     """
     names = Names(shared)
-    data = dump(state, names)
+    file = BytesIO()
+    _Pickler(file, names).dump(state)
+    data = file.getvalue()
     # If it cannot be loaded, this process can say so; the other one could only lose the state.
     load(data, names)
     return data
@@ -101,7 +103,6 @@ def unpack(data: bytes, shared: Mapping[str, object]) -> object:
     return load(data, Names(shared))
 
 
-@final
 class _Pickler(pickle.Pickler):
     def __init__(self, file: BytesIO, names: Names) -> None:
         super().__init__(file, protocol=5)
@@ -109,6 +110,11 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, obj: object) -> str | None:
         return self._names.get(id(obj))
+
+
+@final
+class _Cautious(_Pickler):
+    """For objects of which nobody has looked what they are."""
 
     def reducer_override(self, obj: object) -> Any:
         # Streams in memory have one, too, which closes the copy.

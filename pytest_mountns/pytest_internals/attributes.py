@@ -101,8 +101,10 @@ class Watched:
 
     #: Objects, modules and classes, by names for messages.
     plugins: Mapping[str, object]
-    #: For each of them the names of what is code, as a function, and no data.
+    #: For each of them the names of what is no data of its own: code, and what it has imported.
     code: Mapping[str, frozenset[str]]
+    #: The packages that they are of.
+    packages: frozenset[str]
     #: The stash keys that are global variables of their modules.
     stash_keys: Sequence[pytest.StashKey[Any]]
     #: The fixtures of plugins that are wider than a test, by their names.
@@ -139,16 +141,25 @@ def watched_plugins(config: pytest.Config, items: Sequence[pytest.Item]) -> Watc
     # A plugin may have imported a key of pytest's.
     own = [module for name, module in list(sys.modules.items()) if name.startswith("_pytest.")]
     keys = _stash_keys(modules) - _stash_keys(own)
-    code = {name: _code_names(plugin) for name, plugin in plugins.items()}
+    packages = frozenset(one.__name__.partition(".")[0] for one in modules)
+    others = [
+        vars(module)
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType) and name.partition(".")[0] not in packages
+    ]
+    code = {name: _code_names(plugin, others) for name, plugin in plugins.items()}
     for kind in _classes_with_data(plugins.values()):
         name = f"{kind.__module__}.{kind.__qualname__}"
-        plugins[name], code[name] = kind, _code_names(kind)
-    return Watched(plugins, code, list(keys), _wider_fixtures(items, modules), hears_reports)
+        plugins[name], code[name] = kind, _code_names(kind, [])
+    return Watched(
+        plugins, code, packages, list(keys), _wider_fixtures(items, modules), hears_reports
+    )
 
 
 #: How deep the objects of plugins are looked into.
 _DEPTH: Final = 3
 _CONTAINERS: Final = (dict, list, set, defaultdict)
+_SIMPLE: Final = (type(None), bool, int, float, str, bytes)
 
 
 def _classes_with_data(plugins: Iterable[object]) -> list[type]:
@@ -177,12 +188,22 @@ def _words(value: object) -> set[str]:
     return set(package.split("_")) - {"pytest", "plugin", "plugins", "", "builtins", "conftest"}
 
 
-def _code_names(plugin: object) -> frozenset[str]:
-    return frozenset(
+def _code_names(plugin: object, others: Sequence[Mapping[str, object]]) -> frozenset[str]:
+    """``others``: the variables of modules that are no plugins', from which one may import."""
+    names = {
         name
         for name, value in vars(plugin).items()
         if isinstance(value, _CODE) or name.startswith("__") or type(value).__module__ == "typing"
-    )
+    }
+    if isinstance(plugin, ModuleType):
+        names.update(
+            name
+            for name, value in vars(plugin).items()
+            if name not in names
+            and type(value) not in _SIMPLE
+            and any(name in variables and variables[name] is value for variables in others)
+        )
+    return frozenset(names)
 
 
 def _wider_fixtures(items: Sequence[pytest.Item], modules: Sequence[ModuleType]) -> dict[str, Any]:

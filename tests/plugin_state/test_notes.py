@@ -367,6 +367,45 @@ def test_modules_of_tests_are_not_carried(pytester: pytest.Pytester, record: Rec
     assert record("--mountns").status == 0
 
 
+def test_what_a_conftest_file_imports_is_not_its_own(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """It has such hooks, but a test's changes of the product end with the test's process."""
+    pytester.makepyfile(
+        product="""
+        import threading
+        REGISTRY = []
+        class Pool:
+            def __init__(self):
+                self.used = 0
+                self.lock = threading.Lock()
+        """,
+        conftest="""
+        from product import REGISTRY, Pool
+        pool = Pool()
+        NAMES = []
+        def pytest_runtest_makereport(item, call):
+            if call.when == "call": NAMES.append(item.name)
+        def pytest_sessionfinish():
+            assert NAMES == ["test_one", "test_two"], NAMES
+        """,
+        test_it="""
+        import conftest, product
+        def check():
+            assert conftest.REGISTRY is product.REGISTRY
+            assert not product.REGISTRY
+            assert not conftest.pool.used
+            product.REGISTRY.append(1)
+            conftest.pool.used += 1
+        def test_one(): check()
+        def test_two(): check()
+        """,
+    )
+    recorded = record("--mountns")
+    assert recorded.status == 0, recorded.out
+    assert "AssertionError" not in recorded.out + recorded.err
+
+
 def test_a_connection_of_a_plugin_is_said_to_be_lost(
     pytester: pytest.Pytester, record: Record
 ) -> None:
