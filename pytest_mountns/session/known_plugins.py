@@ -38,6 +38,8 @@ class Place(NamedTuple):
     path: str = ""
     #: Whether it is a file. One that is missing cannot be shown.
     file: bool = False
+    #: Options of which one has to be set for the plugin to write there.
+    needs: tuple[str, ...] = ()
 
 
 class Update(NamedTuple):
@@ -79,8 +81,8 @@ PLACES: Final = (
     Place("pytest_memray", "memray_bin_path"),
     Place("pytest_monitor", "mtr_db_out", file=True),
     Place("pytest_mpl", "mpl_generate_path"),
-    Place("pytest_ruff", path=".ruff_cache"),
-    Place("pytest_profiling", path="prof"),
+    Place("pytest_ruff", path=".ruff_cache", needs=("ruff", "ruff_format")),
+    Place("pytest_profiling", path="prof", needs=("profile", "profile_svg")),
 )
 
 UPDATES: Final = (
@@ -179,7 +181,7 @@ def places(
 ) -> Iterable[tuple[Place, str]]:
     """The places of the loaded plugins, and the path of each as it was given."""
     for place in PLACES:
-        if not loaded(place.plugin):
+        if not loaded(place.plugin) or (place.needs and not any(map(option, place.needs))):
             continue
         path = place.path or environment.get(place.variable, "")
         if place.option:

@@ -44,6 +44,9 @@ def test_places_come_from_options_and_the_environment() -> None:
         {"MEMRAY_RESULT_PATH": "/tmp/memray"},
     )
     assert [path for _, path in found] == ["results", "/tmp/memray"]
+    loaded = {"pytest_profiling"}.__contains__
+    assert not list(known_plugins.places(loaded, {"profile": False}.get, {}))
+    assert list(known_plugins.places(loaded, {"profile": True}.get, {}))
 
 
 @pytest.mark.parametrize("way", ["--mountns-process=fork", "mark"])
