@@ -47,6 +47,7 @@ def activate(config: pytest.Config) -> Active:
     from .reports.explain import FailureExplanation
     from .reports.left_processes import LeftProcesses
     from .reports.project_files import ProjectFilesReport
+    from .reports.refusals import RefusalExplanation
     from .reports.summary import summary_key
     from .reports.writes_guard import WritesGuard
     from .runners.finisher import Finisher
@@ -62,6 +63,7 @@ def activate(config: pytest.Config) -> Active:
     observers = session.observers
     observers.add(CountTests(config.stash[summary_key]))
     observers.add(FailureExplanation())
+    observers.add(RefusalExplanation())
     summary = config.stash[summary_key]
     observers.add(ProjectFilesReport(config, summary.wrote))
     observers.add(LeftProcesses(config, session.selection, summary.left_running))

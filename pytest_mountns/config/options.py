@@ -92,9 +92,11 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--mountns-unavailable",
-        metavar="skip|error",
+        metavar="skip|error|guard",
         default=None,
-        help="What to do with tests that need a sandbox if this machine cannot make one"
+        help="What to do with tests that need a sandbox if this machine cannot make one."
+        " guard: run the tests of --mountns on the machine itself, in processes that Landlock keeps"
+        " from writing anywhere but to tmp_path, volumes and pytest's cache; skip the others"
         " (default: skip; error if the environment variable CI is set).",
     )
     group.addoption(
@@ -201,14 +203,18 @@ def early_keys(config: pytest.Config) -> dict[str, object] | None:
         return None
 
 
-def unavailable_policy(config: pytest.Config) -> Literal["skip", "error"]:
+def default_policy() -> Literal["skip", "error"]:
+    """What is done with isolated tests on such a machine if nobody has said it."""
+    return "error" if os.environ.get("CI") else "skip"
+
+
+def unavailable_policy(config: pytest.Config) -> Literal["skip", "error", "guard"]:
     """What to do with isolated tests if this machine cannot make sandboxes.
 
     Raises :class:`pytest.UsageError` if the value is not valid.
     """
-    default = "error" if os.environ.get("CI") else "skip"
-    value = _choice(config, "unavailable", ("skip", "error"), default)
-    return cast('Literal["skip", "error"]', value)
+    value = _choice(config, "unavailable", ("skip", "error", "guard"), default_policy())
+    return cast('Literal["skip", "error", "guard"]', value)
 
 
 def changes_policy(config: pytest.Config) -> Literal["failed", "all", "none"]:
@@ -337,6 +343,16 @@ def _valid(name: str, value: str, valid: tuple[str, ...]) -> str:
 def asks_for_sandbox(item: pytest.Item) -> bool:
     """Whether ``item`` asks for a sandbox itself, by a mark or a fixture."""
     return next(item.iter_markers("mountns"), None) is not None or uses_fixture(item)
+
+
+def asks_for_more_than_writes(item: pytest.Item) -> bool:
+    """Whether ``item`` asks for a sandbox itself, and not only says what it may write.
+
+    A mark with ``writes`` alone restricts a test: it promises no throwaway root.
+    """
+    marks = list(item.iter_markers("mountns"))
+    restricts = all(not mark.args and mark.kwargs.keys() == {"writes"} for mark in marks)
+    return uses_fixture(item) or not restricts
 
 
 def uses_fixture(item: pytest.Item) -> bool:

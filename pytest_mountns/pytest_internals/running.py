@@ -155,6 +155,15 @@ def choose_basetemp(item: pytest.Item) -> None:
         cast(Any, item.config)._tmp_path_factory.getbasetemp()
 
 
+def make_basetemp(config: pytest.Config) -> str | None:
+    """Choose and make the directory of ``tmp_path``; None without pytest's plugin for it.
+
+    Uses ``config._tmp_path_factory``.
+    """
+    factory = getattr(config, "_tmp_path_factory", None)
+    return None if factory is None else str(factory.getbasetemp())
+
+
 def basetemp(config: pytest.Config) -> object:
     """The directory of ``tmp_path``, None if none was chosen yet; for :func:`set_basetemp`."""
     return getattr(getattr(config, "_tmp_path_factory", None), "_basetemp", None)

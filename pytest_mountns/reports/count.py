@@ -21,6 +21,10 @@ class CountTests(Observer):
         """Count a test that was isolated; several attempts at it are one test."""
         self._summary.isolated(item.nodeid, inline=inline)
 
+    def guarded(self, item: pytest.Item) -> None:
+        """Count a test that was run under a guard."""
+        self._summary.guarded(item.nodeid)
+
     def not_inline(self, item: pytest.Item, why: str) -> None:
         """Count a test that was forked for this reason."""
         self._summary.not_inline(item.nodeid, why)

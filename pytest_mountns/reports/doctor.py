@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from ..engine.planning.planner import Planner
 from ..engine.probe.features import ProbeResult, probe_optional
+from ..engine.probe.guard import GUARD, probe_guard
 from ..engine.probe.trials import Trial
 
 #: The version of what :func:`facts` returns. It grows when a name changes its meaning or goes.
@@ -26,7 +27,8 @@ def examine(places: Sequence[str] = ()) -> ProbeResult:
     """
     planner = Planner([*places, sys.prefix])
     try:
-        return probe_optional(planner.findings)
+        findings = probe_optional(planner.findings)
+        return replace(findings, trials=(*findings.trials, probe_guard().trial))
     finally:
         planner.close()
 
@@ -63,7 +65,10 @@ def lines(findings: ProbeResult) -> Iterator[str]:
         yield "         without it: it is shown read-only"
     features = findings.features
     if features is None:
-        yield "tests cannot be isolated here"
+        guarded = any(trial.name == GUARD and trial.works for trial in findings.trials)
+        yield "tests cannot be isolated here" + (
+            "; with --mountns-unavailable=guard they are kept from writing" if guarded else ""
+        )
         return
     how = "in a user namespace" if features.user_namespace else "as root"
     yield f"tests can be isolated here, {how}"

@@ -39,7 +39,7 @@ class FailureExplanation(Observer):
 
 def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
     """Add a section if ``error``, or what it comes from, may have been caused by the sandbox."""
-    for one in _chain(error):
+    for one in chain(error):
         failure = _Failure(one, sandbox)
         for explain in _EXPLANATIONS:
             if text := explain(failure):
@@ -56,7 +56,7 @@ def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sa
         report.sections.append(("mountns", f"{text} See docs/limits.md."))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """An exception and its causes: libraries for databases raise exceptions of their own."""
     seen: set[int] = set()
     one: BaseException | None = error

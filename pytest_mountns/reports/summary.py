@@ -24,6 +24,7 @@ class Summary:
         #: Why tests were not run inline, and which.
         self._not_inline: dict[str, set[str]] = {}
         self._skipped: set[str] = set()
+        self._guarded: set[str] = set()
         #: Further lines.
         self._notes: set[str] = set()
         #: The tests that have written into the project, and for each directory the files.
@@ -33,7 +34,7 @@ class Summary:
         #: those that go on.
         self._ended: dict[str, set[str]] = {}
         self._survivors: dict[str, set[str]] = {}
-        self._others = [0, 0, 0]
+        self._others = [0, 0, 0, 0]
         self._others_not_inline: dict[str, int] = {}
 
     def isolated(self, nodeid: str, *, inline: bool) -> None:
@@ -41,6 +42,10 @@ class Summary:
         self._isolated.add(nodeid)
         if inline:
             self._inline.add(nodeid)
+
+    def guarded(self, nodeid: str) -> None:
+        """Count a test that was run on the host, under a guard."""
+        self._guarded.add(nodeid)
 
     def not_inline(self, nodeid: str, why: str) -> None:
         """Count a test that was forked, as it could not be run inline."""
@@ -68,7 +73,8 @@ class Summary:
         """In an xdist worker, at its end: send the numbers to the controller."""
         output: dict[str, Any] | None = getattr(config, "workeroutput", None)
         if output is not None:
-            counts = [len(self._isolated), len(self._skipped), len(self._inline)]
+            sets = (self._isolated, self._skipped, self._inline, self._guarded)
+            counts = [len(nodeids) for nodeids in sets]
             reasons = {why: len(nodeids) for why, nodeids in self._not_inline.items()}
             output[_OUTPUT] = [
                 *(counts, reasons, sorted(self._notes), sorted(self._writers)),
@@ -95,18 +101,22 @@ class Summary:
         isolated, skipped = len(self._isolated), len(self._skipped)
         isolated, skipped = isolated + self._others[0], skipped + self._others[1]
         inline = len(self._inline) + self._others[2]
-        if not isolated + skipped or config.get_verbosity() < 0:
+        guarded = len(self._guarded) + self._others[3]
+        if not isolated + skipped + guarded or config.get_verbosity() < 0:
             return
         parts = [f"{isolated} {'test' if isolated == 1 else 'tests'} isolated"] * bool(isolated)
         if 0 < inline < isolated:
             parts.append(f"{inline} of them inline")
+        if guarded:
+            word = "test" if guarded == 1 else "tests"
+            parts.append(f"{guarded} {word} guarded, not isolated")
         if skipped:
             parts.append(f"{skipped} skipped as this machine cannot isolate")
         text = f"mountns: {', '.join(parts)}"
         advice = " (pytest --mountns-doctor)"
         if skipped and len(text + advice) < config.get_terminal_writer().fullwidth:
             text += advice
-        terminalreporter.write_line(text, yellow=bool(skipped))
+        terminalreporter.write_line(text, yellow=bool(skipped + guarded))
         reasons = {why: len(nodeids) for why, nodeids in self._not_inline.items()}
         for why, number in self._others_not_inline.items():
             reasons[why] = reasons.get(why, 0) + number

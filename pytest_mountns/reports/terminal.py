@@ -23,6 +23,17 @@ def header(session: Session) -> str | None:
     if findings.features is None:
         failed = findings.obstacle
         name = failed.name if failed else "everything"
+        if session.guards.are_made:
+            uncovered = ", ".join(session.guards.probe.uncovered)
+            return (
+                f"mountns: guarded, not isolated ({name} failed): tests can write to tmp_path,"
+                f" volumes and pytest's cache only, but {uncovered} are not covered"
+            )
+        if selection.policy == "guard":
+            return (
+                f"mountns: not possible here ({name} failed), and no guard either"
+                f" ({session.guards.probe.trial.kernel}), see pytest --mountns-doctor"
+            )
         return f"mountns: not possible here ({name} failed), see pytest --mountns-doctor"
     how = "in a user namespace" if findings.features.user_namespace else "as root"
     process = _WORDS[str(selection.keys.get("process", "auto"))]

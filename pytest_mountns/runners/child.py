@@ -24,6 +24,7 @@ from ..engine.linux.left_processes import names_of_running
 from ..engine.linux.untouched import os, signal, socket
 from ..engine.plan.model import Plan, User
 from ..engine.sandbox.forked import ForkedEntry
+from ..engine.sandbox.guard import Guard
 from ..engine.sandbox.sandbox import Sandbox
 from ..engine.sandbox.stack import SandboxStack, close
 from ..forking import after_fork, messages
@@ -64,13 +65,15 @@ class TestProcess:
         self,
         context: RunnerContext,
         item: pytest.Item,
-        forked_entry: ForkedEntry,
+        entry: ForkedEntry | Guard,
         inheritance: Inheritance,
     ) -> None:
         self._context = context
         self._session = context.session
         self._item = item
-        self._forked_entry = forked_entry
+        self._entry = entry
+        #: See :attr:`.current.RunningTest.guard`.
+        self.guard = entry if isinstance(entry, Guard) else None
         self._inheritance = inheritance
         #: Sends what is reported to the pytest process.
         self.sender = Sender(inheritance.channel, item.config, context.session.trace)
@@ -87,20 +90,27 @@ class TestProcess:
         """Enter the sandbox. Where that is not possible, say why and end this process."""
         try:
             self._prepare()
-            self._stack = SandboxStack(self._enter(), close)
-            if self._forked_entry.sandbox is None:
-                self._say_entered()
+            if isinstance(self._entry, Guard):
+                self._enter_guard(self._entry)
+            else:
+                self._stack = SandboxStack(self._enter(self._entry), close)
+                if self._entry.sandbox is None:
+                    self._say_entered()
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
             self._refuse(SandboxError("enter the sandbox", _leave_message(error).text))
         trace = self._session.trace
-        if trace.enabled and self._forked_entry.sandbox is None:
-            trace("mounted", *(one.mountpoint for one in self.stack.sandbox.overlays))
-        trace("entered", self._item.nodeid)
+        if self._stack is None:
+            trace("guarded", self._item.nodeid)
+        else:
+            if trace.enabled and isinstance(self._entry, ForkedEntry) and not self._entry.sandbox:
+                trace("mounted", *(one.mountpoint for one in self.stack.sandbox.overlays))
+            trace("entered", self._item.nodeid)
         # In the process that runs the test: with a PID namespace there was another fork.
         self._context.plugin_states.begin(self._item)
-        self._session.observers.entered(self._item, self)
+        if self._stack is not None:
+            self._session.observers.entered(self._item, self)
         timers.start_in_child()
 
     def _prepare(self) -> None:
@@ -123,18 +133,25 @@ class TestProcess:
         finally:
             syscalls.exit_now(0)
 
-    def _enter(self) -> Sandbox:
-        parent, status = self._inheritance.parent, self._inheritance.status
-        user = self._forked_entry.plan.user
+    def _enter_guard(self, guard: Guard) -> None:
         try:
-            sandbox = self._forked_entry.enter(parent, status)
+            guard.enter(self._inheritance.parent)
+        finally:
+            self.sender.adopt()
+        os.close(self._inheritance.status)
+
+    def _enter(self, entry: ForkedEntry) -> Sandbox:
+        parent, status = self._inheritance.parent, self._inheritance.status
+        user = entry.plan.user
+        try:
+            sandbox = entry.enter(parent, status)
         finally:
             # With a PID namespace this is another process than before.
             self.sender.adopt()
         os.close(status)
         if user is not None:
             self._make_temporary_directory(user)
-        self._forked_entry.drop_privileges(parent)
+        entry.drop_privileges(parent)
         if user is not None:
             for name, value in user.variables().items():
                 if value is None:
@@ -166,6 +183,9 @@ class TestProcess:
 
     def reset(self) -> None:
         """See :meth:`.current.RunningTest.reset`."""
+        if self._stack is None:
+            # A guard has nothing to drop.
+            return
         self._context.plugin_states.before_reset()
         self.stack.reset()
         self._say_entered()

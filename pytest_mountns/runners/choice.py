@@ -18,6 +18,8 @@ class Choice(NamedTuple):
     why_not_inline: str = ""
     #: Why it cannot be run in either way.
     error: SandboxError | None = None
+    #: Whether it is run on the host, under a guard: see :mod:`.session.guards`.
+    guarded: bool = False
 
 
 def choose(

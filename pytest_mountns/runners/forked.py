@@ -38,6 +38,7 @@ from ..engine.linux.threads import is_alone, libraries_with_threads
 from ..engine.linux.untouched import os, signal, time
 from ..engine.plan.model import Plan
 from ..engine.sandbox.forked import ForkedEntry
+from ..engine.sandbox.guard import Guard
 from ..engine.sandbox.uppers import UppersDescription
 from ..engine.sandbox.written import Written
 from ..forking import channel, logging_locks, messages
@@ -68,9 +69,13 @@ class ForkedTest:
         nextitem: pytest.Item | None,
         timers: Timers,
         refusal: SandboxError | None = None,
+        *,
+        guarded: bool = False,
     ) -> None:
         #: Why it is not to be forked.
         self._refused = refusal
+        #: Whether it runs on the host, under a guard.
+        self._guarded = guarded
         self._context = context
         self._session = context.session
         self._item = item
@@ -102,7 +107,12 @@ class ForkedTest:
         if self._refused is not None:
             self._preparation.refuse(self._refused)
         try:
-            problem = self._delegate(self._preparation.prepare())
+            if self._guarded:
+                guard = self._preparation.prepare_guarded()
+                problem = self._delegate(lambda: guard, apart=False)
+            else:
+                plan = self._preparation.prepare()
+                problem = self._delegate(lambda: self._forked_entry(plan), apart=plan.pid_namespace)
         except pytest_internals.Delegated:
             raise
         except BaseException:
@@ -114,10 +124,13 @@ class ForkedTest:
         # Only the test process comes here.
         return self._original_setup()
 
-    def _delegate(self, plan: Plan) -> SandboxError | None:
+    def _delegate(
+        self, make_entry: Callable[[], ForkedEntry | Guard], *, apart: bool
+    ) -> SandboxError | None:
         """Fork. Returns None in the test process; in the pytest process, why the test cannot run.
 
-        When the test process is done, this ends by an exception in the pytest process.
+        ``make_entry`` returns what the test process enters; ``apart`` says that it does so in a PID
+        namespace. When the test process is done, this ends by an exception in the pytest process.
         """
         __tracebackhide__ = True
         context, session, item = self._context, self._session, self._item
@@ -130,10 +143,12 @@ class ForkedTest:
             pytest_internals.flush_output(item.config)
         session.trace.flush()
         try:
-            forked_entry = self._forked_entry(plan)
+            entry = make_entry()
         except SandboxError as error:
             self._timers.resume()
             return error
+        forked_entry = entry if isinstance(entry, ForkedEntry) else None
+        sandbox = forked_entry.sandbox if forked_entry is not None else None
         try:
             ours, theirs = channel.pair()
             try:
@@ -144,7 +159,8 @@ class ForkedTest:
                 raise
         except OSError as error:
             self._timers.resume()
-            forked_entry.close()
+            if forked_entry is not None:
+                forked_entry.close()
             what = "open a channel to a test process"
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         alone = is_alone()
@@ -170,7 +186,7 @@ class ForkedTest:
                     os.close(status_reader)
                     context.fork_pages.in_child()
                     context.fixture_scopes.closed = True
-                    process = TestProcess(context, item, forked_entry, inheritance)
+                    process = TestProcess(context, item, entry, inheritance)
                     context.process = session.current.test = process
                     process.begin(self._timers)
                     # Only now: a Ctrl-C on the way into the sandbox is answered by the test.
@@ -184,17 +200,18 @@ class ForkedTest:
                     child,
                     context.phase,
                     session.trace,
-                    apart=plan.pid_namespace,
+                    apart=apart,
                     deadlock_watch=None if alone else DeadlockWatch(),
                 )
                 try:
-                    self._find = partial(self._find_written, forked_entry, receiver)
-                    self._find_scratch = partial(_scratch, forked_entry, receiver)
-                    if forked_entry.sandbox is not None:
-                        self._uppers = forked_entry.sandbox.describe_uppers()
+                    if forked_entry is not None:
+                        self._find = partial(self._find_written, forked_entry, receiver)
+                        self._find_scratch = partial(_scratch, forked_entry, receiver)
+                    if sandbox is not None:
+                        self._uppers = sandbox.describe_uppers()
                         with contextlib.suppress(OSError):
                             # Too many files are open: then this process waits for the unmounting.
-                            forked_entry.sandbox.leave_to_child()
+                            sandbox.leave_to_child()
                     # Reporters write to the terminal. It takes a tenth of a millisecond, so once.
                     with pytest_internals.capture_suspended(item.config):
                         self._listen(receiver, interrupts, child, status_reader)
@@ -207,14 +224,18 @@ class ForkedTest:
                 os.close(status_reader)
                 os.close(status_writer)
                 self._timers.resume()
-                forked_entry.close()
+                if forked_entry is not None:
+                    forked_entry.close()
         if self._refusal is not None:
             self.delegated = False
             return self._refusal
         if self._last_report is not None:
             # The test process had them, too, and has reported them.
             forget_failures()
-        session.observers.isolated(item, inline=False)
+        if self._guarded:
+            session.observers.guarded(item)
+        else:
+            session.observers.isolated(item, inline=False)
         raise pytest_internals.Delegated("the test has run in a process of its own")
 
     def _forked_entry(self, plan: Plan) -> ForkedEntry:
@@ -383,7 +404,8 @@ class ForkedTest:
         for name, packed in message.notes:
             self._context.plugin_states.merge(self._item, name, packed, report)
         self.finish.go_on()
-        self._session.observers.on_report(self._item, report, _WrittenForked(self))
+        written = None if self._guarded else _WrittenForked(self)
+        self._session.observers.on_report(self._item, report, written)
         # What wider scopes print when they are torn down belongs into the report of the teardown.
         tell = self.finish.hold if report.when == "teardown" else self.finish.log
         tell("pytest_runtest_logreport", report=report)

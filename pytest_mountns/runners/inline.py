@@ -42,6 +42,8 @@ class InlineTest:
 
     #: See :attr:`.current.RunningTest.forked`.
     forked = False
+    #: See :attr:`.current.RunningTest.guard`. This process could not take it off again.
+    guard = None
 
     def __init__(
         self, context: RunnerContext, item: pytest.Item, nextitem: pytest.Item | None

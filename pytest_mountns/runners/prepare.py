@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, final
+from collections.abc import Callable
+from typing import NoReturn, TypeVar, final
 
 import pytest
 
@@ -11,10 +12,13 @@ from ..engine.linux.errors import SandboxError, Unavailable
 from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.plan.spec import SandboxSpec
+from ..engine.sandbox.guard import Guard
 from ..engine.sandbox.sandbox import Layers
 from .choice import worker_processes
 from .context import RunnerContext
 from .process_state import worker_names
+
+T = TypeVar("T")
 
 
 @final
@@ -56,6 +60,37 @@ class Preparation:
         if self._session.trace.enabled:
             self._session.trace("planned", self._item.nodeid, plan.describe())
         return plan
+
+    @pytest_internals.unseen
+    def prepare_guarded(self) -> Guard:
+        """Set up the wider fixtures of the item. Returns its guard.
+
+        Fails the item if there can be none, and raises what a fixture raises.
+        """
+        __tracebackhide__ = True
+        guards = self._session.guards
+        self._or_refuse(guards.begin)
+        if pytest_internals.sets_up_wider_fixtures(self._item):
+            self._session.sandboxes.before_host_changes()
+        within = self._context.fixture_scopes.within(self._item)
+        pytest_internals.fill_wider_fixtures(self._item, within)
+        return self._or_refuse(lambda: guards.guard(self._item))
+
+    def _or_refuse(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns; the item fails if that raises :class:`SandboxError`."""
+        __tracebackhide__ = True
+        problem: SandboxError
+        try:
+            return make()
+        except SandboxError as error:
+            problem = error
+        # Not in the handler: the report would show the error twice.
+        return self.refuse(problem)
+
+    def _why_not_guarded(self) -> str:
+        guards = self._session.guards
+        why = guards.why_not(self._item) if guards.are_made else ""
+        return f"\n  a guard is not enough: {why}" if why else ""
 
     def _tell(self, plan: Plan) -> None:
         spec = self._session.selection.spec(self._item)
@@ -106,7 +141,7 @@ class Preparation:
         It never runs without a sandbox.
         """
         # This frame is not hidden: where all frames are, pytest says so below the message.
-        if isinstance(error, Unavailable) and self._session.selection.policy == "skip":
+        if isinstance(error, Unavailable) and self._session.guards.skips:
             self._session.observers.skipped(self._item)
-            pytest_internals.skip_item(str(error))
+            pytest_internals.skip_item(f"{error}{self._why_not_guarded()}")
         pytest.fail(str(error), pytrace=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .finisher import Finisher
 
 __all__ = ["Runner", "TimeoutSettings"]
+
+_GUARDED: Final = "a guarded test has a process of its own, since a guard cannot be taken off"
 
 
 @final
@@ -60,7 +62,8 @@ class Runner:
         with contextlib.suppress(SandboxError):
             self._threads_before = other_threads()
         specs = map(self._session.selection.valid_spec, items)
-        if any(spec.process == "fork" or spec.needs_process for spec in specs if spec is not None):
+        forks = any(s.process == "fork" or s.needs_process for s in specs if s is not None)
+        if forks or self._session.guards.are_made:
             # Loaded now, since a test or fixture may replace what an import needs.
             importlib.import_module(".forked", __package__)
 
@@ -77,13 +80,13 @@ class Runner:
     def _choose(self, item: pytest.Item) -> Choice:
         try:
             spec = self._session.selection.spec(item)
-            choice = self._choose_by(spec)
+            choice = self._choose_by(spec, guarded=self._session.guards.guards(item))
             other_plugins = self._session.other_plugins
             forked = choice.process == "fork"
             if choice.error is None and (
                 problem := other_plugins.problem(item, spec, forked=forked)
             ):
-                return Choice("fork", choice.why_not_inline, problem)
+                return choice._replace(process="fork", error=problem)
             if forked:
                 other_plugins.say(item)
             return choice
@@ -91,16 +94,17 @@ class Runner:
             # The preparation of the test says it.
             return Choice("fork")
 
-    def _choose_by(self, spec: SandboxSpec) -> Choice:
+    def _choose_by(self, spec: SandboxSpec, *, guarded: bool) -> Choice:
         """Raises :class:`SandboxError` without ``/proc``."""
         sandboxes = self._session.sandboxes
         if spec.process == "fork" or spec.needs_process:
             self._note_threads()
-            return Choice("fork")
+            return Choice("fork", guarded=guarded)
         stuck = sandboxes.stuck_threads
-        obstacle = sandboxes.obstacle
+        obstacle = _GUARDED if guarded else sandboxes.obstacle
         lost, libraries = sandboxes.lost_by_fork() if stuck or obstacle else ([], [])
-        return choose(spec, obstacle=obstacle, stuck=stuck, lost=lost, libraries=libraries)
+        choice = choose(spec, obstacle=obstacle, stuck=stuck, lost=lost, libraries=libraries)
+        return choice._replace(guarded=guarded)
 
     def protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
@@ -110,7 +114,7 @@ class Runner:
         choice = self._choose(item)
         if choice.process == "inline":
             return (yield from self._protocol_inline(item, nextitem))
-        if choice.why_not_inline and choice.error is None:
+        if choice.why_not_inline and choice.error is None and not choice.guarded:
             self._session.observers.not_inline(item, choice.why_not_inline)
         # What forks is not loaded for suites that run inline: that saves them 15 ms.
         from ..forking.timers import Timers
@@ -118,7 +122,7 @@ class Runner:
 
         context = self._context
         timers = context.timers = Timers(item)
-        test = ForkedTest(context, item, nextitem, timers, choice.error)
+        test = ForkedTest(context, item, nextitem, timers, choice.error, guarded=choice.guarded)
         item.setup = test.setup  # type: ignore[method-assign]
         result: object = True
         try:
@@ -178,7 +182,11 @@ class Runner:
         report = yield
         test = self._session.current.test
         if call.excinfo is not None and test is not None:
-            self._session.observers.on_failure(report, call.excinfo.value, test.stack.sandbox)
+            observers, error = self._session.observers, call.excinfo.value
+            if test.guard is not None:
+                observers.on_failure_under_guard(report, error, test.guard)
+            else:
+                observers.on_failure(report, error, test.stack.sandbox)
         if isinstance(test, InlineTest):
             self._session.observers.on_report(item, report, test.written)
         elif test is None and self._last_inline is not None and report.when == "teardown":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, final
 
 if TYPE_CHECKING:
     from ..engine.plan.model import Plan
+    from ..engine.sandbox.guard import Guard
     from ..engine.sandbox.stack import SandboxStack
     from ..pytest_internals import Phase
 
@@ -18,6 +19,11 @@ class RunningTest(Protocol):
     @property
     def stack(self) -> SandboxStack:
         """The sandbox that the test is in, and those that it goes back to."""
+        ...
+
+    @property
+    def guard(self) -> Guard | None:
+        """What it runs under where no sandbox can be made; there is no :attr:`stack` then."""
         ...
 
     @property

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..engine.changes.changes import Changes
     from ..engine.plan.model import Plan
     from ..engine.plan.spec import SandboxSpec
+    from ..engine.sandbox.guard import Guard
     from ..engine.sandbox.sandbox import Sandbox
     from ..engine.sandbox.uppers import UppersDescription
     from ..engine.sandbox.written import Written
@@ -61,6 +62,13 @@ class Observer:
     def isolated(self, item: pytest.Item, *, inline: bool) -> None:
         """Pytest process: ``item`` is or has been in a sandbox. Called for each attempt at it."""
 
+    def guarded(self, item: pytest.Item) -> None:
+        """Pytest process: ``item`` is run on the host, under a guard. Called for each attempt.
+
+        Nothing of what it writes can be read, so :meth:`before`, :meth:`entered`, :meth:`objection`
+        and :meth:`ended` are not called for it.
+        """
+
     def not_inline(self, item: pytest.Item, why: str) -> None:
         """Pytest process: ``item`` is forked, as it cannot be run inline."""
 
@@ -79,6 +87,11 @@ class Observer:
 
     def on_failure(self, report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
         """Test process, in the sandbox: a phase has failed by ``error``, and this is its report."""
+
+    def on_failure_under_guard(
+        self, report: pytest.TestReport, error: BaseException, guard: Guard
+    ) -> None:
+        """Test process, under a guard: a phase has failed by ``error``, and this is its report."""
 
     def wants_pause(self, report: pytest.TestReport) -> bool:
         """Test process: whether the test has to wait until :meth:`on_report` has returned.
@@ -168,6 +181,11 @@ class Observers:
         for hear in self._hearing["isolated"]:
             hear(item, inline=inline)
 
+    def guarded(self, item: pytest.Item) -> None:
+        """See :meth:`Observer.guarded`."""
+        for hear in self._hearing["guarded"]:
+            hear(item)
+
     def not_inline(self, item: pytest.Item, why: str) -> None:
         """See :meth:`Observer.not_inline`."""
         for hear in self._hearing["not_inline"]:
@@ -192,6 +210,13 @@ class Observers:
         """See :meth:`Observer.on_failure`."""
         for hear in self._hearing["on_failure"]:
             hear(report, error, sandbox)
+
+    def on_failure_under_guard(
+        self, report: pytest.TestReport, error: BaseException, guard: Guard
+    ) -> None:
+        """See :meth:`Observer.on_failure_under_guard`."""
+        for hear in self._hearing["on_failure_under_guard"]:
+            hear(report, error, guard)
 
     def want_pause(self, report: pytest.TestReport) -> bool:
         """Whether any observer wants the test to wait; see :meth:`Observer.wants_pause`."""

@@ -8,6 +8,7 @@ from typing import Final, final
 import pytest
 
 from .current import Current
+from .guards import Guards
 from .known_plugins import is_forked
 from .observers import Observers
 from .other_plugins import OtherPlugins
@@ -31,6 +32,8 @@ class Session:
         self.sandboxes: Final = Sandboxes(config)
         #: What is known of other plugins.
         self.other_plugins: Final = OtherPlugins(config)
+        #: What protects the host where no sandbox can be made.
+        self.guards: Final = Guards(config, self.selection, self.sandboxes)
         #: The test that runs in this process.
         self.current: Final = Current()
         #: Who hears of tests.
@@ -63,4 +66,5 @@ class Session:
     def close(self) -> None:
         """At the end of the session."""
         self.observers.close()
+        self.guards.close()
         self.sandboxes.close()

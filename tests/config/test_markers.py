@@ -118,7 +118,7 @@ def test_one_bad_mark_does_not_hide_another(pytester: pytest.Pytester) -> None:
     ("option", "words"),
     [
         ("--mountns-process=thread", ["mountns_process", "fork"]),
-        ("--mountns-unavailable=maybe", ["skip, error"]),
+        ("--mountns-unavailable=maybe", ["skip, error, guard"]),
         ("--mountns-volume=nonsense::", ["is not a volume", "SRC:DST"]),
     ],
 )

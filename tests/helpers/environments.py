@@ -72,11 +72,16 @@ def forbid_user_namespaces() -> None:
     syscalls.capset(0, 0, 0)
 
 
-def _docker(action: Callable[[], object]) -> object:
+def forbid_as_docker() -> None:
+    """Forbid this process for good what Docker forbids in a container without options."""
     drop_capabilities(frozenset(range(41)) - _DOCKERS)
     calls = ("mount", "umount2", "pivot_root", "setns", "unshare", *NEW_MOUNT_API)
     namespaces = [Refusal("clone", errno.EPERM, CLONE_NEW), Refusal("clone3", errno.ENOSYS)]
     install([*refuse(calls, errno.EPERM), *namespaces])
+
+
+def _docker(action: Callable[[], object]) -> object:
+    forbid_as_docker()
     return action()
 
 

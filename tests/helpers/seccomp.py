@@ -45,6 +45,7 @@ _NUMBERS: Final = {
     "fsmount": (432, 432),
     "clone3": (435, 435),
     "mount_setattr": (442, 442),
+    "landlock_create_ruleset": (444, 444),
 }
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_SET_SECCOMP: Final = 22

@@ -26,6 +26,7 @@ Doing: TypeAlias = Literal[
     "mknod",
     "disk",
     "user",
+    "landlock",
 ]
 
 _DOCTOR: Final = "pytest --mountns-doctor shows which step fails"
@@ -158,6 +159,23 @@ _BY_STEP: Final[dict[tuple[Doing, int], tuple[str, str]]] = {
     ("disk", errno.EPERM): _NO_PLACE,
     ("disk", errno.EROFS): _NO_PLACE,
     ("disk", errno.EAGAIN): ("too many processes", "ulimit -u"),
+    ("landlock", errno.ENOSYS): (
+        "the kernel is older than 5.13 or was built without Landlock, or a seccomp profile hides"
+        " the call",
+        "Linux 5.13 or later, and a container engine that knows Landlock (Docker 23)",
+    ),
+    ("landlock", errno.EOPNOTSUPP): (
+        "Landlock was not enabled when the machine was started",
+        "add landlock to the kernel parameter lsm=: cat /sys/kernel/security/lsm has the others",
+    ),
+    ("landlock", errno.EPERM): (
+        "a seccomp profile forbids the call",
+        "a container engine that knows Landlock (Docker 23), or --security-opt seccomp=unconfined",
+    ),
+    ("landlock", errno.E2BIG): (
+        "16 rulesets are in force already, one in another, landlock(7)",
+        "run the tests some levels further out",
+    ),
     ("user", errno.EINVAL): (
         "this root is one of a user namespace, which does not map that user",
         "run as the machine's own root",

@@ -68,10 +68,14 @@ PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_KEEPCAPS: Final = 8
 PR_SET_CHILD_SUBREAPER: Final = 36
+PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_RAISE: Final = 2
 
 CAP_SYS_ADMIN: Final = 21
+
+LANDLOCK_CREATE_RULESET_VERSION: Final = 1
+LANDLOCK_RULE_PATH_BENEATH: Final = 1
 
 IORING_REGISTER_BUFFERS: Final = 0
 IORING_UNREGISTER_BUFFERS: Final = 1
@@ -89,6 +93,9 @@ _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
+_SYS_LANDLOCK_CREATE_RULESET: Final = 444
+_SYS_LANDLOCK_ADD_RULE: Final = 445
+_SYS_LANDLOCK_RESTRICT_SELF: Final = 446
 
 # sigset_t of glibc and musl.
 _SIGSET_SIZE: Final = 128
@@ -155,6 +162,9 @@ _mount_setattr: Final = _prototype(
 _io_uring_setup: Final = _prototype(ctypes.c_uint, ctypes.c_void_p)
 _io_uring_register: Final = _prototype(_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint)
 _openat2: Final = _prototype(_int, _str, ctypes.POINTER(_OpenHow), ctypes.c_size_t)
+_landlock_create_ruleset: Final = _prototype(_str, ctypes.c_size_t, ctypes.c_uint)
+_landlock_add_rule: Final = _prototype(_int, ctypes.c_uint, _str, ctypes.c_uint)
+_landlock_restrict_self: Final = _prototype(_int, ctypes.c_uint)
 
 
 def _fail(call: str) -> SyscallError:
@@ -389,6 +399,47 @@ def io_uring_unregister_buffers(fd: int) -> None:
     """io_uring_register(2) ``IORING_UNREGISTER_BUFFERS``."""
     if _io_uring_register(_SYS_IO_URING_REGISTER, fd, IORING_UNREGISTER_BUFFERS, None, 0) < 0:
         raise _fail("io_uring_register(no buffers)")
+
+
+def landlock_abi() -> int:
+    """The version of Landlock's interface, landlock_create_ruleset(2), since Linux 5.13.
+
+    It is 1 or more. The error is ENOSYS where the kernel has no Landlock, and EOPNOTSUPP where it
+    was not enabled when the machine was started.
+    """
+    flag = LANDLOCK_CREATE_RULESET_VERSION
+    result = int(_landlock_create_ruleset(_SYS_LANDLOCK_CREATE_RULESET, None, 0, flag))
+    if result < 0:
+        raise _fail("landlock_create_ruleset(version)")
+    return result
+
+
+def landlock_create_ruleset(attributes: bytes) -> int:
+    """landlock_create_ruleset(2). Returns a descriptor, close-on-exec.
+
+    ``attributes``: as much of ``struct landlock_ruleset_attr`` as the interface has.
+    """
+    result = int(
+        _landlock_create_ruleset(_SYS_LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
+    )
+    if result < 0:
+        raise _fail(f"landlock_create_ruleset({attributes.hex()})")
+    return result
+
+
+def landlock_add_path_rule(ruleset: int, path_fd: int, access: int) -> None:
+    """landlock_add_rule(2) ``LANDLOCK_RULE_PATH_BENEATH``: allow ``access`` below ``path_fd``."""
+    # struct landlock_path_beneath_attr, which is packed.
+    rule = struct.pack("=Qi", access, path_fd)
+    kind = LANDLOCK_RULE_PATH_BENEATH
+    if _landlock_add_rule(_SYS_LANDLOCK_ADD_RULE, ruleset, kind, rule, 0) < 0:
+        raise _fail(f"landlock_add_rule(fd {path_fd}, {access:#x})")
+
+
+def landlock_restrict_self(ruleset: int) -> None:
+    """landlock_restrict_self(2): for this thread, and all threads and processes it starts."""
+    if _landlock_restrict_self(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0) < 0:
+        raise _fail("landlock_restrict_self()")
 
 
 def syncfs(fd: int) -> None:
