@@ -130,6 +130,12 @@ def _user(value: object, base: Path) -> str | int:
     return "root" if value == 0 else value
 
 
+def _writable(value: object, base: Path) -> tuple[str, ...] | None:
+    if value is None or value == "all":
+        return None
+    return tuple(_text(part).rstrip("/") or "/" for part in _list(value))
+
+
 def _devices(value: object, base: Path) -> tuple[str, ...]:
     return tuple(_text(part) for part in _list(value))
 
@@ -160,6 +166,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "network": _network,
     "hostname": _hostname,
     "user": _user,
+    "writable": _writable,
     "devices": _devices,
     "writes": _writes,
     "leaks": _leaks,

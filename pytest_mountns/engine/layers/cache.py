@@ -234,6 +234,16 @@ class Cache:
                     os.unlink(path)
         return removed
 
+    def drop(self, form: Form, diff_id: str) -> None:
+        """Remove a layer that nobody will want again, unless a process uses it."""
+        name = _name(form, diff_id)
+        with self._explained():
+            try:
+                with self._locked(name, wait=False):
+                    self._prune_layer(name, float("inf"), dry_run=False)
+            except Timeout:
+                return
+
     def _prune_layer(self, name: str, before: float, *, dry_run: bool) -> bool:
         try:
             fd = os.open(self._path("layers", name, "layer.json"), os.O_RDONLY | os.O_CLOEXEC)

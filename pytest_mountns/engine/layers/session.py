@@ -17,7 +17,8 @@ class Sources:
 
     def __init__(self, limits: Limits | None = None, report: Report | None = None) -> None:
         self._limits = limits
-        self._report = report
+        #: Called while something takes long.
+        self.report = report
         self._known: dict[str, Stack | SandboxError] = {}
 
     def directories(self, source: str, *, user_namespace: bool) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ class Sources:
                 cause="it is the host's own root",
                 remedy='write root="host"',
             )
-        stack = resolve(path, form, ref=ref, limits=self._limits, report=self._report)
+        stack = resolve(path, form, ref=ref, limits=self._limits, report=self.report)
         if form == "user" and stack.directories == (os.path.abspath(path),):
             owner = os.stat(path).st_uid
             if owner != os.geteuid():

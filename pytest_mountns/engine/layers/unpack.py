@@ -35,7 +35,7 @@ from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK
 from .tree import Parts, Tree, split
 
 #: The kind of overlay that the directory is for: root's, or in a user namespace (``userxattr``).
-Form: TypeAlias = Literal["trusted", "user"]
+Form: TypeAlias = Literal["trusted", "user", "skeleton"]
 
 _WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"

@@ -33,14 +33,18 @@ from .model import (
     Step,
     Upper,
     User,
+    WritableRoot,
 )
 from .spec import SandboxSpec
 
 
 def plan(spec: SandboxSpec, host: Host, features: Features, user: User | None = None) -> Plan:
     """The plan of the sandbox that ``spec`` asks for; ``user`` is the user that it names."""
-    steps = [*host_root(host, features), *system_trees(spec, host, features)]
-    return complete(spec, steps, features, user)
+    root = host_root(host, features)
+    steps = [*root, *system_trees(spec, host, features)]
+    # Copies of the user's own lie between the host's files and the uppers.
+    below = root if host.writable_root is not None else ()
+    return complete(spec, steps, features, user, below)
 
 
 def host_root(host: Host, features: Features) -> list[Step]:
@@ -150,7 +154,10 @@ def _own_root(host: Host) -> list[Step]:
 
 def _user_root(host: Host) -> list[Step]:
     """For an ordinary user: one read-only tree, and overlays where the user can write."""
-    steps: list[Step] = [Bind("/", "/", read_only=True)]
+    root: Step = Bind("/", "/", read_only=True)
+    steps: list[Step] = []
+    if host.writable_root is not None:
+        root, *steps = _writable_root(host, host.writable_root)
     points = [*(mount.mountpoint for mount in host.mounts), *host.dead]
     mixed = frozenset(host.mixed)
     # Sorted, so that a directory is mounted before those that it contains.
@@ -158,7 +165,7 @@ def _user_root(host: Host) -> list[Step]:
         owner = owning(host.mounts, path)
         if path in host.unlayerable or (owner and owner.read_only):
             continue
-        name, attributes = str(len(steps)), mount_attributes(owner) if owner else 0
+        name, attributes = str(len(steps) + 1), mount_attributes(owner) if owner else 0
         if path in mixed:
             inner = [point[len(path) + 1 :] for point in points if is_below(point, path)]
             mounted = tuple(sorted({rest.partition("/")[0] for rest in inner}))
@@ -166,6 +173,21 @@ def _user_root(host: Host) -> list[Step]:
             steps.append(Assemble(path, name, mounted, dead, attributes))
         else:
             steps.append(Overlay(path, (path,), name, attributes))
+    return [root, *sorted(steps, key=lambda step: getattr(step, "target", ""))]
+
+
+def _writable_root(host: Host, wanted: WritableRoot) -> list[Step]:
+    """The steps for what an ordinary user who is shown as root may write to, the root first."""
+    steps: list[Step] = []
+    for number, (path, lowers) in enumerate(wanted.overlays):
+        owner = owning(host.mounts, path)
+        attributes = mount_attributes(owner) if owner else 0
+        steps.append(Overlay(path, lowers, f"w{number}", attributes))
+    if not wanted.overlays or wanted.overlays[0][0] != "/":
+        steps.insert(0, Bind("/", "/", read_only=True))
+    elif host.has_sys:
+        steps.append(Bind("/sys", "/sys", read_only=True))
+    steps += [Bind(path, path, read_only=True, optional=True) for path in wanted.binds]
     return steps
 
 

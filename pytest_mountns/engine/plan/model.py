@@ -51,6 +51,19 @@ SHM: Final = "/dev/shm"
 
 @final
 @dataclass(frozen=True, slots=True)
+class WritableRoot:
+    """Directories of the host's root that an ordinary user who is shown as root may write to."""
+
+    #: Where overlays are mounted, parents first, and the lowers of each, the topmost first: copies
+    #: of the user's own, and the directory itself unless it contains mounts. With ``/`` among them,
+    #: the root is an overlay of copies alone, and the others are mounted in it.
+    overlays: tuple[tuple[str, tuple[str, ...]], ...]
+    #: What is shown as it is, read-only, with everything that is mounted below.
+    binds: tuple[str, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Host:
     """What the machine shows. It is read once, and again when its mount table changes."""
 
@@ -78,6 +91,8 @@ class Host:
     #: Whether ``/dev/shm`` holds something of this test run: its directories, or shared memory of
     #: wider fixtures.
     uses_shm: bool = False
+    #: For a user namespace: what else the user may write to, as the spec wants it.
+    writable_root: WritableRoot | None = None
 
 
 @final

@@ -171,6 +171,9 @@ class SandboxSpec:
     hostname: str | None = None
     #: "keep", "root", or the name or uid of the user that root's test process becomes.
     user: str | int = "keep"
+    #: For an ordinary user who is shown as root: directories of the host's root to write to. None
+    #: for all of it.
+    writable: tuple[str, ...] | None = None
     #: Device nodes below /dev to show besides the usual ones.
     devices: tuple[str, ...] = ()
     #: Globs of what the test may change; None for everything. The sandbox is the same.
@@ -205,6 +208,17 @@ class SandboxSpec:
                 " wider fixtures run as the user of pytest",
                 remedy='leave out scope, or user (user="keep")',
             )
+        if self.writable is not None and self.user != "root":
+            raise SpecError(
+                f"writable={list(self.writable)!r} needs user='root'",
+                remedy='add user="root", or leave out writable',
+            )
+        for place in self.writable or ():
+            if not posixpath.isabs(place) or posixpath.normpath(place) != place:
+                raise SpecError(
+                    f"writable={place!r} is not the path of a directory",
+                    remedy='write it from / on, without "..", as "/etc"',
+                )
         if self.upper == "disk" and (self.size or self.inodes):
             raise SpecError(
                 "size and inodes cannot limit an upper on disk",
@@ -220,4 +234,12 @@ class SandboxSpec:
 
     def of_wider_scope(self) -> SandboxSpec:
         """The spec for wider fixtures, which the pytest process sets up."""
-        return replace(self, pid=False, network="host", hostname=None, user="keep", read_only=False)
+        return replace(
+            self,
+            pid=False,
+            network="host",
+            hostname=None,
+            user="keep",
+            writable=None,
+            read_only=False,
+        )

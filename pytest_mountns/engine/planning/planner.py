@@ -28,6 +28,7 @@ from ..probe.trials import Trial
 if TYPE_CHECKING:
     from ..layers.session import Sources
     from .rootfs import RootPlanner
+    from .writable_root import Copies
 
 
 @final
@@ -51,6 +52,8 @@ class Planner:
         #: Made when the first root or layer is needed, like :attr:`_root_planner`.
         self._sources: Sources | None = None
         self._root_planner: RootPlanner | None = None
+        #: Made when a user is first shown as root.
+        self._copies: Copies | None = None
         #: The directory that must be importable in every root.
         self._project = places[0] if places else os.getcwd()
         self._run_directories: list[str] = []
@@ -118,14 +121,16 @@ class Planner:
         return known
 
     def unpack(self, spec: SandboxSpec) -> None:
-        """Unpack the root and the layers of ``spec``, which may take long.
+        """Unpack the root and the layers of ``spec``, and copy directories: that may take long.
 
         If that fails, nothing is raised here: :meth:`plan` raises it again.
         """
-        features = self.findings.features if _has_root(spec) else None
-        if features is not None:
-            with contextlib.suppress(SandboxError):
+        features = self.findings.features
+        with contextlib.suppress(SandboxError):
+            if features is not None and _has_root(spec):
                 self._roots().unpack(spec, features)
+            if features is not None and _has_writable_root(spec, features):
+                self.plan(spec)
 
     def add_run_directory(self, directory: str) -> bool:
         """Show ``directory``, which belongs to the test run, in every root.
@@ -142,12 +147,17 @@ class Planner:
 
     def _roots(self) -> RootPlanner:
         if self._root_planner is None:
-            from ..layers.session import Sources
             from .rootfs import RootPlanner
 
-            self._sources = self._make_sources() if self._make_sources else Sources()
-            self._root_planner = RootPlanner(self._sources)
+            self._root_planner = RootPlanner(self._session_sources())
         return self._root_planner
+
+    def _session_sources(self) -> Sources:
+        if self._sources is None:
+            from ..layers.session import Sources
+
+            self._sources = self._make_sources() if self._make_sources else Sources()
+        return self._sources
 
     def entered_user_namespace(self) -> None:
         """Drop what is known of the mounts, as this process is in another mount namespace now.
@@ -164,6 +174,8 @@ class Planner:
         self._forget_table()
         if self._sources is not None:
             self._sources.close()
+        if self._copies is not None:
+            self._copies.close()
 
     def _forget_table(self) -> None:
         if self._mount_table is not None:
@@ -190,15 +202,32 @@ class Planner:
             self._host = self._survey(features)
         user = _user(spec.user, features)
         _check_devices(spec.devices)
+        host = self._host
+        if _has_writable_root(spec, features):
+            host = self._with_writable_root(host, spec, features)
         if spec.root != "host":
-            return self._plan_root(spec, self._host, features, user)
+            return self._plan_root(spec, host, features, user)
         resolved = tuple(
             dataclasses.replace(volume, target=_resolve(volume)) for volume in spec.volumes
         )
         spec = dataclasses.replace(spec, volumes=resolved)
         if spec.layers:
-            return self._plan_root(spec, self._host, features, user)
-        return plan(spec, self._host, features, user)
+            return self._plan_root(spec, host, features, user)
+        return plan(spec, host, features, user)
+
+    def _with_writable_root(self, host: Host, spec: SandboxSpec, features: Features) -> Host:
+        """The host, of which an ordinary user who is shown as root may write to more."""
+        if self._copies is None:
+            from .writable_root import Copies
+
+            self._copies = Copies(self._session_sources().report)
+        wanted = self._copies.divide(spec.writable, host)
+        refused = self._refused(wanted.whole, features)
+        return dataclasses.replace(
+            host,
+            writable_root=self._copies.make(wanted.without(refused)),
+            unlayerable=self._unlayerable,
+        )
 
     def _plan_root(
         self, spec: SandboxSpec, host: Host, features: Features, user: User | None
@@ -223,11 +252,17 @@ class Planner:
             # The probe has just tried all that there were.
             self._tried_lowers = set(possible_lowers(host))
             self._unlayerable = self.findings.unlayerable
-        new = [path for path in possible_lowers(host) if path not in self._tried_lowers]
+        self._refused(possible_lowers(host), features)
+        return dataclasses.replace(host, unlayerable=self._unlayerable, uses_shm=self._used_shm)
+
+    def _refused(self, directories: Sequence[str], features: Features) -> frozenset[str]:
+        """Which of the directories cannot be the lower of an overlay; each is tried once."""
+        assert self._tried_lowers is not None
+        new = [path for path in directories if path not in self._tried_lowers]
         if new:
             self._unlayerable |= refused_lowers(new, features)
             self._tried_lowers.update(new)
-        return dataclasses.replace(host, unlayerable=self._unlayerable, uses_shm=self._used_shm)
+        return self._unlayerable.intersection(directories)
 
     def _uses_shm(self) -> bool:
         """Whether ``/dev/shm`` holds directories of this run, or what was made in it since.
@@ -298,6 +333,12 @@ def _unavailable(obstacle: Trial | None) -> SandboxError:
 def _has_root(spec: SandboxSpec) -> bool:
     """Whether ``spec`` wants another root than the host's, or layers on it."""
     return spec.root != "host" or bool(spec.layers)
+
+
+def _has_writable_root(spec: SandboxSpec, features: Features) -> bool:
+    """Whether an ordinary user is shown as root, and may write to more of the host's root."""
+    is_shown = features.user_namespace and spec.user == "root"
+    return is_shown and spec.root == "host" and spec.writable != ()
 
 
 def _user(wanted: str | int, features: Features) -> User | None:

@@ -1,0 +1,261 @@
+"""What an ordinary user who is shown as root may write to, on a machine that belongs to root."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import pytest
+
+from pytest_mountns.engine.layers.cache import Cache
+from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
+from pytest_mountns.engine.plan.decide import plan
+from pytest_mountns.engine.plan.model import Plan
+from pytest_mountns.engine.plan.spec import SandboxSpec, SpecError
+from pytest_mountns.engine.planning.writable_root import Copies
+from pytest_mountns.engine.probe.host import survey
+from pytest_mountns.engine.sandbox.create import enter
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
+from tests.helpers.worlds import (
+    BASE,
+    ODD_NAMES,
+    content,
+    features_of,
+    host_unchanged,
+    in_child,
+    in_world,
+    mount_tmpfs,
+    skip_unless_in_memory,
+    tree,
+)
+
+T = TypeVar("T")
+TREE: Final = f"{BASE}/tree"
+CACHE: Final = f"{BASE}/cache"
+
+pytestmark = pytest.mark.as_root
+
+
+def roots(path: str, text: str | None = None, mode: int | None = None) -> None:
+    """Make a file or directory of root's."""
+    if text is None:
+        os.makedirs(path, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(path).write_text(text)
+    if mode is not None:
+        os.chmod(path, mode)
+
+
+def prepare() -> None:
+    roots(f"{TREE}/a/b/c/file", "old")
+    roots(f"{TREE}/file", "old")
+    roots(f"{TREE}/closed/secret", "secret")
+    roots(f"{TREE}/closed", mode=0o700)
+    roots(f"{TREE}/set", mode=0o2775)
+    os.symlink("a/b", f"{TREE}/link")
+    for name in ODD_NAMES:
+        roots(f"{TREE}/odd/{name}")
+
+
+def planned(writable: tuple[str, ...] | None, copies: Copies) -> Plan:
+    features = features_of("user")
+    host = survey(user_namespace=True, places=[BASE])
+    made = copies.make(copies.divide(writable, host))
+    spec = SandboxSpec(user="root", writable=writable)
+    return plan(spec, dataclasses.replace(host, writable_root=made), features)
+
+
+def as_root_of(
+    function: Callable[[Sandbox], T],
+    writable: tuple[str, ...] | None = (TREE,),
+    prepare: Callable[[], object] = prepare,
+) -> T:
+    """Call ``function`` in the sandbox of a user who is shown as root. Root's tree stays."""
+
+    def world() -> T:
+        copies = Copies(cache=Cache(CACHE))
+        wanted = planned(writable, copies)
+
+        def test() -> T:
+            outside = os.readlink("/proc/self/ns/mnt")
+            enter_user_namespace(as_root=True)
+            sandbox = enter(wanted)
+            assert os.readlink("/proc/self/ns/mnt") != outside
+            assert os.geteuid() == 0
+            return function(sandbox)
+
+        try:
+            with host_unchanged(TREE):
+                return in_child(test)
+        finally:
+            copies.close()
+
+    skip_unless_in_memory("user")
+    return in_world(world, "user", prepare)
+
+
+def test_whatever_root_may_do_below() -> None:
+    def test(sandbox: Sandbox) -> dict[str, str]:
+        os.chdir(TREE)
+        os.mkdir("a/b/c/new")
+        os.unlink("a/b/c/file")
+        Path("a/b/c/new/file").write_text("new")
+        Path("replaced").write_text("new")
+        os.rename("replaced", "file")
+        os.chmod("a", 0o700)
+        os.unlink("link")
+        for name in ODD_NAMES:
+            Path("odd", name, "file").write_text("new")
+        shutil.rmtree("odd")
+        return {k: v for k, v in sandbox.changes().as_dict().items() if k.startswith(TREE)}
+
+    assert as_root_of(test) == {
+        f"{TREE}/a": "metadata",
+        f"{TREE}/a/b/c/file": "deleted",
+        f"{TREE}/a/b/c/new": "added",
+        f"{TREE}/a/b/c/new/file": "added",
+        f"{TREE}/file": "modified",
+        f"{TREE}/link": "deleted",
+        f"{TREE}/odd": "deleted",
+    }
+
+
+def test_it_looks_as_on_the_host() -> None:
+    def look() -> dict[str, tuple[int, int]]:
+        found = {}
+        for place, directories, files in os.walk(TREE):
+            for name in (*directories, *files):
+                status = os.lstat(os.path.join(place, name))
+                found[os.path.join(place, name)] = (status.st_mode, status.st_mtime_ns)
+        del found[f"{TREE}/closed"]
+        return found
+
+    def test(sandbox: Sandbox) -> None:
+        assert look() == before
+        # What the user may not read is empty, and can be written to.
+        assert os.listdir(f"{TREE}/closed") == []
+        assert sandbox.changes().paths() == []
+        Path(TREE, "closed", "new").write_text("")
+
+    before: dict[str, tuple[int, int]] = {}
+
+    def prepare_and_look() -> None:
+        prepare()
+        before.update(look())
+        del before[f"{TREE}/closed/secret"]
+
+    as_root_of(test, prepare=prepare_and_look)
+
+
+def test_files_below_etc_are_edited_in_place() -> None:
+    def test(sandbox: Sandbox) -> tuple[str, list[str]]:
+        with open("/etc/passwd", "a") as file:
+            file.write("x:x:7:7::/:/bin/false\n")
+        subprocess.run(["sed", "-i", "s/7:7/8:8/", "/etc/passwd"], check=True)
+        changed = sandbox.changes().matching("/etc").paths()
+        return content("/etc/passwd").splitlines()[-1], changed
+
+    before = content("/etc/passwd")
+    assert as_root_of(test, ("/etc",)) == ("x:x:8:8::/:/bin/false", ["/etc/passwd"])
+    assert content("/etc/passwd") == before
+
+
+def test_the_whole_root() -> None:
+    def test(sandbox: Sandbox) -> tuple[bool, list[str]]:
+        with open("/proc/self/mountinfo") as table:
+            assert any(line.split()[4] == "/" and " - overlay " in line for line in table)
+        subprocess.run(["rm", "-rf", "/etc"], check=True)
+        os.mkdir("/directory of the test")
+        Path("/usr/local/bin/program").write_text("")
+        gone = not os.path.exists("/etc")
+        return gone, [p for p in sandbox.changes().paths() if not p.startswith("/etc/")]
+
+    wanted = ["/directory of the test", "/etc", "/usr/local/bin/program"]
+    assert as_root_of(test, None) == (True, wanted)
+    assert os.path.exists("/etc/passwd")
+
+
+def test_mounts_in_the_way() -> None:
+    def prepare_mounts() -> None:
+        prepare()
+        for place in (f"{TREE}/a/b/mount", f"{TREE}/a/read-only"):
+            os.makedirs(place)
+            mount_tmpfs(place)
+            os.chown(place, 0, 0)
+            roots(f"{place}/inner/file", "old")
+
+    def test(sandbox: Sandbox) -> list[str]:
+        os.chdir(TREE)
+        for place in (".", "a", "a/b", "a/b/c", "a/b/mount", "a/b/mount/inner", "a/read-only"):
+            Path(place, "new").write_text("")
+        assert content("a/b/mount/inner/file") == "old"
+        assert content("a/b/c/file") == "old"
+        shutil.rmtree("a/b/c/../mount/inner")
+        return [path[len(TREE) :] for path in sandbox.changes().paths() if path.startswith(TREE)]
+
+    assert as_root_of(test, prepare=prepare_mounts) == [
+        *("/a/b/c/new", "/a/b/mount/inner", "/a/b/mount/new", "/a/b/new", "/a/new"),
+        *("/a/read-only/new", "/new"),
+    ]
+
+
+def test_copies_are_made_anew_when_the_host_has_changed() -> None:
+    """Those that are current are taken from the cache; those that are old are removed."""
+
+    def world() -> None:
+        def lowers(writable: str) -> tuple[str, ...]:
+            copies = Copies(cache=Cache(CACHE))
+            try:
+                host = survey(user_namespace=True, places=[BASE])
+                made = copies.make(copies.divide((writable,), host))
+                return next(lowers for path, lowers in made.overlays if path == writable)
+            finally:
+                copies.close()
+
+        first = lowers(f"{BASE}/own/tree")
+        assert lowers(f"{BASE}/own/tree") == first
+        assert len(os.listdir(f"{CACHE}/layers")) == 1
+        before = tree(first[0])
+        # Of another group than the user's, so that it is copied.
+        os.mkdir(f"{BASE}/own/tree/a/new")
+        second = lowers(f"{BASE}/own/tree")
+        assert second != first
+        assert len(os.listdir(f"{CACHE}/layers")) == 1
+        assert "/a" in before
+
+    def prepare_own() -> None:
+        owner = os.stat(BASE)
+        roots(f"{BASE}/own/tree/a")
+        # Written to by the user, and yet of a group that no namespace of the user's maps.
+        os.chown(f"{BASE}/own/tree/a", owner.st_uid, 0)
+
+    in_world(world, "user", prepare_own)
+
+
+def test_a_directory_that_does_not_exist() -> None:
+    with pytest.raises(SpecError, match="no directory /nowhere"):
+        as_root_of(lambda _: None, ("/nowhere",))
+
+
+def test_a_volume_and_capabilities_are_as_ever() -> None:
+    """Without ``user="root"`` nothing is copied, and the tree is read-only."""
+
+    def world() -> bool:
+        features = features_of("user")
+        host = survey(user_namespace=True, places=[BASE])
+
+        def test() -> bool:
+            enter_user_namespace()
+            enter(plan(SandboxSpec(), host, features))
+            drop_user_capabilities()
+            return os.access(TREE, os.W_OK)
+
+        return in_child(test)
+
+    assert in_world(world, "user", prepare) is False
