@@ -70,12 +70,12 @@ def below(directory: Path) -> list[str]:
     return [m.mountpoint for m in read() if directory in Path(m.mountpoint).parents]
 
 
-def can_be_lost(directory: Path) -> bool:
-    """Whether the sandbox of this user shows ``directory`` as one overlay.
+def can_be_lost_by_root(directory: Path) -> bool:
+    """Whether the sandbox shows ``directory`` as one overlay, with ``user="root"``.
 
-    An ordinary user's has overlays where the user can write and nothing else is mounted.
+    Files that are mounted are copied for that; directories are mounts of their own.
     """
-    return os.geteuid() == 0 or (os.access(directory, os.W_OK) and not below(directory))
+    return os.geteuid() == 0 or not any(map(os.path.isdir, below(directory)))
 
 
 def _decode(field: str) -> str:

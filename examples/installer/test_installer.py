@@ -1,12 +1,11 @@
 """What an installer does to a machine, asserted path by path, and undone with the test.
 
-Root installs where ``install.sh`` installs by default: /usr/local and /etc. An ordinary user
-installs below the home directory, and leaves out what only root may do.
+It is installed where ``install.sh`` installs by default: /usr/local and /etc. An ordinary user is
+shown as root for that, ``user="root"``, and writes to the same places.
 """
 
 from __future__ import annotations
 
-import os
 import pwd
 import stat
 import subprocess
@@ -20,9 +19,8 @@ from pytest_mountns import Changes, OverlayRoot
 from .. import mounts
 
 SCRIPT = Path(__file__).with_name("install.sh")
-IS_ROOT = os.geteuid() == 0
-PREFIX = Path("/usr/local") if IS_ROOT else Path.home() / "greeter-example"
-SYSCONF = Path("/etc") if IS_ROOT else PREFIX / "etc"
+PREFIX = Path("/usr/local")
+SYSCONF = Path("/etc")
 PROGRAM = PREFIX / "bin/greeter"
 SETTINGS = SYSCONF / "greeter.conf"
 
@@ -32,14 +30,13 @@ SHADOW_BACKUPS = {
     *("/etc/subuid-", "/etc/subgid-", "/etc/.pwd.lock"),
 }
 
-needs_root = pytest.mark.skipif(
-    not IS_ROOT, reason="only root may edit /etc/hosts and add system users"
-)
-
-pytestmark = pytest.mark.skipif(
-    not mounts.can_be_lost(Path.home()),
-    reason=f"{Path.home()} is not to be written, or holds other mounts",
-)
+pytestmark = [
+    pytest.mark.mountns(user="root"),
+    pytest.mark.skipif(
+        not all(mounts.can_be_lost_by_root(place) for place in (PREFIX, SYSCONF)),
+        reason=f"{PREFIX} or {SYSCONF} holds other mounts",
+    ),
+]
 
 Installer = Callable[..., str]
 
@@ -90,7 +87,6 @@ def test_program_and_settings(overlay_root: OverlayRoot, installer: Installer) -
     assert subprocess.check_output([PROGRAM], text=True) == "Hello, world\n"
 
 
-@needs_root
 def test_hosts_and_user(overlay_root: OverlayRoot, installer: Installer) -> None:
     installer()
     etc = overlay_root.changes("/etc").as_dict()
@@ -134,6 +130,7 @@ def test_uninstall_leaves_nothing(overlay_root: OverlayRoot, installer: Installe
     assert set(left) - same <= SHADOW_BACKUPS
 
 
+@pytest.mark.no_mountns(reason="looks at the host")
 def test_none_of_it_has_happened() -> None:
     """On the host, after all the others."""
     assert not PROGRAM.exists()

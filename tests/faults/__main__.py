@@ -33,9 +33,13 @@ def ways() -> list[Way]:
         Way("inline", "process='inline'"),
         Way("inline-threads", "process='inline'", threads=3),
     ]
+    shown_as_root = Way("shown-as-root", "user='root'")
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        return [*plain, *inline]
-    as_user = [replace(way, name=f"user-{way.name}", command=_USER) for way in (*plain, *inline)]
+        return [*plain, *inline, shown_as_root]
+    as_user = [
+        replace(way, name=f"user-{way.name}", command=_USER)
+        for way in (*plain, *inline, shown_as_root)
+    ]
     return [*plain, *inline, *as_user]
 
 

@@ -42,6 +42,8 @@ WAYS: Final = (
     Way("inline, threads", "process='inline'", threads=8),
     Way("pid", "pid=True", processes=True),
     Way("pid, disk", "pid=True, upper='disk'", processes=True),
+    # For an ordinary user: with the host's whole root writable. For root it is "fork".
+    Way("shown as root", "user='root'"),
 )
 
 
