@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ..engine.linux.attributes import OVERFLOW_ID
 from ..engine.linux.errors import SandboxError, errno_name
 from ..engine.linux.mountinfo import is_below
 from ..engine.linux.untouched import os
-from ..engine.plan.model import SHM, Bind
+from ..engine.plan.model import SHM, Bind, Plan
 from ..engine.sandbox.sandbox import Sandbox
 from ..session.observers import Observer
 
@@ -26,6 +27,13 @@ _FRAMES: Final = 8
 _LONGEST_PATH: Final = 4096
 #: Programs that give files to other users.
 _PROGRAMS: Final = frozenset(["chown", "chgrp", "setfacl", "install"])
+#: How programs say that a user namespace does not map an id, and which functions of Python meet it.
+_SAID_OF_IDS: Final = re.compile(
+    r"(?:chown|chgrp|changing (?:owner|group)|set(?:e|re|res)?[ug]id|setgroups|initgroups"
+    r"|cannot set groups)[^\n]*?(?:Invalid argument|Operation not permitted)",
+    re.IGNORECASE,
+)
+_OF_IDS: Final = re.compile(r"\b(?:[fl]?chown|set(?:e|re|res)?[ug]id|setgroups|initgroups)\(")
 
 
 @final
@@ -39,6 +47,9 @@ class FailureExplanation(Observer):
 
 def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
     """Add a section if ``error``, or what it comes from, may have been caused by the sandbox."""
+    if text := _missing_ids(report, error, sandbox.plan):
+        report.sections.append(("mountns", f"{text} See docs/limits.md."))
+        return
     for one in chain(error):
         failure = _Failure(one, sandbox)
         for explain in _EXPLANATIONS:
@@ -199,6 +210,26 @@ def _across_a_volume(failure: _Failure) -> str:
     return ""
 
 
+def _missing_ids(report: pytest.TestReport, error: BaseException, plan: Plan) -> str:
+    """Why a user who is shown as root has no other users, if the test has wanted one.
+
+    The test itself, or a program that it has started: then the name is in what that has written.
+    """
+    if not plan.fake_root or not plan.why_one_id:
+        return ""
+    texts = [report.longreprtext, *(text for _, text in report.sections)]
+    texts += [_decoded(getattr(one, "stderr", None)) for one in chain(error)]
+    is_own = isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EPERM)
+    found = next(filter(None, map((_OF_IDS if is_own else _SAID_OF_IDS).search, texts)), None)
+    if found is None:
+        return ""
+    return (
+        f"{found[0].rstrip('(')}: the user namespace of this test has one uid and one gid, those of"
+        " the user, shown as 0. So no file can be given to another user, and no process can become"
+        f" one. Further ids are subordinate ids, subuid(5): {plan.why_one_id}."
+    )
+
+
 def _unmapped_id(failure: _Failure) -> str:
     if not failure.user_namespace:
         return ""
@@ -275,10 +306,11 @@ def _device(failure: _Failure) -> str:
 def _ordinary_user(failure: _Failure) -> str:
     if not failure.user_namespace:
         return ""
-    path = failure.path
+    path, fake_root = failure.path, failure.sandbox.plan.fake_root
     text = {
         errno.EROFS: f"{path or 'This place'} is shown read-only: an ordinary user's sandbox has"
-        " writable layers only over directories the user can write.",
+        " writable layers only over directories the user can write"
+        + (", and over those that writable= names." if fake_root else "."),
         errno.EXDEV: "An ordinary user's OverlayFS cannot rename a directory of the lower layer,"
         " nor anything from one layered directory to another.",
         errno.EOVERFLOW: _unmapped(path),
@@ -286,6 +318,10 @@ def _ordinary_user(failure: _Failure) -> str:
     if not text:
         return ""
     remedy = "Run as root, or give the directory as a volume."
+    if failure.number == errno.EROFS and not fake_root:
+        remedy = 'Use user="root", run as root, or give the directory as a volume.'
+    if failure.number == errno.EOVERFLOW and fake_root:
+        remedy = "Replace the file (write another one and rename it), or run as root."
     return f"{errno_name(failure.number)}: {text} {remedy}"
 
 

@@ -126,10 +126,20 @@ class Cache:
         notes = tuple(about["notes"])
         return Held(tree, diff_id, about["opaque"] is True, notes, high(fd))
 
-    def add(self, form: Form, diff_id: str, source: str, fill: Callable[[int], Unpacked]) -> Held:
+    def add(
+        self,
+        form: Form,
+        diff_id: str,
+        source: str,
+        fill: Callable[[int], Unpacked],
+        *,
+        sync: bool = True,
+    ) -> Held:
         """Return the layer. If it is not in the cache, ``fill`` unpacks it into a directory.
 
-        ``source`` is shown in the list of layers. While another process unpacks the layer, this one
+        ``sync`` is False if it is not used any more after the machine has been started again, so
+        that a power failure cannot harm it: syncfs(2) waits for all that others write. ``source``
+        is shown in the list of layers. While another process unpacks the layer, this one
         waits. An error that ``fill`` raises is passed on, and nothing of the layer is left.
         """
         name = _name(form, diff_id)
@@ -144,7 +154,7 @@ class Cache:
             partial = self._path("partial", place)
             os.mkdir(partial, 0o700)
             try:
-                self._fill(partial, form, diff_id, source, fill)
+                self._fill(partial, form, diff_id, source, fill, sync)
                 os.rename(partial, self._path("layers", name))
             except BaseException:
                 self._remove("partial", place)
@@ -160,7 +170,12 @@ class Cache:
 
     @staticmethod
     def _fill(
-        partial: str, form: Form, diff_id: str, source: str, fill: Callable[[int], Unpacked]
+        partial: str,
+        form: Form,
+        diff_id: str,
+        source: str,
+        fill: Callable[[int], Unpacked],
+        sync: bool,
     ) -> None:
         os.mkdir(f"{partial}/tree", 0o700)
         fd = os.open(f"{partial}/tree", DIRECTORY)
@@ -178,8 +193,9 @@ class Cache:
             }
             with open(f"{partial}/layer.json", "x", encoding="utf-8") as file:
                 json.dump(about, file)
-            # A power failure must not leave a complete name with an incomplete content.
-            syscalls.syncfs(fd)
+            if sync:
+                # A power failure must not leave a complete name with an incomplete content.
+                syscalls.syncfs(fd)
         finally:
             os.close(fd)
 

@@ -93,7 +93,7 @@ class Skeleton:
     @property
     def diff_id(self) -> str:
         """Names its content."""
-        known = json.dumps([_VERSION, self.directory, self.entries])
+        known = json.dumps([_VERSION, _boot(), self.directory, self.entries])
         return f"sha256:{hashlib.sha256(known.encode()).hexdigest()}"
 
     def _grows(self, entry: Entry) -> bool:
@@ -102,6 +102,7 @@ class Skeleton:
     def facts(self) -> dict[str, Any]:
         """What :func:`is_current` and :func:`mounted_on` need, as plain types."""
         return {
+            "boot": _boot(),
             "diff_id": self.diff_id,
             "changed": {
                 entry.path: entry.changed
@@ -114,12 +115,18 @@ class Skeleton:
 
 def question(directory: str, *, alone: bool, whole: Collection[str] = ()) -> str:
     """What names the facts of a skeleton in the cache: for one user, since owners matter."""
-    about = ["skeleton", _VERSION, directory, alone, sorted(whole), os.geteuid(), os.getegid()]
+    user = (os.geteuid(), os.getegid())
+    about = ["skeleton", _VERSION, directory, alone, sorted(whole), user]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def is_current(directory: str, facts: Mapping[str, Any]) -> bool:
-    """Whether what a skeleton was made from is as it was: one lstat(2) for each entry."""
+    """Whether what a skeleton was made from is as it was: one lstat(2) for each entry.
+
+    One of before the machine was started again is not: nobody has waited until it was on disk.
+    """
+    if facts.get("boot") != _boot():
+        return False
     try:
         return all(
             os.lstat(f"{directory}/{path}").st_ctime_ns == changed
@@ -127,6 +134,15 @@ def is_current(directory: str, facts: Mapping[str, Any]) -> bool:
         )
     except OSError:
         return False
+
+
+def _boot() -> str:
+    """What is different each time that the machine is started, random(4)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def survey(directory: str, *, alone: bool, whole: Collection[str] = ()) -> Skeleton:

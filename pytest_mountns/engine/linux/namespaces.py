@@ -21,6 +21,7 @@ from . import mountinfo, threads
 from . import syscalls as sys
 from .errno_advice import Doing, explain
 from .errors import SandboxError, Unavailable, said
+from .subordinate_ids import IdMaps, enter_mapped
 from .untouched import _signal, fcntl, open, os, posix, signal
 
 T = TypeVar("T")
@@ -68,10 +69,11 @@ def _twice(call: Callable[[], T]) -> T:
         return call()
 
 
-def enter_user_namespace(*, as_root: bool = False) -> None:
+def enter_user_namespace(*, as_root: bool = False, maps: IdMaps | None = None) -> None:
     """Enter a new user namespace that maps this process's uid and gid, user_namespaces(7).
 
-    ``as_root``: they are shown as 0 in it. Raises :class:`Unavailable` if that is refused.
+    ``as_root``: they are shown as 0 in it. ``maps``: they are mapped so, and others, too. Raises
+    :class:`Unavailable` if that is refused.
     """
     uid, gid = posix.geteuid(), posix.getegid()
     steps = (
@@ -84,6 +86,9 @@ def enter_user_namespace(*, as_root: bool = False) -> None:
     try:
         # A process that has changed its uid since its exec could not write its own maps otherwise.
         sys.prctl(sys.PR_SET_DUMPABLE, 1)
+        if maps is not None:
+            enter_mapped(maps, lambda: sys.unshare(sys.CLONE_NEWUSER))
+            return
         sys.unshare(sys.CLONE_NEWUSER)
         for path, text in steps:
             what, doing = f"write {text!r} to {path}", "id map"

@@ -43,13 +43,31 @@ def plan(spec: SandboxSpec, host: Host, features: Features, user: User | None = 
     root = host_root(host, features)
     steps = [*root, *system_trees(spec, host, features)]
     # Copies of the user's own lie between the host's files and the uppers.
-    below = root if host.writable_root is not None else ()
+    below = below_uppers(root) if host.writable_root is not None else ()
     return complete(spec, steps, features, user, below)
 
 
 def host_root(host: Host, features: Features) -> list[Step]:
     """The steps for the host's own root and everything that is mounted below it."""
     return _user_root(host) if features.user_namespace else _own_root(host)
+
+
+def below_uppers(steps: Sequence[Step]) -> list[Step]:
+    """What lies below the uppers of the host's root, the first of ``steps``, and what is in it.
+
+    A file that a sandbox gets a copy of is shown itself. A root of copies has nothing in ``/dev``,
+    and ``/dev/shm`` may be an overlay.
+    """
+    devices = [Bind("/dev", "/dev", read_only=True)] if _is_of_copies(steps[0]) else []
+    shown = [
+        Bind(step.path, step.path, read_only=True) if isinstance(step, Seed) else step
+        for step in steps
+    ]
+    return [*shown, *devices]
+
+
+def _is_of_copies(root: Step) -> bool:
+    return isinstance(root, Overlay) and "/" not in root.lowers
 
 
 def complete(

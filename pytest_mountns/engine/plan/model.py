@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias, final
 
 from ..linux.mountinfo import Mount
 from ..linux.overlayfs import TRUSTED, USER
+from ..linux.subordinate_ids import IdMaps
 
 #: Filesystems that show the state of the kernel, over which an overlay makes no sense.
 PSEUDO: Final = frozenset(
@@ -393,6 +394,10 @@ class Plan:
     user: User | None = None
     #: Whether the user namespace shows the user as root.
     fake_root: bool = False
+    #: The ids that such a namespace has; None if it is the user's own alone.
+    id_maps: IdMaps | None = None
+    #: Why it has no others, and what helps.
+    why_one_id: str = ""
 
     @property
     def uts_namespace(self) -> bool:

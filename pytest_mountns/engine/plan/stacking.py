@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from ..linux.mountinfo import is_below, owning
-from .decide import complete, host_root, mount_attributes, system_trees
+from .decide import below_uppers, complete, host_root, mount_attributes, system_trees
 from .model import (
     PSEUDO,
     Assemble,
@@ -153,17 +153,9 @@ def plan_layered(
     if spread.extra:
         rooted[1:] = sorted(rooted[1:], key=lambda step: getattr(step, "target", ""))
     steps = [*rooted, *system_trees(spec, host, features)]
-    return complete(spec, steps, features, user, root_filesystem=_below_uppers(rooted))
+    return complete(spec, steps, features, user, root_filesystem=below_uppers(rooted))
 
 
 def _model(target: str, lowers: Sequence[str]) -> str:
     """Whose attributes an overlay gets: a layer's directories have their own, ``/`` the host's."""
     return lowers[0] if target == "/" else ""
-
-
-def _below_uppers(steps: Sequence[Step]) -> list[Step]:
-    """What lies below the uppers: a file that a sandbox gets a copy of is shown itself."""
-    return [
-        Bind(step.path, step.path, read_only=True) if isinstance(step, Seed) else step
-        for step in steps
-    ]

@@ -27,6 +27,7 @@ from ..probe.trials import Trial
 
 if TYPE_CHECKING:
     from ..layers.session import Sources
+    from ..linux.subordinate_ids import IdMaps
     from .rootfs import RootPlanner
     from .writable_root import Copies
 
@@ -54,6 +55,8 @@ class Planner:
         self._root_planner: RootPlanner | None = None
         #: Made when a user is first shown as root.
         self._copies: Copies | None = None
+        #: What was found out about further ids then.
+        self._ids: tuple[Trial, IdMaps | None] | None = None
         #: The directory that must be importable in every root.
         self._project = places[0] if places else os.getcwd()
         self._run_directories: list[str] = []
@@ -117,8 +120,27 @@ class Planner:
             self._mounts_changed()
         known = self._plans.get(spec)
         if known is None:
-            known = self._plans[spec] = self._make(spec)
+            known = self._make(spec)
+            if known.fake_root:
+                known = self._with_ids(known)
+            self._plans[spec] = known
         return known
+
+    def _with_ids(self, plan: Plan) -> Plan:
+        """The plan of a user who is shown as root, with all ids that this user may map."""
+        if self._in_user_namespace:
+            why = (
+                "the pytest process is in a user namespace already, for tests that run inline;"
+                " --mountns-process=fork"
+            )
+            return dataclasses.replace(plan, why_one_id=why)
+        if self._ids is None:
+            from ..probe.subordinate_ids import probe_subordinate_ids
+
+            self._ids = probe_subordinate_ids()
+        trial, maps = self._ids
+        why = "" if maps else f"{trial.cause or trial.kernel}; {trial.remedy}"
+        return dataclasses.replace(plan, id_maps=maps, why_one_id=why)
 
     def unpack(self, spec: SandboxSpec) -> None:
         """Unpack the root and the layers of ``spec``, and copy directories: that may take long.

@@ -185,7 +185,9 @@ class Copies:
                 return held, tuple(facts["places"])
         found = skeleton.survey(path, alone=alone, whole=whole)
         self._report("copy directories of /", 0, 0)
-        held = cache.add("skeleton", found.diff_id, path, lambda fd: skeleton.fill(found, fd))
+        held = cache.add(
+            "skeleton", found.diff_id, path, lambda fd: skeleton.fill(found, fd), sync=False
+        )
         now = found.facts()
         cache.remember(question, now)
         if facts is not None and facts["diff_id"] != now["diff_id"]:

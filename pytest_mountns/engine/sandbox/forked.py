@@ -60,7 +60,7 @@ class ForkedEntry:
         if self.plan.user_namespace:
             if self.makes_user_namespace:
                 try:
-                    enter_user_namespace(as_root=self.plan.fake_root)
+                    enter_user_namespace(as_root=self.plan.fake_root, maps=self.plan.id_maps)
                 except SandboxError as error:
                     raise explain_forked_threads(error) from error
             else:

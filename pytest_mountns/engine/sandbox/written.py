@@ -17,6 +17,7 @@ from ..changes.entries import Contents
 from ..linux.errors import SandboxError
 from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace, make_stage, root_of
+from ..linux.subordinate_ids import IdMaps
 from ..linux.untouched import os
 from ..mount.root import mount_root_filesystem
 from ..plan.model import Layered, Plan
@@ -44,6 +45,9 @@ class Written:
     lower_namespace: int = -1
     #: The plan of the root filesystem that lies below the uppers; None if it is the reader's root.
     root_filesystem: Plan | None = None
+    #: Whether that namespace shows the user as root, and with which ids.
+    shown_as_root: bool = False
+    id_maps: IdMaps | None = None
 
     @classmethod
     def of(
@@ -61,7 +65,14 @@ class Written:
         uppers = Uppers.described(plan, scratch, description, shared_overlays)
         lower_namespace = layers.namespace if layers is not None else -1
         user_namespace = plan.features.user_namespace
-        return cls(uppers, user_namespace, lower_namespace, plan.root_filesystem)
+        return cls(
+            uppers,
+            user_namespace,
+            lower_namespace,
+            plan.root_filesystem,
+            plan.fake_root,
+            plan.id_maps,
+        )
 
     @classmethod
     def of_sandbox(cls, sandbox: Sandbox) -> Written:
@@ -141,7 +152,7 @@ class Written:
         # root filesystem is mounted in the new one.
         is_mounted = self.lower_namespace >= 0 or self.root_filesystem is None
         opened = self._open_lower() if is_mounted else []
-        enter_user_namespace()
+        enter_user_namespace(as_root=self.shown_as_root, maps=self.id_maps)
         opened = opened or self._open_lower()
         return action(opened[0]), opened
 

@@ -1,0 +1,164 @@
+"""Subordinate ids: further uids and gids for a user namespace of an ordinary user's.
+
+By himself a user can map one uid and one gid, user_namespaces(7). The set-user-ID programs
+newuidmap(1) and newgidmap(1) map the ranges that subuid(5) and subgid(5) give to that user. Only a
+process in the parent namespace can run them, so a process that enters a namespace forks one that
+stays behind and does it.
+"""
+
+from __future__ import annotations
+
+import pwd
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NamedTuple, final
+
+from . import syscalls
+from .errors import Unavailable
+from .processes import fork, reap
+from .untouched import open, os
+
+_PROGRAMS: Final = ("newuidmap", "newgidmap")
+_FILES: Final = ("/etc/subuid", "/etc/subgid")
+#: Seconds after which such a program is ended.
+_TIMEOUT: Final = 20
+#: How many ids are mapped at most: as many as login.defs(5) gives to a user.
+_MOST: Final = 65536
+_WHAT: Final = "map subordinate ids"
+_INSTALL: Final = "sudo apt install uidmap, or dnf install shadow-utils"
+
+
+class Range(NamedTuple):
+    """One line of a map: ids of the namespace, and those of its parent that they stand for."""
+
+    inside: int
+    outside: int
+    length: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class IdMaps:
+    """The maps of a namespace in which the user is root, and has further ids."""
+
+    uids: tuple[Range, ...]
+    gids: tuple[Range, ...]
+
+
+def find_maps() -> IdMaps:
+    """The maps that this user may have.
+
+    Raises :class:`Unavailable` if the programs are missing or no ranges are given to the user.
+    """
+    for program in _PROGRAMS:
+        if shutil.which(program) is None:
+            raise Unavailable(_WHAT, cause=f"{program} is not installed", remedy=_INSTALL)
+    names = {str(os.geteuid())}
+    try:
+        names.add(pwd.getpwuid(os.geteuid()).pw_name)
+    except KeyError:
+        # Ranges may be given to the number, too.
+        pass
+    found = []
+    for file, own in zip(_FILES, (os.geteuid(), os.getegid()), strict=True):
+        try:
+            with open(file, encoding="utf-8", errors="replace") as lines:
+                ranges = parse(lines.read(), names)
+        except OSError:
+            ranges = []
+        if not ranges:
+            user = sorted(names)[-1]
+            option = "--add-subuids" if file == _FILES[0] else "--add-subgids"
+            raise Unavailable(
+                _WHAT,
+                cause=f"{file} gives no range to user {user}",
+                remedy=f"sudo usermod {option} 100000-165535 {user}",
+            )
+        found.append(as_map(own, ranges))
+    return IdMaps(*found)
+
+
+def parse(text: str, names: set[str]) -> list[tuple[int, int]]:
+    """The ranges of a user, subuid(5): of each the first id and how many there are."""
+    ranges = []
+    for line in text.splitlines():
+        name, *numbers = line.strip().split(":")
+        if name in names and len(numbers) == 2 and all(number.isdigit() for number in numbers):
+            ranges.append((int(numbers[0]), int(numbers[1])))
+    return ranges
+
+
+def as_map(own: int, ranges: list[tuple[int, int]]) -> tuple[Range, ...]:
+    """A map that shows ``own`` as 0, and the ranges from 1 on."""
+    found = [Range(0, own, 1)]
+    for start, count in ranges:
+        first = found[-1].inside + found[-1].length
+        count = min(count, _MOST - first)
+        if count > 0:
+            found.append(Range(first, start, count))
+    return tuple(found)
+
+
+def enter_mapped(maps: IdMaps, enter: Callable[[], object]) -> None:
+    """Call ``enter``, which enters a user namespace, and have its ids mapped from outside.
+
+    Raises what ``enter`` raises, :class:`OSError` if there can be no process for it, and
+    :class:`Unavailable` if the programs refuse.
+    """
+    go_reader, go_writer = os.pipe()
+    said_reader, said_writer = os.pipe()
+    target = os.getpid()
+    try:
+        child = fork()
+        if child == 0:
+            os.close(go_writer)
+            _map_when_told(maps, target, go_reader, said_writer)
+        os.close(said_writer)
+        said_writer = -1
+        try:
+            enter()
+            os.write(go_writer, b"x")
+        finally:
+            os.close(go_writer)
+            go_writer = -1
+            said = b""
+            while piece := os.read(said_reader, 1 << 16):
+                said += piece
+            reap(child)
+    finally:
+        for fd in (go_reader, go_writer, said_reader, said_writer):
+            if fd >= 0:
+                os.close(fd)
+    if said != b"mapped":
+        raise Unavailable(
+            _WHAT,
+            said.decode(errors="replace") or "the process that was to do it has ended",
+            "the programs have no rights here, as in a container, or another user has the ranges",
+            "ls -l $(which newuidmap newgidmap); cat /etc/subuid /etc/subgid",
+        )
+
+
+def _map_when_told(maps: IdMaps, target: int, reader: int, writer: int) -> None:
+    """In the process that stays behind."""
+    try:
+        if os.read(reader, 1):
+            for program, ranges in zip(_PROGRAMS, (maps.uids, maps.gids), strict=True):
+                numbers = [str(number) for one in ranges for number in one]
+                done = subprocess.run(
+                    [program, str(target), *numbers],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    timeout=_TIMEOUT,
+                    check=False,
+                )
+                if done.returncode:
+                    os.write(writer, done.stdout[:1000] or program.encode())
+                    return
+            os.write(writer, b"mapped")
+    except Exception as error:  # noqa: BLE001 - for the other process to say
+        os.write(writer, repr(error).encode()[:1000])
+    finally:
+        syscalls.exit_now(0)
