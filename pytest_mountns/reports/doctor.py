@@ -13,6 +13,7 @@ from typing import Any, Final
 from ..engine.planning.planner import Planner
 from ..engine.probe.features import ProbeResult, probe_optional
 from ..engine.probe.guard import GUARD, probe_guard
+from ..engine.probe.subordinate_ids import SUBORDINATE_IDS, probe_subordinate_ids
 from ..engine.probe.trials import Trial
 
 #: The version of what :func:`facts` returns. It grows when a name changes its meaning or goes.
@@ -28,7 +29,10 @@ def examine(places: Sequence[str] = ()) -> ProbeResult:
     planner = Planner([*places, sys.prefix])
     try:
         findings = probe_optional(planner.findings)
-        return replace(findings, trials=(*findings.trials, probe_guard().trial))
+        more = [probe_guard().trial]
+        if findings.user_namespace:
+            more.insert(0, probe_subordinate_ids()[0])
+        return replace(findings, trials=(*findings.trials, *more))
     finally:
         planner.close()
 
@@ -41,6 +45,7 @@ def facts(findings: ProbeResult) -> dict[str, Any]:
     * ``here``: what is known of this machine: kernel, uid, container, sysctls, ...
     * ``trials``: what was tried, in order: ``name``, ``works``, ``needed`` and, if it has failed,
       ``errno``, ``kernel``, ``cause``, ``remedy`` and ``without``
+    * ``modes``: the ways in which tests can be run here, in words
     * ``capabilities``: the kernel's features that sandboxes are made with; null if none are made
     * ``read_only``: directories that are shown read-only because OverlayFS refuses them
     """
@@ -50,6 +55,7 @@ def facts(findings: ProbeResult) -> dict[str, Any]:
         "possible": features is not None,
         "here": findings.environment.as_data(),
         "trials": [asdict(trial) for trial in findings.trials],
+        "modes": modes(findings),
         "capabilities": None if features is None else asdict(features),
         "read_only": sorted(findings.unlayerable),
     }
@@ -64,14 +70,29 @@ def lines(findings: ProbeResult) -> Iterator[str]:
         yield f"no     overlay of {path}"
         yield "         without it: it is shown read-only"
     features = findings.features
+    if given := modes(findings):
+        yield f"modes  {', '.join(given)}"
     if features is None:
-        guarded = any(trial.name == GUARD and trial.works for trial in findings.trials)
+        guarded = "guard" in given
         yield "tests cannot be isolated here" + (
             "; with --mountns-unavailable=guard they are kept from writing" if guarded else ""
         )
         return
     how = "in a user namespace" if features.user_namespace else "as root"
     yield f"tests can be isolated here, {how}"
+
+
+def modes(findings: ProbeResult) -> list[str]:
+    """The ways in which tests can be run here, in words, the best first."""
+    works = {trial.name for trial in findings.trials if trial.works}
+    found = []
+    if findings.features is not None:
+        how = "in a user namespace" if findings.user_namespace else "as root"
+        found.append(f"sandbox {how}")
+    if findings.user_namespace:
+        others = "with other users" if SUBORDINATE_IDS in works else "with one user"
+        found.append(f'user="root" {others}')
+    return [*found, *["guard"] * (GUARD in works)]
 
 
 def _lines_of(trial: Trial) -> Iterator[str]:

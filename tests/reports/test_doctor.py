@@ -136,6 +136,20 @@ def test_facts_where_it_is_impossible() -> None:
     assert [(trial["name"], trial["errno"]) for trial in failed] == [("user namespace", "ENOSPC")]
 
 
+@pytest.mark.sandboxes
+def test_modes() -> None:
+    """What the trials mean for tests: sandboxes, other users, a guard."""
+    findings = doctor.examine()
+    given = doctor.modes(findings)
+    names = {trial.name: trial.works for trial in findings.trials}
+    assert given[0].startswith("sandbox")
+    assert ("guard" in given) is names["guard (Landlock)"]
+    if findings.user_namespace:
+        others = "other users" if names["subordinate ids"] else "one user"
+        assert f'user="root" with {others}' in given
+    assert f"modes  {', '.join(given)}" in list(doctor.lines(findings))
+
+
 def test_a_wrong_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as info:
         doctor.main(["--yaml"])
@@ -147,6 +161,7 @@ def test_a_wrong_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 PLAIN = Environment(kernel="6.8.0-45-generic", sys_admin=False)
 UBUNTU = replace(PLAIN, sysctls={"kernel.apparmor_restrict_unprivileged_userns": 1})
+CONFINED = replace(PLAIN, apparmor_userns="unprivileged_userns")
 DEBIAN = replace(PLAIN, sysctls={"kernel.unprivileged_userns_clone": 0})
 ROOT = Environment(kernel="6.8.0-45-generic")
 
@@ -157,6 +172,7 @@ ROOT = Environment(kernel="6.8.0-45-generic")
         ("user namespace", "EPERM", UBUNTU, True, "AppArmor", "restrict_unprivileged_userns=0"),
         ("user namespace", "EACCES", UBUNTU, True, "AppArmor", "userns,"),
         ("mount namespace", "EPERM", UBUNTU, True, "AppArmor", "sudo"),
+        ("user namespace", "EACCES", CONFINED, True, "unprivileged_userns", "userns,"),
         ("user namespace", "EPERM", DEBIAN, True, "userns_clone is 0", "userns_clone=1"),
         (
             "mount namespace",

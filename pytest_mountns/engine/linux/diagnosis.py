@@ -24,6 +24,10 @@ _PODMAN: Final = (
     "podman run --privileged, or --cap-add SYS_ADMIN --security-opt seccomp=unconfined"
     " --security-opt unmask=ALL"
 )
+_APPARMOR_REMEDY: Final = (
+    "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile"
+    " with the rule `userns,` for this Python, or run under sudo"
+)
 #: Steps that only a newer Linux can do: the first version that can, and the error of older ones.
 _SINCE: Final = {
     "new mount API": ((5, 12), "ENOSYS"),
@@ -157,12 +161,19 @@ def _chroot(step: str, errno: str, here: Environment) -> Advice | None:
 def _as_user(step: str, errno: str, here: Environment) -> Advice | None:
     if errno not in _REFUSALS or step not in ("user namespace", "mount namespace", "tmpfs"):
         return None
+    if here.apparmor_userns:
+        return (
+            "AppArmor has put the process under its profile"
+            f" {here.apparmor_userns} when it made the user namespace, and that profile gives no"
+            " capability (kernel.apparmor_restrict_unprivileged_userns is 1, as in Ubuntu 23.10 and"
+            " later)",
+            _APPARMOR_REMEDY,
+        )
     if here.sysctls.get("kernel.apparmor_restrict_unprivileged_userns") == 1 and not here.sys_admin:
         return (
             "AppArmor lets unprivileged users make user namespaces and then do nothing in them"
             " (kernel.apparmor_restrict_unprivileged_userns is 1, as in Ubuntu 23.10 and later)",
-            "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile"
-            " with the rule `userns,` for this Python, or run under sudo",
+            _APPARMOR_REMEDY,
         )
     if here.sysctls.get("kernel.unprivileged_userns_clone") == 0:
         return (

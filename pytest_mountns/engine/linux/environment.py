@@ -48,6 +48,8 @@ class Environment:
     seccomp: bool = False
     #: The AppArmor profile of the process without its mode, "" if there is none.
     apparmor: str = ""
+    #: The profile that AppArmor puts a process under which makes a user namespace, "" if none.
+    apparmor_userns: str = ""
     #: Whether the process is in another user namespace than the machine's first one.
     nested: bool = False
     #: The name of the container engine, "a container" if it is not known which one, else "".
@@ -103,7 +105,7 @@ def read_environment() -> Environment:
         uid=os.geteuid(),
         sys_admin=bool(effective >> CAP_SYS_ADMIN & 1),
         seccomp=status.get("Seccomp", "0").strip() == "2",
-        apparmor=_apparmor(),
+        apparmor=apparmor_profile(),
         nested=_text("/proc/self/uid_map").split() not in ([], ["0", "0", "4294967295"]),
         container=_container(),
         overlay="overlay" in _text("/proc/filesystems").split(),
@@ -123,7 +125,8 @@ def _text(path: str) -> str:
         return ""
 
 
-def _apparmor() -> str:
+def apparmor_profile() -> str:
+    """The AppArmor profile of this process without its mode, "" if there is none."""
     # The first file is AppArmor's own. The second one, which older kernels have, may be that of
     # another security module: see proc_pid_attr(5).
     for path in ("/proc/self/attr/apparmor/current", "/proc/self/attr/current"):

@@ -147,7 +147,8 @@ class Planner:
 
         If that fails, nothing is raised here: :meth:`plan` raises it again.
         """
-        features = self.findings.features
+        takes_long = _has_root(spec) or spec.user == "root"
+        features = self.findings.features if takes_long else None
         with contextlib.suppress(SandboxError):
             if features is not None and _has_root(spec):
                 self._roots().unpack(spec, features)

@@ -15,7 +15,7 @@ from typing import Final, final
 from ..linux import syscalls as sys
 from ..linux.attributes import OVERFLOW_ID
 from ..linux.diagnosis import diagnose
-from ..linux.environment import Environment, read_environment
+from ..linux.environment import Environment, apparmor_profile, read_environment
 from ..linux.errors import SandboxError
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
@@ -86,6 +86,7 @@ def probe(places: Sequence[str]) -> ProbeResult:
                 findings, user_namespace = as_user, True
     finally:
         uppers.close()
+    here = replace(here, apparmor_userns=findings.environment.apparmor_userns)
     trials = tuple(_diagnosed(trial, here, user_namespace) for trial in findings.trials)
     return replace(findings, trials=trials, environment=here)
 
@@ -160,7 +161,8 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     steps = try_in_child(lambda: _try_steps(found[0], wanted, user_namespace))
     trials = [*log.trials, *(Trial(**trial) for trial in steps["trials"])]
     if any(trial.needed and not trial.works for trial in trials):
-        return ProbeResult(tuple(trials), None)
+        known = Environment(apparmor_userns=steps.get("apparmor", ""))
+        return ProbeResult(tuple(trials), None, environment=known)
     features = Features(user_namespace, **steps["features"])
     # If a tmpfs cannot be an upper, each of the three processes below has a directory on disk.
     directories: list[str | None] = [None] * 3
@@ -204,10 +206,11 @@ def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answe
     In at least one of the directories ``wanted`` it must be possible to write.
     """
     log = TrialLog(user_namespace)
+    before = apparmor_profile()
     if user_namespace and not log.attempt("user namespace", _enter_user_namespace):
-        return log.answer()
+        return log.answer(apparmor=_other_profile(before))
     if not log.attempt("mount namespace", lambda: enter_mount_namespace(user_namespace)):
-        return log.answer()
+        return log.answer(apparmor=_other_profile(before))
     # The sandboxes of root always have a UTS namespace.
     uts = user_namespace or log.attempt("UTS namespace", lambda: sys.unshare(sys.CLONE_NEWUTS))
     if not uts:
@@ -243,6 +246,12 @@ def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answe
     refused, detached = _try_overlays(log, host, wanted, features, None)
     kinds["detached_uppers"] = detached
     return log.answer(features=kinds, unlayerable=refused)
+
+
+def _other_profile(before: str) -> str:
+    """The AppArmor profile that this process has got by making a user namespace, "" if none."""
+    now = apparmor_profile()
+    return now if now != before else ""
 
 
 def _try_on_disk(
