@@ -223,6 +223,91 @@ def test_another(): assert False
     assert "newuidmap is not installed; sudo apt install uidmap" in text
 
 
+def test_with_other_keys(pytester: pytest.Pytester) -> None:
+    layer = pytester.path / "layer"
+    (layer / "etc").mkdir(parents=True)
+    (layer / "etc/of-layer").write_text("layer")
+    (layer / "opt/deep").mkdir(parents=True)
+    result = run(
+        pytester,
+        f"""
+LAYER = "{layer}"
+"""
+        """
+with_keys = lambda **keys: pytest.mark.mountns(user="root", **keys)
+
+
+@pytest.fixture(autouse=True)
+def writes(destroyer, overlay_root):
+    destroyer("/etc")
+    Path("/etc/hosts").write_text("x")
+    os.mkdir("/var/new")
+    assert overlay_root.changes() == {"/etc/hosts": "modified", "/var/new": "added"}
+
+
+@with_keys(upper="disk")
+def test_disk(): pass
+
+
+@with_keys(pid=True, network="none", hostname="box")
+def test_namespaces(): assert os.getpid() == 2
+
+
+@with_keys(size="64m", inodes=20000)
+def test_limits(): pass
+
+
+@with_keys(tmpfs=["/etc/empty"], volumes=[f"{LAYER}:/opt/volume"])
+def test_mounts():
+    assert os.listdir("/etc/empty") == [] and os.listdir("/opt/volume")
+
+
+@with_keys(layers=[LAYER])
+def test_layers():
+    assert Path("/etc/of-layer").read_text() == "layer" and os.path.isdir("/opt/deep")
+    Path("/etc/of-layer").write_text("x")
+
+
+def test_bind(bind_volume):
+    bind_volume(LAYER, "/var/lib/volume")
+    assert os.listdir("/var/lib/volume")
+
+
+def test_checkpoint(overlay_root):
+    with overlay_root.checkpoint():
+        Path("/etc/new").write_text("")
+    assert not os.path.exists("/etc/new") and os.path.exists("/var/new")
+""",
+    )
+    result.assert_outcomes(passed=7)
+
+
+def test_a_root_that_is_read_only(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+pytestmark = pytest.mark.mountns(user="root", read_only=True)
+
+def test_file(): Path("/etc/hosts").write_text("")
+def test_directory(): os.mkdir("/new")
+""",
+    )
+    result.assert_outcomes(failed=2)
+    assert not os.path.exists("/new")
+
+
+def test_a_command(pytester: pytest.Pytester) -> None:
+    result = pytester.run(
+        *(Path(sys.executable).with_name("pytest-mountns"), "run", "--user", "root", "--"),
+        *("sh", "-c", "id -u; echo 10.0.0.1 box >> /etc/hosts; rm -rf /etc/passwd"),
+    )
+    assert result.outlines[0] == "0"
+    text = result.stderr.str()
+    assert "+10.0.0.1 box" in text
+    assert "passwd" in text
+    assert os.path.exists("/etc/passwd")
+
+
 def test_inline_tests_beside(pytester: pytest.Pytester) -> None:
     """The pytest process has entered a user namespace for them: its tests can be shown as root."""
     result = run(

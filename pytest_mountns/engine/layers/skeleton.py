@@ -61,6 +61,8 @@ _MOST_ENTRIES: Final = 200_000
 _GROWING: Final = ("/var/log/", "/run/")
 #: Above the granularity of a file's times (10 ms at most, one tick of the kernel's clock).
 _TICK: Final = 20_000_000
+#: Stands for the time of the last change where that is not to be asked for.
+_UNKNOWN: Final = -1
 _VERSION: Final = 1
 
 
@@ -107,7 +109,7 @@ class Skeleton:
             "changed": {
                 entry.path: entry.changed
                 for entry in self.entries
-                if entry.kind != "file" or not self._grows(entry)
+                if entry.changed != _UNKNOWN and not (entry.kind == "file" and self._grows(entry))
             },
             "places": [entry.path for entry in self.entries if entry.kind == "place"],
         }
@@ -145,12 +147,19 @@ def _boot() -> str:
         return ""
 
 
-def survey(directory: str, *, alone: bool, whole: Collection[str] = ()) -> Skeleton:
+def survey(
+    directory: str,
+    *,
+    alone: bool,
+    whole: Collection[str] = (),
+    untouched: Collection[str] = (),
+) -> Skeleton:
     """Find what a skeleton of ``directory`` has to have.
 
     ``alone``: of its entries only, and to stand without a lower beneath. ``whole`` are directories
-    of which it has everything even so: this one, or in it. Raises :class:`OSError` if it cannot be
-    looked at.
+    of which it has everything even so: this one, or in it. ``untouched`` are mountpoints, on which
+    a system call may block for ever: nothing is asked about them. Raises :class:`OSError` if it
+    cannot be looked at.
     """
     own = (os.geteuid(), os.getegid())
     now = time.time_ns()
@@ -172,8 +181,13 @@ def survey(directory: str, *, alone: bool, whole: Collection[str] = ()) -> Skele
         for entry in _listing(place):
             name = f"{path}/{entry.name}" if path else entry.name
             try:
+                if entry.path in untouched:
+                    raise OSError
                 status = entry.stat(follow_symlinks=False)
             except OSError:
+                # Another user's FUSE mount refuses to be looked at; it is mounted as it is.
+                if alone and entry.is_dir(follow_symlinks=False):
+                    entries.append(Entry(name, "directory", 0o755, _UNKNOWN, 0))
                 continue
             if len(entries) >= _MOST_ENTRIES:
                 break

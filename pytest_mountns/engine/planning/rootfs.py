@@ -17,7 +17,7 @@ from ..linux.errors import LayerError, Unavailable
 from ..linux.mountinfo import is_below
 from ..linux.untouched import os
 from ..plan.decide import host_root, is_system
-from ..plan.model import EMPTY, Assemble, Features, Host, Overlay, Plan, Upper, User
+from ..plan.model import EMPTY, Assemble, Bind, Features, Host, Overlay, Plan, Upper, User
 from ..plan.spec import SandboxSpec, SpecError
 from ..plan.stacking import Foreign, Spread, plan_foreign, plan_layered
 from .python_runtime import Runtime, survey_runtime
@@ -184,13 +184,19 @@ def _check_mountpoint(path: str, layers: Iterable[str]) -> None:
                 )
 
 
+def _step_over(path: str, steps: Sequence[object]) -> object:
+    """The step that mounts what ``path`` lies on."""
+    over = [step for step in steps if isinstance(step, Overlay | Assemble | Bind)]
+    over = [step for step in over if path == step.target or is_below(path, step.target)]
+    return max(over, key=lambda step: len(step.target), default=None)
+
+
 def _extra_directories(layers: Sequence[str], host: Host, steps: Sequence[object]) -> list[str]:
     """Directories to stack layers on that an ordinary user cannot write to.
 
     ``steps`` of the plan make no overlays for those. Raises :class:`Unavailable` if a layer has
     something in a directory that no overlay can be made for.
     """
-    whole = [step.target for step in steps if isinstance(step, Overlay)]
     mixed = [step.target for step in steps if isinstance(step, Assemble)]
     points = [*(mount.mountpoint for mount in host.mounts), *host.dead]
     found: list[str] = []
@@ -200,7 +206,7 @@ def _extra_directories(layers: Sequence[str], host: Host, steps: Sequence[object
         names = {name for layer in _parts(layers, place) for name in os.listdir(layer)}
         for name in sorted(names):
             path = os.path.join(place, name)
-            if is_system(path) or path in whole:
+            if is_system(path) or isinstance(_step_over(path, steps), Overlay):
                 continue
             is_directory = os.path.isdir(path) and not os.path.islink(path)
             if is_directory and bool(_parts(layers, path)):

@@ -43,6 +43,8 @@ class Division:
     copied: tuple[str, ...] = ()
     #: Entries of parted ones that are shown as they are.
     binds: tuple[str, ...] = ()
+    #: Mountpoints that nothing may touch.
+    untouched: frozenset[str] = frozenset()
 
     def without(self, refused: Collection[str]) -> Division:
         """The same, but the kernel has refused these as lowers: they are shown as they are."""
@@ -70,8 +72,13 @@ def divide(wanted: Sequence[str] | None, host: Host, avoid: str) -> Division:
                 )
             if not any(is_below(path, other) for other in places):
                 found.visit(path)
+    automatic = (mount.mountpoint for mount in host.mounts if mount.fstype == "autofs")
     return Division(
-        tuple(found.whole), tuple(found.parted), tuple(found.copied), tuple(found.binds)
+        tuple(found.whole),
+        tuple(found.parted),
+        tuple(found.copied),
+        tuple(found.binds),
+        frozenset((*host.dead, *automatic)),
     )
 
 
@@ -150,7 +157,8 @@ class Copies:
         alone = [one for one in division.copied if os.path.dirname(one) not in division.parted]
         for path in (*division.parted, *alone):
             whole = [one for one in division.copied if one == path or os.path.dirname(one) == path]
-            held, places = self._skeleton(path, alone=True, whole=whole)
+            untouched = division.untouched
+            held, places = self._skeleton(path, alone=True, whole=whole, untouched=untouched)
             overlays.append((path, (held.path,)))
             binds += [os.path.join(path, name) for name in places]
         for path in division.whole:
@@ -161,21 +169,31 @@ class Copies:
         return WritableRoot(tuple(sorted(overlays)), tuple(binds))
 
     def _skeleton(
-        self, path: str, *, alone: bool, whole: Collection[str] = ()
+        self,
+        path: str,
+        *,
+        alone: bool,
+        whole: Collection[str] = (),
+        untouched: Collection[str] = (),
     ) -> tuple[Held, tuple[str, ...]]:
         """The copies for a directory, and the files in it that are to be mounted."""
         question = skeleton.question(path, alone=alone, whole=whole)
         known = self._held.get(question)
         if known is None:
             try:
-                known = self._find(question, path, alone, whole)
+                known = self._find(question, path, alone, whole, untouched)
             except OSError as error:
                 raise SandboxError(f"copy the directories of {path}", said(error)) from error
             self._held[question] = known
         return known
 
     def _find(
-        self, question: str, path: str, alone: bool, whole: Collection[str]
+        self,
+        question: str,
+        path: str,
+        alone: bool,
+        whole: Collection[str],
+        untouched: Collection[str],
     ) -> tuple[Held, tuple[str, ...]]:
         cache = self._cache
         facts = cache.recall(question)
@@ -183,7 +201,7 @@ class Copies:
             held = cache.hold("skeleton", facts["diff_id"])
             if held is not None:
                 return held, tuple(facts["places"])
-        found = skeleton.survey(path, alone=alone, whole=whole)
+        found = skeleton.survey(path, alone=alone, whole=whole, untouched=untouched)
         self._report("copy directories of /", 0, 0)
         held = cache.add(
             "skeleton", found.diff_id, path, lambda fd: skeleton.fill(found, fd), sync=False

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 import pytest
 
+from pytest_mountns.engine.layers import skeleton
 from pytest_mountns.engine.layers.cache import Cache
 from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
 from pytest_mountns.engine.plan.decide import plan
@@ -25,6 +26,7 @@ from pytest_mountns.engine.sandbox.sandbox import Sandbox
 from tests.helpers.worlds import (
     BASE,
     ODD_NAMES,
+    bind,
     content,
     features_of,
     host_unchanged,
@@ -64,8 +66,10 @@ def prepare() -> None:
         roots(f"{TREE}/odd/{name}")
 
 
-def planned(writable: tuple[str, ...] | None, copies: Copies) -> Plan:
+def planned(writable: tuple[str, ...] | None, copies: Copies, api: str) -> Plan:
     features = features_of("user")
+    if api != "best":
+        features = dataclasses.replace(features, new_api=api != "classic", detached_uppers=False)
     host = survey(user_namespace=True, places=[BASE])
     made = copies.make(copies.divide(writable, host))
     spec = SandboxSpec(user="root", writable=writable)
@@ -76,12 +80,13 @@ def as_root_of(
     function: Callable[[Sandbox], T],
     writable: tuple[str, ...] | None = (TREE,),
     prepare: Callable[[], object] = prepare,
+    api: str = "best",
 ) -> T:
     """Call ``function`` in the sandbox of a user who is shown as root. Root's tree stays."""
 
     def world() -> T:
         copies = Copies(cache=Cache(CACHE))
-        wanted = planned(writable, copies)
+        wanted = planned(writable, copies, api)
 
         def test() -> T:
             outside = os.readlink("/proc/self/ns/mnt")
@@ -167,8 +172,12 @@ def test_files_below_etc_are_edited_in_place() -> None:
     assert content("/etc/passwd") == before
 
 
-def test_the_whole_root() -> None:
+@pytest.mark.parametrize("api", ["best", "attached", "classic"])
+def test_the_whole_root(api: str) -> None:
+    """On newer kernels, on those before Linux 6.15, and by mount(2)."""
+
     def test(sandbox: Sandbox) -> tuple[bool, list[str]]:
+        assert {name: os.path.realpath(f"/{name}") for name in os.listdir("/")} == on_host
         with open("/proc/self/mountinfo") as table:
             assert any(line.split()[4] == "/" and " - overlay " in line for line in table)
         subprocess.run(["rm", "-rf", "/etc"], check=True)
@@ -177,8 +186,9 @@ def test_the_whole_root() -> None:
         gone = not os.path.exists("/etc")
         return gone, [p for p in sandbox.changes().paths() if not p.startswith("/etc/")]
 
+    on_host = {name: os.path.realpath(f"/{name}") for name in os.listdir("/")}
     wanted = ["/directory of the test", "/etc", "/usr/local/bin/program"]
-    assert as_root_of(test, None) == (True, wanted)
+    assert as_root_of(test, None, api=api) == (True, wanted)
     assert os.path.exists("/etc/passwd")
 
 
@@ -204,6 +214,44 @@ def test_mounts_in_the_way() -> None:
         *("/a/b/c/new", "/a/b/mount/inner", "/a/b/mount/new", "/a/b/new", "/a/new"),
         *("/a/read-only/new", "/new"),
     ]
+
+
+@pytest.mark.parametrize("writable", [None, ("/etc",)], ids=["all", "etc"])
+def test_a_file_that_is_mounted_over_another(writable: tuple[str, ...] | None) -> None:
+    """As container engines mount /etc/hosts: it is shown, and the copy can be written to."""
+
+    def prepare_hosts() -> None:
+        prepare()
+        roots(f"{BASE}/hosts", "mounted\n")
+        bind(f"{BASE}/hosts", "/etc/hosts")
+
+    def test(sandbox: Sandbox) -> tuple[str, list[str]]:
+        with open("/etc/hosts", "a") as file:
+            file.write("more\n")
+        return content("/etc/hosts"), sandbox.changes().matching("/etc").paths()
+
+    assert as_root_of(test, writable, prepare_hosts) == ("mounted\nmore\n", ["/etc/hosts"])
+
+
+def test_a_mount_that_does_not_answer_is_left_alone() -> None:
+    """It is an empty directory in the sandbox, and nothing asks about it."""
+
+    def world() -> tuple[str, ...]:
+        host = dataclasses.replace(
+            survey(user_namespace=True, places=[BASE]), dead=(f"{TREE}/a/dead",)
+        )
+        copies = Copies(cache=Cache(CACHE))
+        division = copies.divide((TREE,), host)
+        copies.close()
+        found = skeleton.survey(f"{TREE}/a", alone=True, untouched=division.untouched)
+        assert f"{TREE}/a" in division.parted
+        return tuple(e.path for e in found.entries if e.path == "dead" and e.changed < 0)
+
+    def prepare_dead() -> None:
+        prepare()
+        roots(f"{TREE}/a/dead")
+
+    assert in_world(world, "user", prepare_dead) == ("dead",)
 
 
 def test_copies_are_made_anew_when_the_host_has_changed() -> None:
