@@ -83,6 +83,18 @@ def _own_configuration(request: pytest.FixtureRequest) -> None:
         pytester.makeini("[pytest]")
 
 
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for the copies of the host's directories: to make them takes seconds."""
+    return tmp_path_factory.mktemp("copies")
+
+
+@pytest.fixture
+def shared_copies(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the suites under test share them. Their cache is not in their home directory then."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(copies))
+
+
 @pytest.fixture
 def host_mounts() -> Callable[[], bytes]:
     """The mount table of this process."""

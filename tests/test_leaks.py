@@ -16,6 +16,7 @@ import pytest
 pytestmark = [
     pytest.mark.sandboxes,
     pytest.mark.no_mountns(reason="looks for what tests leave on the machine"),
+    pytest.mark.usefixtures("shared_copies"),
 ]
 
 #: The beginning of each suite. `keys` are those of the mark.

@@ -20,6 +20,7 @@ from .test_leaks import HEAD, WAYS, run
 pytestmark = [
     pytest.mark.sandboxes,
     pytest.mark.no_mountns(reason="looks for what tests leave on the machine"),
+    pytest.mark.usefixtures("shared_copies"),
 ]
 
 _PATIENCE = 30.0

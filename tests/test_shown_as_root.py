@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.sandboxes,
     pytest.mark.no_mountns(reason="an ordinary user's sandboxes do not nest so deep"),
     pytest.mark.skipif(os.geteuid() == 0, reason="about ordinary users"),
+    pytest.mark.usefixtures("shared_copies"),
 ]
 
 HEAD = """
@@ -35,17 +36,6 @@ def sh(script):
     assert done.returncode == 0
     return done.stdout
 """
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copies of the host's directories: to make them takes seconds."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
 def run(pytester: pytest.Pytester, suite: str, *arguments: str) -> pytest.RunResult:
