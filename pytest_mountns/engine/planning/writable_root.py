@@ -9,6 +9,7 @@ the same way, and so is the directory that contains the cache, since lowers must
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, final
@@ -16,7 +17,7 @@ from typing import Final, final
 from ..layers import skeleton
 from ..layers.cache import Cache, Held
 from ..layers.resolve import Report
-from ..linux.errors import SandboxError, said
+from ..linux.errors import LayerError, SandboxError, said
 from ..linux.mountinfo import is_below, owning
 from ..linux.untouched import os
 from ..plan.decide import is_system
@@ -144,6 +145,8 @@ class Copies:
         self._report = report or (lambda what, done, total: None)
         self._cache = cache or Cache()
         self._held: dict[str, tuple[Held, tuple[str, ...]]] = {}
+        #: Names of skeletons that others have taken the place of.
+        self._old: list[str] = []
 
     def divide(self, wanted: Sequence[str] | None, host: Host) -> Division:
         """See :func:`divide`."""
@@ -209,11 +212,16 @@ class Copies:
         now = found.facts()
         cache.remember(question, now)
         if facts is not None and facts["diff_id"] != now["diff_id"]:
-            cache.drop("skeleton", facts["diff_id"])
+            self._old.append(facts["diff_id"])
         return held, tuple(now["places"])
 
     def close(self) -> None:
-        """Allow the cache to remove them."""
+        """Allow the cache to remove them, and remove those that have become old."""
         for held, _ in self._held.values():
             held.release()
         self._held.clear()
+        # Only now: to remove ten thousand directories takes a while on some disks.
+        while self._old:
+            with contextlib.suppress(LayerError):
+                # Another session may be doing it.
+                self._cache.drop("skeleton", self._old.pop())
