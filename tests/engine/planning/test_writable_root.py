@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from pytest_mountns.engine.layers import skeleton
 from pytest_mountns.engine.layers.cache import Cache
 from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
+from pytest_mountns.engine.linux.syscalls import MS_RDONLY
 from pytest_mountns.engine.plan.decide import plan
 from pytest_mountns.engine.plan.model import Plan
 from pytest_mountns.engine.plan.spec import SandboxSpec, SpecError
@@ -28,11 +30,13 @@ from tests.helpers.worlds import (
     ODD_NAMES,
     bind,
     content,
+    errno_of,
     features_of,
     host_unchanged,
     in_child,
     in_world,
     mount_tmpfs,
+    remount,
     skip_unless_in_memory,
     tree,
 )
@@ -200,19 +204,21 @@ def test_mounts_in_the_way() -> None:
             mount_tmpfs(place)
             os.chown(place, 0, 0)
             roots(f"{place}/inner/file", "old")
+        remount(f"{TREE}/a/read-only", MS_RDONLY)
 
     def test(sandbox: Sandbox) -> list[str]:
         os.chdir(TREE)
-        for place in (".", "a", "a/b", "a/b/c", "a/b/mount", "a/b/mount/inner", "a/read-only"):
+        for place in (".", "a", "a/b", "a/b/c", "a/b/mount", "a/b/mount/inner"):
             Path(place, "new").write_text("")
+        assert errno_of(Path("a/read-only/new").touch) == errno.EROFS
+        assert content("a/read-only/inner/file") == "old"
         assert content("a/b/mount/inner/file") == "old"
         assert content("a/b/c/file") == "old"
         shutil.rmtree("a/b/c/../mount/inner")
         return [path[len(TREE) :] for path in sandbox.changes().paths() if path.startswith(TREE)]
 
     assert as_root_of(test, prepare=prepare_mounts) == [
-        *("/a/b/c/new", "/a/b/mount/inner", "/a/b/mount/new", "/a/b/new", "/a/new"),
-        *("/a/read-only/new", "/new"),
+        *("/a/b/c/new", "/a/b/mount/inner", "/a/b/mount/new", "/a/b/new", "/a/new", "/new"),
     ]
 
 
