@@ -17,7 +17,7 @@ import pytest_mountns
 PACKAGE: Final = "pytest_mountns"
 Imports = Mapping[str, frozenset[str]]
 
-_ENGINE: Final = "linux plan changes mount layers sandbox probe planning"
+_ENGINE: Final = "linux plan changes faults mount layers sandbox probe planning"
 #: What each package may import, besides the standard library, pytest (outside of the engine) and
 #: itself. "engine" stands for all packages of the engine.
 ARROWS: Final[Mapping[str, str]] = {
@@ -25,6 +25,7 @@ ARROWS: Final[Mapping[str, str]] = {
     "engine.linux": "",
     "engine.plan": "engine.linux",
     "engine.changes": "engine.linux engine.plan",
+    "engine.faults": "engine.linux engine.plan engine.changes",
     "engine.mount": "engine.linux engine.plan",
     "engine.layers": "engine.linux engine.plan engine.changes",
     "engine.sandbox": "engine.linux engine.plan engine.changes engine.mount engine.layers",

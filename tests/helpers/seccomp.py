@@ -34,6 +34,7 @@ _NUMBERS: Final = {
     "mount": (165, 40),
     "mknodat": (259, 33),
     "pivot_root": (155, 41),
+    "seccomp": (317, 277),
     "setns": (308, 268),
     "setxattr": (188, 5),
     "umount2": (166, 39),

@@ -1,0 +1,1 @@
+"""Supervises the system calls of a process tree: crashes it, cuts its power, makes calls fail."""

@@ -1,0 +1,148 @@
+"""Seccomp filters: which system calls stop and ask a supervisor, seccomp(2) and seccomp_unotify(2).
+
+A filter stays on a process for good, and on everything that this starts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from collections.abc import Collection
+from typing import Final
+
+from ..linux import syscalls
+from ..linux.errors import SandboxError, Unavailable, errno_name
+from .calls import (
+    CALLS,
+    IO_URING_SETUP,
+    MAKING_FLAGS,
+    MAP_SHARED,
+    OPEN_FLAGS,
+    Architecture,
+    Call,
+)
+
+# <linux/bpf_common.h>
+_LOAD: Final = 0x20
+_JUMP_EQUAL: Final = 0x15
+_JUMP_SET: Final = 0x45
+_RETURN: Final = 0x06
+# <linux/seccomp.h>
+_ALLOW: Final = 0x7FFF0000
+_NOTIFY: Final = 0x7FC00000
+_ERRNO: Final = 0x00050000
+_SET_MODE_FILTER: Final = 1
+_NEW_LISTENER: Final = 1 << 3
+# struct seccomp_data: int nr; __u32 arch; __u64 instruction_pointer; __u64 args[6];
+_NUMBER: Final = 0
+_ARCHITECTURE: Final = 4
+_ARGUMENTS: Final = 16
+
+_SYS_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def _instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, yes, no, value)
+
+
+def program(architecture: Architecture, names: Collection[str], *, changes_only: bool) -> bytes:
+    """The filter that stops these calls, as ``struct sock_filter[]``.
+
+    ``changes_only``: an open that neither makes nor empties a file, and a private mapping, are not
+    stopped; the kernel answers them at its own speed. The calls of another architecture (32-bit
+    programs) are always stopped. io_uring_setup(2) fails with ENOSYS, since what is written through
+    a ring makes no system calls; libraries then fall back to those.
+    """
+    blocks = [
+        _instruction(_LOAD, _ARCHITECTURE),
+        _instruction(_JUMP_EQUAL, architecture.audit, yes=1),
+        _instruction(_RETURN, _NOTIFY),
+        _instruction(_LOAD, _NUMBER),
+        _instruction(_JUMP_EQUAL, IO_URING_SETUP, no=1),
+        _instruction(_RETURN, _ERRNO | errno.ENOSYS),
+    ]
+    for call in CALLS:
+        number = call.numbers[architecture.column]
+        if number is None or call.name not in names:
+            continue
+        rest = [_instruction(_RETURN, _NOTIFY)]
+        if changes_only and (test := _condition(call)) is not None:
+            argument, bits = test
+            rest = [
+                # The low half of the argument: both architectures are little-endian.
+                _instruction(_LOAD, _ARGUMENTS + 8 * argument),
+                _instruction(_JUMP_SET, bits, no=1),
+                *rest,
+                _instruction(_RETURN, _ALLOW),
+            ]
+        blocks += [_instruction(_JUMP_EQUAL, number, no=len(rest)), *rest]
+    blocks.append(_instruction(_RETURN, _ALLOW))
+    return b"".join(blocks)
+
+
+def _condition(call: Call) -> tuple[int, int] | None:
+    """The argument, and the bits of it, without which the call changes nothing."""
+    if call.name in OPEN_FLAGS:
+        return OPEN_FLAGS[call.name], MAKING_FLAGS
+    if call.name == "mmap":
+        return 3, MAP_SHARED
+    return None
+
+
+def install(architecture: Architecture, instructions: bytes, *, flags: int = 0) -> int:
+    """Put the filter on this thread for good. Returns the descriptor that the supervisor reads.
+
+    It is close-on-exec. Raises :class:`SandboxError` if the kernel refuses it.
+    """
+    buffer = ctypes.create_string_buffer(instructions, len(instructions))
+    length = len(instructions) // 8
+    fprog = struct.pack("HP", length, ctypes.addressof(buffer))
+    # HP: the pointer is aligned, as in struct sock_fprog.
+    number = _SYS_SECCOMP[architecture.machine]
+    call = _libc.syscall
+    wanted = _NEW_LISTENER | flags
+    arguments = (
+        ctypes.c_long(number),
+        ctypes.c_uint(_SET_MODE_FILTER),
+        ctypes.c_uint(wanted),
+        ctypes.c_char_p(fprog),
+    )
+    listener = int(call(*arguments))
+    if listener < 0 and ctypes.get_errno() == errno.EACCES:
+        # Who has CAP_SYS_ADMIN needs not give up that setuid programs gain rights.
+        syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        listener = int(call(*arguments))
+    if listener < 0:
+        raise _refused(ctypes.get_errno())
+    return listener
+
+
+def _refused(number: int) -> SandboxError:
+    tried = "supervise the system calls of a process"
+    kernel = f"seccomp(SECCOMP_SET_MODE_FILTER): {errno_name(number)}"
+    if number == errno.EBUSY:
+        return SandboxError(
+            tried,
+            kernel,
+            "this process has a supervisor already, and the kernel allows one: faults= and faults()"
+            " cannot be combined with crashes() and fault_points(), nor can one of these be called"
+            " in another; or the container engine supervises it",
+            "use one of them in a test",
+        )
+    if number in (errno.EINVAL, errno.ENOSYS):
+        return Unavailable(
+            tried,
+            kernel,
+            "the kernel is older than 5.5 or was built without CONFIG_SECCOMP_FILTER",
+            "uname -r; zgrep SECCOMP /proc/config.gz",
+        )
+    return Unavailable(
+        tried,
+        kernel,
+        "a seccomp profile of the container, or a security module, forbids seccomp(2)",
+        "in Docker: --security-opt seccomp=unconfined",
+    )
