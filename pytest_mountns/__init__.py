@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .engine.changes.changes import Change, Changes
     from .engine.changes.entries import Entry
+    from .engine.faults.exploration import Crash
     from .engine.linux.errors import SandboxError
     from .engine.plan.spec import SandboxSpec, Tmpfs, Volume
     from .fixtures import BindVolume, IsolatedNet, IsolatedProc, OverlayRoot
@@ -24,6 +25,7 @@ __all__ = [
     "BindVolume",
     "Change",
     "Changes",
+    "Crash",
     "Entry",
     "IsolatedNet",
     "IsolatedProc",
@@ -71,6 +73,7 @@ if not TYPE_CHECKING:
             "fixtures": ("BindVolume", "IsolatedNet", "IsolatedProc", "OverlayRoot"),
             "engine.changes.changes": ("Change", "Changes"),
             "engine.changes.entries": ("Entry",),
+            "engine.faults.exploration": ("Crash",),
             "engine.linux.errors": ("SandboxError",),
             "engine.plan.spec": ("SandboxSpec", "Tmpfs", "Volume"),
         }

@@ -49,6 +49,7 @@ def activate(config: pytest.Config) -> Active:
     from .reports.project_files import ProjectFilesReport
     from .reports.refusals import RefusalExplanation
     from .reports.summary import summary_key
+    from .reports.told import ToldInReport
     from .reports.writes_guard import WritesGuard
     from .runners.finisher import Finisher
     from .runners.protocol import Runner
@@ -64,6 +65,7 @@ def activate(config: pytest.Config) -> Active:
     observers.add(CountTests(config.stash[summary_key]))
     observers.add(FailureExplanation())
     observers.add(RefusalExplanation())
+    observers.add(ToldInReport(session.current))
     summary = config.stash[summary_key]
     observers.add(ProjectFilesReport(config, summary.wrote))
     observers.add(LeftProcesses(config, session.selection, summary.left_running))

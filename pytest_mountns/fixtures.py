@@ -9,23 +9,26 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar, final
+from typing import TYPE_CHECKING, Literal, NoReturn, ParamSpec, TypeVar, final
 
 import pytest
 
 from . import activation
+from .config import options
 from .engine.linux.errors import SandboxError
 from .engine.plan.spec import SandboxSpec, Volume
 
 if TYPE_CHECKING:
     from .engine.changes.changes import Changes
+    from .engine.faults.exploration import Crash
     from .engine.layers.layer_writer import WrittenLayer
     from .engine.plan.model import Plan
     from .engine.sandbox.sandbox import Usage
     from .session.current import RunningTest
+    from .session.exploring import Exploring
 
 
 _P = ParamSpec("_P")
@@ -58,10 +61,12 @@ class OverlayRoot:
         test: RunningTest,
         spec: SandboxSpec,
         find_plan: Callable[[SandboxSpec], Plan],
+        exploring: Exploring,
     ) -> None:
         self._test = test
         self._spec = spec
         self._find_plan = find_plan
+        self._exploring = exploring
 
     @_ends_at_the_test
     def changes(self, *globs: str) -> Changes:
@@ -143,6 +148,30 @@ class OverlayRoot:
                 os.unlink(partial)
             raise
         return written
+
+    @_ends_at_the_test
+    def crashes(
+        self,
+        function: Callable[[], object],
+        *,
+        power: bool | Literal["ordered", "strict"] = False,
+        torn: bool = False,
+        watch: Sequence[str] | None = None,
+    ) -> Iterator[Crash]:
+        """Crash ``function`` wherever it changes a file, and go on as if it had happened.
+
+        ``function`` runs in a forked process, once for each system call that changes a file. All
+        processes that it has started are killed before that call takes effect. The body of the loop
+        then sees the files as they are. What it writes, and what ``function`` has written, is
+        dropped when the next crash is asked for. The last crash comes when ``function`` has ended.
+
+        ``power``: the power is cut, too. What was not synced is lost, by the model "ordered", which
+        True stands for, or by "strict". ``torn``: each write is also cut in half. ``watch``: globs
+        of the paths whose changes count; without it all but caches of the interpreter.
+
+        Raises what ``function`` raises by itself, and :class:`SandboxError`.
+        """
+        return self._exploring.crashes(function, power=power, torn=torn, watch=watch)
 
 
 @final
@@ -239,7 +268,7 @@ def _too_late(request: pytest.FixtureRequest, key: str) -> NoReturn:
 
 
 @pytest.fixture
-def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
+def overlay_root(request: pytest.FixtureRequest) -> Iterator[OverlayRoot]:
     """Isolates the test and gives the handle of its root: what changed, reset."""
     test = _running(request)
     session = activation.activate(request.config).session
@@ -247,7 +276,11 @@ def overlay_root(request: pytest.FixtureRequest) -> OverlayRoot:
     def find_plan(spec: SandboxSpec) -> Plan:
         return session.sandboxes.plan(request.node, spec)
 
-    return OverlayRoot(test, session.selection.spec(request.node), find_plan)
+    exploring = session.exploring(test, options.crash_point(request.config))
+    try:
+        yield OverlayRoot(test, session.selection.spec(request.node), find_plan, exploring)
+    finally:
+        exploring.close()
 
 
 @pytest.fixture

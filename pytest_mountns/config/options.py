@@ -120,6 +120,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="The directory to save repros in (default: .mountns in the rootdir).",
     )
     group.addoption(
+        "--mountns-crash",
+        metavar="K",
+        default=None,
+        help="Have overlay_root.crashes() go to crash point K alone, as a failure has named it.",
+    )
+    group.addoption(
         "--mountns-audit",
         action="store_true",
         default=False,
@@ -241,6 +247,21 @@ def repro_directory(config: pytest.Config) -> Path:
     if option:
         return Path(config.invocation_params.dir, option)
     return Path(config.rootpath, _text_setting(config, "dir") or ".mountns")
+
+
+def crash_point(config: pytest.Config) -> int | None:
+    """The only crash point that ``overlay_root.crashes()`` is to go to, None for all.
+
+    Raises :class:`pytest.UsageError` if the value is no such number.
+    """
+    value = config.getoption("mountns_crash")
+    if value is None:
+        return None
+    if not value.isdecimal():
+        raise pytest.UsageError(
+            f"--mountns-crash: {value!r} is not valid; give the number of a crash point, as 3"
+        )
+    return int(value)
 
 
 def layer_limits(config: pytest.Config) -> Limits:

@@ -78,6 +78,9 @@ class Current:
         self.test: RunningTest | None = None
         #: Where a Ctrl-C has met a test process, as the terminal shows it at the end of the run.
         self.interrupt: object = None
+        #: What was done to the test on purpose, for the report of a failure: each returns the title
+        #: of a section and its text, or None if there is nothing to say.
+        self.told: list[Callable[[], tuple[str, str] | None]] = []
 
     def enter_phase(self, phase: Phase) -> None:
         """The test that is in a sandbox in this process, if there is one, begins this phase."""

@@ -7,7 +7,8 @@ from typing import Final, final
 
 import pytest
 
-from .current import Current
+from .current import Current, RunningTest
+from .exploring import Exploring
 from .guards import Guards
 from .known_plugins import is_forked
 from .observers import Observers
@@ -62,6 +63,10 @@ class Session:
         on_base_layers = self.sandboxes.base_layers is not None
         if any(on_base_layers or one.process != "fork" or one.scope != "function" for one in specs):
             self.sandboxes.move_to_user_namespace()
+
+    def exploring(self, test: RunningTest, only: int | None) -> Exploring:
+        """The crashes that ``test`` goes through; of their crash points ``only`` this one."""
+        return Exploring(test, self.current, only)
 
     def close(self) -> None:
         """At the end of the session."""
