@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .engine.changes.changes import Change, Changes
     from .engine.changes.entries import Entry
-    from .engine.faults.exploration import Crash
+    from .engine.faults.exploration import Crash, Fault
     from .engine.linux.errors import SandboxError
     from .engine.plan.spec import SandboxSpec, Tmpfs, Volume
     from .fixtures import BindVolume, IsolatedNet, IsolatedProc, OverlayRoot
@@ -27,6 +27,7 @@ __all__ = [
     "Changes",
     "Crash",
     "Entry",
+    "Fault",
     "IsolatedNet",
     "IsolatedProc",
     "OverlayRoot",
@@ -73,7 +74,7 @@ if not TYPE_CHECKING:
             "fixtures": ("BindVolume", "IsolatedNet", "IsolatedProc", "OverlayRoot"),
             "engine.changes.changes": ("Change", "Changes"),
             "engine.changes.entries": ("Entry",),
-            "engine.faults.exploration": ("Crash",),
+            "engine.faults.exploration": ("Crash", "Fault"),
             "engine.linux.errors": ("SandboxError",),
             "engine.plan.spec": ("SandboxSpec", "Tmpfs", "Volume"),
         }

@@ -23,11 +23,11 @@ from .engine.plan.spec import SandboxSpec, Volume
 
 if TYPE_CHECKING:
     from .engine.changes.changes import Changes
-    from .engine.faults.exploration import Crash
+    from .engine.faults.exploration import Crash, Fault
     from .engine.layers.layer_writer import WrittenLayer
     from .engine.plan.model import Plan
     from .engine.sandbox.sandbox import Usage
-    from .session.current import RunningTest
+    from .session.current import Current, RunningTest
     from .session.exploring import Exploring
 
 
@@ -173,6 +173,31 @@ class OverlayRoot:
         """
         return self._exploring.crashes(function, power=power, torn=torn, watch=watch)
 
+    @_ends_at_the_test
+    def fault_points(
+        self, function: Callable[[], object], *, watch: Sequence[str] | None = None
+    ) -> Iterator[Fault]:
+        """Have each distinct call of ``function`` that changes or syncs a file fail once.
+
+        It fails with each errno that it may have: EIO, ENOSPC, EINTR. ``function`` runs in a forked
+        process, and the body of the loop sees the files as it has left them, and in ``raised`` what
+        it has raised; as in :meth:`crashes` all is dropped then. ``watch``: globs of the paths that
+        count; what is read from those fails, too.
+
+        Raises what ``function`` raises without a fault, and :class:`SandboxError`.
+        """
+        return self._exploring.fault_points(function, watch=watch)
+
+    def faults(self, *rules: str) -> AbstractContextManager[None]:
+        """A context in which system calls fail, of this process and of all that it has started.
+
+        ``rules``: as of the marker's ``faults``, ``"fsync:/var/lib/app/**:EIO"``. A failing test
+        lists what was made to fail. When the context ends, nothing fails any more; but a seccomp
+        filter stays on the process, so that setuid programs of an ordinary user's test gain no
+        rights from then on. Raises :class:`SandboxError`.
+        """
+        return self._exploring.faults(*rules)
+
 
 @final
 class BindVolume:
@@ -204,9 +229,15 @@ class BindVolume:
 class IsolatedProc:
     """The test's own PID namespace. PID 1 is an init that reaps; the test is another process."""
 
+    def __init__(self, current: Current) -> None:
+        self._current = current
+
     def pids(self) -> list[int]:
         """Every process of the namespace, init and the test itself included."""
-        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+        injector = self._current.injector
+        hidden = injector.supervisor if injector is not None else 0
+        found = (int(name) for name in os.listdir("/proc") if name.isdigit())
+        return sorted(pid for pid in found if pid != hidden)
 
     def children(self) -> list[int]:
         """Every process but init and the test itself."""
@@ -302,4 +333,4 @@ def isolated_proc(request: pytest.FixtureRequest) -> IsolatedProc:
     """Isolates the test and its processes: its own PID namespace and /proc."""
     if not _running(request).stack.sandbox.plan.pid_namespace:
         _too_late(request, "pid=True")
-    return IsolatedProc()
+    return IsolatedProc(activation.activate(request.config).session.current)

@@ -96,6 +96,16 @@ def _writes(value: object, base: Path) -> tuple[str, ...] | None:
     return globs
 
 
+def _faults(value: object, base: Path) -> tuple[str, ...]:
+    # Imported here, because most sessions do not need it.
+    from ..engine.changes.changes import compile_globs
+    from ..engine.plan.fault_rules import FaultRule
+
+    rules = [FaultRule.parse(_text(part)) for part in _list(value)]
+    compile_globs([rule.glob for rule in rules])
+    return tuple(map(str, rules))
+
+
 def _size(value: object, base: Path) -> int | None:
     if value is None:
         return None
@@ -170,6 +180,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "devices": _devices,
     "writes": _writes,
     "leaks": _leaks,
+    "faults": _faults,
 }
 
 

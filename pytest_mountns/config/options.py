@@ -30,8 +30,8 @@ FIXTURES: Final = frozenset({"overlay_root", "bind_volume", "isolated_proc", "is
 MARKERS: Final = (
     'mountns(profile=None, /, *, process="fork", scope="function", root="host", layers=[],'
     ' volumes=[], tmpfs=[], size=None, inodes=None, upper="memory", read_only=False, pid=False,'
-    ' network="host", hostname=None, user="keep", writable="all", devices=[],'
-    ' writes=None, leaks="warn"): run the test in a throwaway root filesystem; whatever it writes,'
+    ' network="host", hostname=None, user="keep", writable="all", devices=[], writes=None,'
+    ' leaks="warn", faults=[]): run the test in a throwaway root filesystem; whatever it writes,'
     " deletes or installs there is discarded when the test ends.",
     "no_mountns(reason=None): run the test without a sandbox, even under --mountns.",
 )

@@ -30,6 +30,7 @@ from ..engine.sandbox.stack import SandboxStack, close
 from ..forking import after_fork, messages
 from ..forking.channel import CALL, LEAVING, SETUP, TEARDOWN, Sender
 from ..forking.timers import Timers
+from ..session.exploring import start_faults
 from ..session.temporary import USER_TEMPORARY
 from .context import RunnerContext
 
@@ -107,11 +108,25 @@ class TestProcess:
             if trace.enabled and isinstance(self._entry, ForkedEntry) and not self._entry.sandbox:
                 trace("mounted", *(one.mountpoint for one in self.stack.sandbox.overlays))
             trace("entered", self._item.nodeid)
+            self._start_faults()
         # In the process that runs the test: with a PID namespace there was another fork.
         self._context.plugin_states.begin(self._item)
         if self._stack is not None:
             self._session.observers.entered(self._item, self)
         timers.start_in_child()
+
+    def _start_faults(self) -> None:
+        """Have system calls fail from here on, if the marks of the item ask for it."""
+        faults = self._session.selection.spec(self._item).faults
+        if faults:
+            dropped = self.stack.sandbox.plan.drops_capabilities
+            # More may be asked for in the test, and the filter cannot be changed then.
+            everything = "overlay_root" in getattr(self._item, "fixturenames", ())
+            current = self._session.current
+            try:
+                start_faults(current, faults, dropped=dropped, everything=everything)
+            except SandboxError as error:
+                self._refuse(error)
 
     def _prepare(self) -> None:
         """Make this copy of the pytest process one that runs a single test."""

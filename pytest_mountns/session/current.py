@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, final
 
 if TYPE_CHECKING:
+    from ..engine.faults.injector import Injector
     from ..engine.plan.model import Plan
     from ..engine.sandbox.guard import Guard
     from ..engine.sandbox.stack import SandboxStack
@@ -78,6 +79,8 @@ class Current:
         self.test: RunningTest | None = None
         #: Where a Ctrl-C has met a test process, as the terminal shows it at the end of the run.
         self.interrupt: object = None
+        #: Makes system calls of this test process fail; None if that was not asked for.
+        self.injector: Injector | None = None
         #: What was done to the test on purpose, for the report of a failure: each returns the title
         #: of a section and its text, or None if there is nothing to say.
         self.told: list[Callable[[], tuple[str, str] | None]] = []

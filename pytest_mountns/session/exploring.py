@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, final
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, TypeVar, final
 
 import pytest
 
@@ -13,8 +15,13 @@ from ..engine.linux.namespaces import privileged
 from .current import Current, RunningTest
 
 if TYPE_CHECKING:
-    from ..engine.faults.exploration import Crash
+    from ..engine.faults.exploration import Crash, Fault, Settings
     from ..engine.faults.observation import PowerModel
+
+    CrashesFunction: TypeAlias = Callable[..., Generator[Crash, None, None]]
+    FaultPointsFunction: TypeAlias = Callable[..., Generator[Fault, None, None]]
+
+_T = TypeVar("_T", bound="Crash | Fault")
 
 
 @final
@@ -28,7 +35,7 @@ class Exploring:
         self._test = test
         self._current = current
         self._only = only
-        self._open: list[Generator[object, None, None]] = []
+        self._open: list[Generator[Any, None, None]] = []
 
     def crashes(
         self,
@@ -39,44 +46,74 @@ class Exploring:
         watch: Sequence[str] | None,
     ) -> Iterator[Crash]:
         """See :meth:`.OverlayRoot.crashes`."""
-        self._check("crash a function")
-        model = _model(power)
+        crashes, _, settings = self._settings("crash a function", watch)
+        settings = replace(settings, power=_model(power), torn=torn)
+        found = crashes(_with_outcomes(function), settings, self._test.checkpoint)
+        return self._tell(found, "mountns crash")
+
+    def fault_points(
+        self, function: Callable[[], object], *, watch: Sequence[str] | None
+    ) -> Iterator[Fault]:
+        """See :meth:`.OverlayRoot.fault_points`."""
+        _, fault_points, settings = self._settings("have calls of a function fail", watch)
+        found = fault_points(_with_outcomes(function), settings, self._test.checkpoint)
+        return self._tell(found, "mountns fault")
+
+    def _settings(
+        self, tried: str, watch: Sequence[str] | None
+    ) -> tuple[CrashesFunction, FaultPointsFunction, Settings]:
+        self._check(tried)
         if watch is not None:
             compile_globs(watch)
         dropped = self._test.stack.sandbox.plan.drops_capabilities
         # Not for every session. The user of the test need not be able to read this package.
         with privileged(dropped):
-            from ..engine.faults.exploration import Settings, crashes
+            from ..engine.faults.exploration import Settings, crashes, fault_points
         settings = Settings(
             globs=None if watch is None else tuple(watch),
-            power=model,
-            torn=torn,
             only=self._only,
             drops_capabilities=dropped,
         )
-        found = crashes(_with_outcomes(function), settings, self._test.checkpoint)
-        generator = self._tell(found)
+        return crashes, fault_points, settings
+
+    def _tell(self, found: Generator[_T, None, None], title: str) -> Iterator[_T]:
+        generator = self._each(found, title)
         self._open.append(generator)
         return generator
 
-    def _tell(self, found: Generator[Crash, None, None]) -> Generator[Crash, None, None]:
-        """Hand on the crashes, and have the report of a failure say which one it is."""
-        now: list[Crash] = []
+    def _each(self, found: Generator[_T, None, None], title: str) -> Generator[_T, None, None]:
+        """Hand on what happens, and have the report of a failure say what it is."""
+        now: list[_T] = []
 
         def tell() -> tuple[str, str] | None:
-            return ("mountns crash", now[0].describe()) if now else None
+            return (title, now[0].describe()) if now else None
 
         self._current.told.append(tell)
         try:
-            for crash in found:
-                now[:] = [crash]
-                yield crash
+            for one in found:
+                now[:] = [one]
+                yield one
                 now.clear()
         except _Outcome as outcome:
             outcome.raise_again()
         finally:
             self._current.told.remove(tell)
             found.close()
+
+    @contextmanager
+    def faults(self, *texts: str) -> Generator[None, None, None]:
+        """See :meth:`.OverlayRoot.faults`."""
+        self._check("have system calls fail")
+        dropped = self._test.stack.sandbox.plan.drops_capabilities
+        with privileged(dropped):
+            from ..engine.plan.fault_rules import FaultRule
+        rules = [FaultRule.parse(text) for text in texts]
+        compile_globs([rule.glob for rule in rules])
+        if self._current.injector is None:
+            start_faults(self._current, (), dropped=dropped, everything=True)
+        assert self._current.injector is not None
+        with self._current.injector.active(rules):
+            yield
 
     def _check(self, tried: str) -> None:
         if not self._test.forked:
@@ -91,6 +128,28 @@ class Exploring:
         """The test has ended, maybe in the middle of an exploration: leave its checkpoints."""
         for generator in reversed(self._open):
             generator.close()
+
+
+def start_faults(
+    current: Current, texts: Sequence[str], *, dropped: bool, everything: bool
+) -> None:
+    """Have system calls of this test process fail, and say so in the report of a failure.
+
+    Raises :class:`SandboxError`.
+    """
+    with privileged(dropped):
+        from ..engine.faults.injector import start
+        from ..engine.plan.fault_rules import FaultRule
+
+    rules = [FaultRule.parse(text) for text in texts]
+    injector = start(rules, everything=everything, drops_capabilities=dropped)
+    current.injector = injector
+
+    def tell() -> tuple[str, str] | None:
+        injected = injector.injected()
+        return ("mountns faults", "\n".join(injected)) if injected else None
+
+    current.told.append(tell)
 
 
 class _Outcome(Exception):

@@ -38,6 +38,10 @@ class Order:
     lose_names: bool = False
     #: Whether half of the write that was stopped reaches the file.
     torn: bool = False
+    #: The number of a call that fails, and the errno that it fails with.
+    fail: tuple[int, int] | None = None
+    #: Whether reading counts, too.
+    reads: bool = False
     #: Whether the test process has capabilities that the test must not use.
     drops_capabilities: bool = False
 
@@ -68,6 +72,8 @@ class Run:
     points: list[Point] = field(default_factory=list)
     #: Whether the last of them was stopped at.
     stopped: bool = False
+    #: Whether a call was made to fail.
+    failed: bool = False
     #: How the function has ended, if it has and has said so.
     ended: Ended | None = None
     #: The wait status of its process, if that has ended.
@@ -104,6 +110,8 @@ class CrashSupervisor:
         if that is closed, everything ends by :class:`GivenUp`. Raises :class:`SandboxError`.
         """
         kinds = CHANGING | {Kind.MAP} | (SYNCING if self._order.power else frozenset())
+        if self._order.reads:
+            kinds |= {Kind.READ}
         names = {call.name for call in CALLS if call.kind in kinds}
         instructions = program(self._architecture, names, changes_only=True)
         one = subject.start(self._function, self._architecture, instructions, mask, control)
@@ -118,7 +126,7 @@ class CrashSupervisor:
         listener = Listener(one.listener())
         run, order = self._run, self._order
         try:
-            observation = Observation(order.globs, order.power)
+            observation = Observation(order.globs, order.power, reads=order.reads)
             self._listen(listener, one, control, observation)
         finally:
             # Before the listener is closed: with it, calls that wait would fail and be noticed.
@@ -176,8 +184,13 @@ class CrashSupervisor:
         if not listener.is_valid(notification):
             # The thread was killed, and what was read may be of another one with its number.
             return False
-        if event is not None and event.counts and self._stops(event, observation):
-            return True
+        if event is not None and event.counts:
+            if self._stops(event, observation):
+                return True
+            if self._order.fail is not None and self._order.fail[0] == len(self._run.points) - 1:
+                listener.fail(notification, self._order.fail[1])
+                self._run.failed = True
+                return False
         if event is not None and event.note is not None and observation.disk is not None:
             event.note()
         listener.go_on(notification)

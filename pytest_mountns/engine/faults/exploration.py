@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import pickle
 import sys
@@ -11,17 +12,33 @@ from dataclasses import dataclass, replace
 from typing import Final, NoReturn, final
 
 from ..linux import processes, syscalls
-from ..linux.errors import SandboxError, said
+from ..linux.errors import SandboxError, errno_name, said
 from ..linux.helper_process import channel, receive_answer, send_answer
 from ..linux.untouched import os, socket, time
-from .calls import architecture
-from .crash_point import CrashSupervisor, GivenUp, Order, Run
+from .calls import BY_NAME, Kind, architecture
+from .crash_point import CrashSupervisor, GivenUp, Order, Point, Run
 from .observation import PowerModel
 
 #: Seconds that a supervisor may take to end when it is told to.
 _ENDS_WITHIN: Final = 40.0
 #: How many calls before a crash point are listed.
 _LISTED: Final = 12
+_LISTED_OF_FAULT: Final = 40
+_MAY_FAIL_WITH: Final[dict[Kind, tuple[int, ...]]] = {
+    Kind.READ: (errno.EIO, errno.EINTR),
+    Kind.WRITE: (errno.EIO, errno.ENOSPC, errno.EINTR),
+    Kind.OPEN: (errno.EIO, errno.ENOSPC, errno.EINTR),
+    Kind.RESIZE: (errno.EIO, errno.EINTR),
+    Kind.ALLOCATE: (errno.EIO, errno.ENOSPC, errno.EINTR),
+    Kind.MAKE: (errno.EIO, errno.ENOSPC),
+    Kind.REMOVE: (errno.EIO,),
+    Kind.RENAME: (errno.EIO, errno.ENOSPC),
+    Kind.METADATA: (errno.EIO,),
+    Kind.SYNC: (errno.EIO, errno.ENOSPC, errno.EINTR),
+    Kind.SYNC_ALL: (errno.EIO,),
+    Kind.MAP: (errno.ENOMEM,),
+    Kind.SYNC_MAP: (errno.EIO,),
+}
 
 
 @final
@@ -89,6 +106,60 @@ class Crash:
 
 
 @final
+@dataclass(frozen=True, slots=True, repr=False)
+class Fault:
+    """One call of the function that has failed, and what the function has made of it."""
+
+    #: Its number, from 0, and how many there are.
+    number: int
+    of: int
+    #: The system call, by its name.
+    call: str
+    #: The path that it is about; of a rename or link the new one.
+    path: str
+    #: Of a rename or link the path of before; else "".
+    source: str
+    #: The name of the errno.
+    error: str
+    #: What the function has raised; None if it has returned.
+    raised: BaseException | None
+    #: How its process has ended, if it has neither returned nor raised: "signal SIGABRT"; else "".
+    died: str
+    #: The calls that count, in words, those that have failed included.
+    calls: tuple[str, ...]
+    #: The call that has failed, in words.
+    failed: str
+
+    @property
+    def reported(self) -> bool:
+        """Whether the function has said so: by an exception, or by its end."""
+        return self.raised is not None or bool(self.died)
+
+    def __str__(self) -> str:
+        if self.died:
+            then = f"the process has ended by {self.died}"
+        elif self.raised is not None:
+            then = f"the function has raised {type(self.raised).__name__}"
+        else:
+            then = "the function has returned"
+        return f"fault {self.number} of {self.of}: {self.failed} fails with {self.error}; {then}"
+
+    __repr__ = __str__
+
+    def describe(self) -> str:
+        """It in some lines: the calls, and which one has failed."""
+        at = self.calls.index(self.failed) if self.failed in self.calls else -1
+        lines = [str(self)]
+        lines += [
+            f"  {self.error if number == at else '':6} {call}"
+            for number, call in enumerate(self.calls[:_LISTED_OF_FAULT])
+        ]
+        if len(self.calls) > _LISTED_OF_FAULT:
+            lines.append(f"         ... {len(self.calls) - _LISTED_OF_FAULT} more")
+        return "\n".join(lines)
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the crash points of a function are gone through."""
@@ -137,6 +208,67 @@ def crashes(
                     # This time it has changed less. What follows is at other crash points.
                     continue
                 yield _crash(number, result, variant, len(points))
+
+
+def fault_points(
+    function: Callable[[], object],
+    settings: Settings,
+    checkpoint: Callable[[], AbstractContextManager[None]],
+) -> Generator[Fault, None, None]:
+    """Have each distinct call of ``function`` fail once with each errno that it may fail with.
+
+    First it runs once without a fault, to find the calls. Of calls of the same name on the same
+    path the first one fails. Every run is in a checkpoint of its own, which ends when the next
+    fault is asked for. Raises what the function raises without a fault, and :class:`SandboxError`.
+    """
+    order = Order(
+        settings.globs,
+        # So that syncs count.
+        power="ordered",
+        # What the interpreter reads is not of interest.
+        reads=settings.globs is not None,
+        drops_capabilities=settings.drops_capabilities,
+    )
+    with checkpoint():
+        whole = run(function, order)
+    _raise_what_it_raised(whole)
+    first: dict[tuple[str, str, str], int] = {}
+    for number, point in enumerate(whole.points):
+        first.setdefault((point.name, point.source, point.path), number)
+    faults = [
+        (number, error) for number in first.values() for error in _errors(whole.points[number])
+    ]
+    for count, (number, error) in enumerate(faults):
+        if settings.only not in (None, count):
+            continue
+        with checkpoint():
+            result = run(function, replace(order, fail=(number, error)))
+            if result.failed:
+                yield _fault(count, len(faults), result, result.points[number], error)
+
+
+def _errors(point: Point) -> tuple[int, ...]:
+    """What a call may fail with, by its man page, that is not the fault of its caller."""
+    return _MAY_FAIL_WITH[BY_NAME[point.name].kind]
+
+
+def _fault(count: int, of: int, result: Run, point: Point, error: int) -> Fault:
+    ended, raised = result.ended, None
+    if ended is not None and ended.raised is not None:
+        raised = pickle.loads(ended.raised) if ended.raised else FunctionRaised(ended.traceback)
+    died = processes.describe_status(result.status or 0) if ended is None else ""
+    return Fault(
+        number=count,
+        of=of,
+        call=point.name,
+        path=point.path,
+        source=point.source,
+        error=errno_name(error),
+        raised=raised,
+        died=died,
+        calls=tuple(one.call for one in result.points),
+        failed=point.call,
+    )
 
 
 def _variants(order: Order, whole: Run, settings: Settings) -> Iterator[Order]:

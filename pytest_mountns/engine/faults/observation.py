@@ -129,13 +129,16 @@ class Observation:
     """Watches what the calls of a process tree do to files.
 
     ``globs``: the paths whose changes count; all of the sandbox without them. ``power``: whether to
-    keep a model of the disk, and which. Files that are no part of a sandbox's own overlays, such as
-    those of volumes, are left alone.
+    keep a model of the disk, and which. ``reads``: reading counts, too. Files that are no part of a
+    sandbox's own overlays, such as those of volumes, are left alone.
     """
 
-    def __init__(self, globs: Sequence[str] | None, power: PowerModel | None) -> None:
+    def __init__(
+        self, globs: Sequence[str] | None, power: PowerModel | None, *, reads: bool = False
+    ) -> None:
         self._globs = None if globs is None else compile_globs(globs)
         self._power = power
+        self._reads = reads
         self.files = Files()
         self.disk: Disk[File] | None = Disk() if power else None
         self._mounts = frozenset(
@@ -211,6 +214,14 @@ class Observation:
             return None
         parent = self.files.adopt(os.dup(place.directory))
         return _Named(parent, place.name, path, self.files.at(parent, place.name))
+
+    def _read(self, thread: int, call: Call, arguments: Sequence[int]) -> Event | None:
+        assert call.descriptor is not None
+        if not self._reads:
+            return None
+        fd = _int(arguments[call.descriptor])
+        opened = self._opened(thread, fd)
+        return None if opened is None else Event(call, opened.path, counts=opened.counts)
 
     def _write(self, thread: int, call: Call, arguments: Sequence[int]) -> Event | None:
         assert call.descriptor is not None
@@ -528,11 +539,8 @@ class Observation:
         path = self._mapped[files[0]]
         return Event(call, path, counts=self._watched(path), note=note)
 
-    def _nothing(self, thread: int, call: Call, arguments: Sequence[int]) -> Event | None:
-        return None
-
     _SEEING: Final = {
-        Kind.READ: _nothing,
+        Kind.READ: _read,
         Kind.WRITE: _write,
         Kind.OPEN: _open,
         Kind.RESIZE: _resize,

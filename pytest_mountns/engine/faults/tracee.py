@@ -32,6 +32,9 @@ _process_vm_readv.argtypes = [
     *(ctypes.c_int, ctypes.c_char_p, ctypes.c_ulong),
     *(ctypes.c_char_p, ctypes.c_ulong, ctypes.c_ulong),
 ]
+_process_vm_writev: Final = _libc.process_vm_writev
+_process_vm_writev.restype = ctypes.c_ssize_t
+_process_vm_writev.argtypes = _process_vm_readv.argtypes
 
 
 @final
@@ -67,6 +70,15 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
             "run as root, or sysctl kernel.yama.ptrace_scope=1",
         )
     return buffer.raw[:got]
+
+
+def write_memory(pid: int, address: int, content: bytes) -> None:
+    """Write into the memory of a process. Raises :class:`Gone` if that is not there."""
+    buffer = ctypes.create_string_buffer(content, len(content))
+    local = struct.pack("PN", ctypes.addressof(buffer), len(content))
+    remote = struct.pack("PN", address, len(content))
+    if int(_process_vm_writev(pid, local, 1, remote, 1, 0)) != len(content):
+        raise Gone
 
 
 def read_path(pid: int, address: int) -> bytes:

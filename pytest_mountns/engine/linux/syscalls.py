@@ -92,6 +92,7 @@ _SYS_FSOPEN: Final = 430
 _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
 _SYS_OPENAT2: Final = 437
+_SYS_PIDFD_GETFD: Final = 438
 _SYS_MOUNT_SETATTR: Final = 442
 _SYS_LANDLOCK_CREATE_RULESET: Final = 444
 _SYS_LANDLOCK_ADD_RULE: Final = 445
@@ -161,6 +162,7 @@ _mount_setattr: Final = _prototype(
 
 _io_uring_setup: Final = _prototype(ctypes.c_uint, ctypes.c_void_p)
 _io_uring_register: Final = _prototype(_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint)
+_pidfd_getfd: Final = _prototype(_int, _int, ctypes.c_uint)
 _openat2: Final = _prototype(_int, _str, ctypes.POINTER(_OpenHow), ctypes.c_size_t)
 _landlock_create_ruleset: Final = _prototype(_str, ctypes.c_size_t, ctypes.c_uint)
 _landlock_add_rule: Final = _prototype(_int, ctypes.c_uint, _str, ctypes.c_uint)
@@ -375,6 +377,14 @@ def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:
     result = int(_openat2(_SYS_OPENAT2, dirfd, path, ctypes.byref(how), ctypes.sizeof(how)))
     if result < 0:
         raise _fail(f"openat2({path!r}, {flags:#x}, {resolve:#x})")
+    return result
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2), since Linux 5.6: a copy of another process's descriptor, close-on-exec."""
+    result = int(_pidfd_getfd(_SYS_PIDFD_GETFD, pidfd, fd, 0))
+    if result < 0:
+        raise _fail(f"pidfd_getfd({fd})")
     return result
 
 

@@ -180,6 +180,8 @@ class SandboxSpec:
     writes: tuple[str, ...] | None = None
     #: What is made of processes that the test leaves running.
     leaks: Literal["ignore", "warn", "error"] = "warn"
+    #: System calls that fail, as the text of :class:`.fault_rules.FaultRule`.
+    faults: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         targets: dict[str, str] = {}
@@ -229,7 +231,12 @@ class SandboxSpec:
     def needs_process(self) -> bool:
         """Whether the test has to be forked, whatever ``process`` says."""
         return (
-            self.pid or self.network != "host" or self.hostname is not None or self.user != "keep"
+            self.pid
+            or self.network != "host"
+            or self.hostname is not None
+            or self.user != "keep"
+            # A seccomp filter stays on a process for good.
+            or bool(self.faults)
         )
 
     def of_wider_scope(self) -> SandboxSpec:
@@ -242,4 +249,5 @@ class SandboxSpec:
             user="keep",
             writable=None,
             read_only=False,
+            faults=(),
         )
