@@ -123,7 +123,8 @@ def add_options(parser: pytest.Parser) -> None:
         "--mountns-crash",
         metavar="K",
         default=None,
-        help="Have overlay_root.crashes() go to crash point K alone, as a failure has named it.",
+        help="Have overlay_root.crashes() go to crash point K alone, and fault_points() to fault K,"
+        " as a failure has named it.",
     )
     group.addoption(
         "--mountns-audit",
