@@ -5,14 +5,13 @@ A filter stays on a process for good, and on everything that this starts.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import struct
 from collections.abc import Collection
 from typing import Final
 
 from ..linux import syscalls
-from ..linux.errors import SandboxError, Unavailable, errno_name
+from ..linux.errors import SandboxError, Unavailable, said
 from .calls import (
     CALLS,
     IO_URING_SETUP,
@@ -32,17 +31,12 @@ _RETURN: Final = 0x06
 _ALLOW: Final = 0x7FFF0000
 _NOTIFY: Final = 0x7FC00000
 _ERRNO: Final = 0x00050000
-_SET_MODE_FILTER: Final = 1
-_NEW_LISTENER: Final = 1 << 3
 # struct seccomp_data: int nr; __u32 arch; __u64 instruction_pointer; __u64 args[6];
 _NUMBER: Final = 0
 _ARCHITECTURE: Final = 4
 _ARGUMENTS: Final = 16
 
 _SYS_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
-_PR_SET_NO_NEW_PRIVS: Final = 38
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def _instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
@@ -98,32 +92,24 @@ def install(architecture: Architecture, instructions: bytes, *, flags: int = 0) 
 
     It is close-on-exec. Raises :class:`SandboxError` if the kernel refuses it.
     """
-    buffer = ctypes.create_string_buffer(instructions, len(instructions))
-    length = len(instructions) // 8
-    fprog = struct.pack("HP", length, ctypes.addressof(buffer))
-    # HP: the pointer is aligned, as in struct sock_fprog.
     number = _SYS_SECCOMP[architecture.machine]
-    call = _libc.syscall
-    wanted = _NEW_LISTENER | flags
-    arguments = (
-        ctypes.c_long(number),
-        ctypes.c_uint(_SET_MODE_FILTER),
-        ctypes.c_uint(wanted),
-        ctypes.c_char_p(fprog),
-    )
-    listener = int(call(*arguments))
-    if listener < 0 and ctypes.get_errno() == errno.EACCES:
-        # Who has CAP_SYS_ADMIN needs not give up that setuid programs gain rights.
-        syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        listener = int(call(*arguments))
-    if listener < 0:
-        raise _refused(ctypes.get_errno())
-    return listener
+    flags |= syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER
+    try:
+        return syscalls.seccomp_set_filter(number, instructions, flags)
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise _refused(error) from error
+    # Who has CAP_SYS_ADMIN need not give up that setuid programs gain rights; this process has to.
+    try:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        return syscalls.seccomp_set_filter(number, instructions, flags)
+    except OSError as error:
+        raise _refused(error) from error
 
 
-def _refused(number: int) -> SandboxError:
+def _refused(error: OSError) -> SandboxError:
     tried = "supervise the system calls of a process"
-    kernel = f"seccomp(SECCOMP_SET_MODE_FILTER): {errno_name(number)}"
+    kernel, number = said(error), error.errno
     if number == errno.EBUSY:
         return SandboxError(
             tried,

@@ -16,7 +16,7 @@ import pickle
 import struct
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NoReturn, TypeAlias, final
+from typing import Any, Final, NoReturn, final
 
 from ..linux import processes, syscalls
 from ..linux.errors import SandboxError, said
@@ -30,19 +30,13 @@ from .listener import Listener, Notification
 from .rules import Failure, Rules
 from .tracee import Gone, read_memory, read_path, resolve, write_memory
 
-#: ``SECCOMP_FILTER_FLAG_TSYNC`` and ``SECCOMP_FILTER_FLAG_TSYNC_ESRCH``: all threads.
-_ALL_THREADS: Final = 1 | 1 << 4
+#: The filter is put on all threads; if that is not possible it is an error.
+_ALL_THREADS: Final = syscalls.SECCOMP_FILTER_FLAG_TSYNC | syscalls.SECCOMP_FILTER_FLAG_TSYNC_ESRCH
 _AT_REMOVEDIR: Final = 0x200
-_PR_SET_PTRACER: Final = 0x59616D61
 #: How many faults a report lists.
 _LISTED: Final = 50
 #: Seconds in which the supervisor has to answer the test process.
 _PATIENCE: Final = 60.0
-
-#: A request of the test process and its arguments.
-Request: TypeAlias = tuple[str, object]
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @final
@@ -124,7 +118,9 @@ def start(rules: Sequence[FaultRule], *, everything: bool, drops_capabilities: b
     try:
         supervisor = int.from_bytes(ours.recv(8), "little")
         # Yama lets only an ancestor look into a process, unless that says who may; PR_SET_PTRACER.
-        _libc.prctl(_PR_SET_PTRACER, ctypes.c_ulong(supervisor), 0, 0, 0)
+        with contextlib.suppress(OSError):
+            # Without Yama there is no such option, and nothing to allow.
+            syscalls.prctl(syscalls.PR_SET_PTRACER, supervisor)
         listener = install(machine, instructions, flags=_ALL_THREADS)
         # Calls of the rules wait from here on. Sending is none.
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))]

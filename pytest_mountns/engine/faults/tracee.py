@@ -10,31 +10,22 @@ in the user namespace of the process. The supervisor has that where the sandbox 
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import mmap
 import stat
-import struct
 from dataclasses import dataclass
 from typing import Final, final
 
-from ..linux.errors import SandboxError, errno_name
+from ..linux import syscalls
+from ..linux.errors import SandboxError, said
 from ..linux.syscalls import AT_FDCWD
 from ..linux.untouched import os
 
 _PATH_MAX: Final = 4096
+#: IOV_MAX of <limits.h>.
+_MOST_PIECES: Final = 1024
 #: How many symbolic links a path may lead through, path_resolution(7).
 _MOST_LINKS: Final = 40
-
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_process_vm_readv: Final = _libc.process_vm_readv
-_process_vm_readv.restype = ctypes.c_ssize_t
-_process_vm_readv.argtypes = [
-    *(ctypes.c_int, ctypes.c_char_p, ctypes.c_ulong),
-    *(ctypes.c_char_p, ctypes.c_ulong, ctypes.c_ulong),
-]
-_process_vm_writev: Final = _libc.process_vm_writev
-_process_vm_writev.restype = ctypes.c_ssize_t
-_process_vm_writev.argtypes = _process_vm_readv.argtypes
 
 
 @final
@@ -47,37 +38,33 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
 
     Raises :class:`SandboxError` if this process may not.
     """
-    buffer = ctypes.create_string_buffer(size)
-    local = struct.pack("PN", ctypes.addressof(buffer), size)
-    # The kernel transfers whole elements only, so that none may cross into an unmapped page.
-    pieces = []
+    # The kernel transfers whole pieces only, so that none may cross into an unmapped page.
+    pieces: list[tuple[int, int]] = []
     start = address
-    while start < address + size:
+    while start < address + size and len(pieces) < _MOST_PIECES:
         end = min(address + size, (start // mmap.PAGESIZE + 1) * mmap.PAGESIZE)
-        pieces.append(struct.pack("PN", start, end - start))
+        pieces.append((start, end - start))
         start = end
-    # IOV_MAX is 1024.
-    remote = b"".join(pieces[:1024])
-    got = int(_process_vm_readv(pid, local, 1, remote, len(remote) // len(local), 0))
-    if got < 0:
-        number = ctypes.get_errno()
-        if errno_name(number) in ("ESRCH", "EFAULT"):
-            raise Gone
+    try:
+        return syscalls.process_vm_readv(pid, pieces)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EFAULT):
+            raise Gone from None
         raise SandboxError(
             "read the memory of a supervised process",
-            f"process_vm_readv(): {errno_name(number)}",
+            said(error),
             "the process has changed its user, or a security module forbids it",
             "run as root, or sysctl kernel.yama.ptrace_scope=1",
-        )
-    return buffer.raw[:got]
+        ) from error
 
 
 def write_memory(pid: int, address: int, content: bytes) -> None:
     """Write into the memory of a process. Raises :class:`Gone` if that is not there."""
-    buffer = ctypes.create_string_buffer(content, len(content))
-    local = struct.pack("PN", ctypes.addressof(buffer), len(content))
-    remote = struct.pack("PN", address, len(content))
-    if int(_process_vm_writev(pid, local, 1, remote, 1, 0)) != len(content):
+    try:
+        written = syscalls.process_vm_writev(pid, address, content)
+    except OSError:
+        raise Gone from None
+    if written != len(content):
         raise Gone
 
 

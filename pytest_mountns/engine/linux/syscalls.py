@@ -72,10 +72,17 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_RAISE: Final = 2
 
+PR_SET_PTRACER: Final = 0x59616D61
+
 CAP_SYS_ADMIN: Final = 21
 
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1
 LANDLOCK_RULE_PATH_BENEATH: Final = 1
+
+SECCOMP_SET_MODE_FILTER: Final = 1
+SECCOMP_FILTER_FLAG_TSYNC: Final = 1 << 0
+SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 1 << 3
+SECCOMP_FILTER_FLAG_TSYNC_ESRCH: Final = 1 << 4
 
 IORING_REGISTER_BUFFERS: Final = 0
 IORING_UNREGISTER_BUFFERS: Final = 1
@@ -139,6 +146,10 @@ _libc.pthread_sigmask.argtypes = [_int, _str, ctypes.c_void_p]
 _libc.syncfs.argtypes = [_int]
 _libc.signalfd.argtypes = [_int, ctypes.c_void_p, _int]
 _libc._exit.argtypes = [_int]
+_libc.process_vm_readv.argtypes = [_int, _str, ctypes.c_ulong, _str, ctypes.c_ulong, ctypes.c_ulong]
+_libc.process_vm_readv.restype = ctypes.c_ssize_t
+_libc.process_vm_writev.argtypes = _libc.process_vm_readv.argtypes
+_libc.process_vm_writev.restype = ctypes.c_ssize_t
 _libc.syscall.restype = _long
 
 
@@ -162,6 +173,7 @@ _mount_setattr: Final = _prototype(
 
 _io_uring_setup: Final = _prototype(ctypes.c_uint, ctypes.c_void_p)
 _io_uring_register: Final = _prototype(_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint)
+_seccomp: Final = _prototype(ctypes.c_uint, ctypes.c_uint, _str)
 _pidfd_getfd: Final = _prototype(_int, _int, ctypes.c_uint)
 _openat2: Final = _prototype(_int, _str, ctypes.POINTER(_OpenHow), ctypes.c_size_t)
 _landlock_create_ruleset: Final = _prototype(_str, ctypes.c_size_t, ctypes.c_uint)
@@ -377,6 +389,46 @@ def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:
     result = int(_openat2(_SYS_OPENAT2, dirfd, path, ctypes.byref(how), ctypes.sizeof(how)))
     if result < 0:
         raise _fail(f"openat2({path!r}, {flags:#x}, {resolve:#x})")
+    return result
+
+
+def process_vm_readv(pid: int, pieces: Sequence[tuple[int, int]]) -> bytes:
+    """process_vm_readv(2): the memory of another process, of each piece its address and length.
+
+    The kernel ends before the first piece that it cannot read as a whole.
+    """
+    size = sum(length for _, length in pieces)
+    buffer = ctypes.create_string_buffer(size)
+    local = struct.pack("PN", ctypes.addressof(buffer), size)
+    remote = struct.pack("PN" * len(pieces), *chain.from_iterable(pieces))
+    got = int(_libc.process_vm_readv(pid, local, 1, remote, len(pieces), 0))
+    if got < 0:
+        raise _fail(f"process_vm_readv({pid})")
+    return buffer.raw[:got]
+
+
+def process_vm_writev(pid: int, address: int, content: bytes) -> int:
+    """process_vm_writev(2). Returns how many bytes were written."""
+    buffer = ctypes.create_string_buffer(content, len(content))
+    local = struct.pack("PN", ctypes.addressof(buffer), len(content))
+    remote = struct.pack("PN", address, len(content))
+    got = int(_libc.process_vm_writev(pid, local, 1, remote, 1, 0))
+    if got < 0:
+        raise _fail(f"process_vm_writev({pid})")
+    return got
+
+
+def seccomp_set_filter(number: int, program: bytes, flags: int) -> int:
+    """seccomp(2) ``SECCOMP_SET_MODE_FILTER``; ``number`` is that of the call on this machine.
+
+    ``program`` is a ``struct sock_filter[]``. Returns what the flags ask for.
+    """
+    buffer = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: unsigned short len; struct sock_filter *filter;
+    whole = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
+    result = int(_seccomp(number, SECCOMP_SET_MODE_FILTER, flags, whole))
+    if result < 0:
+        raise _fail("seccomp(SECCOMP_SET_MODE_FILTER)")
     return result
 
 
