@@ -603,6 +603,77 @@ def test_an_io_uring_cannot_be_made(pytester: pytest.Pytester, record: Record) -
     assert record().not_passed == []
 
 
+def test_a_call_that_signals_interrupt_counts_once(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makepyfile(
+        """
+        import os, signal
+
+        def test(overlay_root, tmp_path):
+            def work():
+                signal.signal(signal.SIGALRM, lambda *_: None)
+                signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+                fd = os.open(tmp_path / "f", os.O_WRONLY | os.O_CREAT)
+                for _ in range(300):
+                    os.write(fd, b"x")
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+            *_, last = overlay_root.crashes(work, watch=[f"{tmp_path}/none"])
+            counted = overlay_root.crashes(work, watch=[f"{tmp_path}/**"])
+            assert next(counted).of == 301
+            counted.close()
+        """
+    )
+    release = tuple(map(int, os.uname().release.split(".")[:2]))
+    if release < (5, 19):
+        pytest.skip("before Linux 5.19 a call that is interrupted counts again")
+    assert record().not_passed == []
+
+
+def test_threads_of_the_test_process_go_on(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import logging, threading
+
+        def test(overlay_root, tmp_path):
+            stop, lock = threading.Event(), threading.Lock()
+
+            def busy():
+                while not stop.is_set():
+                    with lock:
+                        logging.getLogger("busy").info("busy")
+
+            threads = [threading.Thread(target=busy) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            try:
+                for crash in overlay_root.crashes(
+                    lambda: (tmp_path / "f").write_text("x"), power=True
+                ):
+                    assert not (tmp_path / "f").exists() or not (tmp_path / "f").read_text()
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
+        """
+    )
+    assert record("-Wignore::DeprecationWarning").not_passed == []
+
+
+def test_a_bundle_says_which_crash_it_was(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        def test(overlay_root, tmp_path):
+            for crash in overlay_root.crashes(lambda: (tmp_path / "f").write_text("x")):
+                assert not (tmp_path / "f").exists()
+        """
+    )
+    fails(record, "--mountns-keep=failed")
+    (report,) = (pytester.path / ".mountns").rglob("report.txt")
+    assert "crash point 1 of 2: killed before write " in report.read_text()
+
+
 def test_an_inline_test_is_refused(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test(overlay_root): list(overlay_root.crashes(lambda: None))")
     result = pytester.runpytest_subprocess("--mountns-process=inline", "-pno:rerunfailures")

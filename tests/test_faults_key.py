@@ -151,6 +151,10 @@ def test_calls_fail_as_the_marker_says(pytester: pytest.Pytester, record: Record
             with pytest.raises(ChildProcessError):
                 os.waitpid(-1, 0)
 
+        @pytest.mark.mountns(faults=["fsync:/**:EIO"], leaks="error")
+        def test_the_supervisor_is_no_process_that_is_left(tmp_path):
+            fails(errno.EIO, os.fsync, os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT))
+
         def test_none(tmp_path):
             with open(tmp_path / "f", "w") as file:
                 os.fsync(file.fileno())

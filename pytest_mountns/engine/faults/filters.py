@@ -92,19 +92,31 @@ def install(architecture: Architecture, instructions: bytes, *, flags: int = 0) 
 
     It is close-on-exec. Raises :class:`SandboxError` if the kernel refuses it.
     """
-    number = _SYS_SECCOMP[architecture.machine]
     flags |= syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER
+    # Since Linux 5.19. Without it, a call that a signal interrupts before it was answered is made
+    # again, and would count twice.
+    killable = syscalls.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    try:
+        return _install(architecture, instructions, flags | killable)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise _refused(error) from error
+    try:
+        return _install(architecture, instructions, flags)
+    except OSError as error:
+        raise _refused(error) from error
+
+
+def _install(architecture: Architecture, instructions: bytes, flags: int) -> int:
+    number = _SYS_SECCOMP[architecture.machine]
     try:
         return syscalls.seccomp_set_filter(number, instructions, flags)
     except OSError as error:
         if error.errno != errno.EACCES:
-            raise _refused(error) from error
+            raise
     # Who has CAP_SYS_ADMIN need not give up that setuid programs gain rights; this process has to.
-    try:
-        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-        return syscalls.seccomp_set_filter(number, instructions, flags)
-    except OSError as error:
-        raise _refused(error) from error
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    return syscalls.seccomp_set_filter(number, instructions, flags)
 
 
 def _refused(error: OSError) -> SandboxError:
