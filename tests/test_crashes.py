@@ -459,6 +459,67 @@ def test_the_files_of_a_mount_that_a_checkpoint_cannot_undo_are_left_alone(
     assert (kept / "old").read_text() == "new"
 
 
+@pytest.mark.parametrize("where", ["checkpoint", "below"])
+def test_what_was_removed_without_a_sync_is_back(
+    pytester: pytest.Pytester, record: Record, where: str
+) -> None:
+    pytester.makepyfile(
+        f"""
+        import contextlib, os, shutil, stat
+
+        def look(top):
+            found = {{}}
+            for place, directories, files in os.walk(top):
+                for name in (*directories, *files):
+                    path = os.path.join(place, name)
+                    status = os.lstat(path)
+                    data = ""
+                    if stat.S_ISLNK(status.st_mode):
+                        data = os.readlink(path)
+                    elif stat.S_ISREG(status.st_mode):
+                        with open(path) as file:
+                            data = file.read()
+                    attributes = []
+                    if not stat.S_ISLNK(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
+                        attributes = os.listxattr(path)
+                    found[path] = (status.st_mode, status.st_uid, status.st_nlink if data else 0,
+                                   data, attributes)
+            return found
+
+        def make(top):
+            os.makedirs(top / "a" / "b" / "c")
+            (top / "a" / "file").write_text("content")
+            os.setxattr(top / "a" / "file", "user.mark", b"here")
+            (top / "a" / "b" / "closed").write_text("closed")
+            os.chmod(top / "a" / "b" / "closed", 0o400)
+            (top / "a" / "b" / "link").symlink_to("nowhere")
+            os.mkfifo(top / "a" / "b" / "fifo", 0o640)
+            os.chmod(top / "a" / "b", 0o750)
+
+        def test(overlay_root, tmp_path):
+            top = tmp_path / "top"
+            make(top)
+            with overlay_root.checkpoint() if {where!r} == "below" else contextlib.nullcontext():
+                before = look(top)
+                for work in (
+                    lambda: shutil.rmtree(top),
+                    lambda: os.rename(top / "a" / "b" / "closed", top / "moved"),
+                    lambda: (os.chmod(top / "a" / "file", 0o600),
+                             os.removexattr(top / "a" / "file", "user.mark"),
+                             os.unlink(top / "a" / "b" / "link"),
+                             (top / "a" / "b" / "link").write_text("another")),
+                ):
+                    lost = 0
+                    for crash in overlay_root.crashes(work, power="strict"):
+                        if crash.names_lost:
+                            lost += 1
+                            assert look(top) == before, crash
+                    assert lost
+        """
+    )
+    assert record().not_passed == []
+
+
 def test_what_the_function_raises(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile(
         """

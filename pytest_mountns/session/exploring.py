@@ -146,7 +146,11 @@ def start_faults(
     current.injector = injector
 
     def tell() -> tuple[str, str] | None:
-        injected = injector.injected()
+        try:
+            injected = injector.injected()
+        except SandboxError as error:
+            # The test may have killed it. The report is to be made all the same.
+            return "mountns faults", str(error)
         return ("mountns faults", "\n".join(injected)) if injected else None
 
     current.told.append(tell)

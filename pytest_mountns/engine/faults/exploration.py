@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gc
 import pickle
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from ..linux.untouched import os, socket, time
 from .calls import BY_NAME, Kind, architecture
 from .crash_point import CrashSupervisor, GivenUp, Order, Point, Run
 from .observation import PowerModel
+from .subject import flush_output
 
 #: Seconds that a supervisor may take to end when it is told to.
 _ENDS_WITHIN: Final = 40.0
@@ -329,9 +329,7 @@ class FunctionRaised(Exception):
 def run(function: Callable[[], object], order: Order) -> Run:
     """Run ``function`` once, under a supervisor. Raises :class:`SandboxError`."""
     machine = architecture()
-    for stream in (sys.stdout, sys.stderr):
-        # Or all copies of this process would write what is buffered.
-        stream.flush()
+    flush_output()
     receiver, sender = channel()
     parent = os.getpid()
     try:

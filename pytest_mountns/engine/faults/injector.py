@@ -117,6 +117,10 @@ def start(rules: Sequence[FaultRule], *, everything: bool, drops_capabilities: b
     ours.settimeout(_PATIENCE)
     try:
         supervisor = int.from_bytes(ours.recv(8), "little")
+        if not supervisor:
+            raise SandboxError(
+                "start a supervisor", cause="its process has ended at once", remedy="dmesg; free -m"
+            )
         # Yama lets only an ancestor look into a process, unless that says who may; PR_SET_PTRACER.
         with contextlib.suppress(OSError):
             # Without Yama there is no such option, and nothing to allow.
@@ -252,7 +256,11 @@ class _Supervisor:
         try:
             paths = _paths(notification, call)
             size = _size(notification, call)
-        except (Gone, OSError, SandboxError):
+        except SandboxError as error:
+            self._note(f"{call.name}: went on, as it could not be looked at: {error.kernel}")
+            return None
+        except (Gone, OSError):
+            # What the call is about does not exist. The kernel says so to whom it concerns.
             return None
         name = call.name
         if name == "unlinkat" and notification.arguments[2] & _AT_REMOVEDIR:
@@ -264,16 +272,19 @@ class _Supervisor:
         return failure
 
     def _fail(self, notification: Notification, call: Call, failure: Failure) -> None:
-        if len(self._injected) < _LISTED:
-            self._injected.append(failure.text)
-        else:
-            self._omitted += 1
+        self._note(failure.text)
         if failure.number:
             self._listener.fail(notification, failure.number)
         elif failure.short:
             self._transfer_half(notification, call)
         else:
             self._listener.go_on(notification)
+
+    def _note(self, text: str) -> None:
+        if len(self._injected) < _LISTED:
+            self._injected.append(text)
+        else:
+            self._omitted += 1
 
     def _transfer_half(self, notification: Notification, call: Call) -> None:
         """Do half of what a read or write is to do, in its place."""

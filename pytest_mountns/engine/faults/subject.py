@@ -142,13 +142,18 @@ def _run(
         function()
     except BaseException as error:  # noqa: BLE001 - raised again by the test process
         ended = _raised(error)
+    flush_output()
+    channel.sendall(pickle.dumps(ended))
+    syscalls.exit_now(0)
+
+
+def flush_output() -> None:
+    """Flush what Python prints to, or all copies of this process would write what waits there."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except Exception:  # noqa: BLE001 - whatever the test has put there
             continue
-    channel.sendall(pickle.dumps(ended))
-    syscalls.exit_now(0)
 
 
 def _raised(error: BaseException) -> Ended:
