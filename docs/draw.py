@@ -165,7 +165,7 @@ _ROWS: Final = (
     ("config", "plugin_state"),
     ("engine.planning", "pytest_internals"),
     ("engine.probe",),
-    ("engine.sandbox",),
+    ("engine.sandbox", "engine.faults"),
     ("engine.mount", "engine.layers"),
     ("engine.changes",),
     ("engine.plan",),
