@@ -735,8 +735,16 @@ def test_a_bundle_says_which_crash_it_was(pytester: pytest.Pytester, record: Rec
     assert "crash point 1 of 2: killed before write " in report.read_text()
 
 
-def test_an_inline_test_is_refused(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("def test(overlay_root): list(overlay_root.crashes(lambda: None))")
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "list(overlay_root.crashes(print))",
+        "list(overlay_root.fault_points(print))",
+        "overlay_root.faults('fsync:**:EIO').__enter__()",
+    ],
+)
+def test_an_inline_test_is_refused(pytester: pytest.Pytester, asks: str) -> None:
+    pytester.makepyfile(f"def test(overlay_root): {asks}")
     result = pytester.runpytest_subprocess("--mountns-process=inline", "-pno:rerunfailures")
     result.stdout.fnmatch_lines(["*runs in the pytest process (inline)*", '*process="fork"*'])
     result.assert_outcomes(failed=1)
