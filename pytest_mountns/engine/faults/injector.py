@@ -150,6 +150,7 @@ def _fork_supervisor(
         if processes.fork() == 0:
             gc.disable()
             processes.withdraw([control.fileno()])
+            syscalls.set_thread_name(processes.HELPER_NAME)
             control.send(os.getpid().to_bytes(8, "little"))
             data, messages, _, _ = control.recvmsg(
                 16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC

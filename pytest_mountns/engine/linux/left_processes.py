@@ -89,7 +89,16 @@ def in_same_mount_namespace() -> list[int]:
     own = {os.getpid(), os.getppid(), *processes.descendants(os.getpid())}
     with _allowed_to_look():
         here = _mount_namespace(os.getpid())
-        return [pid for pid in _all() if pid not in own and _mount_namespace(pid) == here]
+        return [
+            pid
+            for pid in _all()
+            if pid not in own and _mount_namespace(pid) == here and not _is_helper(pid)
+        ]
+
+
+def _is_helper(pid: int) -> bool:
+    """Whether it is a process of this plugin, which ends with the test."""
+    return _read(pid, "comm").rstrip(b"\n") == processes.HELPER_NAME
 
 
 def orphans_in_sandboxes(variable: str, since: float) -> list[tuple[int, str]]:
@@ -111,7 +120,7 @@ def _orphans_in_sandboxes(variable: str, since: float) -> Iterator[tuple[int, st
     own = set(processes.descendants(os.getpid()))
     for pid in _all():
         try:
-            if pid in own or int(processes.born(pid)) < earliest:
+            if pid in own or int(processes.born(pid)) < earliest or _is_helper(pid):
                 continue
             there, parent = _mount_namespace(pid), processes.parent(pid)
         except OSError:

@@ -14,6 +14,8 @@ from .untouched import os, posix, signal
 _PAGE: Final = 4096
 #: Wait for children that were made by clone(2), too: wait(2), ``__WALL``.
 _WALL: Final = 0x40000000
+#: What a process of this plugin is called that is no child of a test and ends with it.
+HELPER_NAME: Final = b"mountns-helper"
 
 
 def fork() -> int:

@@ -67,6 +67,7 @@ RESOLVE_BENEATH: Final = 0x08
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_KEEPCAPS: Final = 8
+PR_SET_NAME: Final = 15
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
@@ -308,6 +309,12 @@ def prctl(option: int, value: int, third: int = 0) -> None:
     """prctl(2) with one or two arguments."""
     if _libc.prctl(option, value, third, 0, 0) < 0:
         raise _fail(f"prctl({option}, {value})")
+
+
+def set_thread_name(name: bytes) -> None:
+    """prctl(2) ``PR_SET_NAME``: the name of this thread, of at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(name)
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
 
 
 def capget() -> tuple[int, int, int]:
