@@ -16,7 +16,9 @@ from pytest_mountns import (
     BindVolume,
     Change,
     Changes,
+    Crash,
     Entry,
+    Fault,
     IsolatedNet,
     IsolatedProc,
     OverlayRoot,
@@ -49,6 +51,17 @@ def test_changes(overlay_root: OverlayRoot) -> None:
             assert_type(change.after.read_text(), str)
         assert re.search("x", change.diff())
     overlay_root.reset()
+
+
+def test_crashes(overlay_root: OverlayRoot, tmp_path: Path) -> None:
+    for crash in overlay_root.crashes((tmp_path / "f").touch, power="strict", watch=["/srv"]):
+        assert_type(crash, Crash)
+        assert_type(crash.calls, tuple[str, ...])
+    for fault in overlay_root.fault_points((tmp_path / "f").touch):
+        assert_type(fault, Fault)
+        assert_type(fault.raised, "BaseException | None")
+    with overlay_root.faults("fsync:/srv/**:EIO"):
+        pass
 
 
 def test_volume(bind_volume: BindVolume, tmp_path: Path) -> None:
