@@ -22,6 +22,8 @@ import pytest
 
 import pytest_mountns
 
+pytestmark = [pytest.mark.sandboxes, pytest.mark.layered]
+
 #: More than Python writes at once, and of different lengths.
 OLD: Final = "1" * 20000
 NEW: Final = "2" * 15000
