@@ -229,6 +229,8 @@ SUBJECTS: Final = {
     "sqlite3, delete, full": sqlite("delete", "full", GOOD, GOOD, GOOD, LATE),
     "sqlite3, delete, normal": sqlite("delete", "normal", GOOD, GOOD, GOOD, LATE),
     "sqlite3, delete, extra": sqlite("delete", "extra", GOOD, GOOD, GOOD, GOOD),
+    # SQLite itself calls it unsafe. The models lose all that was not synced, and not a part of it.
+    "sqlite3, delete, off": sqlite("delete", "off", GOOD, GOOD, LATE, LATE),
     "sqlite3, wal, full": sqlite("wal", "full", GOOD, GOOD, GOOD, GOOD),
     "sqlite3, wal, normal": sqlite("wal", "normal", GOOD, GOOD, LATE, LATE),
     "python-dotenv, set_key": Subject(set_dotenv, get_dotenv, (GOOD, GOOD, BAD, BAD), "dotenv"),
