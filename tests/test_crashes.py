@@ -18,6 +18,8 @@ from tests.helpers.seccomp import install, refuse
 
 pytestmark = [
     pytest.mark.sandboxes,
+    # For checkpoints.
+    pytest.mark.layered,
     # In a sandbox those of the tests would be a third level.
     pytest.mark.no_mountns(reason="checkpoints nest as deep as OverlayFS allows"),
 ]

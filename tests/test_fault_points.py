@@ -9,6 +9,8 @@ from tests.test_crashes import fails
 
 pytestmark = [
     pytest.mark.sandboxes,
+    # For checkpoints.
+    pytest.mark.layered,
     pytest.mark.no_mountns(reason="checkpoints nest as deep as OverlayFS allows"),
 ]
 
