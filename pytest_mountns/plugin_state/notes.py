@@ -27,6 +27,7 @@ import pytest
 from .. import pytest_internals
 from .base import PluginState, StateError
 from .differences import (
+    Counted,
     Difference,
     Included,
     Keyed,
@@ -305,6 +306,10 @@ class Notes(PluginState):
         """What :meth:`_change` returns for a difference; without ``or_lost`` it may be left out."""
         if change is None:
             return False, False, None
+        if isinstance(change, Counted):
+            return True, False, change
+        if isinstance(change, Replaced) and type(change.value) in _SIMPLE:
+            return True, False, change
         try:
             with self._names.naming("report", self._report):
                 load(dump(change, self._names), self._names)
