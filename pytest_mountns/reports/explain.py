@@ -218,7 +218,10 @@ def _missing_ids(report: pytest.TestReport, error: BaseException, plan: Plan) ->
     if not plan.fake_root or not plan.why_one_id:
         return ""
     texts = [report.longreprtext, *(text for _, text in report.sections)]
-    texts += [_decoded(getattr(one, "stderr", None)) for one in chain(error)]
+    for one in chain(error):
+        # As subprocess.CalledProcessError has them.
+        written = (getattr(one, name, None) for name in ("stdout", "stderr"))
+        texts += [os.fsdecode(text) for text in written if isinstance(text, str | bytes)]
     is_own = isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EPERM)
     found = next(filter(None, map((_OF_IDS if is_own else _SAID_OF_IDS).search, texts)), None)
     if found is None:

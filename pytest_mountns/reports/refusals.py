@@ -57,10 +57,9 @@ def _refused(report: pytest.TestReport, error: BaseException, guard: Guard) -> I
                     yield from _if_refused(os.fsdecode(name), errno_name(one.errno), guard)
     texts = [report.longreprtext, *(text for _, text in report.sections)]
     for one in chain(error):
-        # As subprocess.CalledProcessError has it.
-        output = getattr(one, "stderr", None)
-        if isinstance(output, str | bytes):
-            texts.append(os.fsdecode(output))
+        # As subprocess.CalledProcessError has them.
+        written = (getattr(one, name, None) for name in ("stdout", "stderr"))
+        texts += [os.fsdecode(text) for text in written if isinstance(text, str | bytes)]
     for text in texts:
         for pattern in _NAMED:
             for name in pattern.findall(text):
