@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import pwd
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, final
@@ -18,7 +17,7 @@ from typing import Final, NamedTuple, final
 from . import syscalls
 from .errors import Unavailable
 from .processes import fork, reap
-from .untouched import open, os
+from .untouched import _signal, open, os
 
 _PROGRAMS: Final = ("newuidmap", "newgidmap")
 _FILES: Final = ("/etc/subuid", "/etc/subgid")
@@ -141,21 +140,22 @@ def enter_mapped(maps: IdMaps, enter: Callable[[], object]) -> None:
 
 
 def _map_when_told(maps: IdMaps, target: int, reader: int, writer: int) -> None:
-    """In the process that stays behind."""
+    """In the process that stays behind: run the programs, whose errors go to ``writer``."""
     try:
+        # No handler of the test process's Python may run. SIGALRM ends this process.
+        syscalls.block_all_signals()
+        _signal.signal(_signal.SIGALRM, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
+        _signal.alarm(_TIMEOUT)
         if os.read(reader, 1):
+            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            streams = [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate((null, writer, writer))]
             for program, ranges in zip(_PROGRAMS, (maps.uids, maps.gids), strict=True):
                 numbers = [str(number) for one in ranges for number in one]
-                done = subprocess.run(
-                    [program, str(target), *numbers],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    timeout=_TIMEOUT,
-                    check=False,
-                )
-                if done.returncode:
-                    os.write(writer, done.stdout[:1000] or program.encode())
+                arguments = [program, str(target), *numbers]
+                child = os.posix_spawnp(program, arguments, os.environ, file_actions=streams)
+                if os.waitpid(child, 0)[1]:
+                    os.write(writer, f"{program} has failed".encode())
                     return
             os.write(writer, b"mapped")
     except Exception as error:  # noqa: BLE001 - for the other process to say
