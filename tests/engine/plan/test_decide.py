@@ -20,6 +20,7 @@ from pytest_mountns.engine.plan.model import (
     Protect,
     Seed,
     Step,
+    WritableRoot,
 )
 from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
 
@@ -187,6 +188,43 @@ def test_a_user_gets_a_read_only_tree_with_overlays_where_he_can_write() -> None
         Bind("/", "/", read_only=True),
         Overlay("/home/me", ("/home/me",), "1"),
         Overlay("/tmp", ("/tmp",), "2", sys.MOUNT_ATTR_NOEXEC),
+    ]
+
+
+def test_a_user_who_is_shown_as_root_gets_a_root_of_copies() -> None:
+    copies = WritableRoot(
+        (("/", ("/copies/root",)), ("/home", ("/copies/home",)), ("/usr", ("/copies/usr", "/usr"))),
+        ("/home/other",),
+    )
+    made = as_user(
+        mount("/"),
+        mount("/usr", options="rw,nodev"),
+        spec=SandboxSpec(user="root"),
+        writable=("/home/me",),
+        writable_root=copies,
+        has_sys=True,
+    )
+    assert made.fake_root
+    found = steps(made)
+    assert list(found) == ["/", "/home", "/home/me", "/home/other", "/usr"]
+    assert found["/"] == Overlay("/", ("/copies/root",), "w0")
+    assert isinstance(found["/home/me"], Overlay)
+    assert found["/home/other"] == Bind("/home/other", "/home/other", True, optional=True)
+    assert found["/usr"] == Overlay("/usr", ("/copies/usr", "/usr"), "w2", sys.MOUNT_ATTR_NODEV)
+    names = [step.name for step in made.overlays]
+    assert len(set(names)) == len(names)
+    # The root of copies shows neither /sys nor, where changes are read, /dev.
+    assert Bind("/sys", "/sys", read_only=True) in made.steps
+    assert made.root_filesystem is not None
+    assert Bind("/dev", "/dev", read_only=True) in made.root_filesystem.steps
+
+
+def test_a_user_who_is_shown_as_root_may_write_to_some_directories_only() -> None:
+    copies = WritableRoot((("/etc", ("/copies/etc",)),))
+    made = as_user(mount("/"), spec=SandboxSpec(user="root"), writable_root=copies)
+    assert list(steps(made).values()) == [
+        Bind("/", "/", read_only=True),
+        Overlay("/etc", ("/copies/etc",), "w0"),
     ]
 
 

@@ -150,3 +150,23 @@ def test_a_mount_may_lie_in_another() -> None:
 def test_an_upper_on_disk_has_no_limits(limit: dict[str, int]) -> None:
     with pytest.raises(SpecError, match="cannot limit an upper on disk"):
         SandboxSpec(upper="disk", **limit)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("user", "writable", "message"),
+    [
+        ("keep", ("/etc",), "needs user='root'"),
+        ("nobody", (), "needs user='root'"),
+        ("root", ("etc",), "not the path of a directory"),
+        ("root", ("/etc/../usr",), "not the path of a directory"),
+    ],
+)
+def test_directories_to_write_to_are_those_of_root(
+    user: str, writable: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        SandboxSpec(user=user, writable=writable)
+
+
+def test_wider_fixtures_write_to_no_more_than_the_user() -> None:
+    assert SandboxSpec(user="root", writable=("/etc",)).of_wider_scope().writable is None
