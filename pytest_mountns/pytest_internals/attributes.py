@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import opcode
-import os
 import re
 import sys
 from collections import defaultdict
@@ -266,7 +265,7 @@ def _title(config: pytest.Config, name: str, plugin: object) -> str:
     """The name of a plugin: for a conftest file it is a path, without a name it is a number."""
     if name.isdecimal():
         return f"{type(plugin).__module__}.{type(plugin).__qualname__} {name}"
-    return name.removeprefix(f"{config.rootpath}{os.sep}")
+    return name.removeprefix(f"{config.rootpath}/")
 
 
 def named_plugins(config: pytest.Config) -> list[tuple[str, object]]:

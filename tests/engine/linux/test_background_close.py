@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pytest_mountns.engine.linux import processes
 from pytest_mountns.engine.linux.background_close import BackgroundCloser
 
 _NEVER = 3_600_000
@@ -75,7 +76,7 @@ def test_a_fork_of_the_process_waits_for_nobody(closer: BackgroundCloser) -> Non
     """It closes copies, and the socket is not its own."""
     pipe = _Pipe()
     closer.close([os.dup(pipe.writer)])
-    child = os.fork()
+    child = processes.fork()
     if child == 0:
         closer.finish()
         closer.close([pipe.writer])
