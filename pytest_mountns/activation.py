@@ -50,6 +50,7 @@ def activate(config: pytest.Config) -> Active:
     from .reports.refusals import RefusalExplanation
     from .reports.summary import summary_key
     from .reports.told import ToldInReport
+    from .reports.waiting import WaitingTests
     from .reports.writes_guard import WritesGuard
     from .runners.finisher import Finisher
     from .runners.protocol import Runner
@@ -64,6 +65,7 @@ def activate(config: pytest.Config) -> Active:
     observers = session.observers
     observers.add(CountTests(config.stash[summary_key]))
     observers.add(FailureExplanation())
+    observers.add(WaitingTests(config))
     observers.add(RefusalExplanation())
     observers.add(ToldInReport(session.current))
     summary = config.stash[summary_key]

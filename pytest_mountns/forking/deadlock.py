@@ -8,11 +8,16 @@ when the library has returned.
 A process waits for ever if each of its threads waits for a futex of its own memory (futex(2),
 ``FUTEX_PRIVATE_FLAG``) and has set no time limit: no other process can wake it. Only a handler of a
 signal could, so it has a while for that.
+
+Other libraries wait with a time limit, again and again (gRPC, loky). That cannot be told from a
+test that waits for something outside, as a program that starts. Such a test goes on, and is
+named, so that nobody has to guess which one it is.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from typing import Final, final
 
 from ..engine.linux import processes
@@ -26,6 +31,8 @@ LIMIT: float = 60.0
 #: Seconds between two looks, and from SIGABRT to SIGKILL.
 _PAUSE: Final = 1.0
 _KILL_AFTER: Final = 5.0
+#: Clock ticks of CPU time in a second, of a process that does nothing but wait: one percent.
+_IDLE: Final = os.sysconf("SC_CLK_TCK") / 100
 
 _NUMBER_OF_FUTEX: Final = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221}
 _FUTEX_WAIT: Final = 0
@@ -41,9 +48,17 @@ EXPLANATION: Final = (
 
 @final
 class DeadlockWatch:
-    """Watches one test process, which was forked while other threads were alive."""
+    """Watches one test process, which was forked while other threads were alive.
 
-    def __init__(self) -> None:
+    ``tell`` is called, once, when it has done nothing but wait for :data:`LIMIT` seconds and is
+    not ended for that.
+    """
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self._tell = tell
+        self._told = False
+        #: When the process was last found to use the processor, and its CPU time then, in ticks.
+        self._used: tuple[float, int] | None = None
         #: Whether the process was ended.
         self.ended = False
         self._waits: tuple[object, ...] | None = None
@@ -69,6 +84,26 @@ class DeadlockWatch:
         elif now > self._since + LIMIT:
             self.ended, self._since = True, now
             _kill(pid, signal.SIGABRT)
+            return
+        if not self._told and self._is_idle(pid, now):
+            self._told = True
+            self._tell()
+
+    def _is_idle(self, pid: int, now: float) -> bool:
+        """Whether the process has done nothing but wait for :data:`LIMIT` seconds and some more.
+
+        Some more, because one that waits for ever is ended then, which says enough.
+        """
+        try:
+            used = processes.cpu_time(pid)
+        except OSError:
+            # It has just ended.
+            return False
+        since, before = self._used or (now, used)
+        if self._used is None or used - before > (now - since) * _IDLE + 1:
+            self._used = now, used
+            return False
+        return now - since > LIMIT + 4 * min(_PAUSE, LIMIT / 4)
 
 
 def _kill(pid: int, number: int) -> None:

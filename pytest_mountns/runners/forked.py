@@ -41,7 +41,7 @@ from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.guard import Guard
 from ..engine.sandbox.uppers import UppersDescription
 from ..engine.sandbox.written import Written
-from ..forking import channel, logging_locks, messages
+from ..forking import channel, deadlock, logging_locks, messages
 from ..forking.deadlock import EXPLANATION, DeadlockWatch
 from ..forking.interrupts import Interrupts
 from ..forking.receiver import Receiver
@@ -201,7 +201,7 @@ class ForkedTest:
                     context.phase,
                     session.trace,
                     apart=apart,
-                    deadlock_watch=None if alone else DeadlockWatch(),
+                    deadlock_watch=None if alone else DeadlockWatch(self._tell_waiting),
                 )
                 try:
                     if forked_entry is not None:
@@ -329,6 +329,9 @@ class ForkedTest:
         elif receiver.interrupted:
             raise KeyboardInterrupt
         self.finish.conclude(refused=self._refusal is not None)
+
+    def _tell_waiting(self) -> None:
+        self._session.observers.waits(self._item, deadlock.LIMIT, libraries_with_threads())
 
     def _explain_deadlock(self) -> str:
         libraries = libraries_with_threads()

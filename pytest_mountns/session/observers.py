@@ -79,6 +79,13 @@ class Observer:
         ``why``: which ones, and what that means for tests, in words.
         """
 
+    def waits(self, item: pytest.Item, seconds: float, libraries: Sequence[str]) -> None:
+        """Pytest process: ``item``, forked while threads were alive, has only waited for so long.
+
+        ``libraries``: native libraries in this process that are known to start threads. Called
+        while the test runs, and once for it.
+        """
+
     def skipped(self, item: pytest.Item) -> None:
         """Pytest process: ``item`` is skipped because this machine cannot isolate it."""
 
@@ -195,6 +202,11 @@ class Observers:
         """See :meth:`Observer.beside`."""
         for hear in self._hearing["beside"]:
             hear(why)
+
+    def waits(self, item: pytest.Item, seconds: float, libraries: Sequence[str]) -> None:
+        """See :meth:`Observer.waits`."""
+        for hear in self._hearing["waits"]:
+            hear(item, seconds, libraries)
 
     def skipped(self, item: pytest.Item) -> None:
         """See :meth:`Observer.skipped`."""

@@ -96,3 +96,22 @@ def test_it_is_ended_beside_the_watchdog(pytester: pytest.Pytester, record: Reco
     )
     (failed,) = record().not_passed
     assert "waited for ever and was ended" in failed.text
+
+
+def test_who_only_waits_is_named(pytester: pytest.Pytester) -> None:
+    """With a time limit, again and again: nobody knows whether it waits for ever, so it goes on."""
+    pytester.makepyfile(
+        SUITE
+        + """
+import time
+
+def test_waits(holder, overlay_root):
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
+        lock.acquire(timeout=0.1)
+"""
+    )
+    result = pytester.runpytest_subprocess("-pno:rerunfailures")
+    result.assert_outcomes(passed=1)
+    named = [one for one in result.outlines if "test_waits has only waited for 1 s" in one]
+    assert len(named) == 1
