@@ -145,6 +145,8 @@ def _map_when_told(maps: IdMaps, target: int, reader: int, writer: int) -> None:
         # No handler of the test process's Python may run. SIGALRM ends this process.
         syscalls.block_all_signals()
         _signal.signal(_signal.SIGALRM, _signal.SIG_DFL)
+        # Where it is ignored, the kernel drops the status of a program that has ended, wait(2).
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
         _signal.alarm(_TIMEOUT)
         if os.read(reader, 1):
