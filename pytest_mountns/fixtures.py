@@ -253,7 +253,7 @@ class IsolatedProc:
 
         killed: set[int] = set()
         deadline = time.monotonic() + timeout
-        while alive := [pid for pid in self.children() if processes.state(pid) not in (b"Z", b"X")]:
+        while alive := [pid for pid in self.children() if not processes.has_ended(pid)]:
             for pid in alive:
                 try:
                     os.kill(pid, signal.SIGKILL)

@@ -37,7 +37,7 @@ def choose(
     would be missing in a forked process, where their library may wait for them for ever.
     ``libraries``: native libraries in this process that are known to start threads.
     """
-    if spec.process == "fork" or spec.needs_process:
+    if spec.is_forked:
         return Choice("fork")
     if not obstacle and not stuck:
         return Choice("inline")

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, final
 
-from ..engine.linux.processes import state
+from ..engine.linux.processes import has_ended
 from ..engine.linux.untouched import os
 
 #: Functions that remove what lies in the sandbox; ``multiprocessing.util.Finalize`` calls them when
@@ -33,7 +33,7 @@ def worker_names() -> list[str]:
     known: Any = getattr(sys.modules.get("multiprocessing.process"), "_children", None)
     if not known:
         return []
-    alive = (one.name for one in tuple(known) if one.pid and state(one.pid) not in (b"Z", b"X"))
+    alive = (one.name for one in tuple(known) if one.pid and not has_ended(one.pid))
     return sorted(alive)
 
 

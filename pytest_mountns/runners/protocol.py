@@ -62,7 +62,7 @@ class Runner:
         with contextlib.suppress(SandboxError):
             self._threads_before = other_threads()
         specs = map(self._session.selection.valid_spec, items)
-        forks = any(s.process == "fork" or s.needs_process for s in specs if s is not None)
+        forks = any(spec.is_forked for spec in specs if spec is not None)
         if forks or self._session.guards.are_made:
             # Loaded now, since a test or fixture may replace what an import needs.
             importlib.import_module(".forked", __package__)
@@ -97,7 +97,7 @@ class Runner:
     def _choose_by(self, spec: SandboxSpec, *, guarded: bool) -> Choice:
         """Raises :class:`SandboxError` without ``/proc``."""
         sandboxes = self._session.sandboxes
-        if spec.process == "fork" or spec.needs_process:
+        if spec.is_forked:
             self._note_threads()
             return Choice("fork", guarded=guarded)
         stuck = sandboxes.stuck_threads

@@ -19,8 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ..engine.plan.spec import SandboxSpec
-
 #: The value of an option by its name in ``config.option``; None if there is no such option.
 Option = Callable[[str], object]
 
@@ -212,11 +210,6 @@ def concerned(known: Sequence[Forked], fixtures: Iterable[str], module: str) -> 
         if (not one.fixtures or one.fixtures & names)
         and (not one.items or module.partition(".")[0] == one.items)
     ]
-
-
-def is_forked(spec: SandboxSpec) -> bool:
-    """Whether it is known of a test of this spec, before it runs, that it is forked."""
-    return spec.process == "fork" or spec.needs_process
 
 
 def said_of_update(update: Update) -> str:

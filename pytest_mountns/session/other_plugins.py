@@ -84,7 +84,7 @@ class OtherPlugins:
 
     def notes(self, tests: Sequence[tuple[pytest.Item, SandboxSpec]]) -> list[str]:
         """What is or may be wrong where tests are forked, of those that are known to be."""
-        forked = [item for item, spec in tests if known_plugins.is_forked(spec)]
+        forked = [item for item, spec in tests if spec.is_forked]
         if not forked:
             return []
         found = [

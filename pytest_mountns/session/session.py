@@ -10,7 +10,6 @@ import pytest
 from .current import Current, RunningTest
 from .exploring import Exploring
 from .guards import Guards
-from .known_plugins import is_forked
 from .observers import Observers
 from .other_plugins import OtherPlugins
 from .sandboxes import Sandboxes
@@ -46,7 +45,7 @@ class Session:
         """Raise :class:`pytest.UsageError` if it is known that this test would be wrong."""
         spec = self.selection.valid_spec(item)
         if spec is not None:
-            problem = self.other_plugins.problem(item, spec, forked=is_forked(spec))
+            problem = self.other_plugins.problem(item, spec, forked=spec.is_forked)
             if problem is not None:
                 raise pytest.UsageError(f"{item.nodeid}: {problem}")
 

@@ -8,7 +8,6 @@ under the filter has ended. It runs no code of the test.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
 import gc
@@ -26,7 +25,7 @@ from ..linux.untouched import os, select, socket, time
 from ..plan.fault_rules import FAMILIES, SINGLE, FaultRule
 from .calls import Architecture, Call, architecture, numbered
 from .filters import install, program
-from .listener import Listener, Notification
+from .listener import Listener, Notification, hand_over, take_over
 from .rules import Failure, Rules
 from .tracee import Gone, read_memory, read_path, resolve, write_memory
 
@@ -126,10 +125,7 @@ def start(rules: Sequence[FaultRule], *, everything: bool, drops_capabilities: b
             # Without Yama there is no such option, and nothing to allow.
             syscalls.prctl(syscalls.PR_SET_PTRACER, supervisor)
         listener = install(machine, instructions, flags=_ALL_THREADS)
-        # Calls of the rules wait from here on. Sending is none.
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))]
-        ours.sendmsg([b"."], rights)
-        os.close(listener)
+        hand_over(listener, ours)
     except OSError as error:
         ours.close()
         raise SandboxError("start a supervisor", said(error)) from error
@@ -152,11 +148,8 @@ def _fork_supervisor(
             processes.withdraw([control.fileno()])
             syscalls.set_thread_name(processes.HELPER_NAME)
             control.send(os.getpid().to_bytes(8, "little"))
-            data, messages, _, _ = control.recvmsg(
-                16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
-            )
-            if data:
-                fd = array.array("i", messages[0][2][:4])[0]
+            fd, _ = take_over(control)
+            if fd >= 0:
                 with privileged(drops_capabilities):
                     _Supervisor(machine, rules, control, Listener(fd)).run()
     finally:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import errno
 import struct
 from typing import Final, NamedTuple, final
 
-from ..linux.untouched import fcntl, os
+from ..linux.untouched import fcntl, os, socket
 
 # struct seccomp_notif: __u64 id; __u32 pid; __u32 flags; struct seccomp_data data;
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")
@@ -16,6 +17,25 @@ _RECEIVE: Final = 0xC0502100
 _SEND: Final = 0xC0182101
 _IS_VALID: Final = 0x40082102
 _CONTINUE: Final = 1
+
+
+def hand_over(listener: int, channel: socket.socket) -> None:
+    """Send the descriptor to the supervisor, and close it here.
+
+    Calls that are supervised wait from the moment on when there is a filter; sending is none.
+    Raises :class:`OSError`.
+    """
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))]
+    channel.sendmsg([b"."], rights)
+    os.close(listener)
+
+
+def take_over(channel: socket.socket) -> tuple[int, bytes]:
+    """The descriptor that :func:`hand_over` has sent; -1 if something else has come, and that."""
+    data, messages, _, _ = channel.recvmsg(1 << 16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    for _level, _kind, content in messages:
+        return int(array.array("i", content[:4])[0]), data
+    return -1, data
 
 
 class Notification(NamedTuple):

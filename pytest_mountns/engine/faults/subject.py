@@ -12,7 +12,6 @@ lock file with the id of a process that has crashed would name a process that is
 
 from __future__ import annotations
 
-import array
 import gc
 import pickle
 import sys
@@ -26,6 +25,7 @@ from ..linux.pid_namespace import die_with_parent
 from ..linux.untouched import os, socket, time
 from .calls import Architecture
 from .filters import install
+from .listener import hand_over, take_over
 
 #: Seconds that killed processes may take to be gone.
 _GONE_WITHIN: Final = 30.0
@@ -57,11 +57,9 @@ class Subject:
 
         Raises :class:`SandboxError` if it cannot be supervised.
         """
-        data, messages, _, _ = self.channel.recvmsg(
-            1 << 16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
-        )
-        for _level, _kind, content in messages:
-            return int(array.array("i", content[:4])[0])
+        listener, data = take_over(self.channel)
+        if listener >= 0:
+            return listener
         if data:
             raise pickle.loads(data)
         raise SandboxError(
@@ -130,11 +128,7 @@ def _run(
     except SandboxError as error:
         channel.sendall(pickle.dumps(error))
         syscalls.exit_now(1)
-    # From here on until the supervisor has the descriptor, a call that is supervised would wait for
-    # ever. Sending is none.
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))]
-    channel.sendmsg([b"."], rights)
-    os.close(listener)
+    hand_over(listener, channel)
     gc.enable()
     syscalls.set_signal_mask(mask)
     ended = Ended()

@@ -41,7 +41,7 @@ def names_of_running(tops: Collection[int], *, patience: float = 0) -> list[str]
 
 def _running(tops: Collection[int]) -> Iterator[int]:
     for pid in tops:
-        if processes.state(pid) in b"ZX" or _is_ending(pid):
+        if processes.has_ended(pid) or _is_ending(pid):
             continue
         if _HELPER.search(_command(pid)):
             yield from _running(processes.children(pid))
@@ -75,7 +75,7 @@ def _command(pid: int) -> bytes:
     until = time.monotonic() + _PATIENCE
     # The kernel shows none while it replaces the program, execve(2).
     while not (command := _read(pid, "cmdline")) and time.monotonic() < until:
-        if processes.state(pid) in b"ZX":
+        if processes.has_ended(pid):
             break
         time.sleep(_INTERVAL)
     return command
@@ -127,7 +127,7 @@ def _orphans_in_sandboxes(variable: str, since: float) -> Iterator[tuple[int, st
             continue
         if there is None or there in (here, _mount_namespace(parent)):
             continue
-        if processes.state(pid) in b"ZX" or _is_ending(pid):
+        if processes.has_ended(pid) or _is_ending(pid):
             continue
         if _read(pid, "cmdline") == command:
             # A copy of another process with the same command line has a living parent.

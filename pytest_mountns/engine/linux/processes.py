@@ -80,6 +80,11 @@ def state(pid: int) -> bytes:
         return b"X"
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    return state(pid) in b"ZX"
+
+
 def born(pid: int) -> bytes:
     """When a process was started, in clock ticks since boot, proc_pid_stat(5).
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
+from ..linux.mountinfo import is_below
 from .spec import SandboxSpec
 
 #: What every program writes to: the usual devices, terminals, and POSIX shared memory, in which the
@@ -81,6 +82,4 @@ def split_globs(globs: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def is_allowed(path: str, places: Iterable[str]) -> bool:
     """Whether ``path`` is one of ``places`` or lies below one. All are absolute, without links."""
-    return any(
-        path == place or path.startswith(place if place == "/" else f"{place}/") for place in places
-    )
+    return any(path == place or is_below(path, place) for place in places)

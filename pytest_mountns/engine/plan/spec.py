@@ -228,6 +228,11 @@ class SandboxSpec:
             )
 
     @property
+    def is_forked(self) -> bool:
+        """Whether the test is forked in any case: it has to be, or ``process`` says so."""
+        return self.process == "fork" or self.needs_process
+
+    @property
     def needs_process(self) -> bool:
         """Whether the test has to be forked, whatever ``process`` says."""
         return (
