@@ -47,11 +47,7 @@ class Preparation:
         is_outdated = basetemp is not None and self._session.sandboxes.planner.add_run_directory(
             str(basetemp)
         )
-        if pytest_internals.sets_up_wider_fixtures(self._item):
-            is_outdated = True
-            self._session.sandboxes.before_host_changes()
-        within = self._context.fixture_scopes.within(self._item)
-        pytest_internals.fill_wider_fixtures(self._item, within)
+        is_outdated |= self._fill_wider_fixtures()
         if is_outdated:
             plan = self.plan()
             self._tell(plan)
@@ -70,19 +66,30 @@ class Preparation:
         __tracebackhide__ = True
         guards = self._session.guards
         self._or_refuse(guards.begin)
-        if pytest_internals.sets_up_wider_fixtures(self._item):
+        self._fill_wider_fixtures()
+        return self._or_refuse(lambda: guards.guard(self._item))
+
+    @pytest_internals.unseen
+    def _fill_wider_fixtures(self) -> bool:
+        """Set up the wider fixtures of the item, or look up their values.
+
+        Returns whether code of a fixture has run, which may have mounted something.
+        """
+        __tracebackhide__ = True
+        runs_code = pytest_internals.sets_up_wider_fixtures(self._item)
+        if runs_code:
             self._session.sandboxes.before_host_changes()
         within = self._context.fixture_scopes.within(self._item)
         pytest_internals.fill_wider_fixtures(self._item, within)
-        return self._or_refuse(lambda: guards.guard(self._item))
+        return runs_code
 
     def _or_refuse(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns; the item fails if that raises :class:`SandboxError`."""
+        """What ``make`` returns; see :meth:`refuse` for what it raises."""
         __tracebackhide__ = True
-        problem: SandboxError
+        problem: pytest.UsageError | SandboxError
         try:
             return make()
-        except SandboxError as error:
+        except (pytest.UsageError, SandboxError) as error:
             problem = error
         # Not in the handler: the report would show the error twice.
         return self.refuse(problem)
@@ -110,17 +117,14 @@ class Preparation:
         session = self._session
         if session.selection.everything is False:
             pytest_internals.skip_item("--no-mountns: this test runs in a sandbox or not at all")
-        problem: pytest.UsageError | SandboxError | None = None
-        try:
+
+        def make() -> Plan:
             spec = self.spec()
             plan = session.sandboxes.planner.plan(spec)
             self._context.fixture_scopes.check(spec)
-        except (pytest.UsageError, SandboxError) as error:
-            problem = error
-        if problem is not None:
-            # Not in the handler: the report would show the error twice.
-            self.refuse(problem)
-        return plan
+            return plan
+
+        return self._or_refuse(make)
 
     def layers(self) -> Layers | None:
         """What the test begins on: what wider fixtures have written, if that is captured.
