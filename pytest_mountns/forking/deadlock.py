@@ -90,9 +90,9 @@ class DeadlockWatch:
             self._tell()
 
     def _is_idle(self, pid: int, now: float) -> bool:
-        """Whether the process has done nothing but wait for :data:`LIMIT` seconds and some more.
+        """Whether the process has done nothing but wait, for a little longer than :data:`LIMIT`.
 
-        Some more, because one that waits for ever is ended then, which says enough.
+        A process that certainly waits for ever is ended before that, and needs no line.
         """
         try:
             used = processes.cpu_time(pid)

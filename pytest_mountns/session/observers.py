@@ -73,10 +73,10 @@ class Observer:
         """Pytest process: ``item`` is forked, as it cannot be run inline."""
 
     def beside(self, why: str) -> None:
-        """Pytest process: what a wider fixture has started may work for tests without being there.
+        """Pytest process: threads or processes of wider fixtures may work for tests on the host.
 
-        Called once in a session for each kind: threads of a process that forks, worker processes.
-        ``why``: which ones, and what that means for tests, in words.
+        Called once in a session for threads, since forked tests lack them, and once for worker
+        processes. ``why``: which ones they are, and what that means for tests, in words.
         """
 
     def waits(self, item: pytest.Item, seconds: float, libraries: Sequence[str]) -> None:

@@ -22,8 +22,8 @@ _CONTINUE: Final = 1
 def hand_over(listener: int, channel: socket.socket) -> None:
     """Send the descriptor to the supervisor, and close it here.
 
-    Calls that are supervised wait from the moment on when there is a filter; sending is none.
-    Raises :class:`OSError`.
+    From the moment when the filter is installed, supervised calls wait for the supervisor. Sending
+    a message is no supervised call. Raises :class:`OSError`.
     """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))]
     channel.sendmsg([b"."], rights)

@@ -29,9 +29,9 @@ _ENDING: Final = 1 << (signal.SIGTERM - 1) | 1 << (signal.SIGKILL - 1)
 def names_of_running(tops: Collection[int], *, patience: float = 0) -> list[str]:
     """The names of those of the processes ``tops`` that still run, the first 50.
 
-    A process that was told to end, and has not yet noticed, does not count. ``patience`` is how
-    many seconds others may take to end. In the place of helpers of multiprocessing their children
-    count.
+    A process that was told to end, and has not yet noticed, does not count. Helper processes of
+    multiprocessing do not count either, but their children do. ``patience`` is how many seconds
+    the others may take to end.
     """
     until = time.monotonic() + patience
     while (running := list(islice(_running(tops), _MOST))) and time.monotonic() < until:
