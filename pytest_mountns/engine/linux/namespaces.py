@@ -11,6 +11,7 @@ Things that do not work, and so are not done here:
 
 from __future__ import annotations
 
+import errno
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,11 +70,14 @@ def _twice(call: Callable[[], T]) -> T:
         return call()
 
 
-def enter_user_namespace(*, as_root: bool = False, maps: IdMaps | None = None) -> None:
+def enter_user_namespace(
+    *, as_root: bool = False, maps: IdMaps | None = None, forked: bool = True
+) -> None:
     """Enter a new user namespace that maps this process's uid and gid, user_namespaces(7).
 
-    ``as_root``: they are shown as 0 in it. ``maps``: they are mapped so, and others, too. Raises
-    :class:`Unavailable` if that is refused.
+    ``as_root``: they are shown as 0 in it. ``maps``: they are mapped so, and others, too.
+    ``forked``: this process was forked for it, so that other threads can only be a library's.
+    Raises :class:`Unavailable` if that is refused, and :class:`.ThreadsAfterFork`.
     """
     uid, gid = posix.geteuid(), posix.getegid()
     steps = (
@@ -96,7 +100,10 @@ def enter_user_namespace(*, as_root: bool = False, maps: IdMaps | None = None) -
                 file.write(text)
     except OSError as error:
         cause, remedy = explain(error.errno or 0, True, doing)
-        raise Unavailable(what, said(error), cause, remedy) from error
+        refused = Unavailable(what, said(error), cause, remedy)
+        if forked and error.errno == errno.EINVAL and doing == "user namespace":
+            raise threads.explain_forked_threads(refused) from error
+        raise refused from error
 
 
 def enter_mount_namespace(user_namespace: bool) -> int:

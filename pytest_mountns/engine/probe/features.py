@@ -16,11 +16,9 @@ from ..linux import syscalls as sys
 from ..linux.attributes import OVERFLOW_ID
 from ..linux.diagnosis import diagnose
 from ..linux.environment import Environment, apparmor_profile, read_environment
-from ..linux.errors import SandboxError
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.pid_namespace import NAMESPACES
-from ..linux.threads import explain_forked_threads
 from ..linux.untouched import _socket, os
 from ..mount.new_api import set_read_only
 from ..plan.decide import plan
@@ -193,13 +191,6 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     return ProbeResult(tuple(trials), features, unlayerable)
 
 
-def _enter_user_namespace() -> None:
-    try:
-        enter_user_namespace()
-    except SandboxError as error:
-        raise explain_forked_threads(error) from error.__cause__
-
-
 def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answer:
     """Try the namespaces and filesystems of a sandbox one by one, in this process.
 
@@ -207,7 +198,7 @@ def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answe
     """
     log = TrialLog(user_namespace)
     before = apparmor_profile()
-    if user_namespace and not log.attempt("user namespace", _enter_user_namespace):
+    if user_namespace and not log.attempt("user namespace", enter_user_namespace):
         return log.answer(apparmor=_other_profile(before))
     if not log.attempt("mount namespace", lambda: enter_mount_namespace(user_namespace)):
         return log.answer(apparmor=_other_profile(before))

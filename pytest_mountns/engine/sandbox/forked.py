@@ -14,7 +14,6 @@ from ..linux.namespaces import (
     take_user_capabilities,
 )
 from ..linux.pid_namespace import die_with_parent, enter_pid_namespace
-from ..linux.threads import explain_forked_threads
 from ..plan.model import Plan
 from . import disk_uppers
 from .create import make
@@ -59,10 +58,7 @@ class ForkedEntry:
         die_with_parent(parent)
         if self.plan.user_namespace:
             if self.makes_user_namespace:
-                try:
-                    enter_user_namespace(as_root=self.plan.fake_root, maps=self.plan.id_maps)
-                except SandboxError as error:
-                    raise explain_forked_threads(error) from error
+                enter_user_namespace(as_root=self.plan.fake_root, maps=self.plan.id_maps)
             else:
                 take_user_capabilities()
             # A change of credentials may have cleared it, PR_SET_PDEATHSIG(2const).

@@ -103,7 +103,7 @@ class SandboxManager:
         cwd = working_directory()
         step = "user namespace"
         try:
-            enter_user_namespace()
+            enter_user_namespace(forked=False)
             step = "mount namespace"
             stage = enter_mount_namespace(True)
         except Unavailable as error:
