@@ -14,7 +14,6 @@ import pytest
 
 from ..config import options
 from ..engine.changes.changes import Changes
-from ..engine.changes.render import COLOURS, Limits, styled, text_of
 from ..engine.linux.errors import SandboxError
 from ..session.observers import Observer, WrittenByTest
 from ..session.temporary import temporary_directories
@@ -33,11 +32,13 @@ _property_key: Final = pytest.StashKey[str]()
 _died_key: Final = pytest.StashKey["tuple[FilteredChanges, str]"]()
 
 
-def section(found: FilteredChanges, limits: Limits) -> str:
+def section(found: FilteredChanges) -> str:
     """The text of the section; "" if there is nothing to show."""
     if not found.changes:
         return ""
-    return "\n".join(text_of(found.changes, limits, found.note()))
+    from ..engine.changes.render import Limits, text_of
+
+    return "\n".join(text_of(found.changes, Limits(), found.note()))
 
 
 def paths_and_kinds(changes: Changes) -> str:
@@ -54,7 +55,6 @@ class ChangesReport(Observer):
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._when = options.changes_policy(config)
-        self._limits = Limits()
 
     def wants_pause(self, report: pytest.TestReport) -> bool:
         """A test that passes is read while it waits after its call."""
@@ -99,7 +99,7 @@ class ChangesReport(Observer):
     def _shown(self, changes: Changes) -> tuple[FilteredChanges, str]:
         """What is shown of them, and the text of the section; diffs can only be read now."""
         found = filter_changes(changes, temporary_directories(self._config))
-        return found, section(found, self._limits)
+        return found, section(found)
 
     def _attach(
         self, item: pytest.Item, report: pytest.TestReport, found: FilteredChanges, text: str
@@ -185,6 +185,8 @@ def _with_section(stats: Mapping[str, Sequence[object]]) -> Iterator[Any]:
 
 
 def _coloured(text: str, writer: Any) -> str:
+    from ..engine.changes.render import COLOURS, styled
+
     return "\n".join(
         writer.markup(line, **{COLOURS[style]: True}) if style else line
         for style, line in styled(text)

@@ -6,14 +6,16 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
 from ..engine.linux.errors import errno_name
-from ..engine.sandbox.guard import Guard
 from ..session.observers import Observer
 from .explain import chain
+
+if TYPE_CHECKING:
+    from ..engine.sandbox.guard import Guard
 
 #: What Landlock answers: EACCES, and EXDEV to what links or renames from one directory to another.
 _REFUSALS: Final = (errno.EACCES, errno.EXDEV)

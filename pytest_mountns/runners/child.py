@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import pytest
 
@@ -24,7 +24,6 @@ from ..engine.linux.left_processes import names_of_running
 from ..engine.linux.untouched import os, signal, socket
 from ..engine.plan.model import Plan, User
 from ..engine.sandbox.forked import ForkedEntry
-from ..engine.sandbox.guard import Guard
 from ..engine.sandbox.sandbox import Sandbox
 from ..engine.sandbox.stack import SandboxStack, close
 from ..forking import after_fork, messages
@@ -33,6 +32,9 @@ from ..forking.timers import Timers
 from ..session.exploring import start_faults
 from ..session.temporary import USER_TEMPORARY
 from .context import RunnerContext
+
+if TYPE_CHECKING:
+    from ..engine.sandbox.guard import Guard
 
 _PHASES = {"setup": SETUP, "call": CALL, "teardown": TEARDOWN}
 
@@ -74,7 +76,7 @@ class TestProcess:
         self._item = item
         self._entry = entry
         #: See :attr:`.current.RunningTest.guard`.
-        self.guard = entry if isinstance(entry, Guard) else None
+        self.guard = None if isinstance(entry, ForkedEntry) else entry
         self._inheritance = inheritance
         #: Sends what is reported to the pytest process.
         self.sender = Sender(inheritance.channel, item.config, context.session.trace)
@@ -91,7 +93,7 @@ class TestProcess:
         """Enter the sandbox. Where that is not possible, say why and end this process."""
         try:
             self._prepare()
-            if isinstance(self._entry, Guard):
+            if not isinstance(self._entry, ForkedEntry):
                 self._enter_guard(self._entry)
             else:
                 self._stack = SandboxStack(self._enter(self._entry), close)

@@ -23,7 +23,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
@@ -38,7 +38,6 @@ from ..engine.linux.threads import is_alone, libraries_with_threads
 from ..engine.linux.untouched import os, signal, time
 from ..engine.plan.model import Plan
 from ..engine.sandbox.forked import ForkedEntry
-from ..engine.sandbox.guard import Guard
 from ..engine.sandbox.uppers import UppersDescription
 from ..engine.sandbox.written import Written
 from ..forking import channel, deadlock, logging_locks, messages
@@ -50,6 +49,9 @@ from .child import Inheritance, TestProcess
 from .context import RunnerContext
 from .finish import Death, Finish, describe
 from .prepare import Preparation
+
+if TYPE_CHECKING:
+    from ..engine.sandbox.guard import Guard
 
 #: How many test processes may be on their way out while the next one runs.
 _LEAVING: Final = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, NoReturn, TypeVar, final
 
 import pytest
 
@@ -12,11 +12,13 @@ from ..engine.linux.errors import SandboxError, Unavailable
 from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.plan.spec import SandboxSpec
-from ..engine.sandbox.guard import Guard
 from ..engine.sandbox.sandbox import Layers
 from .choice import worker_processes
 from .context import RunnerContext
 from .process_state import worker_names
+
+if TYPE_CHECKING:
+    from ..engine.sandbox.guard import Guard
 
 T = TypeVar("T")
 

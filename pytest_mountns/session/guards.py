@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
 from .. import pytest_internals
 from ..config import options
 from ..engine.linux.errors import SandboxError, said
-from ..engine.plan.guard import plan_guard, why_sandbox
 from ..engine.plan.spec import SandboxSpec
-from ..engine.probe.guard import GuardProbe, probe_guard
-from ..engine.sandbox.guard import Guard, make_guard
 from .sandboxes import Sandboxes
 from .selection import Selection
+
+# What makes guards is imported where it is needed: hardly any session needs it.
+if TYPE_CHECKING:
+    from ..engine.probe.guard import GuardProbe
+    from ..engine.sandbox.guard import Guard
 
 #: The name of the directory for temporary files of tests, beside those of ``tmp_path``.
 _TEMPORARY: Final = "mountns-guarded"
@@ -53,6 +55,8 @@ class Guards:
     def probe(self) -> GuardProbe:
         """Whether this machine can guard tests. It is found out when this is first read."""
         if self._probe is None:
+            from ..engine.probe.guard import probe_guard
+
             self._probe = probe_guard()
         return self._probe
 
@@ -81,6 +85,8 @@ class Guards:
         """
         if options.asks_for_more_than_writes(item):
             return "the test asks for a sandbox, by its mark or a fixture"
+        from ..engine.plan.guard import why_sandbox
+
         return why_sandbox(self._selection.spec(item), network=self.probe.network)
 
     def guards(self, item: pytest.Item) -> bool:
@@ -95,6 +101,9 @@ class Guards:
 
     def guard(self, item: pytest.Item) -> Guard:
         """The guard of ``item``. Raises :class:`SandboxError` if it cannot be made."""
+        from ..engine.plan.guard import plan_guard
+        from ..engine.sandbox.guard import make_guard
+
         spec = self._sandboxes.with_run_volumes(item, self._selection.spec(item))
         known = self._guards.get(spec)
         if known is None or any(map(os.path.exists, known.missing)):
