@@ -122,6 +122,28 @@ def circles(imports: Imports) -> list[str]:
     )
 
 
+def named_tuples_with_other_bases(root: Path) -> list[str]:
+    """Classes that Python 3.10 refuses to make, although type checkers accept them."""
+    return [
+        f"{file.name}: {node.name}"
+        for file in sorted(root.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and len(node.bases) > 1
+        and any(ast.unparse(base).endswith("NamedTuple") for base in node.bases)
+    ]
+
+
+def test_no_class_needs_a_newer_python_than_3_10() -> None:
+    assert named_tuples_with_other_bases(Path(pytest_mountns.__file__).parent) == []
+
+
+def test_a_generic_named_tuple_is_found(tmp_path: Path) -> None:
+    text = "class A(NamedTuple):\n    a: int\nclass B(typing.NamedTuple, Generic[T]):\n    b: T\n"
+    (tmp_path / "a.py").write_text(text)
+    assert named_tuples_with_other_bases(tmp_path) == ["a.py: B"]
+
+
 def test_the_packages_import_what_the_table_allows() -> None:
     imports = read_imports(Path(pytest_mountns.__file__).parent)
     assert "pytest_mountns.engine.linux.syscalls" in imports

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar, final
+from typing import Generic, TypeVar, final
 
 NodeT = TypeVar("NodeT", bound=Hashable)
 
@@ -37,7 +37,9 @@ def resized(content: bytes, size: int) -> bytes:
     return content[:size].ljust(size, b"\0")
 
 
-class Name(NamedTuple, Generic[NodeT]):
+@final
+@dataclass(frozen=True, slots=True)
+class Name(Generic[NodeT]):
     """An entry of a directory."""
 
     directory: NodeT

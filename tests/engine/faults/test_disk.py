@@ -82,11 +82,11 @@ def _undo(redo: Redo, operations: list[other.Operation], *, lose_names: bool) ->
     for operation, arguments in operations:
         _tell(disk, redo, operation, arguments)
     survivors = disk.survivors(lose_names=lose_names)
-    for (directory, name), node in survivors.names.items():
-        there = redo.directories[directory]
-        there.pop(name.decode(), None)
+    for entry, node in survivors.names.items():
+        there = redo.directories[entry.directory]
+        there.pop(entry.name.decode(), None)
         if node is not None:
-            there[name.decode()] = node
+            there[entry.name.decode()] = node
     found: dict[str, tuple[int, bytes | None]] = {}
     for path, node in redo.everything():
         now = bytes(redo.contents[node]) if node in redo.contents else None
