@@ -42,6 +42,8 @@ def activate(config: pytest.Config) -> Active:
     active = config.stash.get(_active_key, None)
     if active is not None:
         return active
+    # Loaded before a test process becomes a user who cannot read this package.
+    from .reports import assertrepr  # noqa: F401
     from .reports.changes import ChangesHook, ChangesReport
     from .reports.count import CountTests
     from .reports.explain import FailureExplanation

@@ -133,7 +133,11 @@ class OverlayRoot:
         digests, size, and notes of what no archive can hold. Raises :class:`LayerError`,
         :class:`SandboxError`, and :class:`OSError` if it cannot be written.
         """
-        from .engine.layers.tar_writer import compression_of_name
+        from .engine.linux.namespaces import privileged
+
+        # The user of the test need not be able to read this package.
+        with privileged(self._test.stack.sandbox.plan.drops_capabilities):
+            from .engine.layers.tar_writer import compression_of_name
 
         place = os.path.realpath(path)
         partial = f"{place}.partial"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import pytest_mountns
+
 pytestmark = [
     pytest.mark.sandboxes,
     pytest.mark.no_mountns(reason="asks for what is the machine's"),
@@ -303,6 +305,62 @@ def test_another_user(pytester: pytest.Pytester, process: str, keys: str) -> Non
     )
     result.assert_outcomes(passed=5)
     assert not os.path.exists("/tmp/mountns-another")
+
+
+@pytest.mark.as_root
+def test_the_other_user_cannot_read_the_plugin(
+    pytester: pytest.Pytester, process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where root's virtual environment lies in ``/root``. The plugin loads modules late."""
+    closed = pytester.mkdir("closed")
+    package = Path(pytest_mountns.__file__).parent
+    shutil.copytree(package, closed / package.name)
+    closed.chmod(0o700)
+    monkeypatch.setenv("PYTHONPATH", str(closed))
+    result = run(
+        pytester,
+        process,
+        f"""
+        import sys, pytest
+
+        def check():
+            with pytest.raises(PermissionError):
+                open({str(closed / package.name / "plugin.py")!r})
+            assert sys.modules["pytest_mountns"].__file__.startswith({str(closed)!r})
+
+        @pytest.mark.mountns(user="nobody")
+        def test_a_comparison():
+            check()
+            with pytest.raises(AssertionError, match="assert 1 == 2"):
+                assert 1 == 2
+
+        @pytest.mark.mountns(user="nobody")
+        def test_a_comparison_of_changes(overlay_root, tmp_path):
+            check()
+            (tmp_path / "new").write_text("")
+            with pytest.raises(AssertionError, match="found, 0 expected"):
+                assert overlay_root.changes() == {{}}
+
+        @pytest.mark.mountns(user="nobody")
+        def test_what_the_fixtures_do(overlay_root, tmp_path):
+            check()
+            (tmp_path / "new").write_text("")
+            assert overlay_root.usage().inodes
+            assert overlay_root.export(tmp_path / "layer.tar.gz").size
+            with overlay_root.checkpoint():
+                (tmp_path / "more").write_text("")
+            crashes = list(overlay_root.crashes((tmp_path / "new").unlink))
+            assert crashes
+            overlay_root.reset()
+            assert not (tmp_path / "new").exists()
+
+        @pytest.mark.mountns(user="nobody")
+        def test_processes(isolated_proc):
+            check()
+            isolated_proc.kill_all()
+        """,
+    )
+    result.assert_outcomes(passed=4)
 
 
 @pytest.mark.as_root
