@@ -11,13 +11,16 @@ import dataclasses
 import errno
 import faulthandler
 import functools
+import importlib
 import os
 import pickle
 import signal
 import stat
+import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Literal, NoReturn, TypeAlias, TypeVar
 
 import pytest
@@ -113,12 +116,34 @@ def _child(function: Callable[[], object], parent: int, writer: int) -> NoReturn
             answer = ("sandbox", error)
         except pytest.skip.Exception as error:
             answer = ("skip", str(error))
-        except BaseException:  # noqa: BLE001  # handed over to the parent
-            answer = ("lost", traceback.format_exc())
+        except BaseException as error:  # noqa: BLE001  # handed over to the parent
+            answer = ("lost", _traceback(error))
         with open(writer, "wb") as file:
             file.write(pickle.dumps(answer))
     finally:
         os._exit(0)
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return traceback.format_exc()
+    except OSError as another:
+        # Python 3.15 looks into the directories of a package of which a module is missing, and
+        # the user of a world may not be able to.
+        return f"{error!r}; without a traceback: {another!r}"
+
+
+def _load_lazy_modules() -> None:
+    """Load what PEP 810 would load late: the user of a world may not be able to read it."""
+    tried: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while names := set(getattr(sys, "lazy_modules", ())) - tried:
+            tried |= names
+            for name in sorted(names):
+                # Some are names of what is in a module.
+                with suppress(ImportError):
+                    importlib.import_module(name)
 
 
 def private_mounts() -> None:
@@ -133,6 +158,7 @@ def become_user() -> None:
     """Turn root's process into an ordinary user's, for good. Other users stay who they are."""
     if os.geteuid() != 0:
         return
+    _load_lazy_modules()
     os.setgroups([])
     os.setresgid(_SOMEBODY, _SOMEBODY, _SOMEBODY)
     os.setresuid(_SOMEBODY, _SOMEBODY, _SOMEBODY)
