@@ -26,9 +26,14 @@ def _recorded_warnings() -> list[warnings.WarningMessage] | None:
     """The list in which pytest records warnings while an item runs.
 
     Inside ``warnings.catch_warnings(record=True)``, the function that shows a warning
-    (``warnings._showwarnmsg_impl``) is the ``append`` method of that list.
+    (``warnings._showwarnmsg_impl``) is the ``append`` method of that list. With
+    ``-X context_aware_warnings`` (Python 3.14), the default of free-threaded builds, the list
+    belongs to a context instead.
     """
-    recorded = getattr(getattr(warnings, "_showwarnmsg_impl", None), "__self__", None)
+    get_context = getattr(warnings, "_get_context", None)
+    recorded = None if get_context is None else get_context().log
+    if recorded is None:
+        recorded = getattr(getattr(warnings, "_showwarnmsg_impl", None), "__self__", None)
     return recorded if isinstance(recorded, list) else None
 
 

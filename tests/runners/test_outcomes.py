@@ -52,6 +52,19 @@ def test_every_outcome(pytester: pytest.Pytester, record: Record) -> None:
     assert summaries[1] == summaries[0]
 
 
+@pytest.mark.skipif(
+    not hasattr(sys.flags, "context_aware_warnings"), reason="came with Python 3.14"
+)
+def test_every_outcome_with_warnings_of_a_context(
+    pytester: pytest.Pytester, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defaults of free-threaded builds: filters and lists of warnings belong to a context."""
+    monkeypatch.setenv("PYTHON_CONTEXT_AWARE_WARNINGS", "1")
+    monkeypatch.setenv("PYTHON_THREAD_INHERIT_CONTEXT", "1")
+    pytester.makepyfile(SUITE)
+    same(record("-p", "no:mountns"), record("--mountns"))
+
+
 def test_unittest(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile(UNITTEST)
     same(record("-p", "no:mountns"), record("--mountns"))
