@@ -300,7 +300,8 @@ def test_the_watchdog_of_faulthandler(
     )
     recorded = record("-pno:rerunfailures", "--mountns")
     assert not recorded.not_passed, recorded.out
-    assert recorded.err.count("Timeout (0:00:00") == 1, recorded.err
+    # Of the others as well, where the machine is busy.
+    assert "Timeout (0:00:00" in recorded.err
     assert "in test_slow" in recorded.err
 
 
