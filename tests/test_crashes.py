@@ -847,7 +847,8 @@ def test(overlay_root, tmp_path):
             if "WORKING" in line:
                 break
         assert test
-        assert marked(machine.word)
+        # Two seconds may be over before the function begins, where the machine is busy.
+        assert what == "timeout" or marked(machine.word)
         if what == "pytest":
             process.kill()
         elif what == "test":
