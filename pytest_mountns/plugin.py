@@ -16,6 +16,7 @@ from .fixtures import bind_volume, isolated_net, isolated_proc, overlay_root
 from .reports import SECTION
 from .reports.summary import Summary, summary_key
 from .runners.finisher import Finisher
+from .session.made_directories import made_directories
 from .session.selection import is_asked_for, is_wanted
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     active = activation.find(config)
     if active is not None:
         active.runner.close()
+    made_directories(config).remove_empty(config)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -183,8 +185,9 @@ class Hooks:
                 runner.finish()
 
     def pytest_sessionfinish(self) -> None:
-        """In an xdist worker: send the summary."""
+        """In an xdist worker: send the summary, and which directories were made."""
         self._summary.send(self._config)
+        made_directories(self._config).send(self._config)
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_setupnodes(self, config: pytest.Config) -> None:
@@ -204,8 +207,10 @@ class Hooks:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """In the xdist controller: add a worker's summary."""
-        self._summary.receive(getattr(node, "workeroutput", {}))
+        """In the xdist controller: add what a worker has sent."""
+        output = getattr(node, "workeroutput", {})
+        self._summary.receive(output)
+        made_directories(self._config).receive(output)
 
     # Last of all that is written, but for the line that counts outcomes.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -264,6 +269,10 @@ class Hooks:
         end = process.interacts(report) if process is not None else None
         try:
             return (yield)
+        except PermissionError as error:
+            if process is None or not process.explains(error, report):
+                raise
+            return None
         finally:
             if end is not None:
                 end()

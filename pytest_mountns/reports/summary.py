@@ -96,14 +96,26 @@ class Summary:
             self._others_not_inline[why] = self._others_not_inline.get(why, 0) + number
 
     def show(self, terminalreporter: Any) -> None:
-        """Write the line, if there is something to count and ``-q`` is not given."""
+        """Write the lines, if there is something to count.
+
+        With ``-q`` numbers are left out, but not what tests have left running, or have written in
+        vain. With ``-qq`` nothing is said.
+        """
         config: pytest.Config = terminalreporter.config
-        isolated, skipped = len(self._isolated), len(self._skipped)
-        isolated, skipped = isolated + self._others[0], skipped + self._others[1]
-        inline = len(self._inline) + self._others[2]
-        guarded = len(self._guarded) + self._others[3]
-        if not isolated + skipped + guarded or config.get_verbosity() < 0:
+        sets = (self._isolated, self._skipped, self._inline, self._guarded)
+        numbers = [len(own) + other for own, other in zip(sets, self._others, strict=True)]
+        isolated, skipped, inline, guarded = numbers
+        verbosity = config.get_verbosity()
+        if not isolated + skipped + guarded or verbosity < -1:
             return
+        if verbosity >= 0:
+            self._show_numbers(terminalreporter, isolated, skipped, inline, guarded)
+        for line in self._lines(config):
+            terminalreporter.write_line(f"mountns: {line}", yellow=True)
+
+    def _show_numbers(
+        self, terminalreporter: Any, isolated: int, skipped: int, inline: int, guarded: int
+    ) -> None:
         parts = [f"{isolated} {'test' if isolated == 1 else 'tests'} isolated"] * bool(isolated)
         if 0 < inline < isolated:
             parts.append(f"{inline} of them inline")
@@ -114,7 +126,8 @@ class Summary:
             parts.append(f"{skipped} skipped as this machine cannot isolate")
         text = f"mountns: {', '.join(parts)}"
         advice = " (pytest --mountns-doctor)"
-        if skipped and len(text + advice) < config.get_terminal_writer().fullwidth:
+        width = terminalreporter.config.get_terminal_writer().fullwidth
+        if skipped and len(text + advice) < width:
             text += advice
         terminalreporter.write_line(text, yellow=bool(skipped + guarded))
         reasons = {why: len(nodeids) for why, nodeids in self._not_inline.items()}
@@ -122,20 +135,23 @@ class Summary:
             reasons[why] = reasons.get(why, 0) + number
         for why, number in reasons.items():
             terminalreporter.write_line(f"mountns: {number} not inline: {why}", yellow=True)
+
+    def _lines(self, config: pytest.Config) -> list[str]:
+        """What is said besides the numbers."""
+        found = set(self._notes)
         if self._writers:
             from .project_files import line
 
             toml = config.inipath is not None and config.inipath.suffix == ".toml"
-            self.note(line(len(self._writers), self._files, toml=toml))
+            found.add(line(len(self._writers), self._files, toml=toml))
         if self._ended or self._survivors:
             from . import left_processes
 
             if self._ended:
-                self.note(left_processes.ended_line(self._ended))
+                found.add(left_processes.ended_line(self._ended))
             if self._survivors:
-                self.note(left_processes.survivors_line(self._survivors))
-        for note in sorted(self._notes):
-            terminalreporter.write_line(f"mountns: {note}", yellow=True)
+                found.add(left_processes.survivors_line(self._survivors))
+        return sorted(found)
 
 
 def _sendable(known: Mapping[str, set[str]]) -> dict[str, list[str]]:

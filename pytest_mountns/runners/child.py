@@ -296,6 +296,27 @@ class TestProcess:
 
         return end
 
+    def explains(
+        self, error: PermissionError, report: pytest.CollectReport | pytest.TestReport
+    ) -> bool:
+        """Whether a plugin has met this error since the test runs as another user than pytest.
+
+        It is one of a pipe of :mod:`..session.runner_pipes`, which belongs to the user of the
+        pytest process. A section of the report says it then. As an error of a hook it would end
+        the whole run.
+        """
+        user = self._entry.plan.user if isinstance(self._entry, ForkedEntry) else None
+        if user is None or error.filename not in self._session.sandboxes.pipes.paths:
+            return False
+        text = (
+            f"{error.filename} cannot be opened as {user.name}, the user of this test, so the"
+            " program that has started pytest does not hear of this failure by that pipe. Likely"
+            " cause: the pipe is open to its owner only. Remedy: chmod a+w, where that program"
+            " makes the pipe."
+        )
+        report.sections.append(("mountns", text))
+        return True
+
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
         with self._end_if_unheard():

@@ -45,6 +45,12 @@ class ProcessOfTest(Protocol):
         """``pytest_exception_interact`` begins in this process. Returns what to call at its end."""
         ...
 
+    def explains(
+        self, error: PermissionError, report: pytest.CollectReport | pytest.TestReport
+    ) -> bool:
+        """Whether the report says why a plugin cannot open its pipe as the user of this test."""
+        ...
+
     def reset(self) -> None:
         """Go on in a fresh root. Raises :class:`SandboxError` if there is none."""
         ...

@@ -79,6 +79,7 @@ PLACES: Final = (
     Place("pytest_memray", "memray_bin_path"),
     Place("pytest_monitor", "mtr_db_out", file=True),
     Place("pytest_mpl", "mpl_generate_path"),
+    Place("pytest_arraydiff", "arraydiff_generate_path"),
     Place("pytest_ruff", path=".ruff_cache", needs=("ruff", "ruff_format")),
     Place("pytest_profiling", path="prof", needs=("profile", "profile_svg")),
 )

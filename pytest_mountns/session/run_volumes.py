@@ -20,6 +20,7 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux.untouched import os
 from ..engine.plan.spec import SandboxSpec, SpecError, Volume
+from .made_directories import made_directories
 from .other_plugins import OtherPlugins
 
 
@@ -33,7 +34,7 @@ class RunVolumes:
         self._other_plugins = OtherPlugins(config)
         self._cache: Path | None = None
         self._asked = False
-        self._made: list[Path] = []
+        self._made = made_directories(config)
         self._specs: dict[tuple[SandboxSpec, bool, tuple[Path, ...]], SandboxSpec] = {}
 
     def add(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
@@ -77,26 +78,14 @@ class RunVolumes:
             if directory == self._cache:
                 pytest_internals.make_cache_directory(self._config)
             elif directory != _hypothesis_directory():
-                directory.mkdir(parents=True)
-                self._made.append(directory)
+                self._made.make(directory)
             else:
                 _make_hypothesis_directory(directory)
-                self._made.append(directory)
+                self._made.add([directory])
         except OSError:
             # If it cannot be made, a run without sandboxes has none either.
             return False
         return directory.is_dir()
-
-    def close(self) -> None:
-        """Remove directories that nothing was written to: Hypothesis would not have made them."""
-        if hasattr(self._config, "workerinput"):
-            # Another worker may be using it.
-            return
-        for directory in self._made:
-            with contextlib.suppress(OSError):
-                if os.listdir(directory) == [".gitignore"]:
-                    (directory / ".gitignore").unlink()
-                directory.rmdir()
 
 
 def _hypothesis_directory() -> Path | None:

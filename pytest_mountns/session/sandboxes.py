@@ -179,7 +179,6 @@ class Sandboxes:
 
     def close(self) -> None:
         """Let go of everything, at the end of the session."""
-        self._run_volumes.close()
         self.pipes.close()
         self.planner.close()
         self.reap()

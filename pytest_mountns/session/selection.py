@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast, final
 import pytest
 
 from ..config import options
+from .made_directories import made_directories
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +64,7 @@ class Selection:
         #: Whether a test is skipped or fails where this machine cannot isolate it.
         self.policy: Final = options.unavailable_policy(config)
         self._rootpath: Final = config.rootpath
+        self._made: Final = made_directories(config)
         #: The marker keys that every spec starts from: those of options, profile and ini.
         self.keys: Final = options.session_keys(config)
 
@@ -70,7 +72,7 @@ class Selection:
         """Make the directories of the project that are volumes of every test and are not there yet.
 
         These are those of options, of ini values and of profiles, below the root directory: what
-        tests write there may be all that there will be in it.
+        tests write there may be all that there will be in it. What is empty at the end is removed.
         """
         volumes = cast("Sequence[Volume]", self.keys.get("volumes", ()))
         for volume in volumes:
@@ -78,7 +80,7 @@ class Selection:
             if self._rootpath in place.parents and not place.exists():
                 with contextlib.suppress(OSError):
                     # The planner says what is missing.
-                    place.mkdir(parents=True)
+                    self._made.make(place)
 
     def wants(self, item: pytest.Item) -> bool:
         """Whether ``item`` is to run in a sandbox, if sandboxes are made at all."""

@@ -281,6 +281,26 @@ def test_volumes_of_the_project_are_made(
     assert (pytester.path / "build/results/file").read_text() == "kept"
 
 
+@pytest.mark.sandboxes
+@pytest.mark.parametrize("workers", [(), ("-pxdist", "-n2")], ids=["alone", "xdist"])
+def test_volumes_that_were_made_and_not_used_are_removed(
+    pytester: pytest.Pytester, record: Record, workers: tuple[str, ...]
+) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    pytester.makeini("[pytest]\nmountns_volumes =\n    build/empty\n    build/used\n    other/one")
+    pytester.makepyfile(
+        """
+        def test_one(): open("build/used/file", "w").close()
+        def test_other(): pass
+        """
+    )
+    assert record("--mountns", *workers).status == 0
+    assert (pytester.path / "build/used/file").exists()
+    assert not (pytester.path / "build/empty").exists()
+    assert not (pytester.path / "other").exists()
+
+
 def test_volumes_elsewhere_are_not_made(
     pytester: pytest.Pytester, record: Record, tmp_path: Path
 ) -> None:

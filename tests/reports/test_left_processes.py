@@ -77,6 +77,17 @@ def test_they_are_named_at_the_end(pytester: pytest.Pytester, record: Record, pr
 
 
 @pytest.mark.sandboxes
+@pytest.mark.parametrize(("quiet", "lines"), [("-q", 1), ("-qq", 0)])
+def test_they_are_named_with_q(
+    pytester: pytest.Pytester, record: Record, process: str, quiet: str, lines: int
+) -> None:
+    pytester.makepyfile(test_it=SUITE)
+    said = [line for line in record("--mountns", quiet).out.splitlines() if "mountns: " in line]
+    assert len(said) == lines
+    assert all(line.startswith("mountns: 3 tests left processes running") for line in said)
+
+
+@pytest.mark.sandboxes
 def test_error(pytester: pytest.Pytester, record: Record, process: str) -> None:
     pytester.makepyprojecttoml(
         """

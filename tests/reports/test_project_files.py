@@ -78,7 +78,7 @@ def _said(result: pytest.RunResult) -> list[str]:
 @pytest.mark.sandboxes
 @pytest.mark.parametrize(
     "options",
-    [["--mountns-process=fork"], ["--mountns-process=inline"], ["-n2"], ["--basetemp=tmp"]],
+    [["--mountns-process=fork"], ["--mountns-process=inline"], ["-n2"], ["--basetemp=tmp"], ["-q"]],
     ids=" ".join,
 )
 def test_the_line(pytester: pytest.Pytester, project: Path, options: list[str]) -> None:
@@ -91,7 +91,7 @@ def test_the_line(pytester: pytest.Pytester, project: Path, options: list[str]) 
 
 
 @pytest.mark.sandboxes
-@pytest.mark.parametrize("options", [["-k", "elsewhere or opens or mark or removes"], ["-q"]])
+@pytest.mark.parametrize("options", [["-k", "elsewhere or opens or mark or removes"], ["-qq"]])
 def test_nothing_is_said(pytester: pytest.Pytester, project: Path, options: list[str]) -> None:
     result = pytester.runpytest_subprocess("--mountns", *options)
     assert result.ret == 0

@@ -135,3 +135,38 @@ def test_the_editor_hears_the_same_of_workers(run: Run, process: str) -> None:
         return sorted(re.sub(r"\[gw\d\]", "", json.dumps(one)) for one in messages)
 
     assert by_test(isolated) == by_test(plain)
+
+
+@pytest.mark.as_root
+@pytest.mark.parametrize("runner", [RUNNER, FAILURES_ONLY], ids=["all", "failures"])
+def test_a_pipe_that_the_user_of_a_test_may_not_open(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, runner: str
+) -> None:
+    """A hook that fails is an internal error; this one fails by what the test has asked for."""
+    pipe = pytester.path / "run.pipe"
+    os.mkfifo(pipe, 0o600)
+    monkeypatch.setenv("TEST_RUN_PIPE", str(pipe))
+    pytester.makepyfile(
+        editors_plugin=runner,
+        test_it="""
+        import pytest
+        pytestmark = pytest.mark.mountns(user="nobody")
+        def test_fails(): raise ValueError("its own")
+        def test_passes(): pass
+        """,
+    )
+    # Somebody reads, so that the plugin can open the pipe in the pytest process.
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        result = pytester.runpytest_subprocess("-p", "editors_plugin", timeout=120)
+        said = os.read(reader, 1_000_000)
+    finally:
+        os.close(reader)
+    result.assert_outcomes(failed=1, passed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["E * ValueError: its own"])
+    if runner is FAILURES_ONLY:
+        result.stdout.fnmatch_lines([f"{pipe} cannot be opened as nobody, the user of this test,*"])
+    else:
+        tests = [json.loads(line)["test"] for line in said.splitlines()]
+        assert tests == ["test_it.py::test_fails", "test_it.py::test_passes"]
