@@ -1,103 +1,136 @@
-"""Real plugins: the same outcomes and files as without isolation, or the run says why not.
+"""Real plugins: the same as without isolation, or the run says why not.
 
-Plugins that are not installed are skipped. `nox -s plugins` has an environment with all of them.
-They are loaded by name, since some of them cannot be loaded together.
+Here, plugins that are not installed are left out. ``python -m tests.plugins`` has an environment
+for each.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import re
+import importlib.metadata
+import shutil
 import sys
-import textwrap
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 
-from tests.helpers.recording import RECORDER, Recorded
+from tests.helpers.recording import Recorded, Report
 
-from .cases import CASES, Case
+from .__main__ import WAYS, Result, Row, table
+from .case import Case
+from .cases import CASES
+from .run import ISOLATED, PLAIN, Run, differences, false_green, run, sound
 
-pytestmark = pytest.mark.sandboxes
-
-
-class Run(NamedTuple):
-    """What a run, or the second of two, has come to."""
-
-    status: int
-    #: None if it has stopped before its first test.
-    recorded: Recorded | None
-    #: Paths, with the content of those that are compared.
-    files: dict[str, bytes]
-    digest: object
-    out: str
+CASE = Case("it", ("it",), {}, uses="something", said_forked="known", said="dropped")
 
 
-def run(case: Case, pytester: pytest.Pytester, place: Path, *options: str) -> Run:
-    place.mkdir()
-    for name, content in case.files.items():
-        (place / name).write_text(textwrap.dedent(content))
-    (place / "pytest.ini").write_text("[pytest]\n")
-    events = place.with_suffix(".json")
-    plugin = place.parent / "recorder_of_events.py"
-    plugin.write_text(RECORDER.format(file=str(events)))
-    os.chdir(place)
-    loaded = [f"-p{name}" for name in ("recorder_of_events", *case.plugins)]
-    command = (sys.executable, "-m", "pytest", *loaded, *options)
-    result = pytester.run(*command, *case.options, timeout=120)
-    if case.again is not None:
-        # Files that are edited get another time.
-        time.sleep(1.1)
-        for name, content in case.edited.items():
-            (place / name).write_text(content)
-        result = pytester.run(*command, *case.again, timeout=120)
-    out = result.stdout.str() + result.stderr.str()
-    recorded = Recorded.of(events.read_text(), out="", err="") if events.exists() else None
-    files = {}
-    for path in sorted(place.rglob("*")):
-        found = str(path.relative_to(place))
-        if path.is_file() and "__pycache__" not in found and ".pytest_cache" not in found:
-            read = path.read_bytes() if found in case.compared else b""
-            files[re.sub(r"[0-9a-f-]{16,}|\d{6,}", "...", found)] = read
-    digest = case.digest(place) if case.digest and recorded else None
-    return Run(int(result.ret), recorded, files, digest, out)
+def _is_installed(case: Case) -> bool:
+    try:
+        importlib.metadata.distribution(case.name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return not case.program or shutil.which(case.program) is not None
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-
-
+@pytest.mark.sandboxes
 @pytest.mark.parametrize("process", ["fork", "auto"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_plugin(case: Case, process: str, pytester: pytest.Pytester, tmp_path: Path) -> None:
-    if importlib.util.find_spec(case.module) is None:
-        pytest.skip(f"{case.module} is not installed")
-    plain = run(case, pytester, tmp_path / "plain")
-    assert plain.recorded is not None, plain.out
-    options = ("-pmountns", "--mountns", f"--mountns-process={process}")
-    isolated = run(case, pytester, tmp_path / "isolated", *options)
-    words = case.refused or (case.refused_forked if process == "fork" else "")
-    if words:
-        assert words in isolated.out.replace("\n", " ")
-        assert isolated.status == pytest.ExitCode.USAGE_ERROR
-        return
-    if process == "fork" and case.said_forked:
-        assert case.said_forked in isolated.out
-        return
-    assert isolated.recorded is not None, isolated.out
-    assert isolated.recorded.outline == plain.recorded.outline, isolated.out
-    assert isolated.recorded.warnings == plain.recorded.warnings
-    assert isolated.status == plain.status
-    assert isolated.files == plain.files
-    assert isolated.digest == plain.digest
-    for text in case.shown:
-        assert text in plain.out
-        assert text in isolated.out
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if _is_installed(case)], ids=lambda case: case.name
+)
+def test_plugin(case: Case, process: str, tmp_path: Path) -> None:
+    plain = [run(case, sys.executable, tmp_path, PLAIN) for _ in range(2)]
+    assert not sound(case, plain[0]), plain[0].out
+    isolated = run(case, sys.executable, tmp_path, (*ISOLATED, *WAYS[process]))
+    words = case.words(forked=process == "fork")
+    if not (words and words in isolated.said):
+        assert differences(case, plain, isolated, several=False) == [], isolated.out
+    assert false_green(plain[0], isolated) is False or words in isolated.said
+
+
+def test_names_are_unique() -> None:
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names))
+
+
+def _report(nodeid: str = "t", outcome: str = "passed", text: str = "", **more: object) -> Report:
+    fields: dict[str, Any] = {
+        "wasxfail": None,
+        "longrepr_type": "str",
+        "sections": [],
+        "keywords": [],
+    }
+    fields |= {"context": "None", "properties": "[]", "when": "call", **more}
+    return Report(nodeid=nodeid, outcome=outcome, text=text, **fields)
+
+
+def _run(*reports: Report, status: int | None = 0, out: str = "", **files: Sequence[str]) -> Run:
+    recorded = Recorded(status or 0, list(reports or (_report(),)), out="", err="")
+    return Run(status, recorded, {name: list(one) for name, one in files.items()}, None, out)
+
+
+@pytest.mark.parametrize(
+    ("isolated", "found"),
+    [
+        pytest.param(_run(a=["x"]), [], id="same"),
+        pytest.param(_run(), ["a is not written"], id="file missing"),
+        pytest.param(_run(a=["y"]), ["content of a"], id="content"),
+        pytest.param(_run(a=["x"], b=[]), ["b is written"], id="file added"),
+        pytest.param(_run(a=["x"], out="a line"), ["the terminal"], id="terminal"),
+        pytest.param(_run(a=["x"], status=1), ["exit status 0 becomes 1"], id="status"),
+        pytest.param(_run(a=["x"], status=None), ["does not end"], id="time"),
+        pytest.param(_run(_report(text="no"), a=["x"]), ["reports"], id="text"),
+        pytest.param(_run(_report(outcome="failed"), a=["x"]), ["outcomes"], id="outcome"),
+        pytest.param(Run(4, None, {}, None, ""), ["stops with exit status 4"], id="stops"),
+    ],
+)
+def test_what_differs_is_named(isolated: Run, found: list[str]) -> None:
+    plain = _run(a=["x"])
+    assert differences(CASE, [plain, plain], isolated, several=False) == found
+
+
+def test_what_two_plain_runs_do_not_share_is_not_compared() -> None:
+    plain = [_run(a=["same", "noon"]), _run(a=["same", "midnight"])]
+    assert differences(CASE, plain, _run(a=["same", "evening"]), several=False) == []
+    assert differences(CASE, plain, _run(a=["evening"]), several=False) == ["content of a"]
+
+
+def test_a_false_green() -> None:
+    failed, passed = _run(_report(outcome="failed"), status=1), _run()
+    assert false_green(failed, passed)
+    assert false_green(failed, Run(0, None, {}, None, ""))
+    assert not false_green(failed, failed)
+    assert not false_green(passed, failed)
+    assert not false_green(failed, Run(4, None, {}, None, ""))
+
+
+@pytest.mark.parametrize(
+    ("way", "differs", "told", "green", "unexpected"),
+    [
+        ("auto", [], "", False, False),
+        ("auto", ["warnings"], "", False, True),
+        ("auto", ["warnings"], "known", False, False),
+        ("fork", ["warnings"], "", False, False),
+        ("fork", ["outcomes"], "", True, True),
+        ("fork", ["does not end"], "known", False, True),
+    ],
+)
+def test_what_no_run_may_be(
+    way: str, differs: list[str], told: str, green: bool, unexpected: bool
+) -> None:
+    assert Result(way, "root", differs, told, False, green).unexpected is unexpected
+
+
+def test_the_table() -> None:
+    results = [
+        Result("auto", "root", [], "", False, False),
+        Result("auto", "user", ["warnings"], "", False, False),
+        Result("fork", "root", ["outcomes"], "known", True, False),
+    ]
+    name = CASES[0].name
+    lines = list(table([Row(name, "1.0", results), Row(CASES[1].name, "", [], "no docker here")]))
+    assert lines[2] == (
+        f"| {name} 1.0 | {CASES[0].uses} | root: same; user: differs: warnings"
+        ' | refused: "known" | - | - |'
+    )
+    assert lines[3].endswith("| not run: no docker here |  |  |  |")

@@ -1,12 +1,12 @@
-"""Plugins that are not this project's, a suite for each, and what isolated runs of it come to."""
+"""Plugins of which something has to be known: notes, files that tests write, refusals."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.plugins.case import Case
 
 FAILING_CHAIN = """
     import pytest
@@ -47,43 +47,15 @@ def monitor_rows(directory: Path) -> object:
         return database.execute("SELECT ITEM FROM TEST_METRICS ORDER BY ITEM").fetchall()
 
 
-@dataclass(frozen=True)
-class Case:
-    """One plugin, and a suite that uses it.
-
-    An isolated run has the same outcomes, exit status and files as a run without the plugin, unless
-    it is refused or something is said.
-    """
-
-    name: str
-    #: The entry points or modules that are loaded.
-    plugins: tuple[str, ...]
-    #: Files of the suite, by their paths.
-    files: Mapping[str, str]
-    #: The module without which it is skipped.
-    module: str
-    options: tuple[str, ...] = ()
-    #: Options of a second run in the same directory.
-    again: tuple[str, ...] | None = None
-    #: What is written between the two.
-    edited: Mapping[str, str] = field(default_factory=dict)
-    #: Files whose content is compared; of others it is that they are there.
-    compared: tuple[str, ...] = ()
-    #: What is compared besides.
-    digest: Callable[[Path], object] | None = None
-    #: What is on the terminal in both runs.
-    shown: tuple[str, ...] = ()
-    #: Words with which a forked, or any other isolated run stops.
-    refused_forked: str = ""
-    refused: str = ""
-    #: Words that a forked run says at its start; something is wrong in it then.
-    said_forked: str = ""
-
-
 CASES = [
-    Case("dependency", ("pytest_dependency",), {"test_it.py": FAILING_CHAIN}, "pytest_dependency"),
     Case(
-        "depends",
+        "pytest-dependency",
+        ("pytest_dependency",),
+        {"test_it.py": FAILING_CHAIN},
+        uses="tests that are skipped since another has failed",
+    ),
+    Case(
+        "pytest-depends",
         ("pytest_depends",),
         {
             "test_it.py": """
@@ -98,10 +70,10 @@ CASES = [
                 def test_e(): pass
             """
         },
-        "pytest_depends",
+        uses="the same, and the order of tests",
     ),
     Case(
-        "testmon",
+        "pytest-testmon",
         ("testmon.pytest_testmon",),
         {
             "product.py": "def f(): return 1\ndef g(): return 2\n",
@@ -112,13 +84,13 @@ CASES = [
                 def test_n(): pass
             """,
         },
-        "testmon",
+        uses="a second run that selects tests by what has changed",
         options=("--testmon",),
         again=("--testmon",),
         edited={"product.py": "def f(): return 1\ndef g(): return 3\n"},
     ),
     Case(
-        "httpserver",
+        "pytest_httpserver",
         ("pytest_httpserver.pytest_plugin",),
         {
             "test_it.py": """
@@ -133,11 +105,11 @@ CASES = [
                     httpserver.check_assertions()
             """
         },
-        "pytest_httpserver",
+        uses="expectations, answers, `check_assertions()`",
         refused_forked="has its server in the pytest process",
     ),
     Case(
-        "allure",
+        "allure-pytest",
         ("allure_pytest.plugin",),
         {
             "test_it.py": """
@@ -152,28 +124,28 @@ CASES = [
                     allure.dynamic.title("other title")
             """
         },
-        "allure_pytest",
+        uses="steps, attachments, labels, titles",
         options=("--alluredir=results",),
         digest=allure_results,
         said_forked="has the titles of forked tests",
     ),
     Case(
-        "monitor",
+        "pytest-monitor",
         ("pytest_monitor.pytest_monitor",),
         {"test_it.py": "def test_a(): pass\ndef test_b(): assert 0\n"},
-        "pytest_monitor",
+        uses="its database",
         options=("--db=monitor.db",),
         digest=monitor_rows,
     ),
     Case(
-        "tldr",
+        "pytest-tldr",
         ("pytest_tldr",),
         {"test_it.py": "def test_a(): pass\ndef test_b(): assert 0\n"},
-        "pytest_tldr",
+        uses="its reporter",
         shown=("assert 0",),
     ),
     Case(
-        "harvest",
+        "pytest-harvest",
         ("pytest_harvest.plugin", "xdist.plugin"),
         {
             "conftest.py": """
@@ -192,11 +164,10 @@ CASES = [
                     assert len(session_results_dct) >= 2
             """,
         },
-        "pytest_harvest",
-        compared=("harvest.txt",),
+        uses="`results_bag`, results at the end of the session",
     ),
     Case(
-        "bdd",
+        "pytest-bdd",
         ("pytest_bdd.plugin",),
         {
             "a.feature": """
@@ -219,12 +190,12 @@ CASES = [
                 def _(): assert 0
             """,
         },
-        "pytest_bdd",
+        uses="scenarios, `--cucumberjson`, `--gherkin-terminal-reporter`",
         options=("--cucumberjson=out.json", "--gherkin-terminal-reporter", "-v"),
         shown=("Feature: F", "Scenario: S PASSED", "Scenario: T FAILED"),
     ),
     Case(
-        "durations",
+        "pytest-durations",
         ("pytest_durations",),
         {
             "test_it.py": """
@@ -235,12 +206,12 @@ CASES = [
                 def test_b(): assert 0
             """
         },
-        "pytest_durations",
+        uses="its table of fixtures and calls",
         options=("--pytest-durations=10", "--pytest-durations-min=0"),
         shown=("test_it.py::test_a",),
     ),
     Case(
-        "retry",
+        "pytest-retry",
         ("pytest_retry.retry_plugin",),
         {
             "test_it.py": """
@@ -255,11 +226,11 @@ CASES = [
                 def test_b(): assert 0
             """
         },
-        "pytest_retry",
+        uses="attempts, its report",
         shown=("the following tests were retried", "test_a passed on attempt 2"),
     ),
     Case(
-        "metadata",
+        "pytest-metadata",
         ("pytest_metadata.plugin",),
         {
             "conftest.py": """
@@ -273,18 +244,17 @@ CASES = [
                 def test_b(metadata): assert metadata["x"] == 1
             """,
         },
-        "pytest_metadata",
-        compared=("meta.txt",),
+        uses="metadata that tests add",
     ),
     Case(
-        "teamcity",
+        "teamcity-messages",
         ("teamcity.pytest_plugin",),
         {"test_it.py": "def test_a(): pass\ndef test_b(): assert [1] == [2]\n"},
-        "teamcity",
+        uses="messages, actual and expected values",
         options=("--teamcity",),
     ),
     Case(
-        "recording",
+        "pytest-recording",
         ("pytest_recording.plugin",),
         {
             "test_it.py": """
@@ -304,25 +274,25 @@ CASES = [
                     assert urllib.request.urlopen(f"http://127.0.0.1:{server}/").read() == b"x"
             """
         },
-        "pytest_recording",
+        uses="`--record-mode=once` writes cassettes",
         options=("--record-mode=once",),
     ),
     Case(
-        "regressions",
+        "pytest-regressions",
         ("pytest_regressions.plugin", "pytest_datadir.plugin"),
         {"test_it.py": "def test_a(data_regression): data_regression.check({'a': 1})\n"},
-        "pytest_regressions",
+        uses="`--force-regen` writes files",
         options=("--force-regen",),
     ),
     Case(
-        "snapshot",
+        "pytest-snapshot",
         ("pytest_snapshot.plugin",),
         {"test_it.py": "def test_a(snapshot): snapshot.assert_match('x', 'a.txt')\n"},
-        "pytest_snapshot",
+        uses="`--snapshot-update` writes files",
         options=("--snapshot-update",),
     ),
     Case(
-        "golden",
+        "pytest-golden",
         ("pytest_golden.plugin",),
         {
             "g.yml": "input: 1\noutput: 2\n",
@@ -332,13 +302,12 @@ CASES = [
                 def test_a(golden): assert golden["input"] + 2 == golden.out["output"]
             """,
         },
-        "pytest_golden",
+        uses="`--update-goldens` writes files",
         options=("--update-goldens",),
-        compared=("g.yml",),
         refused="has tests write into the project",
     ),
     Case(
-        "mpl",
+        "pytest-mpl",
         ("pytest_mpl.plugin",),
         {
             "test_it.py": """
@@ -350,14 +319,15 @@ CASES = [
                     figure = pyplot.figure(); return figure
             """
         },
-        "pytest_mpl",
+        uses="`--mpl-generate-path` writes pictures",
+        requires=("matplotlib",),
         options=("--mpl-generate-path=baseline",),
     ),
     Case(
-        "insta",
+        "pytest-insta",
         ("pytest_insta.plugin",),
         {"test_it.py": "def test_a(snapshot): assert snapshot() == 'x'\n"},
-        "pytest_insta",
+        uses="`--insta=update` writes files",
         options=("--insta=update",),
     ),
     Case(
@@ -369,9 +339,8 @@ CASES = [
                 def test_a(): assert 1 == snapshot()
             """
         },
-        "inline_snapshot",
+        uses="`--inline-snapshot=create` changes sources",
         options=("--inline-snapshot=create",),
-        compared=("test_it.py",),
         refused_forked="writes files into the project when the last test has ended",
     ),
     Case(
@@ -380,9 +349,9 @@ CASES = [
         {
             "a.ipynb": notebook(execution_count=None, outputs=[]),
         },
-        "nbmake",
+        uses="`--overwrite` changes notebooks",
+        requires=("ipykernel",),
         options=("--nbmake", "--overwrite"),
-        compared=("a.ipynb",),
         refused="has tests write into the project",
     ),
     Case(
@@ -401,12 +370,13 @@ CASES = [
                 ],
             ),
         },
-        "nbval",
+        uses="`--nbval`: the cells of a notebook",
+        requires=("ipykernel",),
         options=("--nbval",),
         refused_forked="would wait for ever",
     ),
     Case(
-        "examples",
+        "pytest-examples",
         ("pytest_examples",),
         {
             "README.md": "```py\nprint(1 + 1)\n```\n",
@@ -419,18 +389,16 @@ CASES = [
                     else: eval_example.run_print_check(example)
             """,
         },
-        "pytest_examples",
+        uses="`--update-examples` changes a document",
         options=("--update-examples",),
-        compared=("README.md",),
         refused_forked="writes files into the project when the last test has ended",
     ),
     Case(
-        "doctestplus",
+        "pytest-doctestplus",
         ("pytest_doctestplus.plugin",),
         {"product.py": 'def f():\n    """\n    >>> 1 + 1\n    3\n    """\n'},
-        "pytest_doctestplus",
+        uses="`--doctest-plus-generate-diff=overwrite` changes sources",
         options=("--doctest-plus", "--doctest-plus-generate-diff=overwrite", "--doctest-modules"),
-        compared=("product.py",),
         refused_forked="writes files into the project when the last test has ended",
     ),
     Case(
@@ -444,45 +412,48 @@ CASES = [
             """,
             "a.rst": ">>> x = 1\n\n>>> x + 1\n2\n",
         },
-        "sybil",
+        uses="examples of a document that share names",
         said_forked="does not have the names",
     ),
     Case(
-        "codspeed",
+        "pytest-codspeed",
         ("pytest_codspeed.plugin",),
         {"test_it.py": "def test_a(benchmark): benchmark(lambda: 1)\n"},
-        "pytest_codspeed",
+        uses="its table and results",
         options=("--codspeed", "--codspeed-mode=walltime", "--codspeed-max-time=0.2"),
+        drop=r"\d",
         said_forked="keeps its results in the test process",
     ),
     Case(
-        "memray",
+        "pytest-memray",
         ("pytest_memray.plugin",),
         {"test_it.py": "def test_a(): x = [0] * 100000\n"},
-        "pytest_memray",
+        uses="its table of allocations",
         options=("--memray",),
         shown=("Allocation results for test_it.py::test_a",),
     ),
     Case(
-        "profiling",
+        "pytest-profiling",
         ("pytest_profiling",),
         {"test_it.py": "def test_a(): pass\n"},
-        "pytest_profiling",
+        uses="its profile and table",
         options=("--profile",),
         said_forked="measures the pytest process",
     ),
     Case(
-        "opentelemetry",
+        "pytest-opentelemetry",
         ("pytest_opentelemetry.plugin",),
         {"test_it.py": "def test_a(): pass\ndef test_b(): assert 0\n"},
-        "pytest_opentelemetry",
+        uses="spans that are exported",
+        requires=("opentelemetry-sdk",),
+        environment={"OTEL_TRACES_EXPORTER": "console"},
         said_forked="exports the spans of a forked test",
     ),
     Case(
-        "ruff",
+        "pytest-ruff",
         ("pytest_ruff",),
         {"product.py": "import os\n"},
-        "pytest_ruff",
+        uses="`--ruff`: an item for each file",
         options=("--ruff",),
         shown=("`os` imported but unused",),
     ),
