@@ -83,7 +83,11 @@ def pytest_assertrepr_compare(
     config: pytest.Config, op: str, left: object, right: object
 ) -> list[str] | None:
     """Explain comparisons of changes."""
-    if op != "==" or "pytest_mountns.engine.changes.changes" not in sys.modules:
+    changes = sys.modules.get("pytest_mountns.engine.changes.changes")
+    if op != "==" or changes is None:
+        return None
+    # Nothing is imported without need: the user of a test may not be able to read this package.
+    if not isinstance(left, changes.Changes) and not isinstance(right, changes.Changes):
         return None
     from .reports.assertrepr import explain_comparison
 

@@ -94,6 +94,14 @@ class Row:
         results = [Result(**one) for one in found["results"]]
         return cls(found["name"], found["version"], results, found["not_run"])
 
+    def beside(self, earlier: Row | None) -> Row:
+        """This row, with the results of an earlier one for what was not run now."""
+        if earlier is None or self.not_run:
+            return self
+        now = {(one.who, one.way) for one in self.results}
+        stay = [one for one in earlier.results if (one.who, one.way) not in now]
+        return Row(self.name, self.version, [*stay, *self.results])
+
 
 def parser() -> argparse.ArgumentParser:
     summary, _, more = (__doc__ or "").partition("\n\n")
@@ -149,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ways = options.way or list(WAYS)
     with ThreadPoolExecutor(options.jobs) as pool:
         for made in pool.map(lambda case: row(case, workshop, users, ways), chosen):
-            known[made.name] = made
+            known[made.name] = made.beside(known.get(made.name))
             file.write_text(json.dumps([asdict(one) for one in known.values()], indent=1))
     rows = [known[case.name] for case in CASES if case.name in known]
     if options.page or (options.user and len(rows) == len(CASES) and not options.way):

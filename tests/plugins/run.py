@@ -242,7 +242,8 @@ def _kept(lines: Sequence[str], drop: str) -> list[str]:
 def _terminal(out: str, drop: str) -> list[str]:
     lines = [plain(line) for line in out.splitlines()]
     # Characters of tests that several workers run come in any order.
-    progress = re.compile(r"[.FEsxXR]+( \[ *\d+%\])?")
+    lines = [re.sub(r" ?\[ *\d+%\]", "", line) for line in lines]
+    progress = re.compile(r"[.FEsxXR]+")
     lines = ["".join(sorted(line)) if progress.fullmatch(line) else line for line in lines]
     own = re.compile(r"mountns: |plugins: |cachedir: ")
     return _kept([line for line in lines if line and not own.match(line)], drop)

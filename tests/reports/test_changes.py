@@ -487,3 +487,21 @@ def test_elsewhere():
         result = pytester.runpytest_subprocess()
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(["*::test_it: pytest_mountns_spec returned {}*"])
+
+
+def test_comparisons_of_other_things_need_nothing_of_the_plugin(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """As ``user="nobody"``, a test may not be able to read the directory it is installed in."""
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_it(overlay_root):
+            assert overlay_root.changes() == {}
+            sys.modules["pytest_mountns.reports.assertrepr"] = None
+            assert 1 == 2
+        """
+    )
+    (failed,) = record().failed
+    assert "E       assert 1 == 2" in failed.text
