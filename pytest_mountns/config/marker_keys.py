@@ -154,6 +154,10 @@ def _leaks(value: object, base: Path) -> object:
     return _one_of(value, "ignore", "warn", "error")
 
 
+def _tmp_path(value: object, base: Path) -> object:
+    return _one_of(value, "shared", "own")
+
+
 def _flag(value: object, base: Path) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"must be True or False, not {type(value).__name__}")
@@ -181,6 +185,7 @@ READERS: Final[Mapping[str, Reader]] = {
     "writes": _writes,
     "leaks": _leaks,
     "faults": _faults,
+    "tmp_path": _tmp_path,
 }
 
 

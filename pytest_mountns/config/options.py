@@ -31,19 +31,20 @@ MARKERS: Final = (
     'mountns(profile=None, /, *, process="fork", scope="function", root="host", layers=[],'
     ' volumes=[], tmpfs=[], size=None, inodes=None, upper="memory", read_only=False, pid=False,'
     ' network="host", hostname=None, user="keep", writable="all", devices=[], writes=None,'
-    ' leaks="warn", faults=[]): run the test in a throwaway root filesystem; whatever it writes,'
-    " deletes or installs there is discarded when the test ends.",
+    ' leaks="warn", faults=[], tmp_path="shared"): run the test in a throwaway root filesystem;'
+    " whatever it writes, deletes or installs there is discarded when the test ends.",
     "no_mountns(reason=None): run the test without a sandbox, even under --mountns.",
 )
 
 profiles_key: Final = pytest.StashKey[profiles.Profiles]()
 _PROCESSES: Final = ("auto", "fork", "inline")
+_TMP_PATHS: Final = ("shared", "own")
 #: How many tests a message lists.
 _MOST_LISTED: Final = 20
 #: The names of all ini options that :func:`add_options` adds.
 INI: Final = (
     *("mountns", "mountns_process", "mountns_profile", "mountns_layer_limits", "mountns_volumes"),
-    *("mountns_unavailable", "mountns_changes", "mountns_keep", "mountns_dir"),
+    *("mountns_unavailable", "mountns_changes", "mountns_keep", "mountns_dir", "mountns_tmp_path"),
 )
 
 
@@ -172,6 +173,12 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini(
         "mountns_dir",
         "Default for --mountns-dir. A relative path starts at the rootdir.",
+        default="",
+    )
+    parser.addini(
+        "mountns_tmp_path",
+        "shared|own: whether tmp_path is a part of the sandbox's root, or a mount of its own, which"
+        " is faster (default: shared).",
         default="",
     )
 
@@ -303,6 +310,12 @@ def session_keys(config: pytest.Config, profile: str | None = None) -> dict[str,
     ini: dict[str, object] = {}
     if process := config.getini("mountns_process"):
         ini["process"] = _valid("process", process, _PROCESSES)
+    if tmp_path := config.getini("mountns_tmp_path"):
+        if tmp_path not in _TMP_PATHS:
+            raise pytest.UsageError(
+                f"mountns_tmp_path: {tmp_path!r} is not valid; choose from: {', '.join(_TMP_PATHS)}"
+            )
+        ini["tmp_path"] = tmp_path
     if texts := config.getini("mountns_volumes"):
         ini["volumes"] = _parse_volumes("mountns_volumes", texts, base)
     command: dict[str, object] = {}

@@ -47,7 +47,10 @@ class Planned(NamedTuple):
 
 
 class Mounted(NamedTuple):
-    """Test process: a volume was mounted; what was made to mount it on is no change of the test."""
+    """Test process: a volume, or a directory as a mount of its own, was mounted.
+
+    What was made to mount a volume on is no change of the test; the directory is read as an upper.
+    """
 
     uppers: UppersDescription
 

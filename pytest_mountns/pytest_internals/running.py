@@ -119,6 +119,14 @@ def wider_scope(
     return request._pyfuncitem, request.scope, request.node
 
 
+def is_tmp_path(fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> bool:
+    """Whether the fixture that is set up is pytest's own ``tmp_path``, and not one on top of it."""
+    return (
+        request.fixturename == "tmp_path"
+        and getattr(fixturedef.func, "__module__", "") == "_pytest.tmpdir"
+    )
+
+
 class Reporters:
     """The plugins that hear reports while a test runs. Uses pluggy's ``HookImpl``."""
 

@@ -210,6 +210,29 @@ def _across_a_volume(failure: _Failure) -> str:
     return ""
 
 
+def _own_directory(failure: _Failure) -> str:
+    own = [one.target for one in failure.sandbox.own]
+    if not own or failure.number not in (errno.EXDEV, errno.EBUSY):
+        return ""
+    named = (failure.path, _decoded(getattr(failure.error, "filename2", None)))
+    paths = [os.path.abspath(path) for path in named if path]
+    for place in own:
+        if failure.number == errno.EBUSY and place in paths:
+            return (
+                f'EBUSY: {place} is a mount of its own (tmp_path="own"). What is in it can be'
+                " removed and renamed, but not the directory itself (rmdir(2), rename(2)). Use a"
+                ' directory in it, or tmp_path="shared".'
+            )
+        inside = {path == place or is_below(path, place) for path in paths}
+        if failure.number == errno.EXDEV and len(inside) == 2:
+            return (
+                f'{failure.said()}{place} is a mount of its own (tmp_path="own"). Nothing can be'
+                " renamed or linked from one mount to another (rename(2)); shutil.move copies. Make"
+                ' both in tmp_path, or use tmp_path="shared".'
+            )
+    return ""
+
+
 def _missing_ids(report: pytest.TestReport, error: BaseException, plan: Plan) -> str:
     """Why a user who is shown as root has no other users, if the test has wanted one.
 
@@ -332,6 +355,7 @@ def _ordinary_user(failure: _Failure) -> str:
 _EXPLANATIONS: Final[tuple[Callable[[_Failure], str], ...]] = (
     _sqlite,
     _copy_file_range,
+    _own_directory,
     _across_a_volume,
     _unmapped_id,
     _fifo,

@@ -232,6 +232,12 @@ class TestProcess:
         # The target may have been made for it, which is no change of the test's.
         self._tell(messages.Mounted(sandbox.describe_uppers()))
 
+    def make_own(self, path: str) -> None:
+        """See :meth:`.current.RunningTest.make_own`."""
+        sandbox = self.stack.sandbox
+        if sandbox.make_own(path) and not self.stack.in_checkpoint:
+            self._tell(messages.Mounted(sandbox.describe_uppers()))
+
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
         """See :meth:`.current.RunningTest.checkpoint`."""

@@ -223,6 +223,10 @@ class InlineTest:
         """See :meth:`.current.RunningTest.bind`."""
         self.stack.sandbox.bind(source, target, read_only=read_only)
 
+    def make_own(self, path: str) -> None:
+        """See :meth:`.current.RunningTest.make_own`."""
+        self.stack.sandbox.make_own(path)
+
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
         """See :meth:`.current.RunningTest.checkpoint`."""

@@ -58,6 +58,13 @@ class RunningTest(Protocol):
         """
         ...
 
+    def make_own(self, path: str) -> None:
+        """Make a directory a mount of its own: see :meth:`.Sandbox.make_own`.
+
+        Raises :class:`SandboxError` if it cannot be mounted.
+        """
+        ...
+
     def checkpoint(self) -> AbstractContextManager[None]:
         """A context that drops, when it ends, what was written in it.
 

@@ -62,6 +62,8 @@ def members(bundle: Path, layer: str = "layer") -> dict[str, bytes | None]:
             data = b"".join(iter(lambda: stream.some(CHUNK), b""))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {
-            one.name: content.read() if (content := tar.extractfile(one)) else None
+            one.name: content.read()
+            if not one.issym() and (content := tar.extractfile(one))
+            else None
             for one in tar.getmembers()
         }

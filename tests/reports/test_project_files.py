@@ -180,3 +180,16 @@ def test_without_an_entry_nothing_is_read(tmp_path: Path) -> None:
         (tmp_path / "mnt/file").touch()
         found = list(touched.find([(place, "mnt")], fd, lambda *_: False))
         assert found == [Touched(f"{place}/file", place, False)]
+
+
+@pytest.mark.layered
+@pytest.mark.sandboxes
+@pytest.mark.parametrize("tmp_path", ["shared", "own"])
+def test_temporary_files_in_the_project_are_none_of_it(
+    pytester: pytest.Pytester, tmp_path: str
+) -> None:
+    pytester.makepyfile("def test_it(tmp_path): (tmp_path / 'file').write_text('x')")
+    options = ("--mountns", "-o", f"mountns_tmp_path={tmp_path}", "-pno:cacheprovider")
+    out = pytester.runpytest_subprocess(*options, "--basetemp=here").stdout
+    out.fnmatch_lines(["*1 passed*"])
+    out.no_fnmatch_line("*wrote into the project*")

@@ -19,6 +19,9 @@ from ..linux.untouched import os
 #: The file that marks a directory as a cache, https://bford.info/cachedir/.
 CACHE_TAG: Final = "CACHEDIR.TAG"
 
+#: Of how many mountpoints it is kept in mind whether they matter.
+_MOST_KNOWN: Final = 1000
+
 #: Says of an absolute path that it does not matter, nor does what lies below it.
 LeaveOut: TypeAlias = Callable[[str], bool]
 
@@ -76,6 +79,8 @@ class TouchedBelow:
             if (way := self._way(mountpoint)) is None:
                 continue
             start = way[0]
+            if any(map(leave_out, self._way_down(start))):
+                continue
             deleted = Touched(start, os.path.dirname(start), True)
             try:
                 status = os.stat(upper + way[1], dir_fd=upper_fd, follow_symlinks=False)
@@ -90,6 +95,12 @@ class TouchedBelow:
                 elif is_whiteout(status):
                     yield deleted
 
+    def _way_down(self, start: str) -> Iterator[str]:
+        """The paths from ``start`` up to the directory, without the directory itself."""
+        while start != self._directory:
+            yield start
+            start = os.path.dirname(start)
+
     def _way(self, mountpoint: str) -> tuple[str, str] | None:
         try:
             return self._ways[mountpoint]
@@ -100,6 +111,9 @@ class TouchedBelow:
                 way = self._directory, within
             elif is_below(mountpoint, self._directory):
                 way = mountpoint, ""
+            if len(self._ways) >= _MOST_KNOWN:
+                # Of mounts that every test has elsewhere.
+                self._ways.clear()
             self._ways[mountpoint] = way
             return way
 

@@ -58,6 +58,8 @@ MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
 MOUNT_ATTR_NOATIME: Final = 0x10
+#: The bits of which NOATIME is one value.
+MOUNT_ATTR_ATIME_MASK: Final = 0x70
 
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -290,9 +292,9 @@ def fsmount(fd: int, attributes: int) -> int:
     return result
 
 
-def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int) -> None:
-    """mount_setattr(2), since Linux 5.12; only sets."""
-    attributes = _MountAttr(attr_set, 0, 0, 0)
+def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int, attr_clr: int = 0) -> None:
+    """mount_setattr(2), since Linux 5.12."""
+    attributes = _MountAttr(attr_set, attr_clr, 0, 0)
     result = _mount_setattr(
         _SYS_MOUNT_SETATTR,
         dirfd,

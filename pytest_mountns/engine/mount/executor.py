@@ -175,9 +175,10 @@ class PlanExecutor:
         if EMPTY in step.lowers:
             os.makedirs(EMPTY, exist_ok=True)
         # The root of an overlay shows the attributes of the upper directory.
-        model = step.model or step.lowers[0]
         if above := self._additional_lowers.get(step.target):
             step, model = replace(step, lowers=(*above, *step.lowers)), above[0]
+        else:
+            model = step.model or step.lowers[0]
         if reused := self._reused_uppers.get(step.target):
             # A work directory belongs to one overlay, Documentation/filesystems/overlayfs.rst.
             upper, work = reused, f"{reused.removesuffix('upper')}{self._unused_number}.work"

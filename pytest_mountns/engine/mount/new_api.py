@@ -238,6 +238,31 @@ def set_read_only(tree: int) -> None:
     sys.mount_setattr(tree, "", flags, sys.MOUNT_ATTR_RDONLY)
 
 
+def clone_own(scratch: int, name: str, attributes: int) -> int:
+    """Returns a descriptor of a detached mount of the directory ``name`` in ``scratch``.
+
+    ``attributes`` are all the ``MOUNT_ATTR_*`` flags that it gets; the scratch has others. Raises
+    :class:`OSError`, before Linux 6.15 in any case.
+    """
+    atime = sys.MOUNT_ATTR_ATIME_MASK if attributes & sys.MOUNT_ATTR_NOATIME else 0
+    others = (NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC) & ~attributes
+    tree = sys.open_tree(scratch, name, sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC)
+    try:
+        try:
+            sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH, attributes, others | atime)
+        except OSError as error:
+            # A user namespace may not change what the disk of the uppers was mounted with, but for
+            # further restrictions, mount_namespaces(7).
+            if error.errno != errno.EPERM:
+                raise
+            restrictions = attributes & ~sys.MOUNT_ATTR_NOATIME
+            sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH, restrictions)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
 def _make(fstype: str, options: Options, attributes: int) -> int:
     """Returns a descriptor of a new detached mount."""
     context = sys.fsopen(fstype)

@@ -18,7 +18,7 @@ from ..linux import syscalls as sys
 from ..linux.errors import Unavailable
 from ..linux.namespaces import current_namespace, explained, high, mounting
 from ..linux.untouched import os
-from ..plan.model import Bind, Features, Layered, Plan
+from ..plan.model import Features, Layered, Plan, Step
 from .api import MountApi
 from .classic_api import ClassicMountApi
 from .executor import PlanExecutor, open_scratch
@@ -59,16 +59,16 @@ def make_new_root(
     directory: str | None = None,
     directory_is_used: bool = False,
     additional_lowers: Mapping[str, tuple[str, ...]] | None = None,
-    bound: Sequence[Bind] = (),
+    more: Sequence[Step] = (),
     template: Template | None = None,
     reused: ReusedUppers | None = None,
 ) -> NewRoot:
     """Make a root as planned, on a copy of the stage's mounts. This thread stays where it is.
 
     ``additional_lowers`` maps the mountpoint of an overlay to directories that are stacked on its
-    planned lowers. The other arguments are those of :func:`.create.make`. Raises
-    :class:`SandboxError` if a step fails, and :class:`Unavailable` if this process may not make
-    mount namespaces.
+    planned lowers, and ``more`` are steps besides those of the plan. The other arguments are those
+    of :func:`.create.make`. Raises :class:`SandboxError` if a step fails, and :class:`Unavailable`
+    if this process may not make mount namespaces.
     """
     user_namespace = plan.user_namespace
     with mounting(user_namespace, dropped=plan.drops_capabilities) as (back, opened):
@@ -80,9 +80,9 @@ def make_new_root(
                 directory = tempfile.mkdtemp(dir=directory)
         lowers = additional_lowers or {}
         if template is None:
-            executor = _make(plan, directory, lowers, bound, opened, reused)
+            executor = _make(plan, directory, lowers, more, opened, reused)
         else:
-            executor = _make_from_template(plan, directory, lowers, bound, opened, template)
+            executor = _make_from_template(plan, directory, lowers, more, opened, template)
     namespace, scratch = opened
     return NewRoot(namespace, scratch, executor.created, executor.overlays)
 
@@ -113,7 +113,7 @@ def _make(
     plan: Plan,
     directory: str | None,
     additional_lowers: Mapping[str, tuple[str, ...]],
-    bound: Sequence[Bind],
+    more: Sequence[Step],
     opened: list[int],
     reused: ReusedUppers | None,
 ) -> PlanExecutor:
@@ -134,7 +134,7 @@ def _make(
             os.fchdir(scratch)
             uppers = reused.uppers if reused else None
             executor = PlanExecutor(api, plan, additional_lowers, uppers)
-            executor.execute([*plan.steps, *bound])
+            executor.execute([*plan.steps, *more])
         with explained("pivot into the new root", user_namespace, "pivot"):
             api.pivot_root()
     except BaseException:
@@ -148,7 +148,7 @@ def _make_from_template(
     plan: Plan,
     directory: str | None,
     additional_lowers: Mapping[str, tuple[str, ...]],
-    bound: Sequence[Bind],
+    more: Sequence[Step],
     opened: list[int],
     template: Template,
 ) -> PlanExecutor:
@@ -166,7 +166,7 @@ def _make_from_template(
             scratch = high(open_scratch(api, plan, directory))
             to_close.append(scratch)
             os.fchdir(scratch)
-            executor.execute([*template.remaining_steps, *bound])
+            executor.execute([*template.remaining_steps, *more])
             to_close.append(proc := os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         with _making_a_namespace(plan.user_namespace):
             sys.setns(template.namespace, sys.CLONE_NEWNS)

@@ -23,7 +23,7 @@ DEVICES: Final = (
 )
 #: Keys that a guard fulfils, or that mean nothing without an upper. Every other key, if it is set,
 #: needs a sandbox.
-_FULFILLED: Final = frozenset({"process", "volumes", "upper", "writes", "network"})
+_FULFILLED: Final = frozenset({"process", "volumes", "upper", "writes", "network", "tmp_path"})
 
 
 @final

@@ -175,12 +175,39 @@ class Piece:
 @final
 @dataclass(frozen=True, slots=True)
 class Layered:
-    """One overlay of a sandbox, for whoever reads its upper."""
+    """One overlay of a sandbox, for whoever reads its upper.
+
+    A directory of its own is read in the same way, as if an overlay without lowers were there.
+    """
 
     #: Where it is mounted, an absolute path.
     mountpoint: str
     #: Its upper directory: "0.upper", relative to where the uppers lie, or an absolute path.
     upper: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OwnDirectory:
+    """A directory of a sandbox that is a mount of its own, without an overlay.
+
+    It is no step of a plan: the place is known only when the test is in its sandbox.
+    """
+
+    #: An absolute path.
+    target: str
+    #: The directory that is mounted there, relative to where the uppers lie.
+    name: str
+    #: Flags of the mount: ``MOUNT_ATTR_...``, mount_setattr(2).
+    attributes: int = 0
+
+    def describe(self) -> str:
+        """It in words."""
+        return f"directory of its own {self.target} (upper {self.name})"
+
+    def on_layers(self) -> Overlay:
+        """The step for a sandbox that has it among its layers."""
+        return Overlay(self.target, (), self.name, self.attributes)
 
 
 @final

@@ -182,6 +182,8 @@ class SandboxSpec:
     leaks: Literal["ignore", "warn", "error"] = "warn"
     #: System calls that fail, as the text of :class:`.fault_rules.FaultRule`.
     faults: tuple[str, ...] = ()
+    #: "own": ``tmp_path`` is a mount of its own, without an overlay.
+    tmp_path: Literal["shared", "own"] = "shared"
 
     def __post_init__(self) -> None:
         targets: dict[str, str] = {}
@@ -255,4 +257,6 @@ class SandboxSpec:
             writable=None,
             read_only=False,
             faults=(),
+            # It has function scope.
+            tmp_path="shared",
         )

@@ -221,6 +221,13 @@ class Planner:
         if (spec.size or spec.inodes) and not features.memory_upper:
             reason = self._failed("extended attributes on tmpfs")
             raise Unavailable("limit an upper in memory: here uppers lie on disk", *reason)
+        if spec.tmp_path == "own" and not features.layered_uppers:
+            raise Unavailable(
+                "make tmp_path a mount of its own",
+                cause="before Linux 6.15 a directory of a mount that is in no namespace cannot be"
+                " mounted",
+                remedy='tmp_path="shared", which is slower and the same otherwise',
+            )
         if self._host is None:
             self._host = self._survey(features)
         user = _user(spec.user, features)

@@ -13,7 +13,7 @@ from ..linux.errors import Unavailable
 from ..linux.namespaces import enter_mount_namespace, make_stage, working_directory
 from ..mount.root import ReusedUppers, make_new_root
 from ..mount.template import Template
-from ..plan.model import Bind, Plan
+from ..plan.model import Bind, OwnDirectory, Plan
 from .sandbox import Layers, Sandbox
 
 
@@ -25,6 +25,7 @@ def make(
     directory_is_used: bool = False,
     layers: Layers | None = None,
     bound: Sequence[Bind] = (),
+    own: Sequence[OwnDirectory] = (),
     template: Template | None = None,
     template_without_overlays: Template | None = None,
     reused: ReusedUppers | None = None,
@@ -34,9 +35,10 @@ def make(
     The caller is in the user namespace and the PID namespace that the plan wants already. For an
     upper on disk, ``directory`` is a directory of the host; it is empty, unless
     ``directory_is_used`` says that another sandbox has used it. ``layers`` lie below the uppers.
-    ``bound`` are bind mounts besides those of the plan. ``template`` is one of the same plan to
-    make the sandbox from; ``template_without_overlays`` is for sandboxes on its layers. ``reused``
-    are uppers of another sandbox that this one goes on with; there is no template then.
+    ``bound`` are bind mounts besides those of the plan, ``own`` the directories of their own among
+    the layers. ``template`` is one of the same plan to make the sandbox from;
+    ``template_without_overlays`` is for sandboxes on its layers. ``reused`` are uppers of another
+    sandbox that this one goes on with; there is no template then.
 
     Raises :class:`Unavailable` if this machine cannot do it, and :class:`SandboxError` if a step
     fails.
@@ -53,7 +55,7 @@ def make(
         directory=directory,
         directory_is_used=directory_is_used,
         additional_lowers=layers.lowers if layers else None,
-        bound=bound,
+        more=(*bound, *(one.on_layers() for one in own)),
         template=template,
         reused=reused,
     )
@@ -69,6 +71,7 @@ def make(
         created=root.created,
         overlays=root.overlays,
         bound=list(bound),
+        own=list(own),
     )
 
 

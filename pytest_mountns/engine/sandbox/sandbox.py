@@ -13,16 +13,19 @@ Things that do not work, and so are not done here:
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING, final
+from typing import IO, TYPE_CHECKING, Final, final
 
 from ..changes.changes import Changes
 from ..changes.entries import Contents, Side
 from ..linux import syscalls as sys
+from ..linux.attributes import copy_attributes
 from ..linux.errors import SandboxError, Unavailable
+from ..linux.mountinfo import is_below
 from ..linux.namespaces import (
     change_directory,
     explained,
@@ -39,15 +42,24 @@ from ..linux.open_directories import Opened, open_directories, reopen
 from ..linux.threads import StuckThread, explain_stuck, move_other_threads, stuck_threads
 from ..linux.untouched import os
 from ..mount.mountpoint import make_mountpoint
-from ..mount.new_api import set_read_only
+from ..mount.new_api import clone_own, set_read_only
 from ..mount.root import ReusedUppers, mount_root_filesystem
 from ..mount.template import Template
-from ..plan.model import Bind, Layered, Plan
+from ..plan.model import Bind, Layered, MountTmpfs, OwnDirectory, Plan
 from .uppers import Uppers, UppersDescription
 
 if TYPE_CHECKING:
     from ..layers.layer_writer import WrittenLayer
     from ..layers.tar_writer import Compression
+
+
+#: For the flags of statvfs(3) those of mount_setattr(2).
+_ATTRIBUTES: Final = {
+    os.ST_NOSUID: sys.MOUNT_ATTR_NOSUID,
+    os.ST_NODEV: sys.MOUNT_ATTR_NODEV,
+    os.ST_NOEXEC: sys.MOUNT_ATTR_NOEXEC,
+    os.ST_NOATIME: sys.MOUNT_ATTR_NOATIME,
+}
 
 
 @final
@@ -105,6 +117,9 @@ class Sandbox:
     overlays: list[Layered] = field(default_factory=list)
     #: The bind mounts that were made in it after it was made.
     bound: list[Bind] = field(default_factory=list)
+    #: Directories in it that were made mounts of their own. Each is one of ``overlays`` as well:
+    #: what lies in it is read like an upper.
+    own: list[OwnDirectory] = field(default_factory=list)
     #: Descriptors of other directories in which uppers of its overlays lie.
     other_scratches: frozenset[int] = frozenset()
 
@@ -174,7 +189,7 @@ class Sandbox:
             raise
         self.close()
         self.namespace, self.scratch = other.namespace, other.scratch
-        self.created, self.overlays = other.created, other.overlays
+        self.created, self.overlays, self.own = other.created, other.overlays, other.own
         self.layers, self.directory, self.plan = other.layers, other.directory, other.plan
         self.template = other.template
         self.template_without_overlays = other.template_without_overlays
@@ -386,6 +401,102 @@ class Sandbox:
                 if root >= 0:
                     os.close(root)
         self.bound.append(step)
+
+    def make_own(self, path: str) -> bool:
+        """Make the empty directory ``path`` a mount of its own, without an overlay.
+
+        It has the attributes that it had; what is written there is read with the rest, and counts
+        for the limits of the upper. Nothing is done, and False returned, where ``path`` does not
+        lie on an overlay of this sandbox: in a volume, on a tmpfs, or on what the test has mounted.
+
+        This thread is in the sandbox, and ``path`` is absolute. Raises :class:`SandboxError` if the
+        mount is refused.
+        """
+        target = os.path.realpath(path)
+        attributes = self._attributes_on_overlay(target)
+        if attributes is None:
+            return False
+        step = OwnDirectory(target, f"own{len(self.own)}", attributes)
+        user_namespace = self.plan.user_namespace
+        with (
+            privileged(self.plan.drops_capabilities),
+            explained(step.describe(), user_namespace, "bind"),
+        ):
+            opened: list[int] = []
+            try:
+                os.mkdir(step.name, 0o700, dir_fd=self.scratch)
+                for place, at in ((target, None), (step.name, self.scratch)):
+                    opened.append(os.open(place, os.O_RDONLY | os.O_DIRECTORY, dir_fd=at))
+                copy_attributes(*opened, own=True)
+                opened.append(tree := self._clone_own(step))
+                sys.move_mount(tree, sys.AT_FDCWD, target)
+            finally:
+                for fd in opened:
+                    os.close(fd)
+        self._note_own(step)
+        return True
+
+    def take_own(self, other: Sandbox, steps: Sequence[OwnDirectory]) -> None:
+        """Mount directories of their own of ``other``, whose uppers this sandbox goes on with.
+
+        This thread is in ``other``. Raises :class:`SandboxError` if a mount is refused.
+        """
+        user_namespace = self.plan.user_namespace
+        for step in steps:
+            with (
+                privileged(self.plan.drops_capabilities),
+                explained(step.describe(), user_namespace, "bind"),
+            ):
+                tree = other._clone_own(step)
+                try:
+                    with visiting(self.namespace, user_namespace):
+                        sys.move_mount(tree, sys.AT_FDCWD, step.target)
+                finally:
+                    os.close(tree)
+            self._note_own(step)
+
+    def _note_own(self, step: OwnDirectory) -> None:
+        self.own.append(step)
+        self.overlays.append(Layered(step.target, step.name))
+
+    def _clone_own(self, step: OwnDirectory) -> int:
+        """Returns a descriptor of a new mount. Raises :class:`OSError`."""
+        try:
+            return clone_own(self.scratch, step.name, step.attributes)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        # A clone of a directory on disk is cloned again only in the namespace that it was made in:
+        # in this one, or on the stage if the sandbox was made from a template.
+        with visiting(self.stage, self.plan.user_namespace):
+            return clone_own(self.scratch, step.name, step.attributes)
+
+    def _attributes_on_overlay(self, path: str) -> int | None:
+        """The ``MOUNT_ATTR_*`` flags of the overlay that shows ``path``; None if none does."""
+        shared = self.template.overlays if self.template is not None else ()
+        places = (
+            one.mountpoint
+            for one in (*self.overlays, *shared)
+            if one.mountpoint == path or is_below(path, one.mountpoint)
+        )
+        overlay = max(places, key=len, default="")
+        covers = [
+            step.target
+            for step in (*self.plan.steps, *self.bound)
+            if isinstance(step, MountTmpfs) or (isinstance(step, Bind) and step.create)
+        ]
+        if any(
+            len(cover) >= len(overlay) and (cover == path or is_below(path, cover))
+            for cover in covers
+        ):
+            return None
+        if any(one.target == overlay for one in self.own):
+            return None
+        # The test may have mounted something. All directories of an overlay have its device number.
+        if not overlay or os.stat(overlay).st_dev != os.stat(path).st_dev:
+            return None
+        flags = os.statvfs(path).f_flag
+        return sum(attribute for flag, attribute in _ATTRIBUTES.items() if flags & flag)
 
     @contextmanager
     def on_stage(self) -> Iterator[None]:

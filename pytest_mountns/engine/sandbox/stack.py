@@ -8,7 +8,7 @@ from typing import final
 
 from ..linux.errors import Unavailable
 from ..linux.namespaces import working_directory
-from ..plan.model import Bind, Plan
+from ..plan.model import Bind, OwnDirectory, Plan
 from .create import make
 from .sandbox import Layers, Sandbox
 
@@ -28,6 +28,11 @@ class SandboxStack:
     def sandbox(self) -> Sandbox:
         """The one this thread is in."""
         return self._stack[-1]
+
+    @property
+    def in_checkpoint(self) -> bool:
+        """Whether this thread is in a checkpoint, whose sandbox is dropped before the test ends."""
+        return len(self._stack) > 1
 
     def reset(self) -> None:
         """Drop everything written so far, in checkpoints what was written before them as well.
@@ -61,7 +66,7 @@ class SandboxStack:
         none; the sandbox is then as it was. If the process cannot return from it, it ends.
         """
         outer, cwd = self.sandbox, working_directory()
-        inner = _make_like(outer, outer.as_layers(), outer.bound)
+        inner = _make_like(outer, outer.as_layers(), outer.bound, outer.own)
         try:
             inner.enter(cwd, others=self._stack)
         except BaseException:
@@ -91,8 +96,16 @@ def close(sandboxes: Sequence[Sandbox]) -> None:
         sandbox.close()
 
 
-def _make_like(sandbox: Sandbox, layers: Layers | None, bound: Sequence[Bind]) -> Sandbox:
-    """Make a sandbox of the same plan on these layers. Raises :class:`SandboxError`."""
+def _make_like(
+    sandbox: Sandbox,
+    layers: Layers | None,
+    bound: Sequence[Bind],
+    own: Sequence[OwnDirectory] = (),
+) -> Sandbox:
+    """Make a sandbox of the same plan on these layers, which ``own`` are among.
+
+    Raises :class:`SandboxError`.
+    """
     return make(
         sandbox.plan,
         sandbox.stage,
@@ -100,6 +113,7 @@ def _make_like(sandbox: Sandbox, layers: Layers | None, bound: Sequence[Bind]) -
         directory_is_used=True,
         layers=layers,
         bound=bound,
+        own=own,
         template=sandbox.template_without_overlays,
         template_without_overlays=sandbox.template_without_overlays,
     )
@@ -116,14 +130,21 @@ def _make_with_uppers_of(old: Sandbox, plan: Plan) -> Sandbox:
             cause="before Linux 6.15 an upper cannot move from one overlay to another",
             remedy="name it before the test starts: layers=[...] of the marker",
         )
+    below = old.layers.lowers if old.layers else {}
     made = make(
         plan,
         old.stage,
         directory=old.directory,
         layers=old.layers,
         bound=old.bound,
+        own=[one for one in old.own if one.target in below],
         reused=old.reusable_uppers(),
     )
+    try:
+        made.take_own(old, [one for one in old.own if one.target not in below])
+    except BaseException:
+        made.close()
+        raise
     made.created |= old.created
     made.other_scratches = frozenset(old.own_directories - {old.scratch})
     return made

@@ -49,6 +49,7 @@ def test_globs(globs: list[str], trees: list[str], others: list[str]) -> None:
         {"upper": "disk"},
         {"volumes": (Volume("/data", "/data"),)},
         {"network": "none"},
+        {"tmp_path": "own"},
     ],
     ids=str,
 )

@@ -170,3 +170,4 @@ def test_directories_to_write_to_are_those_of_root(
 
 def test_wider_fixtures_write_to_no_more_than_the_user() -> None:
     assert SandboxSpec(user="root", writable=("/etc",)).of_wider_scope().writable is None
+    assert SandboxSpec(tmp_path="own").of_wider_scope().tmp_path == "shared"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.errors import Unavailable
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.planning.planner import Planner
 from tests.helpers.worlds import (
@@ -38,6 +43,27 @@ def test_a_mount_that_appears_is_in_the_next_plan() -> None:
             planner.close()
 
     in_world(host, mode)
+
+
+def test_a_directory_of_its_own_needs_a_kernel_that_mounts_it() -> None:
+    skip_unless("root")
+
+    def host() -> None:
+        planner = Planner([BASE])
+        found = planner.findings
+        assert found.features is not None
+        features = dataclasses.replace(found.features, detached_uppers=False)
+        planner.findings = dataclasses.replace(found, features=features)
+        try:
+            assert planner.plan(SandboxSpec())
+            with pytest.raises(Unavailable, match="tmp_path a mount of its own") as info:
+                planner.plan(SandboxSpec(tmp_path="own"))
+            assert "6.15" in info.value.cause
+            assert 'tmp_path="shared"' in info.value.remedy
+        finally:
+            planner.close()
+
+    in_world(host, "root")
 
 
 def test_a_late_mount_that_is_no_lower_is_shown_read_only() -> None:
