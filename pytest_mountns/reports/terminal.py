@@ -29,10 +29,10 @@ def header(session: Session) -> str | None:
                 f"mountns: guarded, not isolated ({name} failed): tests can write to tmp_path,"
                 f" volumes and pytest's cache only, but {uncovered} are not covered"
             )
-        if selection.policy == "guard":
+        if why := session.guards.why_none:
             return (
                 f"mountns: not possible here ({name} failed), and no guard either"
-                f" ({session.guards.probe.trial.kernel}), see pytest --mountns-doctor"
+                f" ({why}), see pytest --mountns-doctor"
             )
         return f"mountns: not possible here ({name} failed), see pytest --mountns-doctor"
     how = "in a user namespace" if findings.features.user_namespace else "as root"

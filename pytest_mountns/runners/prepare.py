@@ -101,6 +101,8 @@ class Preparation:
 
     def _why_not_guarded(self) -> str:
         guards = self._session.guards
+        if guards.why_none:
+            return f"\n  no guard is possible either: {guards.why_none}"
         why = guards.why_not(self._item) if guards.are_made else ""
         return f"\n  a guard is not enough: {why}" if why else ""
 
@@ -126,7 +128,7 @@ class Preparation:
         def make() -> Plan:
             spec = self.spec()
             plan = session.sandboxes.planner.plan(spec)
-            self._context.fixture_scopes.check(spec)
+            self._context.fixture_scopes.check(spec, plan.features)
             return plan
 
         return self._or_refuse(make)
@@ -150,7 +152,10 @@ class Preparation:
         It never runs without a sandbox.
         """
         # This frame is not hidden: where all frames are, pytest says so below the message.
-        if isinstance(error, Unavailable) and self._session.guards.skips:
-            self._session.observers.skipped(self._item)
-            pytest_internals.skip_item(f"{error}{self._why_not_guarded()}")
-        pytest.fail(str(error), pytrace=False)
+        text = str(error)
+        if isinstance(error, Unavailable):
+            text += self._why_not_guarded()
+            if self._session.guards.skips:
+                self._session.observers.skipped(self._item)
+                pytest_internals.skip_item(text)
+        pytest.fail(text, pytrace=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias, Type
 import pytest
 
 from ..engine.changes.changes import compile_globs
-from ..engine.linux.errors import SandboxError
+from ..engine.linux.errors import SandboxError, Unavailable
 from ..engine.linux.namespaces import privileged
 from .current import Current, RunningTest
 
@@ -63,6 +63,7 @@ class Exploring:
         self, tried: str, watch: Sequence[str] | None
     ) -> tuple[CrashesFunction, FaultPointsFunction, Settings]:
         self._check(tried)
+        self._check_checkpoints(tried)
         if watch is not None:
             compile_globs(watch)
         dropped = self._test.stack.sandbox.plan.drops_capabilities
@@ -122,6 +123,15 @@ class Exploring:
                 cause="this test runs in the pytest process (inline). A process of the function"
                 " would be a fork of that, with locks that its threads may hold",
                 remedy='@pytest.mark.mountns(process="fork")',
+            )
+
+    def _check_checkpoints(self, tried: str) -> None:
+        if not self._test.stack.sandbox.plan.features.layered_uppers:
+            raise Unavailable(
+                tried,
+                cause="each run of the function is in a checkpoint, and before Linux 6.15 there are"
+                " none: no overlay takes a lower on a mount that is in no namespace",
+                remedy="Linux 6.15 or later. faults() and the key faults= work here without it",
             )
 
     def close(self) -> None:

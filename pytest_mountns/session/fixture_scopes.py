@@ -18,6 +18,7 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError, Unavailable
 from ..engine.linux.untouched import os
+from ..engine.plan.model import Features
 from ..engine.plan.spec import SandboxSpec
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.sandbox import Layers, Sandbox
@@ -59,13 +60,23 @@ class FixtureScopes:
         #: Set in a test process: wider fixtures that are first asked for there are the test's own.
         self.closed = False
 
-    def check(self, spec: SandboxSpec) -> None:
+    def check(self, spec: SandboxSpec, features: Features) -> None:
         """Raises :class:`Unavailable` if wider fixtures are to be captured and cannot be."""
-        if spec.scope == "function" or self._sandboxes.can_enter_and_return:
+        if spec.scope == "function":
+            return
+        tried = f"capture what fixtures of {spec.scope} scope write"
+        if not features.layered_uppers:
+            raise Unavailable(
+                tried,
+                cause="what they write lies below the tests' uppers, and before Linux 6.15 no"
+                " overlay takes a lower on a mount that is in no namespace",
+                remedy='Linux 6.15 or later; before, use scope="function"',
+            )
+        if self._sandboxes.can_enter_and_return:
             return
         reason = self._sandboxes.why_not_inline
         raise Unavailable(
-            f"capture what fixtures of {spec.scope} scope write",
+            tried,
             kernel=reason.kernel if reason is not None else "",
             cause="for that, an ordinary user's pytest process has to enter a user namespace itself"
             + (f", and could not: {reason.cause}" if reason is not None and reason.cause else ""),

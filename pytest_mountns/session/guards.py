@@ -68,6 +68,14 @@ class Guards:
         return bool(self.probe.abi)
 
     @property
+    def why_none(self) -> str:
+        """Why no test can be guarded although that is wanted and no sandbox can be made, or ""."""
+        if not self._wanted or self._sandboxes.planner.findings.features is not None:
+            return ""
+        trial = self.probe.trial
+        return "" if self.probe.abi else f"{trial.kernel}; remedy: {trial.remedy}"
+
+    @property
     def skips(self) -> bool:
         """Whether a test that needs a sandbox is skipped where none can be made, or fails.
 

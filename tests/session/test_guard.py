@@ -187,6 +187,7 @@ def test_without_landlock(
     result.assert_outcomes(**{outcome: 1})
     assert "ran bare" not in result.stdout.str()
     result.stdout.fnmatch_lines("mountns: not possible here (*), and no guard either (*ENOSYS*")
+    result.stdout.fnmatch_lines("*no guard is possible either: *ENOSYS*Linux 5.13 or later*")
 
 
 def test_no_network(pytester: pytest.Pytester) -> None:

@@ -40,6 +40,8 @@ from .trials import Answer, Trial, TrialLog, try_in_child
 
 #: The names of errors that may not occur when a step is tried again a moment later.
 TRANSIENT_ERRNOS: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
+#: What lays one upper over another.
+_NEED_LAYERED_UPPERS: Final = "scope=, checkpoint(), crashes(), fault_points() and add_layer()"
 
 
 @final
@@ -211,7 +213,7 @@ def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answe
         _use_new_api,
         needed=False,
         remedy="Linux 5.12 or later",
-        without="mount(2) is used; bind_volume does not work",
+        without=f"mount(2) is used; bind_volume, {_NEED_LAYERED_UPPERS} do not work",
     )
     features = Features(user_namespace, new_api=new_api)
     if not log.attempt("tmpfs", lambda: change_to_scratch(features)):
@@ -283,7 +285,8 @@ def _try_overlays(
         needed=False,
         remedy="Linux 6.15 or later",
         doing="overlay",
-        without="they are mounted over the old root until that is left",
+        without="they are mounted over the old root until that is left;"
+        f" {_NEED_LAYERED_UPPERS} do not work",
     ):
         features = replace(features, detached_uppers=False)
         builder = change_to_scratch(features, directory)

@@ -47,7 +47,8 @@ def make(
         raise Unavailable(
             "lay one upper over another",
             cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
-            remedy='scope="function", and reset() in place of checkpoint()',
+            remedy='Linux 6.15 or later; before, scope="function", and reset() in place of'
+            " checkpoint()",
         )
     root = make_new_root(
         plan,

@@ -378,7 +378,8 @@ class Sandbox:
             raise Unavailable(
                 step.describe(),
                 cause="before Linux 5.12 a mount cannot be carried between namespaces",
-                remedy='name it before the test starts: volumes=["SRC:DST"] of the marker',
+                remedy="Linux 5.12 or later; before, name it before the test starts:"
+                ' volumes=["SRC:DST"] of the marker',
             )
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
         user_namespace = self.plan.user_namespace

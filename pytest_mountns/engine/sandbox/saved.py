@@ -61,7 +61,8 @@ def make_base_layers(manager: SandboxManager, plan: Plan, saved: Sequence[SavedL
         raise Unavailable(
             "begin on a saved layer",
             cause="before Linux 6.15 no overlay takes a lower on a mount that is in no namespace",
-            remedy="look at it otherwise: pytest-mountns diff, or export",
+            remedy="Linux 6.15 or later; before, look at it otherwise: pytest-mountns diff, or"
+            " export",
         )
     base = manager.make(plan, shared=False)
     user = plan.user_namespace

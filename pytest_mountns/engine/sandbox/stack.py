@@ -128,7 +128,8 @@ def _make_with_uppers_of(old: Sandbox, plan: Plan) -> Sandbox:
         raise Unavailable(
             "put a layer under what was written",
             cause="before Linux 6.15 an upper cannot move from one overlay to another",
-            remedy="name it before the test starts: layers=[...] of the marker",
+            remedy="Linux 6.15 or later; before, name it before the test starts: layers=[...] of"
+            " the marker",
         )
     below = old.layers.lowers if old.layers else {}
     made = make(
