@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -198,7 +197,7 @@ def test_without_subordinate_ids_it_is_explained(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # newuidmap(1) is not found.
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    monkeypatch.setenv("PATH", str(pytester.mkdir("empty")))
     result = run(
         pytester,
         """
@@ -230,7 +229,62 @@ def test_programs_that_refuse(pytester: pytest.Pytester, monkeypatch: pytest.Mon
     result.stdout.fnmatch_lines("chown: the user namespace of this test has one uid*")
 
 
-def test_with_other_keys(pytester: pytest.Pytester) -> None:
+#: Suites with other keys, and what they need of the kernel.
+WITH_KEYS = [
+    pytest.param(
+        """
+@with_keys(upper="disk")
+def test_disk(): pass
+
+
+@with_keys(pid=True, network="none", hostname="box")
+def test_namespaces(): assert os.getpid() == 2
+
+
+@with_keys(tmpfs=["/etc/empty"], volumes=[f"{LAYER}:/opt/volume"])
+def test_mounts():
+    assert os.listdir("/etc/empty") == [] and os.listdir("/opt/volume")
+
+
+@with_keys(layers=[LAYER])
+def test_layers():
+    assert Path("/etc/of-layer").read_text() == "layer" and os.path.isdir("/opt/deep")
+    Path("/etc/of-layer").write_text("x")
+""",
+        id="any",
+    ),
+    pytest.param(
+        """
+@with_keys(size="64m", inodes=20000)
+def test(): pass
+""",
+        marks=pytest.mark.limiting,
+        id="limits",
+    ),
+    pytest.param(
+        """
+def test(bind_volume):
+    bind_volume(LAYER, "/var/lib/volume")
+    assert os.listdir("/var/lib/volume")
+""",
+        marks=pytest.mark.binding,
+        id="bind_volume",
+    ),
+    pytest.param(
+        """
+def test(overlay_root):
+    with overlay_root.checkpoint():
+        Path("/etc/new").write_text("")
+    assert not os.path.exists("/etc/new") and os.path.exists("/var/new")
+""",
+        marks=pytest.mark.layered,
+        id="checkpoint",
+    ),
+]
+
+
+@pytest.mark.parametrize("tests", WITH_KEYS)
+def test_with_other_keys(pytester: pytest.Pytester, tests: str) -> None:
     layer = pytester.path / "layer"
     (layer / "etc").mkdir(parents=True)
     (layer / "etc/of-layer").write_text("layer")
@@ -251,42 +305,10 @@ def writes(destroyer, overlay_root):
     os.mkdir("/var/new")
     assert overlay_root.changes() == {"/etc/hosts": "modified", "/var/new": "added"}
 
-
-@with_keys(upper="disk")
-def test_disk(): pass
-
-
-@with_keys(pid=True, network="none", hostname="box")
-def test_namespaces(): assert os.getpid() == 2
-
-
-@with_keys(size="64m", inodes=20000)
-def test_limits(): pass
-
-
-@with_keys(tmpfs=["/etc/empty"], volumes=[f"{LAYER}:/opt/volume"])
-def test_mounts():
-    assert os.listdir("/etc/empty") == [] and os.listdir("/opt/volume")
-
-
-@with_keys(layers=[LAYER])
-def test_layers():
-    assert Path("/etc/of-layer").read_text() == "layer" and os.path.isdir("/opt/deep")
-    Path("/etc/of-layer").write_text("x")
-
-
-def test_bind(bind_volume):
-    bind_volume(LAYER, "/var/lib/volume")
-    assert os.listdir("/var/lib/volume")
-
-
-def test_checkpoint(overlay_root):
-    with overlay_root.checkpoint():
-        Path("/etc/new").write_text("")
-    assert not os.path.exists("/etc/new") and os.path.exists("/var/new")
-""",
+"""
+        f"{tests}",
     )
-    result.assert_outcomes(passed=7)
+    result.assert_outcomes(passed=tests.count("def test"))
 
 
 def test_a_root_that_is_read_only(pytester: pytest.Pytester) -> None:
@@ -304,8 +326,9 @@ def test_directory(): os.mkdir("/new")
 
 
 def test_a_command(pytester: pytest.Pytester) -> None:
+    program = "import sys; from pytest_mountns.cli.main import main; sys.exit(main())"
     result = pytester.run(
-        *(Path(sys.executable).with_name("pytest-mountns"), "run", "--user", "root", "--"),
+        *(sys.executable, "-c", program, "run", "--user", "root", "--"),
         *("sh", "-c", "id -u; echo 10.0.0.1 box >> /etc/hosts; rm -rf /etc/passwd"),
     )
     assert result.outlines[0] == "0"

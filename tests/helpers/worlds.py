@@ -245,22 +245,25 @@ def plan_here(
     api: str = "best",
     places: Sequence[str] = (),
 ) -> Plan:
-    """The plan of ``spec`` on the machine that this process is on.
+    """The plan of ``spec`` on the machine that this process is on. ``api``: see :func:`by_api`."""
+    features = by_api(features_of(mode), api)
+    host = survey(user_namespace=mode == "user", places=[BASE, *places])
+    return plan(spec, host, features)
+
+
+def by_api(features: Features, api: str) -> Features:
+    """These features with one of the mount APIs. Skips what this kernel does not have.
 
     ``api``: "new" (uppers on a detached mount), "attached" (the new mount API of Linux before
     6.15), "classic" (mount(2)), or the "best" that this machine has.
     """
-    features = features_of(mode)
+    if api == "best":
+        return features
     if api in ("new", "attached") and not features.new_api:
         pytest.skip("this kernel has no new mount API")
     if api == "new" and not features.detached_uppers:
         pytest.skip("this kernel takes no uppers on a detached mount")
-    if api != "best":
-        features = dataclasses.replace(
-            features, new_api=api != "classic", detached_uppers=api == "new"
-        )
-    host = survey(user_namespace=mode == "user", places=[BASE, *places])
-    return plan(spec, host, features)
+    return dataclasses.replace(features, new_api=api != "classic", detached_uppers=api == "new")
 
 
 def in_sandbox(
@@ -333,12 +336,14 @@ def skip_unless(mode: Mode) -> None:
 
 def skip_unless_in_memory(mode: Mode) -> None:
     """Skip where uppers lie on disk whatever is asked for. These have no limit and do not nest."""
+    skip_unless(mode)
     if not features_of(mode).memory_upper:
         pytest.skip("a tmpfs takes no extended attributes of a user's here")
 
 
 def skip_unless_binding(mode: Mode) -> None:
     """Skip where a host directory cannot be bound in the middle of a test."""
+    skip_unless(mode)
     if not features_of(mode).new_api:
         pytest.skip("this kernel has no new mount API")
 

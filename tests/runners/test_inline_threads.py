@@ -80,15 +80,28 @@ def test_a_pool_of_a_wider_fixture(pytester: pytest.Pytester, record: Record, ho
             assert file.read_text() == str(number)
             assert set(pool.map(lambda _: where(), range(40))) == {where()}
 
-        def test_reset_and_checkpoint(pool, overlay_root):
+        def test_reset(pool, overlay_root):
+            file = HOME / "from-pool"
+            pool.submit(file.write_text, "first").result()
+            overlay_root.reset()
+            assert not pool.submit(file.exists).result()
+        """,
+    )
+
+
+@pytest.mark.layered
+def test_a_pool_and_checkpoints(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    passes(
+        pytester,
+        record,
+        """
+        def test_checkpoint(pool, overlay_root):
             file = HOME / "from-pool"
             pool.submit(file.write_text, "first").result()
             with overlay_root.checkpoint():
                 pool.submit(file.write_text, "second").result()
             assert file.read_text() == "first"
             assert pool.submit(file.read_text).result() == "first"
-            overlay_root.reset()
-            assert not pool.submit(file.exists).result()
         """,
     )
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.helpers.worlds import skip_unless
+
 pytestmark = pytest.mark.sandboxes
 
 SUITE = """
@@ -92,6 +94,7 @@ def test_doctor_is_content(pytester: pytest.Pytester) -> None:
 def test_root_without_sys_admin_uses_a_user_namespace(pytester: pytest.Pytester) -> None:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv")
+    skip_unless("user")
     pytester.makepyfile(
         """
         import os

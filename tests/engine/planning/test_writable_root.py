@@ -29,6 +29,7 @@ from tests.helpers.worlds import (
     BASE,
     ODD_NAMES,
     bind,
+    by_api,
     content,
     errno_of,
     features_of,
@@ -71,9 +72,7 @@ def prepare() -> None:
 
 
 def planned(writable: tuple[str, ...] | None, copies: Copies, api: str) -> Plan:
-    features = features_of("user")
-    if api != "best":
-        features = dataclasses.replace(features, new_api=api != "classic", detached_uppers=False)
+    features = by_api(features_of("user"), api)
     host = survey(user_namespace=True, places=[BASE])
     made = copies.make(copies.divide(writable, host))
     spec = SandboxSpec(user="root", writable=writable)
