@@ -27,7 +27,7 @@ USERLAND: Final = "bookworm"
 PYTHON: Final = "3.11"
 #: Where Debian's Python looks for what is not Debian's.
 SITE: Final = f"usr/local/lib/python{PYTHON}/dist-packages"
-_PACKAGES: Final = ("python3", "python3-venv", "iproute2", "util-linux", "procps", "kmod")
+_PACKAGES: Final = ("python3", "python3-venv", "iproute2", "util-linux", "procps", "kmod", "uidmap")
 _IMAGE_SIZE: Final = "2G"
 _DEFAULT_MIRROR: Final = "http://deb.debian.org/debian"
 _TOOLS: Final = {

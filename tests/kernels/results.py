@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+#: The columns of the table of what a kernel gives, and the tests of ``suite.py`` that find it out.
+_TESTS: Final = {
+    '`process="fork"`': "test_forked",
+    '`process="inline"`, threads moved': "test_inline",
+    '`user="root"`': "test_writable_root",
+    "`bind_volume`": "test_bind_volume",
+    "`checkpoint()`": "test_checkpoint",
+    "`crashes()`": "test_crashes",
+    "`faults=`": "test_faults",
+    "guard": "test_guard",
+}
+COLUMNS: Final = tuple(_TESTS)
+#: How a refusal names the version that is needed.
+_NEEDED: Final = re.compile(r"(?:before Linux|needs Linux) (\d+\.\d+)|Linux (\d+\.\d+) or later")
 
 
 @dataclass(frozen=True)
@@ -22,10 +38,16 @@ class Row:
     skipped: int = 0
     failed: tuple[str, ...] = ()
     lost: str = ""
+    #: What ``suite.py`` has found, by the names of its tests.
+    suite: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
-        return not self.failed and not self.lost
+        return not (self.failed or self.lost or any("?" in cell for cell in self.gives()))
+
+    def gives(self) -> Sequence[str]:
+        """The row of the other table. A "?" is in it where no refusal names a version."""
+        return self.kernel, self.who, *(self.suite.get(test, "?") for test in _TESTS.values())
 
     def cells(self) -> Sequence[str]:
         tests = f"{self.passed} passed, {self.skipped} skipped"
@@ -41,8 +63,11 @@ def rows(system: str, results: Path) -> Iterator[Row]:
         kernel = facts.get("here", {}).get("kernel", "?")
         junit = results / f"{name}.xml"
         means = how(facts)
+        suite = _suite(results / f"{name}-suite.xml")
         if not junit.exists():
-            yield Row(system, kernel, who, means, lost=f"not done, see {results}/{name}.txt")
+            yield Row(
+                system, kernel, who, means, lost=f"not done, see {results}/{name}.txt", suite=suite
+            )
             continue
         passed = skipped = 0
         failed = []
@@ -54,7 +79,30 @@ def rows(system: str, results: Path) -> Iterator[Row]:
                 skipped += 1
             else:
                 passed += 1
-        yield Row(system, kernel, who, means, passed, skipped, tuple(failed))
+        yield Row(system, kernel, who, means, passed, skipped, tuple(failed), suite=suite)
+
+
+def _suite(file: Path) -> dict[str, str]:
+    """What the tests of ``suite.py`` have found, by their names."""
+    if not file.exists():
+        return {}
+    cases = ElementTree.parse(file).getroot().iter("testcase")
+    return {case.get("name", ""): _found(case) for case in cases}
+
+
+def _found(case: ElementTree.Element) -> str:
+    bad = [child for child in case if child.tag in ("failure", "error", "skipped")]
+    if not bad:
+        properties = (one for one in case.iter("property") if one.get("name") == "result")
+        return next((one.get("value", "") for one in properties), "yes")
+    text = " ".join(f"{child.get('message')} {child.text}" for child in bad)
+    needed = ["".join(found) for found in _NEEDED.findall(text)]
+    # Of several the newest: the refusal of the last thing that is missing.
+    return f"Linux {max(needed, key=_version)}" if needed else "no: ?"
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 def _facts(file: Path) -> dict[str, Any]:
