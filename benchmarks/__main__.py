@@ -5,8 +5,9 @@ Parts:
     empty     tests that do nothing: every way of this plugin, pytest-forked, pyfakefs, bwrap;
               and the floor: the same system calls without the plugin, from C and from Python
     io        reading and writing in a sandbox, against plain tmp_path on disk and pyfakefs
-    growth    more mounts, more memory in the pytest process, more layers
-    suite     a real suite (click) whole
+    growth    more mounts, more memory in the pytest process (lists, modules, numpy and django),
+              more layers
+    suite     real suites whole (click, poetry-core)
 
 With --ablation, instead: empty tests with and without each part that exists for speed alone.
 
@@ -168,14 +169,15 @@ def prepare(cases: Sequence[Case], options: argparse.Namespace, stack: ExitStack
         except MachineError as error:
             failures[name] = str(error)
             print(error, file=sys.stderr)
-    tree = None
-    if any(run.suite == "real" for run in runs) and "current" in pythons:
-        try:
-            tree = sources(top, venvs, pythons["current"])
-        except MachineError as error:
-            print(error, file=sys.stderr)
+    trees: dict[str, Path] = {}
+    for suite in dict.fromkeys(run.suite for run in runs if run.is_real):
+        if "current" in pythons:
+            try:
+                trees[suite] = sources(suite, top, venvs, pythons["current"])
+            except MachineError as error:
+                print(error, file=sys.stderr)
     scale = 0.1 if options.quick else 1.0
-    return Setting(top, pythons, failures, user, options.tests, scale, tree)
+    return Setting(top, pythons, failures, user, options.tests, scale, trees)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

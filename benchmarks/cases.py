@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Protocol
 
 from . import floor
-from .machine import CHECKOUT, User, environ, missing, wait_for_orphans
+from .machine import CHECKOUT, SUITES, User, environ, missing, wait_for_orphans
 
 FILES = 5
-SUITES = CHECKOUT / "benchmarks" / "suites"
+TEMPLATES = CHECKOUT / "benchmarks" / "suites"
 NAMESPACE = CHECKOUT / "benchmarks" / "namespace.py"
 CALLS = "floor.calls"
 """Written below the top: how many system calls of each kind a sandbox takes."""
@@ -45,13 +45,15 @@ class NotMeasured(Exception):
 class Sample:
     """What one round has given: seconds of the process, and of each test by its name.
 
-    ``tests``: how many there were. ``said``: what pytest has counted, of a real suite.
+    ``cpus``: CPU seconds of each test, where they are known. ``tests``: how many there were.
+    ``said``: what pytest has counted, of a real suite.
     """
 
     wall: float
     cpu: float = 0.0
     tests: int = 1
     times: Mapping[str, float] = field(default_factory=dict)
+    cpus: Mapping[str, float] = field(default_factory=dict)
     said: str = ""
 
 
@@ -66,8 +68,8 @@ class Setting:
     user: User | None
     tests: int
     scale: float = 1.0
-    tree: Path | None = None
-    """The real suite's sources."""
+    trees: Mapping[str, Path] = field(default_factory=dict)
+    """The sources of real suites."""
 
     def python(self, name: str) -> Path:
         if name not in self.pythons:
@@ -90,8 +92,10 @@ class Case(Protocol):
 class Run:
     """A pytest process (``each``: one for each test) on a suite of its own directory.
 
-    ``keys`` are those of the marker ``mountns``, on every test. ``part`` of the number of tests is
-    run. ``base``: the case that this one is measured against.
+    ``suite``: one of :data:`WRITTEN`, of ``suites``, or of :data:`.machine.SUITES`. ``keys`` are
+    those of the marker ``mountns``, on every test. ``part`` of the number of tests is run.
+    ``base``: the case that this one is measured against. ``heap``, ``modules``: megabytes that the
+    pytest process holds in lists, and in modules; ``imports``: what it has imported.
     ``left_out``: a part of the plugin that exists for speed alone and is left out.
     """
 
@@ -107,6 +111,8 @@ class Run:
     each: bool = False
     part: float = 1.0
     heap: int = 0
+    modules: int = 0
+    imports: tuple[str, ...] = ()
     mounts: int = 0
     layers: int = 0
     left_out: str = ""
@@ -135,23 +141,33 @@ class Run:
             wall, cpu = sum(s.wall for s in samples), sum(s.cpu for s in samples)
             return Sample(wall, cpu, tests)
         # Not "error", which is what pytest-forked gives cause for.
-        arguments = ["tests", "-o", "filterwarnings=ignore"] if self.suite == "real" else []
+        arguments = ["tests", "-o", "filterwarnings=ignore"] if self.is_real else []
         expected = tests if self.suite in WRITTEN else 0
         return self._run(home, python, setting, arguments, expected)
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether each test has a process of its own."""
+        return any(option in ("--forked", "--mountns-process=fork") for option in self.options)
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the suite is another project's."""
+        return self.suite in SUITES
+
     def _write(self, home: Path, tests: int, setting: Setting) -> None:
-        if self.suite == "real":
-            if setting.tree is None:
-                raise NotMeasured("the sources of the real suite are missing")
-            shutil.copytree(setting.tree, home, dirs_exist_ok=True)
+        if self.is_real:
+            if self.suite not in setting.trees:
+                raise NotMeasured(f"the sources of {self.suite} are missing")
+            shutil.copytree(setting.trees[self.suite], home, dirs_exist_ok=True)
             return
         # Its presence makes this the root directory, whatever lies above.
         (home / "pytest.ini").write_text("[pytest]\n")
-        shutil.copy(SUITES / "conftest.py", home)
+        shutil.copy(TEMPLATES / "conftest.py", home)
         for number in range(self.layers):
             (home / "layers" / str(number)).mkdir(parents=True)
         if self.suite not in WRITTEN:
-            shutil.copy(SUITES / f"test_{self.suite}.py", home)
+            shutil.copy(TEMPLATES / f"test_{self.suite}.py", home)
             (home / "lower").mkdir()
             for number in range(COPIED):
                 (home / "lower" / str(number)).write_bytes(b"x" * 4096)
@@ -180,6 +196,8 @@ class Run:
         variables = environ(user) | {
             "BENCHMARK_ISOLATED": "yes" if self.isolated else "no",
             "BENCHMARK_HEAP_MB": str(self.heap),
+            "BENCHMARK_MODULES_MB": str(self.modules),
+            "BENCHMARK_IMPORTS": ",".join(self.imports),
             "BENCHMARK_KEYS": json.dumps(keys),
             "BENCHMARK_SCALE": str(setting.scale),
         }
@@ -204,14 +222,17 @@ class Run:
         lines = text.strip().splitlines() or [""]
         passed = re.search(r"(\d+) passed", lines[-1])
         wrong = status != 0 or (expected and f"{expected} passed" not in text)
-        if wrong and not (self.suite == "real" and status == 1):
+        if wrong and not (self.is_real and status == 1):
             raise NotMeasured(f"exit status {status}: {_reason(lines)}")
+        noted = json.loads(times.read_text()) if times.exists() else {}
         return Sample(
             wall,
             cpu,
-            expected or int(passed[1] if passed and self.suite == "real" else 1),
-            json.loads(times.read_text()) if times.exists() else {},
-            lines[-1].partition(" in ")[0] if self.suite == "real" else "",
+            expected or int(passed[1] if passed and self.is_real else 1),
+            {name: seconds for name, (seconds, _) in noted.items()},
+            # Of test processes it becomes known too late, when they are waited for.
+            {} if self.is_forked else {name: seconds for name, (_, seconds) in noted.items()},
+            lines[-1].partition(" in ")[0] if self.is_real else "",
         )
 
 

@@ -246,7 +246,11 @@ def replay(program: str, count: int) -> dict[str, float]:
         began = time.perf_counter()
         perform(loop)
         rounds.append((time.perf_counter() - began) * 1000)
-    return {"mean": statistics.mean(rounds), "median": statistics.median(rounds)}
+    return {
+        "mean": statistics.mean(rounds),
+        "median": statistics.median(rounds),
+        "p10": sorted(rounds)[len(rounds) // 10],
+    }
 
 
 if __name__ == "__main__":

@@ -18,15 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-SUITE = "click==8.1.8"
-"""The real suite: a source distribution whose ``tests`` need nothing but pytest."""
+SUITES = {"click": "click==8.1.8", "poetry-core": "poetry-core==2.5.0"}
+"""The real suites: source distributions with a directory ``tests``."""
+_OF_POETRY = ("build", "pytest-mock", "setuptools", "tomli-w", "trove-classifiers", "virtualenv")
 
 _CHECKOUT = "the checkout"
 PACKAGES: dict[str, tuple[str, ...]] = {
-    "current": ("pytest", SUITE, _CHECKOUT),
-    "forked": ("pytest==8.4.2", "pytest-forked==1.7.5", SUITE),
+    "current": ("pytest", SUITES["click"], _CHECKOUT),
+    "forked": ("pytest==8.4.2", "pytest-forked==1.7.5", SUITES["click"]),
     "pyfakefs": ("pytest", "pyfakefs"),
     "user": ("pytest", _CHECKOUT),
+    "poetry": ("pytest", SUITES["poetry-core"], *_OF_POETRY, _CHECKOUT),
+    "libraries": ("pytest", "numpy", "django", _CHECKOUT),
+    "libraries-forked": ("pytest==8.4.2", "pytest-forked==1.7.5", "numpy", "django"),
 }
 """Of each environment. ``user`` is the one that an ordinary user can read."""
 
@@ -172,14 +176,14 @@ def environment(directory: Path, name: str, python: str = sys.executable) -> Pat
     return inside
 
 
-def sources(directory: Path, archives: Path, python: Path) -> Path:
-    """The tree of the real suite, unpacked below ``directory``; ``archives`` keeps the download."""
-    name = SUITE.replace("==", "-")
+def sources(suite: str, directory: Path, archives: Path, python: Path) -> Path:
+    """The tree of a real suite, unpacked below ``directory``; ``archives`` keeps the download."""
+    name = SUITES[suite].replace("==", "-").replace("poetry-core", "poetry_core")
     archive = archives / f"{name}.tar.gz"
     if not archive.exists():
         pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check")
         options = ("--no-deps", "--no-binary", ":all:", "--dest", archives)
-        call(*pip, "download", *options, SUITE)
+        call(*pip, "download", *options, SUITES[suite])
     with tarfile.open(archive) as file:
         if hasattr(tarfile, "data_filter"):
             file.extractall(directory, filter="data")

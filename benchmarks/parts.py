@@ -12,6 +12,7 @@ PLAIN: Final = ("-p", "no:mountns")
 ISOLATED: Final = ("--mountns", "--mountns-unavailable=error")
 INLINE: Final = (*ISOLATED, "--mountns-process=inline")
 FORK: Final = (*ISOLATED, "--mountns-process=fork")
+UNFORKED: Final = ("-p", "no:pytest_forked")
 WAYS: Final = {"inline": INLINE, "fork": FORK}
 # What bwrap has that comes nearest: nothing is written anywhere but below /tmp.
 _BWRAP = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp")
@@ -23,11 +24,18 @@ class Sizes:
 
     mounts: tuple[int, ...] = (0, 1, 10, 50, 100, 200)
     heap: tuple[int, ...] = (0, 10, 100, 1000)
+    modules: int = 200
     layers: tuple[int, ...] = (1, 10, 100, 499)
 
 
 FULL: Final = Sizes()
-QUICK: Final = Sizes(mounts=(0, 200), heap=(0, 100), layers=(1, 100))
+QUICK: Final = Sizes(mounts=(0, 200), heap=(0, 100), modules=20, layers=(1, 100))
+#: What a program for science and one for the web have imported.
+LIBRARIES: Final = (
+    *("numpy", "numpy.linalg", "numpy.random", "numpy.testing"),
+    *("django", "django.db.models", "django.forms", "django.http", "django.template"),
+    *("django.urls", "django.views.generic", "django.test"),
+)
 
 
 def empty(sizes: Sizes) -> list[Case]:
@@ -49,7 +57,7 @@ def empty(sizes: Sizes) -> list[Case]:
         Run("user-plain", "user", options=PLAIN, as_user=True),
         Run("user-inline", "user", options=INLINE, base="user-plain", isolated=True, as_user=True),
         Run("user-fork", "user", options=FORK, base="user-plain", isolated=True, as_user=True),
-        Run("forked-plain", "forked", options=("-p", "no:pytest_forked")),
+        Run("forked-plain", "forked", options=UNFORKED),
         Run("forked", "forked", options=("--forked",), base="forked-plain"),
         Run("pyfakefs-plain", "pyfakefs", options=("-p", "no:pytest_fakefs")),
         Run("pyfakefs", "pyfakefs", "fake-empty", base="pyfakefs-plain"),
@@ -70,10 +78,12 @@ def empty(sizes: Sizes) -> list[Case]:
 def io(sizes: Sizes) -> list[Case]:
     """Reading and writing."""
     disk: dict[str, object] = {"upper": "disk"}
+    own: dict[str, object] = {"tmp_path": "own"}
     cases: list[Case] = [Run("io/plain", suite="io", options=PLAIN)]
     for way, options in WAYS.items():
         cases += [
             Run(f"io/{way}", suite="io", options=options, isolated=True),
+            Run(f"io/{way}-own", suite="io", options=options, keys=own, isolated=True),
             Run(f"io/{way}-disk", suite="io", options=options, keys=disk, isolated=True),
         ]
     return [*cases, Run("io/pyfakefs", "pyfakefs", "fake_io")]
@@ -90,6 +100,11 @@ def growth(sizes: Sizes) -> list[Case]:
     for size in sizes.heap:
         plain = Run(f"heap/{size}/plain", options=PLAIN, heap=size, part=0.2)
         cases += [plain, *_isolated(f"heap/{size}", plain)]
+    modules = Run("modules/plain", options=PLAIN, modules=sizes.modules, part=0.4)
+    cases += [modules, *_isolated("modules", modules), *_forked("modules", "forked", modules)]
+    libraries = Run("libraries/plain", "libraries", options=PLAIN, imports=LIBRARIES, part=0.4)
+    cases += [libraries, *_isolated("libraries", libraries)]
+    cases += _forked("libraries", "libraries-forked", libraries)
     plain = Run("layers/0/plain", options=PLAIN, part=0.2)
     cases.append(plain)
     for count in sizes.layers:
@@ -111,18 +126,29 @@ def _isolated(name: str, plain: Run, layers: int = 0) -> list[Case]:
     ]
 
 
+def _forked(name: str, venv: str, plain: Run) -> list[Case]:
+    """pytest-forked on the same tests, and without it in the same environment."""
+    base = replace(plain, name=f"{name}/forked-plain", venv=venv, options=UNFORKED)
+    return [base, replace(base, name=f"{name}/forked", options=("--forked",), base=base.name)]
+
+
 def suite(sizes: Sizes) -> list[Case]:
-    """A real suite, whole."""
-    forked = ("-p", "no:pytest_forked")
+    """Real suites, whole."""
+    plain = Run("suite/plain", suite="click", options=PLAIN)
+    poetry = Run("poetry-core/plain", "poetry", "poetry-core", options=PLAIN)
     return [
-        Run("suite/plain", suite="real", options=PLAIN),
-        *(
-            Run(f"suite/{way}", suite="real", options=options, base="suite/plain", isolated=True)
-            for way, options in WAYS.items()
-        ),
-        Run("suite/forked-plain", "forked", "real", options=forked),
-        Run("suite/forked", "forked", "real", options=("--forked",), base="suite/forked-plain"),
+        plain,
+        _isolated_suite(plain, "auto", ISOLATED),
+        *(_isolated_suite(plain, way, options) for way, options in WAYS.items()),
+        *_forked("suite", "forked", plain),
+        poetry,
+        _isolated_suite(poetry, "auto", ISOLATED),
     ]
+
+
+def _isolated_suite(plain: Run, way: str, options: tuple[str, ...]) -> Run:
+    name = plain.name.replace("plain", way)
+    return replace(plain, name=name, options=options, base=plain.name, isolated=True)
 
 
 PARTS: Final[dict[str, Callable[[Sizes], list[Case]]]] = {

@@ -18,6 +18,7 @@ INK, FAINT, GRID = "#24292f", "#6e7781", "#d8dee4"
 OURS, OURS_LIGHT, PEER, PLAIN = "#1f6feb", "#79b0f5", "#d4813a", "#8c959f"
 COLOURS: Final = {
     "inline": OURS,
+    "inline-own": "#8250df",
     "inline-disk": "#0a3069",
     "fork": OURS_LIGHT,
     "fork-disk": "#2da44e",
@@ -40,6 +41,7 @@ EMPTY: Final = (
 )
 SUITE: Final = (
     ("suite/plain", "plain", PLAIN),
+    ("suite/auto", "auto", OURS),
     ("suite/inline", "inline", OURS),
     ("suite/fork", "fork", OURS_LIGHT),
     ("suite/forked-plain", "plain, pytest 8.4", PLAIN),

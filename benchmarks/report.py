@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from .results import FIGURES, Row, shown
+from .results import FIGURES, Row, p10, shown
 
 KINDS: Final = {
     "small_files": "10,000 small files",
@@ -30,21 +30,22 @@ def claim_rows(claims: Iterable[Mapping[str, Any]]) -> list[list[str]]:
             claim["claim"],
             claim["wanted"],
             shown(claim["ratios"]) if "ratios" in claim else claim["why"],
-            shown(claim["steady"]) if claim.get("steady") else "",
+            *(shown(claim[name]) if claim.get(name) else "" for name in ("cpu", "steady", "p10")),
             verdict(claim),
         ]
         for claim in claims
     ]
 
 
-CLAIM_HEAD: Final = ["ratio", "wanted", "measured", "without the session's start", ""]
+_MEASURED: Final = ("measured", "CPU time", "without the session's start", "p10")
+CLAIM_HEAD: Final = ["ratio", "wanted", *_MEASURED, ""]
 #: The page is for users, who want to know what it costs and not what we aim at.
-RATIO_HEAD: Final = ["ratio", "measured", "without the session's start"]
+RATIO_HEAD: Final = ["ratio", *_MEASURED]
 
 
 def ratio_rows(claims: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """The rows of the page: those of the terminal without what was wanted."""
-    return [[text, measured, start] for text, _, measured, start, _ in claim_rows(claims)]
+    return [[text, *measured] for text, _, *measured, _ in claim_rows(claims)]
 
 
 def case_rows(rows: Mapping[str, Row]) -> list[list[str]]:
@@ -52,26 +53,34 @@ def case_rows(rows: Mapping[str, Row]) -> list[list[str]]:
     table = []
     for name, row in rows.items():
         if "failure" in row:
-            table.append([name, f"not measured: {row['failure']}", "", "", ""])
+            table.append([name, f"not measured: {row['failure']}", *[""] * len(FIGURES)])
             continue
         others = [
-            f"{key} {statistics.median(values):.3g} ms"
+            f"{key} {_other(values, row.get(f'{key}_cpu'))}"
             for key, values in row.items()
-            if isinstance(values, list) and key not in FIGURES
+            if isinstance(values, list) and key not in FIGURES and not key.endswith("_cpu")
         ]
         table.append(
             [
                 name,
-                shown(row["wall"]),
-                shown(row["added"]) if "added" in row else "",
-                shown(row["steady"]) if "steady" in row else "",
+                *(shown(row[figure]) if figure in row else "" for figure in FIGURES),
                 "; ".join([*others, row["said"]] if "said" in row else others),
             ]
         )
     return table
 
 
-CASE_HEAD: Final = ["case", "wall s", "added ms/test", "without start", "other"]
+def _other(values: Sequence[float], cpu: Sequence[float] | None) -> str:
+    """A figure in milliseconds that only some cases have: of several rounds with their p10."""
+    more = [f"p10 {p10(values):.3g}"] if len(values) > 1 else []
+    more += [f"CPU {statistics.median(cpu):.3g}"] if cpu else []
+    return f"{statistics.median(values):.3g} ms" + (f" ({', '.join(more)})" if more else "")
+
+
+CASE_HEAD: Final = [
+    *("case", "wall s", "CPU s", "added ms/test", "added CPU ms/test"),
+    *("without start", "without start, p10", "other"),
+]
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

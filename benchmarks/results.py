@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, final
 
@@ -16,8 +16,12 @@ FIGURES: Final = {
     "wall": "seconds of the whole process",
     "cpu": "CPU seconds of it and of all processes that it has started",
     "added": "milliseconds a test beyond the base, of the whole process",
+    "added_cpu": "the same of the CPU time",
     "steady": "milliseconds of the median test beyond the base's: without the session's start",
+    "steady_p10": "the same of the tenth percentile of the tests, which others disturb less",
 }
+#: The name of a figure's CPU time, where that has another one.
+CPU: Final = {"added": "added_cpu", "wall": "cpu"}
 AGAIN: Final = 100
 """``COUNT`` of ``suites/test_again.py``."""
 
@@ -36,9 +40,16 @@ def row(samples: Sequence[Sample], base: Sequence[Sample] | None) -> Row:
         figures["added"] = [
             (mine.wall / mine.tests - theirs.wall / theirs.tests) * 1000 for mine, theirs in pairs
         ]
+        figures["added_cpu"] = [
+            (mine.cpu / mine.tests - theirs.cpu / theirs.tests) * 1000 for mine, theirs in pairs
+        ]
         if all(mine.times and theirs.times for mine, theirs in pairs):
             figures["steady"] = [
                 (median(mine.times) - median(theirs.times)) * 1000 for mine, theirs in pairs
+            ]
+            figures["steady_p10"] = [
+                (p10(mine.times.values()) - p10(theirs.times.values())) * 1000
+                for mine, theirs in pairs
             ]
     names = samples[0].times
     if len(names) < 10:
@@ -47,6 +58,8 @@ def row(samples: Sequence[Sample], base: Sequence[Sample] | None) -> Row:
             key = name.removeprefix("test_")
             if not key.isdigit():
                 figures[key] = [sample.times[name] * 1000 for sample in samples]
+                if all(name in sample.cpus for sample in samples):
+                    figures[f"{key}_cpu"] = [sample.cpus[name] * 1000 for sample in samples]
     for name in ("reset", "checkpoint"):
         if f"test_{name}" in names:
             figures[name] = [
@@ -58,6 +71,12 @@ def row(samples: Sequence[Sample], base: Sequence[Sample] | None) -> Row:
 
 def median(times: Mapping[str, float]) -> float:
     return statistics.median(times.values())
+
+
+def p10(values: Iterable[float]) -> float:
+    """The tenth percentile: a tenth of the values are below. Of less than ten, the least."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 10]
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -101,7 +120,24 @@ class Claim:
         if self.steady:
             names = zip((self.mine[0], self.theirs[0]), self.steady, strict=True)
             judged["steady"], _ = ratio(rows, *names)
+        judged["cpu"], _ = ratio(rows, *(_cpu(*one) for one in (self.mine, self.theirs)))
+        judged["p10"] = self._p10(rows)
         return judged
+
+    def _p10(self, rows: Mapping[str, Row]) -> list[float] | None:
+        """The ratio of tenth percentiles: of the tests of each round, or of the rounds."""
+        if self.steady:
+            names = zip((self.mine[0], self.theirs[0]), map(_P10.get, self.steady), strict=True)
+            return ratio(rows, *((case, name or "") for case, name in names))[0]
+        mine, theirs = (rows[case][name] for case, name in (self.mine, self.theirs))
+        return [p10(mine) / p10(theirs)] if p10(theirs) > 0 else None
+
+
+_P10: Final = {"steady": "steady_p10", "median": "p10"}
+
+
+def _cpu(case: str, name: str) -> tuple[str, str]:
+    return case, CPU.get(name, f"{name}_cpu")
 
 
 def ratio(
@@ -163,6 +199,15 @@ CLAIMS: Final = (
         ("io/plain", "small_files"),
         1,
     ),
+    *(
+        Claim(
+            f'10,000 small files, {way}, tmp_path="own": of plain tmp_path on disk',
+            (f"io/{way}-own", "small_files"),
+            ("io/plain", "small_files"),
+            0.8,
+        )
+        for way in ("inline", "fork")
+    ),
     Claim(
         "10,000 small files, pyfakefs: of inline",
         ("io/pyfakefs", "small_files"),
@@ -183,5 +228,25 @@ CLAIMS: Final = (
         ("mounts/0/fork", "added"),
         3,
         steady=_WITHOUT_START,
+    ),
+    *(
+        Claim(
+            f"fork with sandbox, {text}: of pytest-forked",
+            (f"{name}/fork", "added"),
+            (f"{name}/forked", "added"),
+            1,
+            steady=_WITHOUT_START,
+        )
+        for name, text in (
+            ("modules", "200 MB of modules"),
+            ("libraries", "numpy and django imported"),
+        )
+    ),
+    Claim("click, auto: CPU time of plain", ("suite/auto", "cpu"), ("suite/plain", "cpu"), 2.5),
+    Claim(
+        "poetry-core, auto: CPU time of plain",
+        ("poetry-core/auto", "cpu"),
+        ("poetry-core/plain", "cpu"),
+        1.2,
     ),
 )

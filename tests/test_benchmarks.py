@@ -24,9 +24,9 @@ def every_row() -> dict[str, results.Row]:
     chance = random.Random(1)
     rows: dict[str, results.Row] = {}
     for case in parts.chosen(list(parts.PARTS), parts.FULL):
-        figures = ["wall", "cpu", "added", "steady"]
+        figures = list(results.FIGURES)
         if case.name.startswith("io/"):
-            figures = ["wall", *report.KINDS]
+            figures = ["wall", "cpu", *report.KINDS, *(f"{kind}_cpu" for kind in report.KINDS)]
         rows[case.name] = {name: [chance.uniform(1, 3) for _ in range(3)] for name in figures}
     rows["again"] |= {"reset": [0.5] * 3, "checkpoint": [0.4, 0.5, 0.6]}
     return rows
@@ -42,6 +42,56 @@ def test_cost_is_what_a_test_takes_beyond_the_base_of_the_same_round() -> None:
     row = results.row(mine, base)
     assert row["added"] == pytest.approx([5.0, 10.0])
     assert row["steady"] == pytest.approx([2.0, 1.0])
+
+
+def test_cpu_time_and_the_tenth_percentile_are_beside_the_wall_time() -> None:
+    times = {f"test{n}": 0.001 * n for n in range(1, 21)}
+    base = [Sample(1.0, 0.5, 100, dict.fromkeys(times, 0.001))]
+    row = results.row([Sample(3.0, 0.9, 100, times)], base)
+    assert row["added"] == pytest.approx([20.0])
+    assert row["added_cpu"] == pytest.approx([4.0])
+    assert row["steady"] == pytest.approx([9.5])
+    assert row["steady_p10"] == pytest.approx([2.0])
+    assert results.p10([5.0, 4.0, 3.0]) == 3.0
+
+
+def test_a_claim_shows_the_ratios_of_cpu_time_and_of_the_tenth_percentile() -> None:
+    steady = ("steady", "steady")
+    claim = results.Claim("a of b", ("a", "added"), ("b", "added"), 1.0, steady=steady)
+    figures = {"added": 2.0, "added_cpu": 3.0, "steady": 4.0, "steady_p10": 5.0}
+    judged = claim.judge(
+        {
+            "a": {name: [value] * 2 for name, value in figures.items()},
+            "b": {name: [1.0, 2.0] for name in figures},
+        }
+    )
+    assert judged["ratios"] == [2.0, 1.0]
+    assert judged["cpu"] == [3.0, 1.5]
+    assert judged["steady"] == [4.0, 2.0]
+    assert judged["p10"] == [5.0, 2.5]
+    kind = results.Claim("files", ("io/a", "files"), ("io/b", "files"), 1.0)
+    rounds = {"io/a": {"files": [9.0, 2.0]}, "io/b": {"files": [4.0, 8.0], "files_cpu": [1.0, 1.0]}}
+    judged = kind.judge(rounds)
+    assert judged["p10"] == [0.5]
+    assert judged["cpu"] is None
+    (line,) = report.claim_rows([judged])
+    assert len(line) == len(report.CLAIM_HEAD)
+    assert len(report.ratio_rows([judged])[0]) == len(report.RATIO_HEAD)
+
+
+def test_modules_fill_the_memory_with_what_the_collector_looks_at() -> None:
+    script = """
+import gc, runpy, sys
+before = len(gc.get_objects())
+names = runpy.run_path(sys.argv[1])
+began = names["resident"]()
+names["fill_modules"](8 << 20)
+assert names["resident"]() - began >= 8 << 20
+assert len(gc.get_objects()) - before > 10_000
+assert len(sys.modules["benchmark_module_0"].CLASSES) == 20
+"""
+    conftest = CHECKOUT / "benchmarks" / "suites" / "conftest.py"
+    subprocess.run([sys.executable, "-c", script, str(conftest)], check=True)
 
 
 def test_cost_of_another_number_of_tests_than_the_base() -> None:

@@ -7,19 +7,68 @@ tests than in another.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
+import resource
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 HOME = os.readlink("/proc/self/ns/mnt")
-STARTS: list[tuple[str, float]] = []
+#: The name of each test, and the wall and CPU time at which it began.
+STARTS: list[tuple[str, float, float]] = []
+
+#: What a module of a large program consists of, more or less.
+MODULE = """
+import functools, re
+
+NAMES = {f"{__name__}.{number}": (number, str(number), [number]) for number in range(200)}
+TABLE = [dict(name=f"{__name__}-{number}", size=number, tags={number}) for number in range(50)]
+
+class Base:
+    \"\"\"Of this module.\"\"\"
+    limit: int = 3
+    def __init__(self, *arguments, **keywords): self.arguments, self.keywords = arguments, keywords
+    def one(self, value=None): return [value for value in self.arguments if value]
+    @property
+    def two(self): return functools.reduce(lambda a, b: a + b, self.arguments)
+
+CLASSES = [
+    type(f"Class{number}", (Base,), {
+        "number": number, "__slots__": ("own",), "method": lambda self, x=number: x + self.limit,
+    })
+    for number in range(20)
+]
+"""
+
+
+def resident() -> int:
+    """The memory of this process in bytes."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def fill_modules(size: int) -> None:
+    """Make modules of functions, classes, dicts and strings until ``size`` bytes are in use."""
+    code = compile(MODULE, "<benchmark>", "exec")
+    began, number = resident(), 0
+    while resident() - began < size:
+        module = types.ModuleType(f"benchmark_module_{number}")
+        exec(code, module.__dict__)
+        sys.modules[module.__name__] = module
+        number += 1
+
 
 # Lists, so that the garbage collector has to look at them; with what is in one, 900 bytes each.
 gc.disable()
 HEAP = [[bytes(780)] for _ in range(int(os.environ.get("BENCHMARK_HEAP_MB", "0")) * 1100)]
+fill_modules(int(os.environ.get("BENCHMARK_MODULES_MB", "0")) << 20)
+for name in filter(None, os.environ.get("BENCHMARK_IMPORTS", "").split(",")):
+    importlib.import_module(name)
 gc.enable()
 
 
@@ -37,15 +86,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
     if "BENCHMARK_TRACED" in os.environ:
         # A system call that does nothing and is found again in the trace.
         os.access("/mountns-benchmark/next-test", os.F_OK)
-    STARTS.append((item.nodeid, time.perf_counter()))
+    STARTS.append((item.nodeid, time.perf_counter(), cpu()))
+
+
+def cpu() -> float:
+    """The CPU time of this process, and of the processes that it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def pytest_sessionfinish() -> None:
     if "BENCHMARK_TIMES" in os.environ and STARTS:
-        ends = [*(start for _, start in STARTS[1:]), time.perf_counter()]
+        ends = [*STARTS[1:], ("", time.perf_counter(), cpu())]
         times = {
-            name.rpartition("::")[2] if len(STARTS) < 10 else name: end - start
-            for (name, start), end in zip(STARTS, ends, strict=True)
+            name.rpartition("::")[2] if len(STARTS) < 10 else name: (end - start, cpu_end - cpu)
+            for (name, start, cpu), (_, end, cpu_end) in zip(STARTS, ends, strict=True)
         }
         Path(os.environ["BENCHMARK_TIMES"]).write_text(json.dumps(times))
 
