@@ -25,6 +25,9 @@ from typing import Final, Literal, NoReturn, TypeAlias, TypeVar
 
 import pytest
 
+# The engine loads it when changes are read, which a world's user may not do: the checkout may be
+# closed to him.
+from pytest_mountns.engine.changes import compare  # noqa: F401
 from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.errors import SandboxError
 from pytest_mountns.engine.linux.mountinfo import is_below, read, visible
