@@ -24,7 +24,7 @@ INVALID: Final = (SpecError, TypeError, ValueError)
 
 
 def _process(value: object, base: Path) -> object:
-    return _one_of(value, "auto", "fork", "inline")
+    return _one_of(value, "auto", "fork", "module", "inline")
 
 
 def _scope(value: object, base: Path) -> object:

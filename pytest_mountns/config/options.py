@@ -37,7 +37,7 @@ MARKERS: Final = (
 )
 
 profiles_key: Final = pytest.StashKey[profiles.Profiles]()
-_PROCESSES: Final = ("auto", "fork", "inline")
+_PROCESSES: Final = ("auto", "fork", "module", "inline")
 _TMP_PATHS: Final = ("shared", "own")
 #: How many tests a message lists.
 _MOST_LISTED: Final = 20
@@ -68,9 +68,10 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--mountns-process",
-        metavar="auto|fork|inline",
+        metavar="auto|fork|module|inline",
         default=None,
         help="fork: run each test in a process of its own."
+        " module: run the tests of a module in one process, each in a sandbox of its own."
         " inline: run it in the pytest process, which enters the sandbox and leaves it again;"
         " then nothing but the filesystem is isolated."
         " auto: inline where that is possible, else fork."

@@ -40,6 +40,13 @@ _HEADER: Final = struct.Struct("!4sBI")
 _MAGIC: Final = b"\xf7mns"
 #: Bytes to receive at a time.
 CHUNK: Final = 1 << 18
+#: Messages that somebody waits for.
+_URGENT: Final = (
+    *(messages.Settle, messages.AskObjection, messages.PipesOpen),
+    *(messages.TestDone, messages.Leave, messages.Refused),
+)
+#: Bytes that may wait in the socket without anybody being told.
+_MOST_UNHEARD: Final = 1 << 14
 
 #: How far a test has got: the values of the byte that both processes share.
 SETUP, CALL, TEARDOWN, LEAVING = range(4)
@@ -104,11 +111,22 @@ class _Pickler(pickle.Pickler):
 
 @final
 class Sender:
-    """The test process's end. It sends nothing from a copy that the test itself has forked."""
+    """The test process's end. It sends nothing from a copy that the test itself has forked.
+
+    ``bell`` is an eventfd(2) that the pytest process waits for in place of the socket. It is rung
+    with messages that somebody waits for, so that the pytest process is not woken up for each.
+    """
 
     def __init__(
-        self, channel: socket.socket, config: pytest.Config, trace: Callable[..., None]
+        self,
+        channel: socket.socket,
+        config: pytest.Config,
+        trace: Callable[..., None],
+        bell: int = -1,
     ) -> None:
+        self._bell = bell if bell < 0 else high(bell)
+        #: Bytes that were sent since it was rung.
+        self._unheard = 0
         self._socket = socket.socket(fileno=high(channel.detach()))
         self._config = config
         self._trace = trace
@@ -138,12 +156,24 @@ class Sender:
         self._trace("sent", type(message).__name__)
         frame = self._kept + as_frame(message)
         self._kept = b""
+        self._unheard += len(frame)
+        is_much = self._unheard > _MOST_UNHEARD
+        if is_much:
+            # The socket may be full, and then this waits for the pytest process.
+            self._ring()
         sent = 0
         if descriptor is not None:
             fds = array.array("i", [descriptor])
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
             sent = self._socket.sendmsg([frame], rights)
         self._socket.sendall(frame[sent:])
+        if is_much or isinstance(message, _URGENT):
+            self._unheard = 0
+            self._ring()
+
+    def _ring(self) -> None:
+        if self._bell >= 0:
+            os.eventfd_write(self._bell, 1)
 
     def keep(self, message: messages.FromTest) -> None:
         """Send a message together with the next one, since nobody waits for it."""
@@ -219,6 +249,16 @@ class Sender:
             while (received := self._receive()) is not None:
                 if isinstance(received, messages.PipesHeld):
                     return
+
+    def next_command(self) -> messages.RunTest | messages.EndProcess | None:
+        """In a module process: wait for what it is to do next.
+
+        None if the pytest process has closed the channel.
+        """
+        while True:
+            received = self._receive()
+            if received is None or isinstance(received, messages.RunTest | messages.EndProcess):
+                return received
 
     def _receive(self) -> messages.Answer | None:
         """The next answer; None if the pytest process has closed the channel."""

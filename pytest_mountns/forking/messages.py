@@ -154,6 +154,52 @@ class Objection(NamedTuple):
     text: str
 
 
+# Of a module process, which runs several tests --------------------------------------------------
+
+
+class RunTest(NamedTuple):
+    """Pytest process, when a module process waits: run this test."""
+
+    #: Of the test among ``session.items``, from 0 on.
+    number: int
+    #: Of the one that comes after it; None if there is none, or it is not among them.
+    next_number: int | None
+    #: Whether the module process ends with this test, so that its module is torn down, too.
+    ends: bool
+    #: As in :class:`Settled`: the line up to the cursor and whose it is.
+    cursor: tuple[str, object]
+    #: What plugins have noted in the pytest process since the test before.
+    notes: list[tuple[str, bytes | None]]
+
+
+class EndProcess(NamedTuple):
+    """Pytest process, when a module process waits: there is no other test for it."""
+
+
+class TestDone(NamedTuple):
+    """Module process: its test has ended. It waits for the next one, or for its end."""
+
+    #: See :class:`Leave`.
+    torn_down: bool
+
+
+class Noted(NamedTuple):
+    """Module process: what observers are to hear that is :meth:`.Observer.beside` the tests."""
+
+    kind: str
+    why: str
+
+
+class Skipped(NamedTuple):
+    """Module process: its test is skipped since this machine cannot isolate it."""
+
+
+class TeardownFailed(NamedTuple):
+    """Module process: fixtures have failed that were torn down when the session had ended."""
+
+    text: str
+
+
 # From the test process, at its end --------------------------------------------------------------
 
 
@@ -221,10 +267,14 @@ FromTest: TypeAlias = (
     | EndedProcesses
     | PluginNotes
     | WrittenPages
+    | TestDone
+    | Noted
+    | Skipped
+    | TeardownFailed
     | Leave
 )
 #: Everything that the pytest process may answer.
-Answer: TypeAlias = Settled | Objection | PipesHeld
+Answer: TypeAlias = Settled | Objection | PipesHeld | RunTest | EndProcess
 
 #: Any message: what the channel carries.
 Message: TypeAlias = FromTest | Answer

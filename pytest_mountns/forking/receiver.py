@@ -14,7 +14,7 @@ from ..engine.linux.untouched import os, select, signal, socket, time
 from .channel import CALL, CHUNK, LEAVING, as_frame, whole_frames
 from .deadlock import DeadlockWatch
 from .interrupts import Interrupts
-from .messages import Answer, FromTest, Leave
+from .messages import Answer, FromTest, Leave, TestDone
 
 # A number: with members of an enumeration each test would make a new one.
 _AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
@@ -23,6 +23,8 @@ _SI_KERNEL: Final = 0x80
 _GRACE: Final = 0.2
 #: Milliseconds.
 _LOOK_UP: Final = 50
+#: The messages at the end of a test.
+_LAST: Final = (Leave, TestDone)
 
 
 @final
@@ -31,7 +33,7 @@ class Receiver:
 
     ``phase`` is the byte that says how far the test has got; the test process writes it.
     ``apart`` says that the test process is in a process group of its own, so that a Ctrl-C does
-    not reach it by itself.
+    not reach it by itself. ``bell`` is an eventfd(2) that the sender rings, see :class:`.Sender`.
     """
 
     def __init__(
@@ -43,7 +45,11 @@ class Receiver:
         *,
         apart: bool,
         deadlock_watch: DeadlockWatch | None = None,
+        bell: int = -1,
     ) -> None:
+        self._bell = bell
+        #: Of the test process, -1 before Linux 5.3; None before it is needed.
+        self._pidfd: int | None = None
         self._socket = channel
         self._child = child
         self._test = child
@@ -59,43 +65,62 @@ class Receiver:
         #: Whether a SIGINT may have come too late for the test process: then this one handles it.
         self.interrupted = False
 
-    def messages(self, interrupts: Interrupts) -> Iterator[FromTest]:
+    def messages(
+        self, interrupts: Interrupts | None, limit: float | None = None
+    ) -> Iterator[FromTest]:
         """Every message of the test process, ``Leave`` being the last.
 
-        Without ``Leave``, the test process is dead when this ends. A Ctrl-C reaches the test
-        process as well, and it answers it; a SIGINT that was sent to this process alone is passed
-        on. Raises :class:`.channel.Garbled` if the test has written to the socket.
+        Without ``Leave``, the test process is dead when this ends, unless it has taken longer than
+        ``limit`` seconds. A Ctrl-C reaches the test process as well, and it answers it; a SIGINT
+        that was sent to this process alone is passed on. Without ``interrupts`` it interrupts this
+        process as usual. Raises :class:`.channel.Garbled` if the test has written to the socket.
         """
-        with _pidfd(self._child) as pidfd:
-            poll = select.poll()
-            for fd in (self._socket.fileno(), interrupts.descriptor, pidfd):
-                if fd >= 0:
-                    poll.register(fd, select.POLLIN)
-            gone = False
-            while not gone:
-                # Not for ever: a SIGINT that another thread has taken interrupts no system call
-                # of this one, and before Linux 5.3 there are no pidfds.
-                ready = {fd for fd, _ in poll.poll(_LOOK_UP)}
-                gone = self._is_gone() if pidfd < 0 else pidfd in ready
+        deadline = None if limit is None else time.monotonic() + limit
+        if self._pidfd is None:
+            self._pidfd = _pidfd(self._child)
+        pidfd = self._pidfd
+        poll = select.poll()
+        signals = -1 if interrupts is None else interrupts.descriptor
+        # Where there is a bell, what comes without it is read now and then.
+        told_by = self._bell if self._bell >= 0 else self._socket.fileno()
+        for fd in (told_by, signals, pidfd):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        gone = False
+        while not gone:
+            # Not for ever: a SIGINT that another thread has taken interrupts no system call
+            # of this one, and before Linux 5.3 there are no pidfds.
+            ready = {fd for fd, _ in poll.poll(_LOOK_UP)}
+            gone = self._is_gone() if pidfd < 0 else pidfd in ready
+            if signals in ready or (interrupts is not None and interrupts.noted):
                 self._take_interrupt(interrupts)
-                self._pass_on()
-                if self.deadlock_watch is not None:
-                    self.deadlock_watch.look(self._test)
-                if gone or self._socket.fileno() in ready:
-                    ended = self._receive(everything=gone)
-                    for message in whole_frames(self._buffer):
-                        self._trace("received", type(message).__name__)
-                        if isinstance(message, Leave):
-                            self._settle(interrupts)
-                            yield message
-                            return
-                        yield message
-                    if ended and not gone:
-                        # Closed by the test; its process may live on.
-                        poll.unregister(self._socket.fileno())
-            self._settle(interrupts)
+            self._pass_on()
+            if self.deadlock_watch is not None:
+                self.deadlock_watch.look(self._test)
+            ended = False
+            if self._bell >= 0:
+                if self._bell in ready:
+                    os.eventfd_read(self._bell)
+                self._receive(everything=True)
+            elif gone or told_by in ready:
+                ended = self._receive(everything=gone)
+            for message in whole_frames(self._buffer):
+                self._trace("received", type(message).__name__)
+                if isinstance(message, _LAST):
+                    self._settle(interrupts)
+                yield message
+                if isinstance(message, Leave):
+                    return
+            if ended and not gone:
+                # Closed by the test; its process may live on.
+                poll.unregister(told_by)
+            if deadline is not None and time.monotonic() > deadline:
+                return
+        self._settle(interrupts)
 
-    def _take_interrupt(self, interrupts: Interrupts) -> None:
+    def _take_interrupt(self, interrupts: Interrupts | None) -> None:
+        if interrupts is None:
+            return
         if interrupts.noted:
             interrupts.noted = False
             self._pass_on_soon()
@@ -132,11 +157,17 @@ class Receiver:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._test, signal.SIGINT)
 
-    def _settle(self, interrupts: Interrupts) -> None:
+    def _settle(self, interrupts: Interrupts | None) -> None:
         """The test process has left: a SIGINT that it could not answer interrupts this one."""
         self._take_interrupt(interrupts)
         if self._pass_on_at is not None:
+            self._pass_on_at = None
             self.interrupted = True
+
+    def begin_test(self) -> None:
+        """Another test of the same process begins: what was sent of the last one is done with."""
+        self._let_go()
+        self.interrupted = False
 
     def _is_gone(self) -> bool:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -171,7 +202,7 @@ class Receiver:
                 return False
 
     def answer(self, message: Answer) -> None:
-        """Answer a test process that waits for it."""
+        """Answer a test process that waits for it, or tell one what to do that waits for that."""
         # It may have died meanwhile.
         with contextlib.suppress(OSError):
             self._socket.sendall(as_frame(message))
@@ -179,6 +210,10 @@ class Receiver:
     def close(self) -> None:
         """Let go of the socket and of the descriptor that the test process has sent."""
         self._socket.close()
+        for fd in (self._bell, self._pidfd if self._pidfd is not None else -1):
+            if fd >= 0:
+                os.close(fd)
+        self._bell, self._pidfd = -1, None
         self._let_go()
 
     def _let_go(self) -> None:
@@ -187,14 +222,8 @@ class Receiver:
             self.descriptor = -1
 
 
-@contextlib.contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
+def _pidfd(pid: int) -> int:
     try:
-        fd = os.pidfd_open(pid)
+        return os.pidfd_open(pid)
     except OSError:
-        yield -1
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+        return -1

@@ -36,7 +36,8 @@ class PluginState:
     def before_fork(self, item: pytest.Item) -> None:
         """Called in the pytest process before it forks a test process.
 
-        What is computed here for all tests need not be computed in each test process.
+        What is computed here for all tests need not be computed in each test process. A process
+        that runs several tests calls it before each but the first, and so does the pytest process.
         """
 
     def begin(self, item: pytest.Item) -> None:

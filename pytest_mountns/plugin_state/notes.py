@@ -164,6 +164,8 @@ class Notes(PluginState):
         #: Of how many items and plugins the session consisted when the names were given.
         self._numbers = (-1, -1)
         self._watched: pytest_internals.Watched | None = None
+        #: Whether this is a forked process.
+        self._forked = False
         #: What was said to be lost, in the pytest process.
         self._said: set[str] = set()
 
@@ -179,11 +181,15 @@ class Notes(PluginState):
     def before_fork(self, item: pytest.Item) -> None:
         """Note what there is. In the test process each look would copy pages."""
         numbers = len(item.session.items), pytest_internals.number_of_plugins(item.config)
-        if numbers != self._numbers or self._watched is None:
+        if self._watched is None or (numbers != self._numbers and not self._forked):
             self._numbers = numbers
             self._watched = pytest_internals.watched_plugins(item.config, item.session.items)
             self._names = Names(_shared(item.session))
         self._look_at_all(item)
+
+    def begin(self, item: pytest.Item) -> None:
+        """From now on watch what the pytest process watches: reporters hear nothing here."""
+        self._forked = True
 
     def _look_at_all(self, item: pytest.Item) -> None:
         before = self._known

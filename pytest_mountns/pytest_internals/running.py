@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
@@ -46,8 +46,11 @@ def _setup_state(item: pytest.Item) -> SetupState:
 
 
 @unseen
-def fill_wider_fixtures(item: pytest.Item, within: Within) -> None:
+def fill_wider_fixtures(item: pytest.Item, within: Within, *, of_module: bool = True) -> None:
     """Instantiate the fixtures of ``item`` whose scope is wider than function, each in its place.
+
+    Without ``of_module`` only those that a module process has from the pytest process: see
+    :func:`_is_shared`.
 
     ``item.fixturenames`` is ordered widest first. A parametrized fixture has the scope of its
     parametrization; class scope without a class is function scope (``FixtureRequest``).
@@ -61,30 +64,65 @@ def fill_wider_fixtures(item: pytest.Item, within: Within) -> None:
         # Before 8.2 the item's setup made the instance that class-scoped fixtures are bound to.
         cast(Any, item)._testcase = cast(Any, item.parent).obj(item.name)
     for name, scope, definition in _wider_fixtures(item):
-        if name not in funcargs:
+        if name not in funcargs and (of_module or _is_shared(scope, definition)):
             # If the parameter of a parametrized fixture has changed, the old instance ends here.
             with within(scope, _scope_node(item, scope, definition)):
                 funcargs[name] = request.getfixturevalue(name)
 
 
-def sets_up_wider_fixtures(item: pytest.Item) -> bool:
-    """Whether :func:`fill_wider_fixtures` will run a fixture, and not only look up values.
+def sets_up_wider_fixtures(item: pytest.Item, *, of_module: bool = True) -> bool:
+    """Whether :func:`fill_wider_fixtures` will run a fixture, and not only look up values."""
+    return next(_fixtures_to_set_up(item, of_module=of_module), None) is not None
 
-    Uses ``FixtureDef.cached_result``, which has the value and the parameter it was made for.
-    """
+
+def shared_fixture_to_set_up(item: pytest.Item) -> str | None:
+    """The first fixture of ``item`` that the pytest process would set up for a module process."""
+    return next(_fixtures_to_set_up(item, of_module=False), None)
+
+
+def _fixtures_to_set_up(item: pytest.Item, *, of_module: bool) -> Iterator[str]:
+    """Uses ``FixtureDef.cached_result``, with the value and the parameter it was made for."""
     if not getattr(item, "_request", None):
-        return False
+        return
     callspec = getattr(item, "callspec", None)
     parameters = callspec.params if callspec is not None else {}
-    for name, _, definition in _wider_fixtures(item):
+    for name, scope, definition in _wider_fixtures(item):
+        if not of_module and not _is_shared(scope, definition):
+            continue
         known = definition.cached_result
         if known is None or (name in parameters and known[1] is not parameters[name]):
-            return True
-    return False
+            yield name
+
+
+def _is_shared(scope: WiderScope, definition: Any) -> bool:
+    """Whether a module process uses the instance of this fixture that the pytest process has.
+
+    Those of class and module scope it sets up itself, unless they are alive already: the pytest
+    process has set them up for a test of the module that is run in another way.
+    """
+    return scope in ("package", "session") or definition.cached_result is not None
+
+
+def set_up_own_session_fixtures(item: pytest.Item, others: Iterable[pytest.Item]) -> None:
+    """Set up the session fixtures of pytest itself that ``others`` will ask for.
+
+    ``item`` is being set up. They do next to nothing, as ``tmp_path_factory``.
+    """
+    request: Any = getattr(item, "_request", None)
+    if not request:
+        return
+    for other in others:
+        for name, scope, definition in _wider_fixtures(other):
+            own = definition.func.__module__.partition(".")[0] == "_pytest"
+            if own and scope == "session" and definition.cached_result is None:
+                request.getfixturevalue(name)
 
 
 def _wider_fixtures(item: pytest.Item) -> Iterator[tuple[str, WiderScope, Any]]:
-    definitions = cast(Any, item)._fixtureinfo.name2fixturedefs
+    information = getattr(item, "_fixtureinfo", None)
+    if information is None:
+        return
+    definitions = information.name2fixturedefs
     callspec = getattr(item, "callspec", None)
     parametrized = callspec._arg2scope if callspec is not None else {}
     has_class = item.getparent(pytest.Class) is not None
@@ -194,7 +232,7 @@ class _Placed(list[Callable[[], object]]):
         close: Callable[[], object],
     ) -> None:
         super().__init__([close, *finalizers])
-        self._place = place
+        self.place = place
 
     def pop(self, index: Any = -1) -> Callable[[], object]:
         finalizer = super().pop(index)
@@ -203,7 +241,7 @@ class _Placed(list[Callable[[], object]]):
 
         @unseen
         def finalize() -> None:
-            with self._place():
+            with self.place():
                 finalizer()
 
         return finalize
@@ -298,6 +336,37 @@ def stop_at_item(item: pytest.Item) -> None:
             raise BaseExceptionGroup("errors during test teardown", errors)
 
     cast(Any, state).teardown_exact = teardown_exact
+
+
+def keep_own_finalizers(item: pytest.Item, ends: Callable[[], bool]) -> None:
+    """In a module process: tear down what is set up from now on, and no more.
+
+    What is set up already belongs to the pytest process, which tears it down. ``ends`` says whether
+    the process ends with the running test: then all that it has set up is torn down with it.
+    """
+    state = _setup_state(item)
+    stack = cast(Any, state.stack)
+    for node, (finalizers, error) in list(stack.items()):
+        if node is not item:
+            stack[node] = (_own(finalizers), error)
+    original = state.teardown_exact
+
+    def teardown_exact(nextitem: pytest.Item | None) -> None:
+        original(None if isinstance(nextitem, pytest.Item) and ends() else nextitem)
+
+    cast(Any, state).teardown_exact = teardown_exact
+
+
+def _own(finalizers: list[Callable[[], object]]) -> list[Callable[[], object]]:
+    """An empty list of finalizers in place of the pytest process's, which run in the same place."""
+    if isinstance(finalizers, _Placed):
+        return _Placed([], finalizers.place, lambda: None)
+    return []
+
+
+def module_of(item: pytest.Item) -> pytest.Item | pytest.Collector:
+    """The node whose tests share a module process: the nearest file."""
+    return item.getparent(pytest.File) or item.parent or item
 
 
 def tear_down_item(item: pytest.Item) -> None:

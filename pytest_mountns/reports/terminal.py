@@ -9,7 +9,12 @@ import pytest
 
 from ..session.session import Session
 
-_WORDS: Final = {"auto": "inline where possible", "fork": "fork", "inline": "inline"}
+_WORDS: Final = {
+    "auto": "inline where possible",
+    "fork": "fork",
+    "module": "one process for each module",
+    "inline": "inline",
+}
 
 
 def header(session: Session) -> str | None:
@@ -43,7 +48,7 @@ def header(session: Session) -> str | None:
 
 
 def how_tests_run(session: Session, items: Sequence[pytest.Item]) -> list[str]:
-    """How many tests are run inline and how many are forked, and why, if there are both.
+    """How many tests are run in which way, and why, if not all are run in the same.
 
     Besides, what will be wrong in forked ones because of other plugins. This is what is known after
     collection: a thread that cannot move may be started later.
@@ -58,9 +63,17 @@ def how_tests_run(session: Session, items: Sequence[pytest.Item]) -> list[str]:
     specs = [spec for _, spec in tests]
     marked = sum(spec.process == "fork" for spec in specs)
     needing = sum(spec.process != "fork" and spec.needs_process for spec in specs)
-    inline = len(specs) - marked - needing
-    if not inline or inline == len(specs):
+    scoped = sum(spec.process == "module" and not spec.needs_process for spec in specs)
+    shared = sum(spec.process == "module" and not spec.why_not_in_module for spec in specs)
+    scoped -= shared
+    forked = marked + needing + scoped
+    inline = len(specs) - forked - shared
+    if len(specs) in (forked, inline, shared):
         return lines
     reasons = [f"{marked} by mark, fixture or option"] * bool(marked)
     reasons += [f"{needing} for PID namespace, network, host name or user"] * bool(needing)
-    return [f"mountns: {inline} inline, {marked + needing} forked ({', '.join(reasons)})", *lines]
+    reasons += [f"{scoped} for scope="] * bool(scoped)
+    parts = [f"{inline} inline"] * bool(inline)
+    parts += [f"{shared} in processes of their modules"] * bool(shared)
+    parts += [f"{forked} forked ({', '.join(reasons)})"] * bool(forked)
+    return [f"mountns: {', '.join(parts)}", *lines]

@@ -1,66 +1,40 @@
 """The test process: a fork of the pytest process that enters the sandbox and runs one item.
 
-It forwards what is reported in it, and never returns to the loop over items.
+It never returns to the loop over items.
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
 import tempfile
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, final
 
 import pytest
 
 from .. import pytest_internals
-from ..engine.linux import c_stdout, processes, syscalls
-from ..engine.linux.errors import SandboxError, Unavailable, said
-from ..engine.linux.left_processes import names_of_running
-from ..engine.linux.untouched import os, signal, socket
+from ..engine.linux.errors import SandboxError
+from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan, User
 from ..engine.sandbox.forked import ForkedEntry
 from ..engine.sandbox.sandbox import Sandbox
 from ..engine.sandbox.stack import SandboxStack, close
-from ..forking import after_fork, messages
-from ..forking.channel import CALL, LEAVING, SETUP, TEARDOWN, Sender
+from ..forking import messages
 from ..forking.timers import Timers
 from ..session.exploring import start_faults
 from ..session.temporary import USER_TEMPORARY
 from .context import RunnerContext
+from .reporting import Inheritance, ReportingProcess, leave_message
 
 if TYPE_CHECKING:
     from ..engine.sandbox.guard import Guard
 
-_PHASES = {"setup": SETUP, "call": CALL, "teardown": TEARDOWN}
-
 
 @final
-@dataclass(frozen=True, slots=True)
-class Inheritance:
-    """What the test process takes over from the pytest process beside its memory."""
-
-    #: The process id of the pytest process.
-    parent: int
-    #: Its end of the channel.
-    channel: socket.socket
-    #: See :meth:`.ForkedEntry.enter`.
-    status: int
-    #: ``random.getstate()``: Python seeds its generator anew after a fork.
-    randomness: tuple[Any, ...]
-    #: Returns which pages the process has written to; None if nobody wants to know.
-    written_pages: Callable[[], bytes] | None
-
-
-@final
-class TestProcess:
+class TestProcess(ReportingProcess):
     """This process, from the fork to its end. Implements :class:`.current.RunningTest`."""
 
-    __test__ = False
     #: See :attr:`.current.RunningTest.forked`.
     forked = True
 
@@ -71,16 +45,10 @@ class TestProcess:
         entry: ForkedEntry | Guard,
         inheritance: Inheritance,
     ) -> None:
-        self._context = context
-        self._session = context.session
-        self._item = item
+        super().__init__(context, item, inheritance)
         self._entry = entry
         #: See :attr:`.current.RunningTest.guard`.
         self.guard = None if isinstance(entry, ForkedEntry) else entry
-        self._inheritance = inheritance
-        #: Sends what is reported to the pytest process.
-        self.sender = Sender(inheritance.channel, item.config, context.session.trace)
-        self._live_log = pytest_internals.live_log_state(item.config)
         self._stack: SandboxStack | None = None
 
     @property
@@ -92,7 +60,8 @@ class TestProcess:
     def begin(self, timers: Timers) -> None:
         """Enter the sandbox. Where that is not possible, say why and end this process."""
         try:
-            self._prepare()
+            pytest_internals.stop_at_item(self._item)
+            self._inherit()
             if not isinstance(self._entry, ForkedEntry):
                 self._enter_guard(self._entry)
             else:
@@ -102,7 +71,7 @@ class TestProcess:
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
-            self._refuse(SandboxError("enter the sandbox", _leave_message(error).text))
+            self._refuse(SandboxError("enter the sandbox", leave_message(error).text))
         trace = self._session.trace
         if self._stack is None:
             trace("guarded", self._item.nodeid)
@@ -129,26 +98,6 @@ class TestProcess:
                 start_faults(current, faults, dropped=dropped, everything=everything)
             except SandboxError as error:
                 self._refuse(error)
-
-    def _prepare(self) -> None:
-        """Make this copy of the pytest process one that runs a single test."""
-        # What is in that buffer is written by the pytest process.
-        self._has_printed = c_stdout.drop_stdout()
-        random.setstate(self._inheritance.randomness)
-        config = self._item.config
-        pytest_internals.stop_at_item(self._item)
-        pytest_internals.keep_reporters_quiet(config, [self._context.hooks])
-        pytest_internals.take_recorded_warnings()
-        pytest_internals.set_cursor(config, *pytest_internals.cursor(config))
-        pytest_internals.before_output_is_released(config, self._settle)
-        after_fork.repair()
-
-    def _refuse(self, error: SandboxError) -> NoReturn:
-        try:
-            texts = (error.tried, error.kernel, error.cause, error.remedy)
-            self.sender.send(messages.Refused(isinstance(error, Unavailable), *texts))
-        finally:
-            syscalls.exit_now(0)
 
     def _enter_guard(self, guard: Guard) -> None:
         try:
@@ -188,12 +137,6 @@ class TestProcess:
             os.chown(base, user.uid, user.gid)
         pytest_internals.set_basetemp(self._item.config, Path(base))
 
-    def enter_phase(self, phase: pytest_internals.Phase) -> None:
-        """Note how far the test has got, where the pytest process sees it."""
-        # A copy that the test has forked may come this far, too.
-        if not self.sender.is_copy:
-            self._context.phase[0] = _PHASES[phase]
-
     def objection(self) -> str:
         """See :meth:`.current.RunningTest.objection`."""
         return self.sender.ask_objection()
@@ -218,13 +161,6 @@ class TestProcess:
         sandbox = self.stack.sandbox
         self._tell(messages.Entered(sandbox.describe_uppers()), descriptor=sandbox.scratch)
 
-    def _tell(self, message: messages.FromTest, descriptor: int | None = None) -> None:
-        """Raises :class:`SandboxError` if the pytest process cannot be told."""
-        try:
-            self.sender.send(message, descriptor=descriptor)
-        except OSError as error:
-            raise SandboxError("tell the pytest process of the sandbox", said(error)) from error
-
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         """See :meth:`.current.RunningTest.bind`."""
         sandbox = self.stack.sandbox
@@ -247,61 +183,6 @@ class TestProcess:
             finally:
                 self._context.plugin_states.before_reset()
 
-    def log_start(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
-        """``pytest_runtest_logstart`` in this process."""
-        self.sender.send(messages.LogStart(nodeid, location))
-
-    def log_finish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
-        """``pytest_runtest_logfinish`` in this process; nobody waits for it."""
-        self.sender.keep(messages.LogFinish(nodeid, location))
-
-    def report(self, report: pytest.TestReport) -> None:
-        """``pytest_runtest_logreport`` in this process."""
-        config = self._item.config
-        pytest_internals.flush_output(config)
-        cursor, live_log = (
-            pytest_internals.moved_cursor(config),
-            pytest_internals.live_log_state(config),
-        )
-        if cursor is not None or live_log != self._live_log:
-            self._live_log = live_log
-            with self._end_if_unheard():
-                self.sender.send(messages.Screen(cursor, live_log))
-        with self._end_if_unheard():
-            notes = self._context.plugin_states.pack_early(self._item, report)
-            self.sender.report(report, self._item, notes)
-        # After a failure, -x and --maxfail set what subtests look at, and observers read what the
-        # test has written.
-        waits = report.failed or self._session.observers.want_pause(report)
-        if waits or pytest_internals.output_is_seen_at_once(config):
-            self._settle()
-
-    def _settle(self) -> None:
-        """Wait until the pytest process has dealt with all reports."""
-        answer = self.sender.settle()
-        if answer is not None:
-            pytest_internals.set_cursor(self._item.config, *answer.cursor)
-            pytest_internals.set_stopping(self._item.session, *answer.stopping)
-            for name, packed in answer.notes:
-                self._context.plugin_states.merge(self._item, name, packed)
-
-    def interacts(self, report: pytest.CollectReport | pytest.TestReport) -> Callable[[], None]:
-        """``pytest_exception_interact`` begins in this process. Returns what is called at its end.
-
-        Plugins change the report, which was sent already.
-        """
-        before = {
-            name: list(value) if isinstance(value, list) else value
-            for name, value in vars(report).items()
-        }
-
-        def end() -> None:
-            if pytest_internals.shown_by_debugger(report):
-                self.sender.send(messages.ShownByDebugger())
-            self.sender.report_changed(before, report)
-
-        return end
-
     def explains(
         self, error: PermissionError, report: pytest.CollectReport | pytest.TestReport
     ) -> bool:
@@ -322,70 +203,3 @@ class TestProcess:
         )
         report.sections.append(("mountns", text))
         return True
-
-    def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
-        """``pytest_warning_recorded`` in this process."""
-        with self._end_if_unheard():
-            self.sender.warning(message, when, nodeid)
-
-    @contextlib.contextmanager
-    def _end_if_unheard(self) -> Iterator[None]:
-        """End this process if the pytest process cannot be told: as if it had crashed."""
-        try:
-            yield
-        except OSError:
-            try:
-                processes.kill_all(processes.own_children())
-            finally:
-                syscalls.exit_now(1)
-
-    def leave(self, error: BaseException | None) -> NoReturn:
-        """The protocol of the item has ended, by ``error`` if there is one."""
-        if self.sender.is_copy:
-            # The test has forked and let the copy return up the stack: nobody waits for it.
-            syscalls.exit_now(0)
-        if error is None or isinstance(error, KeyboardInterrupt | pytest.exit.Exception):
-            self._context.phase[0] = LEAVING
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            if error is not None:
-                # Without a fork, pytest would do it when the session is interrupted.
-                with contextlib.suppress(BaseException):
-                    pytest_internals.tear_down_item(self._item)
-            pytest_internals.flush_output(self._item.config)
-            with contextlib.suppress(OSError):
-                # It cannot be read if the test has closed its standard output, for example.
-                if printed := c_stdout.take_stdout(self._has_printed):
-                    self.sender.send(messages.CStdout(*printed))
-            if children := processes.own_children():
-                if names := names_of_running(children):
-                    self.sender.send(messages.EndedProcesses(names))
-                # Their root is about to vanish.
-                processes.kill_all(children)
-            for name, packed in self._context.plugin_states.pack(self._item):
-                self.sender.send(messages.PluginNotes(name, packed))
-            if pipes := self._session.sandboxes.pipes.left_open():
-                self.sender.hand_over(pipes)
-            if self._inheritance.written_pages is not None:
-                self.sender.send(messages.WrittenPages(self._inheritance.written_pages()))
-            leave = _leave_message(error)._replace(
-                torn_down=pytest_internals.is_torn_down(self._item)
-            )
-            if isinstance(error, KeyboardInterrupt):
-                leave = leave._replace(interrupt=self.sender.pack_interrupt(error))
-            self.sender.send(leave)
-        finally:
-            syscalls.exit_now(0)
-
-
-def _leave_message(error: BaseException | None) -> messages.Leave:
-    """The last message: by what the protocol of the item was ended, None if it has returned."""
-    if error is None:
-        return messages.Leave()
-    if isinstance(error, KeyboardInterrupt):
-        return messages.Leave("KeyboardInterrupt")
-    if isinstance(error, pytest.exit.Exception):
-        # Of an enumeration's members the number is enough.
-        status = None if error.returncode is None else int(error.returncode)
-        return messages.Leave("Exit", error.msg, status)
-    return messages.Leave("error", "".join(traceback.format_exception(error)))

@@ -1,4 +1,4 @@
-"""Decides how a test is run: inline, forked, or not at all. Pure functions over data."""
+"""Decides how a test is run: inline, in a forked process, or not at all. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from ..engine.plan.spec import SandboxSpec
 class Choice(NamedTuple):
     """How a test is run, and what is said of that."""
 
-    process: Literal["fork", "inline"]
+    process: Literal["fork", "module", "inline"]
     #: Why it is forked although it could have been inline by its spec; "" otherwise.
     why_not_inline: str = ""
+    #: Why it has a process of its own and not one of its module; "" otherwise.
+    why_not_module: str = ""
     #: Why it cannot be run in either way.
     error: SandboxError | None = None
     #: Whether it is run on the host, under a guard: see :mod:`.session.guards`.
@@ -37,6 +39,10 @@ def choose(
     would be missing in a forked process, where their library may wait for them for ever.
     ``libraries``: native libraries in this process that are known to start threads.
     """
+    if spec.process == "module":
+        # Threads do not matter: the process of the module has none of them.
+        why = spec.why_not_in_module or obstacle
+        return Choice("fork", why_not_module=why) if why else Choice("module")
     if spec.is_forked:
         return Choice("fork")
     if not obstacle and not stuck:
@@ -44,7 +50,7 @@ def choose(
     why = obstacle or "; ".join(thread.describe() for thread in stuck)
     if spec.process == "inline" or not lost:
         return Choice("fork", why)
-    return Choice("fork", why, _neither_way(why, lost, libraries))
+    return Choice("fork", why, error=_neither_way(why, lost, libraries))
 
 
 def _neither_way(why: str, lost: Sequence[StuckThread], libraries: Sequence[str]) -> SandboxError:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..engine.linux.fork_pages import ForkPages
     from ..forking.timers import Timers
     from .finisher import Finisher
+    from .shared_directory import SharedDirectory
 
 
 class ProcessOfTest(Protocol):
@@ -51,12 +52,55 @@ class ProcessOfTest(Protocol):
         """Whether the report says why a plugin cannot open its pipe as the user of this test."""
         ...
 
+    def note(self, kind: str, why: str) -> None:
+        """Have observers in the pytest process hear this: see :meth:`RunnerContext.note_once`."""
+        ...
+
+    def skipped(self) -> None:
+        """Have them hear that the test is skipped since this machine cannot isolate it."""
+        ...
+
     def reset(self) -> None:
         """Go on in a fresh root. Raises :class:`SandboxError` if there is none."""
         ...
 
     def leave(self, error: BaseException | None) -> NoReturn:
         """End this process: the protocol of its item has ended, by ``error`` if there is one."""
+        ...
+
+
+class TestInside(Protocol):
+    """A test that a process enters a sandbox for, and returns: see :class:`.inline.InlineTest`."""
+
+    #: The test.
+    item: pytest.Item
+
+    def setup(self) -> None:
+        """In place of the item's setup: enter the sandbox first."""
+        ...
+
+    def leave(self) -> None:
+        """Return to the host, if this process is in the sandbox."""
+        ...
+
+    def end(self) -> None:
+        """Let go of the sandbox."""
+        ...
+
+
+class ProcessOfModule(Protocol):
+    """This process, if it is the process of a module, as the runner uses it."""
+
+    def new_test(self, item: pytest.Item, nextitem: pytest.Item | None) -> TestInside:
+        """The inline test that ``item`` is run as."""
+        ...
+
+    def serve(self) -> NoReturn:
+        """The protocol of the first item has ended: run others, and end this process."""
+        ...
+
+    def interrupted(self, error: BaseException) -> NoReturn:
+        """The protocol of the first item was ended by ``error``: end this process."""
         ...
 
 
@@ -82,16 +126,24 @@ class RunnerContext:
         self.phase = mmap.mmap(-1, 1)
         #: This process, if it is a test process.
         self.process: ProcessOfTest | None = None
+        #: The same if it is the process of a module.
+        self.module_child: ProcessOfModule | None = None
         #: The clocks of the item whose protocol is running.
         self.timers: Timers | None = None
+        #: What inline tests have in common with this process; None before the first of them.
+        self.shared_directory: SharedDirectory | None = None
         self._fork_pages: ForkPages | None = None
         self._collected = False
         self._noted: set[str] = set()
 
     def note_once(self, kind: str, why: str) -> None:
         """Tell observers what is :meth:`.Observer.beside` the tests, once for each kind."""
-        if kind not in self._noted:
-            self._noted.add(kind)
+        if kind in self._noted:
+            return
+        self._noted.add(kind)
+        if self.process is not None:
+            self.process.note(kind, why)
+        else:
             self.session.observers.beside(why)
 
     @property

@@ -6,20 +6,17 @@ scopes.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import pytest
 
 from .. import pytest_internals
-from ..engine.linux.pid_namespace import read_status
 from ..engine.linux.processes import signal_name
 from ..engine.linux.untouched import os
 from ..forking import channel, messages
 from .context import RunnerContext
-
-if TYPE_CHECKING:
-    import warnings
 
 #: The name of a hook of reporters, and what it is called with.
 _Event: TypeAlias = tuple[str, dict[str, Any]]
@@ -55,6 +52,8 @@ class Finish:
         self._session = context.session
         self._item = item
         self._nextitem = nextitem
+        #: The item looks for it each time.
+        self._ihook = item.ihook
         self._wider: bool | None = None
         self._held: list[_Event] = []
         self._recorded: list[warnings.WarningMessage] = []
@@ -70,7 +69,7 @@ class Finish:
 
     def log(self, hook: str, **arguments: Any) -> None:
         """Call the hook now."""
-        getattr(self._item.ihook, hook)(**arguments)
+        getattr(self._ihook, hook)(**arguments)
         if getattr(arguments.get("report"), "outcome", None) == "rerun":
             self._context.plugin_states.repeated(self._item)
 
@@ -152,6 +151,29 @@ class Finish:
             self._add_wider_teardown(*pytest_internals.tear_down_wider(self._item, self._nextitem))
         self.log_held()
 
+    def finish_here(self) -> None:
+        """:meth:`finish` with the teardown of wider scopes, if that is left to do.
+
+        It is called within pytest's own wrappers of the protocol.
+        """
+        if not self._finished or self.internal_error is not None:
+            self.finish(wider=True)
+
+    def warn(self, text: str) -> None:
+        """Have a warning about the item recorded."""
+        path, line, _ = self._item.location
+        message = warnings.WarningMessage(
+            pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1
+        )
+        self._item.ihook.pytest_warning_recorded.call_historic(
+            kwargs={
+                "warning_message": message,
+                "when": "runtest",
+                "nodeid": self._item.nodeid,
+                "location": None,
+            }
+        )
+
     def finish_in_protocol(self) -> None:
         """:meth:`finish` with the teardown of wider scopes, within pytest's own wrappers."""
         if self._finished and self.internal_error is None:
@@ -199,12 +221,9 @@ class Finish:
         return pytest_internals.wider_teardown_is_due(self._item, self._nextitem)
 
 
-def describe(reader: int, status: int) -> str:
-    """How the test process has ended, in words.
-
-    ``reader`` and ``status``: see :func:`.pid_namespace.read_status`.
-    """
-    code = os.waitstatus_to_exitcode(read_status(reader, status))
+def describe(status: int) -> str:
+    """How the test process has ended, in words, from its wait status."""
+    code = os.waitstatus_to_exitcode(status)
     if code < 0:
         return f"the test process was ended by {signal_name(-code)} (signal {-code})"
     return f"the test process exited with status {code}, before the test was done,"

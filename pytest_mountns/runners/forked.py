@@ -20,44 +20,40 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
 from .. import pytest_internals
-from ..engine.changes.changes import Changes
 from ..engine.linux import processes
-from ..engine.linux.c_stdout import put_stdout
 from ..engine.linux.errno_advice import explain
-from ..engine.linux.errors import SandboxError, Unavailable, said
+from ..engine.linux.errors import SandboxError, said
 from ..engine.linux.job_control import take_terminal_back
-from ..engine.linux.threads import is_alone, libraries_with_threads
-from ..engine.linux.untouched import os, signal, time
+from ..engine.linux.pid_namespace import read_status
+from ..engine.linux.threads import is_alone
+from ..engine.linux.untouched import os, signal
 from ..engine.plan.model import Plan
 from ..engine.sandbox.forked import ForkedEntry
-from ..engine.sandbox.uppers import UppersDescription
 from ..engine.sandbox.written import Written
-from ..forking import channel, deadlock, logging_locks, messages
-from ..forking.deadlock import EXPLANATION, DeadlockWatch
+from ..forking import channel, logging_locks, messages
+from ..forking.deadlock import DeadlockWatch
 from ..forking.interrupts import Interrupts
 from ..forking.receiver import Receiver
 from ..forking.timers import Timers
-from .child import Inheritance, TestProcess
+from .child import TestProcess
 from .context import RunnerContext
-from .finish import Death, Finish, describe
+from .finish import Finish
+from .hearing import Hearing
 from .prepare import Preparation
+from .reporting import Inheritance
 
 if TYPE_CHECKING:
     from ..engine.sandbox.guard import Guard
 
 #: How many test processes may be on their way out while the next one runs.
-_LEAVING: Final = 8
-PHASES: Final[tuple[pytest_internals.Phase, ...]] = ("setup", "call", "teardown")
-
-_GARBLED: Final = "the test has written to the socket of the plugin, and its process was ended"
+LEAVING: Final = 8
 
 
 @final
@@ -88,14 +84,7 @@ class ForkedTest:
         self._preparation = Preparation(context, item)
         #: Whether a test process has run the item, or is to.
         self.delegated = False
-        self._last_report: pytest.TestReport | None = None
-        self._refusal: SandboxError | None = None
-        self._uppers: UppersDescription | None = None
-        #: The plan of the test's root, if it is another one than in the beginning.
-        self._plan: Plan | None = None
-        #: What the sandbox has written, while that can be read, and where its uppers lie.
-        self._find: Callable[[], Written] | None = None
-        self._find_scratch: Callable[[], int] | None = None
+        self._hearing = Hearing(context, item, self.finish, guarded=guarded)
 
     @pytest_internals.unseen
     def setup(self) -> None:
@@ -173,16 +162,13 @@ class ForkedTest:
         try:
             with Interrupts() as interrupts:
                 try:
-                    with logging_locks.hold_locks():
-                        interrupts.restore_if_pending()
-                        child = processes.fork()
+                    child = fork(interrupts)
                 except BaseException as error:
                     ours.close()
                     theirs.close()
-                    if not isinstance(error, OSError):
+                    if not isinstance(error, SandboxError):
                         raise
-                    what = "too many processes, or not enough memory"
-                    return SandboxError("fork a test process", said(error), what, "ulimit -u; free")
+                    return error
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
@@ -196,21 +182,21 @@ class ForkedTest:
                     return None
                 self.delegated = True
                 theirs.close()
-                session.sandboxes.reap(spare=_LEAVING)
+                session.sandboxes.reap(spare=LEAVING)
                 receiver = Receiver(
                     ours,
                     child,
                     context.phase,
                     session.trace,
                     apart=apart,
-                    deadlock_watch=None if alone else DeadlockWatch(self._tell_waiting),
+                    deadlock_watch=None if alone else DeadlockWatch(self._hearing.tell_waiting),
                 )
                 try:
                     if forked_entry is not None:
-                        self._find = partial(self._find_written, forked_entry, receiver)
-                        self._find_scratch = partial(_scratch, forked_entry, receiver)
+                        self._hearing.find = partial(self._find_written, forked_entry, receiver)
+                        self._hearing.find_scratch = partial(_scratch, forked_entry, receiver)
                     if sandbox is not None:
-                        self._uppers = sandbox.describe_uppers()
+                        self._hearing.uppers = sandbox.describe_uppers()
                         with contextlib.suppress(OSError):
                             # Too many files are open: then this process waits for the unmounting.
                             sandbox.leave_to_child()
@@ -220,7 +206,7 @@ class ForkedTest:
                 finally:
                     receiver.close()
                     # From here on nothing can be read.
-                    self._uppers = None
+                    self._hearing.uppers = None
         finally:
             if context.process is None:
                 os.close(status_reader)
@@ -228,10 +214,10 @@ class ForkedTest:
                 self._timers.resume()
                 if forked_entry is not None:
                     forked_entry.close()
-        if self._refusal is not None:
+        if self._hearing.refusal is not None:
             self.delegated = False
-            return self._refusal
-        if self._last_report is not None:
+            return self._hearing.refusal
+        if self._hearing.last_report is not None:
             # The test process had them, too, and has reported them.
             forget_failures()
         if self._guarded:
@@ -278,7 +264,7 @@ class ForkedTest:
         The capture is suspended meanwhile.
         """
         __tracebackhide__ = True
-        config, session = self._item.config, self._session
+        session = self._session
         leave: messages.Leave | None = None
         ended = garbled = False
         try:
@@ -286,7 +272,7 @@ class ForkedTest:
                 if isinstance(message, messages.Leave):
                     leave = message
                 else:
-                    self._hear(message, receiver)
+                    self._hearing.hear(message, receiver)
             ended = True
         except pytest.exit.Exception:
             raise
@@ -311,147 +297,46 @@ class ForkedTest:
         session.trace("left" if leave is not None else "died", self._item.nodeid)
         if self.finish.internal_error is not None:
             return
-        died = leave is None and self._refusal is None
-        if self._uppers is not None and self._refusal is None:
-            self.finish.observer_failed = session.observers.ended(
-                self._item, _WrittenForked(self), died=died
-            )
-            if self._find_scratch is not None and (scratch := self._find_scratch()) >= 0:
-                session.observers.left_behind(self._item, scratch, self._uppers)
+        died = leave is None and self._hearing.refusal is None
+        self._hearing.test_has_ended(died=died)
         if died:
-            how = _GARBLED if garbled else describe(status_reader, status)
-            if receiver.deadlock_watch is not None and receiver.deadlock_watch.ended:
-                how = self._explain_deadlock()
-            out, err = pytest_internals.captured_so_far(config)
-            phase = PHASES[min(self._context.phase[0], channel.TEARDOWN)]
-            self.finish.death = Death(how, phase, out, err, time.time())
-            self._context.plugin_states.lost()
+            status = read_status(status_reader, status)
+            how = self._hearing.how_ended(receiver, status, garbled=garbled)
+            self._hearing.process_has_died(how)
         elif leave is not None:
             self.finish.answer(leave, interrupted=receiver.interrupted)
         elif receiver.interrupted:
             raise KeyboardInterrupt
-        self.finish.conclude(refused=self._refusal is not None)
-
-    def _tell_waiting(self) -> None:
-        self._session.observers.waits(self._item, deadlock.LIMIT, libraries_with_threads())
-
-    def _explain_deadlock(self) -> str:
-        libraries = libraries_with_threads()
-        return (
-            EXPLANATION
-            + (f" (libraries that start threads here: {', '.join(libraries)})" if libraries else "")
-            + '; process="inline" has no such problem. It happened'
-        )
-
-    def _hear(self, message: messages.FromTest, receiver: Receiver) -> None:
-        """Do what one message of the test process asks for."""
-        item, config = self._item, self._item.config
-        match message:
-            case messages.Report():
-                self._report(message)
-            case messages.WarningRecorded():
-                self._warn(message)
-            case messages.LogStart():
-                hook = "pytest_runtest_logstart"
-                self.finish.hold(hook, nodeid=message.nodeid, location=message.location)
-            case messages.LogFinish():
-                hook = "pytest_runtest_logfinish"
-                self.finish.hold(hook, nodeid=message.nodeid, location=message.location)
-            case messages.Screen():
-                if message.cursor is not None:
-                    pytest_internals.set_cursor(config, *message.cursor)
-                pytest_internals.set_live_log_state(config, message.live_log)
-            case messages.ShownByDebugger():
-                if self._last_report is not None:
-                    pytest_internals.mark_as_shown(self._last_report)
-            case messages.ReportChanged():
-                if self._last_report is not None:
-                    vars(self._last_report).update(channel.unpack_fields(message.fields))
-            case messages.Settle():
-                self.finish.log_teardown_early()
-                cursor = pytest_internals.cursor(config)
-                stopping = pytest_internals.stopping(item.session)
-                notes = list(self._context.plugin_states.pack_early(item))
-                receiver.answer(messages.Settled(message.reports, notes, cursor, stopping))
-            case messages.AskObjection():
-                objection = self._session.observers.objection(item, _WrittenForked(self))
-                receiver.answer(messages.Objection(objection))
-            case messages.PipesOpen():
-                self._session.sandboxes.pipes.hold(message.paths)
-                receiver.answer(messages.PipesHeld())
-            case messages.Entered():
-                self._uppers = message.uppers
-                # A fresh root: what was reported of the attempt before is complete.
-                self.finish.log_held()
-            case messages.Mounted():
-                self._uppers = message.uppers
-            case messages.Planned():
-                self._plan = message.plan
-            case messages.CStdout():
-                put_stdout(message.content, message.by_lines)
-            case messages.EndedProcesses():
-                self._session.observers.ended_processes(item, message.names)
-            case messages.PluginNotes():
-                self._context.plugin_states.merge(item, message.plugin, message.packed)
-            case messages.WrittenPages():
-                self._context.fork_pages.learn(message.numbers)
-            case messages.Refused():
-                unavailable, *texts = message
-                self._refusal = (Unavailable if unavailable else SandboxError)(*texts)
-            case messages.Leave():
-                raise messages.UnknownMessage(message)
-            case _:
-                messages.not_handled(message)
-
-    def _report(self, message: messages.Report) -> None:
-        pytest_internals.set_failed_subtests(self._item, message.failed_subtests)
-        report = self._last_report = channel.unpack_report(message.packed, self._item)
-        for name, packed in message.notes:
-            self._context.plugin_states.merge(self._item, name, packed, report)
-        self.finish.go_on()
-        written = None if self._guarded else _WrittenForked(self)
-        self._session.observers.on_report(self._item, report, written)
-        # What wider scopes print when they are torn down belongs into the report of the teardown.
-        tell = self.finish.hold if report.when == "teardown" else self.finish.log
-        tell("pytest_runtest_logreport", report=report)
-
-    def _warn(self, message: messages.WarningRecorded) -> None:
-        warning = channel.unpack_warning(message.packed)
-        # With those of this process, which pytest reports when the protocol has ended.
-        if message.when == "runtest" and pytest_internals.record_warnings([warning]):
-            return
-        hook = self._item.ihook.pytest_warning_recorded
-        hook.call_historic(
-            kwargs={
-                "warning_message": warning,
-                "when": message.when,
-                "nodeid": message.nodeid,
-                "location": None,
-            }
-        )
+        self.finish.conclude(refused=self._hearing.refusal is not None)
 
     def _find_written(self, forked_entry: ForkedEntry, receiver: Receiver) -> Written:
         """What the sandbox has written. Raises :class:`SandboxError` if it was never entered."""
         made = forked_entry.sandbox
         scratch = _scratch(forked_entry, receiver)
-        if scratch < 0 or self._uppers is None:
+        if scratch < 0 or self._hearing.uppers is None:
             raise SandboxError("read what the sandbox has written", cause="it was never entered")
         more = made.written_template_overlays() if made is not None else []
         # The test may have gone on to another root with the uppers that it had.
-        there = {mountpoint for mountpoint, _ in self._uppers.overlays}
+        there = {mountpoint for mountpoint, _ in self._hearing.uppers.overlays}
         more = [one for one in more if one.mountpoint not in there]
-        plan = self._plan or forked_entry.plan
-        return Written.of(plan, scratch, self._uppers, more, forked_entry.layers)
+        plan = self._hearing.plan or forked_entry.plan
+        return Written.of(plan, scratch, self._hearing.uppers, more, forked_entry.layers)
 
-    def written(self) -> Written:
-        """What the sandbox has written. Raises :class:`SandboxError` if it cannot be read."""
-        assert self._find is not None
-        return self._find()
 
-    def wider_written(self) -> list[Written]:
-        """What captured wider fixtures of the item have written, lowest first."""
-        sandboxes = self._context.fixture_scopes.sandboxes(self._item)
-        return [Written.of_sandbox(one) for one in sandboxes]
+def fork(interrupts: Interrupts) -> int:
+    """Fork a process that runs tests. Returns its process id, 0 in that process.
+
+    Raises :class:`SandboxError` if the kernel refuses it, and KeyboardInterrupt if a SIGINT has
+    come that the process would not get.
+    """
+    try:
+        with logging_locks.hold_locks():
+            interrupts.restore_if_pending()
+            return processes.fork()
+    except OSError as error:
+        what = "too many processes, or not enough memory"
+        problem = SandboxError("fork a test process", said(error), what, "ulimit -u; free")
+        raise problem from error
 
 
 def _scratch(forked_entry: ForkedEntry, receiver: Receiver) -> int:
@@ -459,23 +344,3 @@ def _scratch(forked_entry: ForkedEntry, receiver: Receiver) -> int:
     made = forked_entry.sandbox
     # Of a fresh root the test process has sent another descriptor.
     return made.scratch if made and receiver.descriptor < 0 else receiver.descriptor
-
-
-@final
-class _WrittenForked:
-    """What a forked test has written, read by the pytest process.
-
-    Implements :class:`.observers.WrittenByTest`.
-    """
-
-    #: The test process may have left, but what it has written can be read until it is reaped.
-    left = False
-
-    def __init__(self, test: ForkedTest) -> None:
-        self._test = test
-
-    def changes(self) -> AbstractContextManager[Changes]:
-        return self._test.written().changes()
-
-    def layers(self) -> AbstractContextManager[Sequence[Written]]:
-        return nullcontext([*self._test.wider_written(), self._test.written()])

@@ -1,7 +1,9 @@
-"""``process="inline"``: the pytest process itself enters a sandbox for one test, and returns.
+"""A process that goes on after the test enters a sandbox for it, and returns.
 
-Nothing is forked and nothing is sent: the test runs in the process, and on the stack, that it
-would run on without the plugin. Only files are isolated. What is done on the host in between:
+With ``process="inline"`` that is the pytest process itself. Nothing is forked and nothing is sent:
+the test runs in the process, and on the stack, that it would run on without the plugin. Only files
+are isolated. With ``process="module"`` it is the process of the test's module. What is done on the
+host in between:
 
 * Reports are heard there, since reporters write files that are not the test's. pytest's own
   reporters write nothing while tests run, so they hear reports in the sandbox.
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, cast, final
+from typing import Any, Protocol, cast, final
 
 import pytest
 
@@ -20,22 +22,118 @@ from .. import pytest_internals
 from ..engine.changes.changes import Changes
 from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError
+from ..engine.linux.namespaces import real_stderr
 from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.sandbox import disk_uppers
+from ..engine.sandbox.sandbox import Sandbox
 from ..engine.sandbox.stack import SandboxStack
 from ..engine.sandbox.written import Written
+from ..session.observers import Observers, WrittenByTest
 from .context import RunnerContext
 from .prepare import Preparation
 from .process_state import ProcessState
+from .shared_directory import SharedDirectory
 
 #: Set by pytest itself in each phase.
 _OF_PYTEST = b"PYTEST_CURRENT_TEST"
 
 
+class Listener(Protocol):
+    """Hears of an inline test what the pytest process has to know."""
+
+    def enter_phase(self, phase: pytest_internals.Phase) -> None:
+        """The test begins this phase."""
+        ...
+
+    def entered(self, item: pytest.Item, sandbox: Sandbox) -> None:
+        """This process is in the sandbox: an attempt at the test begins.
+
+        Raises :class:`SandboxError` if the pytest process cannot be told.
+        """
+        ...
+
+    def replaced(self, sandbox: Sandbox, plan: Plan | None = None) -> None:
+        """The test goes on in another root, maybe of another plan: see :meth:`entered`."""
+        ...
+
+    def mounted(self, sandbox: Sandbox) -> None:
+        """A volume was mounted in the sandbox: see :meth:`entered`."""
+        ...
+
+    def leaving(self) -> None:
+        """This process is about to return to the host."""
+        ...
+
+    def left_running(self, item: pytest.Item, children: Sequence[int]) -> str:
+        """The test has left these children. Returns why it fails for that; "" if it does not."""
+        ...
+
+    def objection(self, item: pytest.Item, written: WrittenByTest) -> str:
+        """Why the test fails for what it has written so far; "" if it does not."""
+        ...
+
+    def ended(self, item: pytest.Item, written: WrittenByTest) -> BaseException | None:
+        """The test and its fixtures have ended. Returns what fails its teardown, if so."""
+        ...
+
+    def left(self, item: pytest.Item, sandbox: Sandbox) -> None:
+        """This process is on the host again."""
+        ...
+
+    def want_layers(self) -> bool:
+        """Whether what was written is read until :meth:`InlineTest.end` is called."""
+        ...
+
+
+@final
+class HostListener:
+    """Tells the observers of this process: it is the pytest process."""
+
+    def __init__(self, observers: Observers) -> None:
+        self._observers = observers
+
+    def enter_phase(self, phase: pytest_internals.Phase) -> None:
+        """Nothing to note: if this process dies, there is nobody to report it."""
+
+    def entered(self, item: pytest.Item, sandbox: Sandbox) -> None:
+        """See :meth:`.Observer.isolated`."""
+        self._observers.isolated(item, inline=True)
+
+    def replaced(self, sandbox: Sandbox, plan: Plan | None = None) -> None:
+        """Nobody has to know."""
+
+    def mounted(self, sandbox: Sandbox) -> None:
+        """Nobody has to know."""
+
+    def leaving(self) -> None:
+        """Nobody has to know."""
+
+    def left_running(self, item: pytest.Item, children: Sequence[int]) -> str:
+        """See :meth:`.Observer.left_running`."""
+        return self._observers.left_running(item, children)
+
+    def objection(self, item: pytest.Item, written: WrittenByTest) -> str:
+        """See :meth:`.Observer.objection`."""
+        return self._observers.objection(item, written)
+
+    def ended(self, item: pytest.Item, written: WrittenByTest) -> BaseException | None:
+        """See :meth:`.Observer.ended`."""
+        failed = self._observers.ended(item, written, died=False)
+        return failed.excinfo.value if failed is not None and failed.excinfo else None
+
+    def left(self, item: pytest.Item, sandbox: Sandbox) -> None:
+        """See :meth:`.Observer.left_behind`."""
+        self._observers.left_behind(item, sandbox.scratch, sandbox.describe_uppers())
+
+    def want_layers(self) -> bool:
+        """See :meth:`.Observer.wants_layers`."""
+        return self._observers.want_layers()
+
+
 @final
 class InlineTest:
-    """Takes the pytest process into the sandbox of one item and back, for each attempt at it.
+    """Takes this process into the sandbox of one item and back, for each attempt at it.
 
     Implements :class:`.current.RunningTest`.
     """
@@ -46,9 +144,19 @@ class InlineTest:
     guard = None
 
     def __init__(
-        self, context: RunnerContext, item: pytest.Item, nextitem: pytest.Item | None
+        self,
+        context: RunnerContext,
+        item: pytest.Item,
+        nextitem: pytest.Item | None,
+        listener: Listener,
+        *,
+        shares_overlays: bool = True,
     ) -> None:
         self.item = item
+        self._listener = listener
+        #: Whether its sandbox may have overlays in common with others: see
+        #: :meth:`.SandboxManager.make`.
+        self._shares_overlays = shares_overlays
         #: What the test has written, for observers.
         self.written = _WrittenInline(self, context)
         self._context = context
@@ -104,7 +212,9 @@ class InlineTest:
         try:
             directory = sandboxes.uppers.new() if plan.upper.medium == "disk" else None
             layers = self._preparation.layers()
-            sandbox = sandboxes.manager.make(plan, directory=directory, layers=layers)
+            sandbox = sandboxes.manager.make(
+                plan, directory=directory, layers=layers, shared=self._shares_overlays
+            )
         except SandboxError as error:
             _remove(directory)
             return error
@@ -129,7 +239,7 @@ class InlineTest:
             self._process_state.after_leave()
             return error
         session.trace("entered", self.item.nodeid)
-        session.observers.isolated(self.item, inline=True)
+        self._listener.entered(self.item, sandbox)
         self._context.plugin_states.after_enter(self.item)
         session.observers.entered(self.item, self)
         return None
@@ -143,6 +253,7 @@ class InlineTest:
         session = self._session
         if session.current.test is not self:
             return
+        self._listener.leaving()
         self._restore_user()
         wider = pytest_internals.wider_teardown_is_due(self.item, self._nextitem)
         new = [pid for pid in processes.own_children() if pid not in self._children]
@@ -150,7 +261,7 @@ class InlineTest:
         if state is not None:
             state.before_end(new)
         killed: set[int] = set()
-        objection = session.observers.left_running(self.item, new)
+        objection = self._listener.left_running(self.item, new)
         if new:
             # Their root is about to vanish.
             killed = processes.end(new)
@@ -164,11 +275,10 @@ class InlineTest:
         if manager.is_inside:
             problem = self._tell_end() or problem
             manager.leave()
-            sandbox = self.stack.sandbox
-            session.observers.left_behind(self.item, sandbox.scratch, sandbox.describe_uppers())
+            self._listener.left(self.item, self.stack.sandbox)
             session.trace("left", self.item.nodeid)
         session.current.test = None
-        if not session.observers.want_layers() or (wider and self.stack.sandbox.layers is not None):
+        if not self._listener.want_layers() or (wider and self.stack.sandbox.layers is not None):
             self._let_go()
         os.umask(self._umask)
         pytest_internals.set_basetemp(self.item.config, self._basetemp)
@@ -196,8 +306,7 @@ class InlineTest:
         objection = self.objection()
         if objection:
             return pytest.fail.Exception(objection, pytrace=False)
-        failed = self._session.observers.ended(self.item, self.written, died=False)
-        return failed.excinfo.value if failed is not None and failed.excinfo else None
+        return self._listener.ended(self.item, self.written)
 
     def _let_go(self) -> None:
         self._session.current.test = None
@@ -208,24 +317,31 @@ class InlineTest:
         _remove(directory)
 
     def enter_phase(self, phase: pytest_internals.Phase) -> None:
-        """Nothing to note: if this process dies, there is nobody to report it."""
+        """See :meth:`Listener.enter_phase`."""
+        self._listener.enter_phase(phase)
 
     def reset(self) -> None:
         """See :meth:`.current.RunningTest.reset`."""
         self._context.plugin_states.before_reset()
         self.stack.reset()
+        self._listener.replaced(self.stack.sandbox)
 
     def restack(self, find: Callable[[], Plan]) -> None:
         """See :meth:`.current.RunningTest.restack`."""
-        self.stack.restack(find)
+        plan = self.stack.restack(find)
+        self._listener.replaced(self.stack.sandbox, plan)
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         """See :meth:`.current.RunningTest.bind`."""
-        self.stack.sandbox.bind(source, target, read_only=read_only)
+        sandbox = self.stack.sandbox
+        sandbox.bind(source, target, read_only=read_only)
+        self._listener.mounted(sandbox)
 
     def make_own(self, path: str) -> None:
         """See :meth:`.current.RunningTest.make_own`."""
-        self.stack.sandbox.make_own(path)
+        sandbox = self.stack.sandbox
+        if sandbox.make_own(path) and not self.stack.in_checkpoint:
+            self._listener.mounted(sandbox)
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
@@ -238,7 +354,7 @@ class InlineTest:
 
     def objection(self) -> str:
         """See :meth:`.current.RunningTest.objection`."""
-        return self._session.observers.objection(self.item, self.written)
+        return self._listener.objection(self.item, self.written)
 
     def end(self) -> None:
         """The last report of the item is made: let go of what was left for it."""
@@ -322,6 +438,14 @@ class HostHooks:
         # The fixture may have started a thread that stays on the host.
         manager.check_threads()
         return result
+
+
+def begin_inline(context: RunnerContext) -> None:
+    """Prepare this process for its first inline test; later it does nothing."""
+    if context.shared_directory is None:
+        real_stderr.set(pytest_internals.real_stderr(context.config))
+        context.shared_directory = SharedDirectory()
+        context.config.pluginmanager.register(HostHooks(context), "mountns-host-hooks")
 
 
 def _remove(directory: str | None) -> None:

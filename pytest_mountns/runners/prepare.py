@@ -34,8 +34,10 @@ class Preparation:
         self._item = item
 
     @pytest_internals.unseen
-    def prepare(self) -> Plan:
+    def prepare(self, *, of_module: bool = True) -> Plan:
         """Set up the wider fixtures of the item. Returns the plan of its sandbox.
+
+        Without ``of_module`` those of class and module scope are left to a module process.
 
         Skips or fails the item if there can be no sandbox, and raises what a fixture raises.
         """
@@ -52,7 +54,7 @@ class Preparation:
         is_outdated = basetemp is not None and self._session.sandboxes.planner.add_run_directory(
             str(basetemp)
         )
-        is_outdated |= self._fill_wider_fixtures()
+        is_outdated |= self._fill_wider_fixtures(of_module=of_module)
         if is_outdated:
             plan = self.plan()
             self._tell(plan)
@@ -75,17 +77,17 @@ class Preparation:
         return self._or_refuse(lambda: guards.guard(self._item))
 
     @pytest_internals.unseen
-    def _fill_wider_fixtures(self) -> bool:
+    def _fill_wider_fixtures(self, *, of_module: bool = True) -> bool:
         """Set up the wider fixtures of the item, or look up their values.
 
         Returns whether code of a fixture has run, which may have mounted something.
         """
         __tracebackhide__ = True
-        runs_code = pytest_internals.sets_up_wider_fixtures(self._item)
+        runs_code = pytest_internals.sets_up_wider_fixtures(self._item, of_module=of_module)
         if runs_code:
             self._session.sandboxes.before_host_changes()
         within = self._context.fixture_scopes.within(self._item)
-        pytest_internals.fill_wider_fixtures(self._item, within)
+        pytest_internals.fill_wider_fixtures(self._item, within, of_module=of_module)
         return runs_code
 
     def _or_refuse(self, make: Callable[[], T]) -> T:
@@ -106,7 +108,22 @@ class Preparation:
         why = guards.why_not(self._item) if guards.are_made else ""
         return f"\n  a guard is not enough: {why}" if why else ""
 
+    def announce(self) -> Plan | None:
+        """Tell observers of an item whose module process prepares it. Returns the plan.
+
+        None if there can be none: the process finds that out, and says so.
+        """
+        try:
+            plan = self._session.sandboxes.planner.plan(self.spec())
+        except (pytest.UsageError, SandboxError):
+            return None
+        self._tell(plan)
+        return plan
+
     def _tell(self, plan: Plan) -> None:
+        if self._context.process is not None:
+            # The pytest process has done so.
+            return
         spec = self._session.selection.spec(self._item)
         self._session.observers.before(self._item, spec, plan)
 
@@ -156,6 +173,9 @@ class Preparation:
         if isinstance(error, Unavailable):
             text += self._why_not_guarded()
             if self._session.guards.skips:
-                self._session.observers.skipped(self._item)
+                if self._context.process is not None:
+                    self._context.process.skipped()
+                else:
+                    self._session.observers.skipped(self._item)
                 pytest_internals.skip_item(text)
         pytest.fail(text, pytrace=False)

@@ -11,19 +11,18 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
-from ..engine.linux.namespaces import real_stderr
 from ..engine.linux.threads import other_threads, python_threads
 from ..engine.plan.spec import SandboxSpec
 from ..session.early import name_watchdogs
 from ..session.session import Session
 from .choice import Choice, choose, lost_threads
-from .context import ProcessOfTest, RunnerContext
-from .inline import HostHooks, InlineTest
-from .shared_directory import SharedDirectory
+from .context import ProcessOfTest, RunnerContext, TestInside
+from .inline import HostListener, InlineTest, Listener, begin_inline
 
 if TYPE_CHECKING:
     from ..forking.timers import TimeoutSettings
     from .finisher import Finisher
+    from .module import ModuleProcesses
 
 __all__ = ["Runner", "TimeoutSettings"]
 
@@ -45,7 +44,11 @@ class Runner:
         self._context = RunnerContext(config, session, hooks, finisher)
         #: The test that was the last to run inline in this process.
         self._last_inline: InlineTest | None = None
-        self._shared_directory: SharedDirectory | None = None
+        self._inline_listener: Listener = HostListener(session.observers)
+        #: Made with the first test of ``process="module"``.
+        self._module_processes: ModuleProcesses | None = None
+        #: How the test is run that comes next, if that was asked for already.
+        self._next_choice: tuple[pytest.Item, Choice] | None = None
         #: The threads of plugins and of what was imported: those that were there before any test.
         self._threads_before: frozenset[int] = frozenset()
         #: Those that were there when it was last looked at them.
@@ -61,11 +64,13 @@ class Runner:
         self._session.begin(items)
         with contextlib.suppress(SandboxError):
             self._threads_before = other_threads()
-        specs = map(self._session.selection.valid_spec, items)
+        specs = [self._session.selection.valid_spec(item) for item in items]
         forks = any(spec.is_forked for spec in specs if spec is not None)
         if forks or self._session.guards.are_made:
             # Loaded now, since a test or fixture may replace what an import needs.
             importlib.import_module(".forked", __package__)
+        if any(spec.process == "module" for spec in specs if spec is not None):
+            importlib.import_module(".module", __package__)
 
     def _note_threads(self) -> None:
         """Tell observers once which threads a test process will lack."""
@@ -82,7 +87,7 @@ class Runner:
             spec = self._session.selection.spec(item)
             choice = self._choose_by(spec, guarded=self._session.guards.guards(item))
             other_plugins = self._session.other_plugins
-            forked = choice.process == "fork"
+            forked = choice.process != "inline"
             if choice.error is None and (
                 problem := other_plugins.problem(item, spec, forked=forked)
             ):
@@ -99,7 +104,9 @@ class Runner:
         sandboxes = self._session.sandboxes
         if spec.is_forked:
             self._note_threads()
-            return Choice("fork", guarded=guarded)
+            obstacle = sandboxes.obstacle if spec.process == "module" and not guarded else _GUARDED
+            choice = choose(spec, obstacle=obstacle, stuck=(), lost=(), libraries=())
+            return choice._replace(guarded=guarded)
         stuck = sandboxes.stuck_threads
         obstacle = _GUARDED if guarded else sandboxes.obstacle
         lost, libraries = sandboxes.lost_by_fork() if stuck or obstacle else ([], [])
@@ -110,10 +117,23 @@ class Runner:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol`` of an isolated item."""
+        if self._context.module_child is not None:
+            # The process of a module has been told to run the item.
+            return (yield from self._protocol_inline(item, nextitem))
         name_watchdogs(self._config)
-        choice = self._choose(item)
+        known, self._next_choice = self._next_choice, None
+        choice = known[1] if known is not None and known[0] is item else self._choose(item)
+        if choice.process == "module":
+            return (yield from self._protocol_module(item, nextitem))
+        self._end_module()
         if choice.process == "inline":
             return (yield from self._protocol_inline(item, nextitem))
+        if choice.why_not_module and not choice.guarded:
+            self._context.note_once(
+                f"not module: {choice.why_not_module}",
+                "tests were forked one by one, not run in a process of their module:"
+                f" {choice.why_not_module}",
+            )
         if choice.why_not_inline and choice.error is None and not choice.guarded:
             self._session.observers.not_inline(item, choice.why_not_inline)
         # What forks is not loaded for suites that run inline: that saves them 15 ms.
@@ -149,28 +169,90 @@ class Runner:
     def _protocol_inline(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
-        if self._last_inline is None:
-            real_stderr.set(pytest_internals.real_stderr(self._config))
-            self._shared_directory = SharedDirectory()
-            hooks = HostHooks(self._context)
-            self._config.pluginmanager.register(hooks, "mountns-host-hooks")
-        test = self._last_inline = InlineTest(self._context, item, nextitem)
+        begin_inline(self._context)
+        process = self._context.module_child
+        test: TestInside
+        if process is not None:
+            test = process.new_test(item, nextitem)
+        else:
+            test = self._last_inline = InlineTest(
+                self._context, item, nextitem, self._inline_listener
+            )
         item.setup = test.setup  # type: ignore[method-assign]
         try:
             return (yield)
         except BaseException:
-            # The session ends. What would be torn down with the session is torn down here, in the
-            # sandbox that it belongs to.
-            with contextlib.suppress(BaseException):
-                pytest_internals.tear_down_function_scope(item)
+            _tear_down_inside(test)
             raise
         finally:
             test.leave()
-            test.end()
+            if process is None:
+                test.end()
             item.__dict__.pop("setup", None)
+
+    def _protocol_module(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        from ..forking.timers import Timers
+        from .module import ModuleProcesses, ModuleTest
+
+        context, module_processes = self._context, self._module_processes
+        if module_processes is None:
+            module_processes = self._module_processes = ModuleProcesses(context)
+        if not module_processes.can_run(item):
+            module_processes.end()
+        timers = context.timers = Timers(item)
+
+        def ends() -> bool:
+            return not self._goes_on_with(item, nextitem)
+
+        test = ModuleTest(context, module_processes, item, nextitem, timers, ends)
+        # Where no process has been begun yet, or another plugin runs the item itself.
+        item.setup = test.setup  # type: ignore[method-assign]
+        if module_processes.now is not None:
+            context.finisher.work = test.run
+        result: object = True
+        try:
+            result = yield
+        except pytest_internals.Delegated:
+            pass
+        except BaseException as error:
+            if context.module_child is not None:
+                context.module_child.interrupted(error)
+            if test.delegated:
+                pytest_internals.drop(item, torn_down=test.finish.torn_down)
+            raise
+        finally:
+            context.finisher.work = None
+            item.__dict__.pop("setup", None)
+            context.timers = None
+        if context.module_child is not None:
+            context.module_child.serve()
+        # Not in the handler above: see the protocol of forked tests.
+        if test.delegated:
+            pytest_internals.drop(item, torn_down=test.finish.torn_down)
+            test.finish.finish_in_protocol()
+        return result
+
+    def _goes_on_with(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+        """Whether the process of a module that runs ``item`` can run ``nextitem`` as well."""
+        processes = self._module_processes
+        if processes is None or nextitem is None or not processes.can_follow(item, nextitem):
+            return False
+        if not self._session.selection.wants(nextitem):
+            return False
+        choice = self._choose(nextitem)
+        self._next_choice = nextitem, choice
+        return choice.process == "module"
+
+    def _end_module(self) -> None:
+        """The next test is of another module or is run in another way, or there is none."""
+        if self._module_processes is not None:
+            self._module_processes.end()
 
     def outside(self) -> None:
         """An item that is not isolated is about to run."""
+        self._end_module()
         self._session.sandboxes.before_host_changes()
 
     def make_report(
@@ -187,6 +269,9 @@ class Runner:
                 observers.on_failure_under_guard(report, error, test.guard)
             else:
                 observers.on_failure(report, error, test.stack.sandbox)
+        if self._context.process is not None:
+            # The pytest process tells observers when it hears the report.
+            return report
         if isinstance(test, InlineTest):
             self._session.observers.on_report(item, report, test.written)
         elif test is None and self._last_inline is not None and report.when == "teardown":
@@ -207,12 +292,22 @@ class Runner:
 
     def finish(self) -> None:
         """The last test has run."""
+        self._end_module()
         self._context.plugin_states.finish()
         self._session.observers.finished()
 
     def close(self) -> None:
         """At the end of the session."""
-        if self._shared_directory is not None:
-            self._shared_directory.restore()
+        if self._context.shared_directory is not None:
+            self._context.shared_directory.restore()
         self._session.close()
         self._context.close()
+
+
+def _tear_down_inside(test: TestInside) -> None:
+    """The session ends in the middle of the test.
+
+    What would be torn down with the session is torn down here, in the sandbox that it belongs to.
+    """
+    with contextlib.suppress(BaseException):
+        pytest_internals.tear_down_function_scope(test.item)

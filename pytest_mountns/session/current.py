@@ -29,7 +29,7 @@ class RunningTest(Protocol):
 
     @property
     def forked(self) -> bool:
-        """Whether it runs in a process of its own."""
+        """Whether it runs in a process of its own, which ends with it."""
         ...
 
     def enter_phase(self, phase: Phase) -> None:

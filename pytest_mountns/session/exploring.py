@@ -120,8 +120,9 @@ class Exploring:
         if not self._test.forked:
             raise SandboxError(
                 tried,
-                cause="this test runs in the pytest process (inline). A process of the function"
-                " would be a fork of that, with locks that its threads may hold",
+                cause="this test runs in a process that goes on after it: the pytest process"
+                " (inline) or that of its module. A process of the function would be a fork of"
+                " that, with locks that its threads may hold",
                 remedy='@pytest.mark.mountns(process="fork")',
             )
 

@@ -160,6 +160,20 @@ class Sandboxes:
         if self._manager is not None:
             self._manager.drop_caches()
 
+    def begin_in_fork(self) -> None:
+        """In a process that was forked to make sandboxes itself: share no state with its parent.
+
+        Raises :class:`SandboxError` if it cannot go on in the user namespace of its parent.
+        """
+        # They are children of the parent.
+        self.leaving = []
+        before, self._manager = self._manager, None
+        if before is not None:
+            before.close()
+            if before.in_user_namespace:
+                self.manager.move_to_user_namespace()
+        self.planner.begin_in_fork()
+
     def reap(self, *, spare: int = 0) -> None:
         """Wait for the test processes that are about to end, but for ``spare`` of them.
 

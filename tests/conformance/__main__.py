@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--suite", nargs="+", action="extend", metavar="NAME", help="only these")
-    made.add_argument("--process", choices=["auto", "fork", "inline"], default="auto")
+    made.add_argument("--process", choices=["auto", "fork", "module", "inline"], default="auto")
     made.add_argument("--user", metavar="NAME", help="as root: run everything as this user")
     made.add_argument("--plain-only", action="store_true", help="no plugin: are the suites sound?")
     made.add_argument("--python", metavar="PY", help="default: this one; with --user, Debian's")

@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.sandboxes
 
 
-@pytest.fixture(params=["fork", "inline"])
+@pytest.fixture(params=["fork", "module", "inline"])
 def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -15,7 +15,7 @@ from tests.helpers.terminals import without_summary
 pytestmark = pytest.mark.sandboxes
 
 
-@pytest.fixture(params=["fork", "inline"])
+@pytest.fixture(params=["fork", "module", "inline"])
 def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -11,7 +11,7 @@ from tests.helpers.recording import TEXTS, Record
 pytestmark = pytest.mark.sandboxes
 
 
-@pytest.fixture(params=["fork", "inline"])
+@pytest.fixture(params=["fork", "module", "inline"])
 def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -53,7 +53,7 @@ def test_server(server): assert server.poll() is None
 """
 
 
-@pytest.fixture(params=["fork", "inline"])
+@pytest.fixture(params=["fork", "module", "inline"])
 def process(request: pytest.FixtureRequest) -> str:
     """Is read by the fixture record."""
     return str(request.param)

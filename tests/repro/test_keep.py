@@ -48,7 +48,7 @@ def test_bare():
 """
 
 
-@pytest.fixture(params=["fork", "inline"])
+@pytest.fixture(params=["fork", "module", "inline"])
 def process(request: pytest.FixtureRequest) -> str:
     way: str = request.param
     return way

@@ -17,7 +17,7 @@ def record(record: Record, process: str) -> Record:
     return lambda *arguments: record("-pno:rerunfailures", *arguments)
 
 
-@pytest.fixture(params=["fork", "inline"])
+@pytest.fixture(params=["fork", "module", "inline"])
 def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -50,7 +50,7 @@ RAISES = {
 }
 
 
-@pytest.fixture(params=["fork", "inline"])
+@pytest.fixture(params=["fork", "module", "inline"])
 def process(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

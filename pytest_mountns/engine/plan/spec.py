@@ -145,9 +145,9 @@ class SandboxSpec:
     :class:`SpecError` if they contradict each other.
     """
 
-    #: How the test is run: in a process of its own, or by the pytest process; "auto" is inline
-    #: where that is possible.
-    process: Literal["auto", "fork", "inline"] = "fork"
+    #: How the test is run: in a process of its own, in one that it shares with other tests of its
+    #: module, or by the pytest process; "auto" is inline where that is possible.
+    process: Literal["auto", "fork", "module", "inline"] = "fork"
     #: "host", "minimal", or the absolute path of a directory, archive or image.
     root: str = "host"
     #: Absolute paths of what is stacked on the root, the last one on top.
@@ -231,8 +231,18 @@ class SandboxSpec:
 
     @property
     def is_forked(self) -> bool:
-        """Whether the test is forked in any case: it has to be, or ``process`` says so."""
-        return self.process == "fork" or self.needs_process
+        """Whether the pytest process runs the test in no case: it may not, or is not to."""
+        return self.process in ("fork", "module") or self.needs_process
+
+    @property
+    def why_not_in_module(self) -> str:
+        """Why the test cannot share a process with other tests of its module; "" if it can."""
+        if self.needs_process:
+            return "a PID namespace, network, host name, user or faults need a process of their own"
+        if self.scope != "function":
+            # What these fixtures write would have to be read by the pytest process.
+            return f'scope="{self.scope}" has wider fixtures set up by the pytest process'
+        return ""
 
     @property
     def needs_process(self) -> bool:

@@ -192,6 +192,14 @@ class Planner:
         self._host = None
         self._plans.clear()
 
+    def begin_in_fork(self) -> None:
+        """In a fork of the process that has made plans: look out for changes of the mounts anew.
+
+        The kernel tells of a change once for each opened file, and the parent is to hear of it.
+        """
+        self._forget_table()
+        self._table_changed()
+
     def close(self) -> None:
         """Close the descriptor of the mount table, and let go of unpacked layers."""
         self._forget_table()
