@@ -22,7 +22,7 @@ from typing import Protocol
 from . import floor
 from .machine import CHECKOUT, SUITES, User, environ, missing, wait_for_orphans
 
-FILES = 5
+FILES = 10
 TEMPLATES = CHECKOUT / "benchmarks" / "suites"
 NAMESPACE = CHECKOUT / "benchmarks" / "namespace.py"
 CALLS = "floor.calls"

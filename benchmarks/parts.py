@@ -13,6 +13,7 @@ ISOLATED: Final = ("--mountns", "--mountns-unavailable=error")
 INLINE: Final = (*ISOLATED, "--mountns-process=inline")
 FORK: Final = (*ISOLATED, "--mountns-process=fork")
 UNFORKED: Final = ("-p", "no:pytest_forked")
+MODULE: Final = (*ISOLATED, "--mountns-process=module")
 WAYS: Final = {"inline": INLINE, "fork": FORK}
 # What bwrap has that comes nearest: nothing is written anywhere but below /tmp.
 _BWRAP = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp")
@@ -41,21 +42,23 @@ LIBRARIES: Final = (
 def empty(sizes: Sizes) -> list[Case]:
     """Tests that do nothing."""
     inline = Run("inline", options=INLINE, base="plain", isolated=True)
-    module: dict[str, object] = {"scope": "module"}
+    scope: dict[str, object] = {"scope": "module"}
     return [
         Run("plain", options=PLAIN),
         Run("loaded", base="plain"),
         inline,
         Run("fork", options=FORK, base="plain", isolated=True),
+        Run("module", options=MODULE, base="plain", isolated=True),
         Run("pid", options=FORK, keys={"pid": True}, base="plain", isolated=True),
-        Run("module-inline", options=INLINE, keys=module, base="plain", isolated=True),
-        Run("module-fork", options=FORK, keys=module, base="plain", isolated=True),
+        Run("module-inline", options=INLINE, keys=scope, base="plain", isolated=True),
+        Run("module-fork", options=FORK, keys=scope, base="plain", isolated=True),
         Run("again", suite="again", options=INLINE, isolated=True),
         # Root with the user's Python, so that the two differ by the user alone.
         Run("same-python-plain", "user", options=PLAIN),
         Run("same-python-inline", "user", options=INLINE, base="same-python-plain", isolated=True),
         Run("user-plain", "user", options=PLAIN, as_user=True),
         Run("user-inline", "user", options=INLINE, base="user-plain", isolated=True, as_user=True),
+        Run("user-module", "user", options=MODULE, base="user-plain", isolated=True, as_user=True),
         Run("user-fork", "user", options=FORK, base="user-plain", isolated=True, as_user=True),
         Run("forked-plain", "forked", options=UNFORKED),
         Run("forked", "forked", options=("--forked",), base="forked-plain"),

@@ -33,6 +33,7 @@ EMPTY: Final = (
     ("user-inline", "inline, ordinary user", OURS),
     ("fork", "fork", OURS_LIGHT),
     ("module-fork", 'fork, scope="module"', OURS_LIGHT),
+    ("module", "one process a module", OURS),
     ("pid", "fork, pid=True", OURS_LIGHT),
     ("user-fork", "fork, ordinary user", OURS_LIGHT),
     ("pyfakefs", "pyfakefs (no sandbox)", PEER),

@@ -186,6 +186,12 @@ CLAIMS: Final = (
         0.6,
         steady=_WITHOUT_START,
     ),
+    Claim(
+        "one process a module with sandboxes, CPU of an empty test: of pytest-forked",
+        ("module", "added_cpu"),
+        ("forked", "added_cpu"),
+        0.5,
+    ),
     Claim("a checkpoint: of an inline sandbox", ("again", "checkpoint"), ("inline", "steady"), 1.2),
     Claim(
         "10,000 small files, inline: of plain tmp_path on disk",
