@@ -50,6 +50,8 @@ class TestProcess(ReportingProcess):
         #: See :attr:`.current.RunningTest.guard`.
         self.guard = None if isinstance(entry, ForkedEntry) else entry
         self._stack: SandboxStack | None = None
+        #: How often the pytest process was told of the sandbox.
+        self._told = 0
 
     @property
     def stack(self) -> SandboxStack:
@@ -159,6 +161,7 @@ class TestProcess(ReportingProcess):
     def _say_entered(self) -> None:
         """Raises :class:`SandboxError` if the pytest process cannot be told."""
         sandbox = self.stack.sandbox
+        self._told += 1
         self._tell(messages.Entered(sandbox.describe_uppers()), descriptor=sandbox.scratch)
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
@@ -166,6 +169,7 @@ class TestProcess(ReportingProcess):
         sandbox = self.stack.sandbox
         sandbox.bind(source, target, read_only=read_only)
         # The target may have been made for it, which is no change of the test's.
+        self._told += 1
         self._tell(messages.Mounted(sandbox.describe_uppers()))
 
     def make_own(self, path: str) -> None:
@@ -177,11 +181,18 @@ class TestProcess(ReportingProcess):
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
         """See :meth:`.current.RunningTest.checkpoint`."""
-        with self.stack.checkpoint():
-            try:
-                yield
-            finally:
-                self._context.plugin_states.before_reset()
+        told = self._told
+        try:
+            with self.stack.checkpoint():
+                try:
+                    yield
+                finally:
+                    self._context.plugin_states.before_reset()
+        finally:
+            if self._told != told:
+                # The pytest process knows uppers of the checkpoint, which are gone.
+                self._tell(messages.Planned(self.stack.sandbox.plan))
+                self._say_entered()
 
     def explains(
         self, error: PermissionError, report: pytest.CollectReport | pytest.TestReport

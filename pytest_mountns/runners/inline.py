@@ -165,6 +165,8 @@ class InlineTest:
         self._original_setup = item.setup
         self._preparation = Preparation(context, item)
         self._stack: SandboxStack | None = None
+        #: How often the listener was told of another sandbox or mount.
+        self._told = 0
         self._directory: str | None = None
         self._children: frozenset[int] = frozenset()
         self._environment: dict[bytes, bytes] = {}
@@ -324,17 +326,22 @@ class InlineTest:
         """See :meth:`.current.RunningTest.reset`."""
         self._context.plugin_states.before_reset()
         self.stack.reset()
-        self._listener.replaced(self.stack.sandbox)
+        self._replaced()
 
     def restack(self, find: Callable[[], Plan]) -> None:
         """See :meth:`.current.RunningTest.restack`."""
         plan = self.stack.restack(find)
+        self._replaced(plan)
+
+    def _replaced(self, plan: Plan | None = None) -> None:
+        self._told += 1
         self._listener.replaced(self.stack.sandbox, plan)
 
     def bind(self, source: str, target: str, *, read_only: bool) -> None:
         """See :meth:`.current.RunningTest.bind`."""
         sandbox = self.stack.sandbox
         sandbox.bind(source, target, read_only=read_only)
+        self._told += 1
         self._listener.mounted(sandbox)
 
     def make_own(self, path: str) -> None:
@@ -346,11 +353,17 @@ class InlineTest:
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
         """See :meth:`.current.RunningTest.checkpoint`."""
-        with self.stack.checkpoint():
-            try:
-                yield
-            finally:
-                self._context.plugin_states.before_reset()
+        told = self._told
+        try:
+            with self.stack.checkpoint():
+                try:
+                    yield
+                finally:
+                    self._context.plugin_states.before_reset()
+        finally:
+            if self._told != told:
+                # What was told last are uppers of the checkpoint, which are gone.
+                self._replaced(self.stack.sandbox.plan)
 
     def objection(self) -> str:
         """See :meth:`.current.RunningTest.objection`."""

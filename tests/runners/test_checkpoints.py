@@ -104,3 +104,30 @@ def test_hypothesis_examples_and_state_machines(pytester: pytest.Pytester, recor
         """
     )
     passes(record())
+
+
+def test_reports_show_what_was_written_outside_of_them(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """Also if the root was dropped or something was mounted in one: that is gone with it."""
+    volume = pytester.mkdir("volume")
+    pytester.makepyfile(
+        f"""
+        from pathlib import Path
+        import pytest
+
+        @pytest.mark.parametrize("what", ["nothing", "reset", "bind"])
+        def test_it(overlay_root, bind_volume, what):
+            Path("outside").write_text(what)
+            with overlay_root.checkpoint():
+                if what == "reset":
+                    overlay_root.reset()
+                if what == "bind":
+                    bind_volume({str(volume)!r}, Path("bound").absolute())
+                Path("inside").write_text(what)
+            assert 0
+        """
+    )
+    recorded = record("--mountns-changes=failed")
+    assert recorded.out.count("added       outside") == 3, recorded.out
+    assert "added       inside" not in recorded.out
