@@ -131,3 +131,17 @@ def test_reports_show_what_was_written_outside_of_them(
     recorded = record("--mountns-changes=failed")
     assert recorded.out.count("added       outside") == 3, recorded.out
     assert "added       inside" not in recorded.out
+
+
+def test_no_helper_of_ours_is_left_in_a_sandbox(pytester: pytest.Pytester, record: Record) -> None:
+    """What unmounts in the background may be needed for the first time when one ends."""
+    pytester.makepyfile(
+        """
+        def test_it(overlay_root):
+            with overlay_root.checkpoint():
+                pass
+        """
+    )
+    recorded = record("-v")
+    passes(recorded)
+    assert "still running" not in recorded.out

@@ -56,12 +56,17 @@ class BackgroundCloser:
         self._is_behind = False
         self._failed = is_left_out("background_close")
 
-    def close(self, descriptors: Sequence[int]) -> None:
-        """Close descriptors. This process has none of them any more when this returns."""
-        if self._socket is None and not self._failed and os.getpid() == self._owner:
+    def close(self, descriptors: Sequence[int], *, may_start: bool) -> None:
+        """Close descriptors. This process has none of them any more when this returns.
+
+        ``may_start``: whether the helper may be started. It stays in the mount namespace that this
+        process is in then, and so must not be started in a sandbox.
+        """
+        is_owner = os.getpid() == self._owner
+        if self._socket is None and may_start and not self._failed and is_owner:
             self._start()
         # In a fork of the owner they are not the last descriptors, so nothing has to be waited for.
-        if self._socket is not None and os.getpid() == self._owner:
+        if self._socket is not None and is_owner:
             rights = array.array("i", descriptors)
             try:
                 self._socket.sendmsg([_CLOSE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])

@@ -347,7 +347,7 @@ class SandboxManager:
     def release(self, sandboxes: Sequence[Sandbox]) -> None:
         """Close sandboxes that nobody is in, without waiting until they are unmounted."""
         for sandbox in sandboxes:
-            self._closer.close(sandbox.descriptors)
+            self._closer.close(sandbox.descriptors, may_start=not self._entered)
 
     def _free_parking(self) -> ParkedDescriptors:
         depth = len(self._entered)

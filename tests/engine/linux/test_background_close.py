@@ -37,11 +37,11 @@ class _Pipe:
 def test_this_process_is_never_the_last_to_close(closer: BackgroundCloser) -> None:
     """Or it would wait for the kernel to unmount; so the helper keeps its copies for longer."""
     first, second = _Pipe(), _Pipe()
-    closer.close([first.writer])
+    closer.close([first.writer], may_start=True)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(first.writer)
     assert not first.is_closed(within=0)
-    closer.close([second.writer])
+    closer.close([second.writer], may_start=True)
     # By now this process has closed its descriptor of the first one for certain.
     assert first.is_closed(within=60)
     assert not second.is_closed(within=0)
@@ -51,7 +51,7 @@ def test_all_is_closed_when_finish_returns(closer: BackgroundCloser) -> None:
     """What is on the host may be unmounted then: nothing keeps it busy."""
     pipes = [_Pipe() for _ in range(30)]
     for pipe in pipes:
-        closer.close([pipe.writer])
+        closer.close([pipe.writer], may_start=True)
     closer.finish()
     assert all(pipe.is_closed(within=0) for pipe in pipes)
     closer.finish()
@@ -60,14 +60,14 @@ def test_all_is_closed_when_finish_returns(closer: BackgroundCloser) -> None:
 def test_the_last_ones_are_closed_after_a_moment() -> None:
     closer = BackgroundCloser(at_rest=1)
     pipe = _Pipe()
-    closer.close([pipe.writer])
+    closer.close([pipe.writer], may_start=True)
     assert pipe.is_closed(within=60)
     closer.stop()
 
 
 def test_the_last_ones_are_closed_when_it_is_stopped(closer: BackgroundCloser) -> None:
     pipe = _Pipe()
-    closer.close([pipe.writer])
+    closer.close([pipe.writer], may_start=True)
     closer.stop()
     assert pipe.is_closed(within=60)
 
@@ -75,11 +75,11 @@ def test_the_last_ones_are_closed_when_it_is_stopped(closer: BackgroundCloser) -
 def test_a_fork_of_the_process_waits_for_nobody(closer: BackgroundCloser) -> None:
     """It closes copies, and the socket is not its own."""
     pipe = _Pipe()
-    closer.close([os.dup(pipe.writer)])
+    closer.close([os.dup(pipe.writer)], may_start=True)
     child = processes.fork()
     if child == 0:
         closer.finish()
-        closer.close([pipe.writer])
+        closer.close([pipe.writer], may_start=True)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(pipe.writer)
