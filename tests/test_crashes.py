@@ -846,9 +846,8 @@ def test(overlay_root, tmp_path):
                 test = int(line.rpartition("TEST")[2])
             if "WORKING" in line:
                 break
-        assert test
         # Two seconds may be over before the function begins, where the machine is busy.
-        assert what == "timeout" or marked(machine.word)
+        assert what == "timeout" or (test and marked(machine.word))
         if what == "pytest":
             process.kill()
         elif what == "test":
