@@ -80,14 +80,14 @@ def test_the_timer_of_a_wider_fixture(pytester: pytest.Pytester, record: Record)
 
 def test_faulthandler_timeout(pytester: pytest.Pytester, record: Record) -> None:
     """The traceback is that of the test, and the next test has a watchdog of its own."""
-    pytester.makeini("[pytest]\nfaulthandler_timeout = 0.5")
+    pytester.makeini("[pytest]\nfaulthandler_timeout = 2")
     pytester.makepyfile(
         """
         import time
         def test_one(overlay_root): wait_here()
         def test_two(overlay_root): wait_here()
         def test_three(overlay_root): pass
-        def wait_here(): time.sleep(1)
+        def wait_here(): time.sleep(4)
         """
     )
     recorded = record()
