@@ -17,6 +17,7 @@ from .. import pytest_internals
 from ..config import options
 from ..engine.linux.errors import SandboxError, said
 from ..engine.plan.spec import SandboxSpec
+from ..engine.probe.features import TRANSIENT_ERRNOS
 from .sandboxes import Sandboxes
 from .selection import Selection
 
@@ -31,7 +32,11 @@ _TEMPORARY: Final = "mountns-guarded"
 
 @final
 class Guards:
-    """Makes the guards of a session, one for each set of places that tests may write to."""
+    """Makes the guards of a session.
+
+    The last one is kept for the tests after it. No more are: each holds a descriptor, and a suite
+    may have any number of different marks.
+    """
 
     def __init__(self, config: pytest.Config, selection: Selection, sandboxes: Sandboxes) -> None:
         self._config = config
@@ -43,7 +48,8 @@ class Guards:
             and not options.is_audit(config)
         )
         self._probe: GuardProbe | None = None
-        self._guards: dict[SandboxSpec, Guard] = {}
+        #: The last guard, and what it was made for.
+        self._kept: tuple[SandboxSpec, Guard] | None = None
         #: The directory for temporary files of the run; "" before the first guarded test.
         self._base = ""
         #: That directory if nobody else removes it.
@@ -53,12 +59,19 @@ class Guards:
 
     @property
     def probe(self) -> GuardProbe:
-        """Whether this machine can guard tests. It is found out when this is first read."""
-        if self._probe is None:
+        """Whether this machine can guard tests.
+
+        It is found out when this is first read. If that fails for a reason that may pass, as a lack
+        of memory, it is tried again the next time.
+        """
+        found = self._probe
+        if found is None:
             from ..engine.probe.guard import probe_guard
 
-            self._probe = probe_guard()
-        return self._probe
+            found = probe_guard()
+        if not (found.trial.errno in TRANSIENT_ERRNOS or found.trial.of_process):
+            self._probe = found
+        return found
 
     @property
     def are_made(self) -> bool:
@@ -113,13 +126,19 @@ class Guards:
         from ..engine.sandbox.guard import make_guard
 
         spec = self._sandboxes.with_run_volumes(item, self._selection.spec(item))
-        known = self._guards.get(spec)
-        if known is None or any(map(os.path.exists, known.missing)):
-            if known is not None:
-                known.close()
-            plan = plan_guard(spec, [self.begin()])
-            known = self._guards[spec] = make_guard(plan, self.probe.abi)
-        return known
+        if self._kept is not None:
+            made_for, known = self._kept
+            if made_for == spec and not any(map(os.path.exists, known.missing)):
+                return known
+        made = make_guard(plan_guard(spec, [self.begin()]), self.probe.abi)
+        self._let_go()
+        self._kept = (spec, made)
+        return made
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            self._kept[1].close()
+            self._kept = None
 
     def begin(self) -> str:
         """Before the fixtures of the first guarded test: choose where temporary files lie.
@@ -145,9 +164,7 @@ class Guards:
 
     def close(self) -> None:
         """At the end of the session."""
-        for guard in self._guards.values():
-            guard.close()
-        self._guards.clear()
+        self._let_go()
         if self._own_base:
             shutil.rmtree(self._own_base, ignore_errors=True)
         if self._temporary_before is not None:

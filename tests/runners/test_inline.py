@@ -435,3 +435,22 @@ def test_a_test_that_opens_as_many_files_as_it_may(
         """,
     )
     passes(record("--mountns", "-p", "no:cacheprovider"))
+
+
+def test_many_different_sandboxes(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    """What is kept for tests with the same keys does not use up the descriptors."""
+    write(
+        pytester,
+        """
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (250, 250))
+
+        def each(number):
+            return pytest.param(number, marks=pytest.mark.mountns(tmpfs=[f"/tmp/{number}"]))
+
+        @pytest.mark.parametrize("number", map(each, range(150)))
+        def test_it(number): pass
+        """,
+    )
+    passes(record("--mountns", "-p", "no:cacheprovider"))

@@ -145,6 +145,51 @@ def test_what_may_be_written(pytester: pytest.Pytester) -> None:
     assert f"{pytester.path}/tree/other: refused" in tree
 
 
+def test_many_different_guards(pytester: pytest.Pytester) -> None:
+    """What is kept for tests that may write to the same places does not use up the descriptors."""
+    pytester.makepyfile(
+        """
+        import pytest, resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+        def each(number):
+            return pytest.param(number, marks=pytest.mark.mountns(writes=[f"/srv/{number}"]))
+
+        @pytest.mark.parametrize("number", map(each, range(120)))
+        def test(number): pass
+        """
+    )
+    run(pytester).assert_outcomes(passed=120)
+
+
+def test_what_fails_for_a_moment_is_tried_again(pytester: pytest.Pytester) -> None:
+    """A machine that had no memory when it was first tried can guard the tests after that."""
+    pytester.makeconftest(
+        """
+        import errno
+        from pathlib import Path
+        from pytest_mountns.engine.linux import syscalls
+        from pytest_mountns.engine.linux.errors import SyscallError
+
+        create = syscalls.landlock_create_ruleset
+
+        def fail_once(attributes):
+            if not Path("failed").exists():
+                Path("failed").touch()
+                raise SyscallError(errno.ENOMEM, "landlock_create_ruleset()")
+            return create(attributes)
+
+        syscalls.landlock_create_ruleset = fail_once
+        """
+    )
+    pytester.makepyfile("def test(): pass")
+    result = run(pytester)
+    assert Path("failed").exists()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines("mountns: 1 test guarded, not isolated*")
+
+
 def test_what_a_guard_cannot_give_is_skipped(pytester: pytest.Pytester) -> None:
     directory = pytester.mkdir("directory")
     pytester.makepyfile(

@@ -48,6 +48,8 @@ _Shared: TypeAlias = Overlay | Bind | Protect
 #: With more remaining steps than this no template is made: each of their mounts is held as a
 #: descriptor, and the usual limit is 1024.
 _MOST_REMAINING: Final = 300
+#: How many plans have templates at a time.
+_MOST_KEPT: Final = 32
 
 
 class UpperState(NamedTuple):
@@ -278,8 +280,30 @@ def _is_filled(scratch: int, overlay: Layered) -> bool:
 
 
 @final
+@dataclass(slots=True)
+class _Kept:
+    """The templates of one plan."""
+
+    #: It is held, or its identity might become another plan's.
+    plan: Plan
+    without_overlays: Template | None
+    #: The same as :attr:`without_overlays` if no overlay can be shared.
+    with_overlays: Template | None = None
+    #: Whether :attr:`with_overlays` was looked for.
+    looked_for: bool = False
+
+    def close(self) -> None:
+        both = {id(one): one for one in (self.without_overlays, self.with_overlays) if one}
+        for template in both.values():
+            template.close()
+
+
+@final
 class Templates:
     """The templates of one process, made when they are first asked for.
+
+    Those of the plans that were asked for last are kept, 32 of them: each holds up to four
+    descriptors, and a suite may have any number of different plans.
 
     ``places`` are directories that tests are expected to write to. Overlays that hold one of them
     are made for each sandbox: such directories are written to on the host as well. If that happens
@@ -289,51 +313,54 @@ class Templates:
 
     def __init__(self, places: Sequence[str]) -> None:
         self._unshared = {os.path.realpath(place) for place in places}
-        # By the identity of the plan: to compare long plans takes time. The plan is held as well,
-        # or its identity might become another plan's.
-        self._without_overlays: dict[int, tuple[Plan, Template | None]] = {}
-        self._with_overlays: dict[int, tuple[Plan, Template | None]] = {}
+        # By the identity of the plan: to compare long plans takes time. The one that was asked for
+        # last comes last.
+        self._kept: dict[int, _Kept] = {}
 
     def without_overlays(self, plan: Plan, stage: int) -> Template | None:
         """Returns the template that has no overlays, or None if there is none for this plan.
 
         Raises :class:`SandboxError` if it cannot be made.
         """
-        known = self._without_overlays.get(id(plan))
-        if known is None:
-            made = make_template(plan, stage, unshared=None) if can_share_mounts(plan) else None
-            known = self._without_overlays[id(plan)] = (plan, made)
-        return known[1]
+        return self._of(plan, stage).without_overlays
 
-    def with_overlays(self, plan: Plan, stage: int, other: Template | None) -> Template | None:
+    def _of(self, plan: Plan, stage: int) -> _Kept:
+        known = self._kept.pop(id(plan), None)
+        if known is None:
+            while len(self._kept) >= _MOST_KEPT:
+                self._kept.pop(next(iter(self._kept))).close()
+            made = make_template(plan, stage, unshared=None) if can_share_mounts(plan) else None
+            known = _Kept(plan, made)
+        self._kept[id(plan)] = known
+        return known
+
+    def with_overlays(self, plan: Plan, stage: int) -> Template | None:
         """Returns the template with the overlays that no test has written to so far.
 
-        ``other`` is the one without overlays, which is returned if there are no such overlays.
-        Raises :class:`SandboxError` if it cannot be made.
+        It is the one without overlays if there are no such overlays. Raises :class:`SandboxError`
+        if it cannot be made.
         """
-        known = self._with_overlays.get(id(plan))
-        if known is not None and known[1] is not None and known[1] is not other:
-            written = known[1].written_overlays()
+        known = self._of(plan, stage)
+        with_overlays, other = known.with_overlays, known.without_overlays
+        if with_overlays is not None and with_overlays is not other:
+            written = with_overlays.written_overlays()
             if not written:
-                return known[1]
+                return with_overlays
             # A suite that writes there once usually does it again.
             self._unshared.update(written)
-            self._with_overlays.pop(id(plan))
-            known[1].close()
-            known = None
-        if known is None:
+            known.with_overlays, known.looked_for = None, False
+            with_overlays.close()
+        if not known.looked_for:
             made = other
             if other is not None and can_share_overlays(plan):
                 steps = shared_steps(plan, unshared=self._unshared)
                 if any(isinstance(step, Overlay) for step in steps):
                     made = make_template(plan, stage, unshared=self._unshared)
-            known = self._with_overlays[id(plan)] = (plan, made)
-        return known[1]
+            known.with_overlays, known.looked_for = made, True
+        return known.with_overlays
 
     def close(self) -> None:
         """Close all templates. They are made again when they are asked for."""
-        known = (*self._without_overlays.values(), *self._with_overlays.values())
-        for template in {id(one): one for _, one in known if one is not None}.values():
-            template.close()
-        self._without_overlays.clear()
-        self._with_overlays.clear()
+        for known in self._kept.values():
+            known.close()
+        self._kept.clear()

@@ -171,7 +171,7 @@ class SandboxManager:
         stage = self.stage
         template = without_overlays = self._templates.without_overlays(plan, stage)
         if shared and not layers:
-            template = self._templates.with_overlays(plan, stage, without_overlays)
+            template = self._templates.with_overlays(plan, stage)
         return make(
             plan,
             stage,
