@@ -107,11 +107,17 @@ class ParkedDescriptors:
     def collect(self) -> list[int]:
         """New descriptors of what is parked, in the same order. It stays parked as well.
 
-        Raises :class:`OSError` if there are too many open files.
+        Raises :class:`OSError` if this process may not open so many files.
         """
         flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK
-        _, messages, _, _ = self._receiver.recvmsg(1, socket.CMSG_SPACE(4 * _MOST), flags)
-        return [fd for _, _, data in messages for fd in array.array("i", data)]
+        _, messages, found, _ = self._receiver.recvmsg(1, socket.CMSG_SPACE(4 * _MOST), flags)
+        descriptors = [fd for _, _, data in messages for fd in array.array("i", data)]
+        if found & socket.MSG_CTRUNC:
+            # Only as many came as there was room for, recvmsg(2).
+            for fd in descriptors:
+                posix.close(fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return descriptors
 
     def clear(self) -> None:
         """Drop what is parked, if anything is."""
