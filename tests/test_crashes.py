@@ -796,7 +796,7 @@ import os, signal, subprocess, sys, time
 def work(path):
     subprocess.Popen(["sleep", "1000"], start_new_session=True)
     path.write_text("x")
-    print("WORKING", flush=True)
+    print("WORKING", os.getppid(), flush=True)
     time.sleep(ENDS)
 """
 
@@ -825,7 +825,7 @@ def test_after(overlay_root, tmp_path):
     assert "1 passed" in out.splitlines()[-1] or "2 passed" in out.splitlines()[-1], out
 
 
-@pytest.mark.parametrize("what", ["pytest", "test", "timeout", "ctrl-c"])
+@pytest.mark.parametrize("what", ["pytest", "test", "supervisor", "timeout", "ctrl-c"])
 def test_nothing_is_left_of_a_function_that_is_running(
     pytester: pytest.Pytester, machine: Machine, what: str
 ) -> None:
@@ -845,6 +845,7 @@ def test(overlay_root, tmp_path):
             if "TEST" in line:
                 test = int(line.rpartition("TEST")[2])
             if "WORKING" in line:
+                supervisor = int(line.rpartition("WORKING")[2])
                 break
         # Two seconds may be over before the function begins, where the machine is busy.
         assert what == "timeout" or (test and marked(machine.word))
@@ -852,6 +853,8 @@ def test(overlay_root, tmp_path):
             process.kill()
         elif what == "test":
             os.kill(test, signal.SIGKILL)
+        elif what == "supervisor":
+            os.kill(supervisor, signal.SIGKILL)
         elif what == "ctrl-c":
             os.kill(test, signal.SIGINT)
             process.send_signal(signal.SIGINT)

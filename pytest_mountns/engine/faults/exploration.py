@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import pickle
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, NoReturn, final
 
@@ -14,7 +14,7 @@ from ..linux import processes, syscalls
 from ..linux.errors import SandboxError, errno_name, said
 from ..linux.helper_process import channel, receive_answer, send_answer
 from ..linux.untouched import os, socket, time
-from .calls import BY_NAME, Kind, architecture
+from .calls import BY_NAME, Architecture, Kind, architecture
 from .crash_point import CrashSupervisor, GivenUp, Order, Point, Run
 from .observation import PowerModel
 from .subject import flush_output
@@ -330,8 +330,32 @@ def run(function: Callable[[], object], order: Order) -> Run:
     """Run ``function`` once, under a supervisor. Raises :class:`SandboxError`."""
     machine = architecture()
     flush_output()
+    with _adopting():
+        return _run(function, order, machine)
+
+
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """Within the context orphans become children of this process.
+
+    If a supervisor is killed, what the function has started can be found.
+    """
+    try:
+        was = syscalls.is_subreaper()
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    except OSError as error:
+        raise SandboxError("adopt what a function leaves running", said(error)) from error
+    try:
+        yield
+    finally:
+        if not was:
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _run(function: Callable[[], object], order: Order, machine: Architecture) -> Run:
     receiver, sender = channel()
     parent = os.getpid()
+    before = processes.own_children()
     try:
         child = processes.fork()
     except OSError as error:
@@ -354,6 +378,7 @@ def run(function: Callable[[], object], order: Order) -> Run:
         _reap(child)
     content = answer.content
     if content is None:
+        _end_orphans(before)
         raise SandboxError(
             "supervise the system calls of a process",
             cause="the supervisor has ended without an answer",
@@ -387,6 +412,15 @@ def _supervise(
         syscalls.exit_now(0)
     finally:
         syscalls.exit_now(1)
+
+
+def _end_orphans(before: Collection[int]) -> None:
+    """Kill the children of this process, but for those of ``before``: a supervisor has left them.
+
+    When one has ended, its own children become children of this process.
+    """
+    while orphans := [child for child in processes.own_children() if child not in before]:
+        processes.end(orphans)
 
 
 def _reap(child: int) -> None:

@@ -71,6 +71,7 @@ PR_SET_DUMPABLE: Final = 4
 PR_SET_KEEPCAPS: Final = 8
 PR_SET_NAME: Final = 15
 PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_RAISE: Final = 2
@@ -311,6 +312,13 @@ def prctl(option: int, value: int, third: int = 0) -> None:
     """prctl(2) with one or two arguments."""
     if _libc.prctl(option, value, third, 0, 0) < 0:
         raise _fail(f"prctl({option}, {value})")
+
+
+def is_subreaper() -> bool:
+    """prctl(2) ``PR_GET_CHILD_SUBREAPER``: whether orphans become children of this process."""
+    found = ctypes.c_int()
+    prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(found))
+    return bool(found.value)
 
 
 def set_thread_name(name: bytes) -> None:
