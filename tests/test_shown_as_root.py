@@ -212,18 +212,25 @@ def test_another(): assert False
     assert "newuidmap is not installed; sudo apt install uidmap" in text
 
 
-def test_programs_that_refuse(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [("#!/bin/sh\necho not today >&2\nexit 1\n", "not today"), ("no program\n", "ENOEXEC")],
+    ids=["refuses", "cannot be started"],
+)
+def test_programs_that_refuse(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, program: str, said: str
+) -> None:
     """The test runs with one user, and its report has what newuidmap(1) has said."""
     programs = pytester.mkdir("programs")
     for name in ("newuidmap", "newgidmap"):
-        (programs / name).write_text("#!/bin/sh\necho not today >&2\nexit 1\n")
+        (programs / name).write_text(program)
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     trial, maps = probe_subordinate_ids()
     assert maps is None
     if "gives no range" in trial.cause:
         pytest.skip(trial.cause)
-    assert "not today" in trial.kernel
+    assert said in trial.kernel
     result = run(pytester, "def test(tmp_path): os.chown(tmp_path, 33, 33)")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines("chown: the user namespace of this test has one uid*")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
 from . import syscalls
-from .errors import Unavailable
+from .errors import Unavailable, said
 from .processes import fork, reap
 from .untouched import _signal, open, os
 
@@ -122,18 +122,18 @@ def enter_mapped(maps: IdMaps, enter: Callable[[], object]) -> None:
         finally:
             os.close(go_writer)
             go_writer = -1
-            said = b""
+            answer = b""
             while piece := os.read(said_reader, 1 << 16):
-                said += piece
+                answer += piece
             reap(child)
     finally:
         for fd in (go_reader, go_writer, said_reader, said_writer):
             if fd >= 0:
                 os.close(fd)
-    if said != b"mapped":
+    if answer != b"mapped":
         raise Unavailable(
             _WHAT,
-            said.decode(errors="replace") or "the process that was to do it has ended",
+            answer.decode(errors="replace") or "the process that was to do it has ended",
             "the programs have no rights here, as in a container, or another user has the ranges",
             "ls -l $(which newuidmap newgidmap); cat /etc/subuid /etc/subgid",
         )
@@ -161,6 +161,7 @@ def _map_when_told(maps: IdMaps, target: int, reader: int, writer: int) -> None:
                     return
             os.write(writer, b"mapped")
     except Exception as error:  # noqa: BLE001 - for the other process to say
-        os.write(writer, repr(error).encode()[:1000])
+        text = said(error) if isinstance(error, OSError) else repr(error)
+        os.write(writer, text.encode()[:1000])
     finally:
         syscalls.exit_now(0)
