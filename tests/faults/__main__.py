@@ -33,14 +33,24 @@ def ways() -> list[Way]:
         Way("inline", "process='inline'"),
         Way("inline-threads", "process='inline'", threads=3),
     ]
-    shown_as_root = Way("shown-as-root", "user='root'")
+    # Of an ordinary user, with all ids that this user may map.
+    shown_as_root = Way("shown-as-root", "user='root'", places=("/etc", "/usr/local"))
+    writable = Way("writable", "user='root', writable=['/etc']", places=("/etc",))
+    # newuidmap(1) is not found, so that the user has one id.
+    one_id = replace(writable, name="writable-one-id", command=("env", "PATH=/no/programs"))
+    guard = Way(
+        "guard",
+        command=(sys.executable, "-m", "tests.helpers.confined"),
+        options=("--mountns", "--mountns-unavailable=guard"),
+        guarded=True,
+    )
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
-        return [*plain, *inline, shown_as_root]
+        return [*plain, *inline, shown_as_root, writable, one_id, guard]
     as_user = [
         replace(way, name=f"user-{way.name}", command=_USER)
         for way in (*plain, *inline, shown_as_root)
     ]
-    return [*plain, *inline, *as_user]
+    return [*plain, *inline, guard, *as_user]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -23,12 +23,13 @@ from . import shim, suite
 from .events import Called, Event, Failed, Over, Report, Target, from_line
 
 #: A session that writes nothing for so many seconds is taken to hang.
-PATIENCE: Final = 60.0
+PATIENCE: Final = 180.0
 #: The outcomes that a fault may have. Any other is a defect.
 GOOD: Final = ("works", "named", "died", "aborted", "not reached")
 #: From the stack that faulthandler shows. The message before it may be captured.
 _NO_RETURN: Final = " in give_up"
-_LEFT_AT_HOME: Final = ".mountns-faults-left"
+#: What tests write in places that are not the runner's own.
+_LEFT: Final = ".mountns-faults-left"
 
 Case = tuple[str, str]
 
@@ -43,6 +44,10 @@ class Way:
     options: Sequence[str] = ()
     #: How many threads are alive besides.
     threads: int = 0
+    #: Directories of the host that a test writes to, besides the project and the home.
+    places: Sequence[str] = ()
+    #: Whether tests run on the host under a guard, where most of what they write is refused.
+    guarded: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,9 @@ class Runner:
         (self._project / "volume").mkdir(parents=True)
         (self._project / "mounted").mkdir()
         (self._project / "pytest.ini").write_text("[pytest]\n")
-        text = suite.TEXT.replace("{marks}", way.marks).replace("{threads}", str(way.threads))
+        text = suite.GUARDED if way.guarded else suite.TEXT
+        for key in ("marks", "threads", "places"):
+            text = text.replace(f"{{{key}}}", str(getattr(way, key)))
         (self._project / "test_it.py").write_text(text)
         (place / "tmp").mkdir()
         self._files = sorted(path.name for path in self._project.iterdir())
@@ -217,7 +224,8 @@ class Runner:
     def _left(self) -> list[str]:
         """The files of tests that can be seen on the host, where none may be. Removes them."""
         found = []
-        for path in (Path.home() / _LEFT_AT_HOME, *self._project.iterdir()):
+        places = (Path.home(), *map(Path, self._way.places))
+        for path in (*(one / _LEFT for one in places), *self._project.iterdir()):
             if path.name not in self._files and path.exists() and path.name != "__pycache__":
                 found.append(str(path))
                 path.unlink()

@@ -1,6 +1,7 @@
-"""The suite that faults are injected into, copied as a test file.
+"""The suites that faults are injected into, copied as a test file.
 
-`{marks}` are keys of a mark, and `{threads}` is the number of threads that are alive besides.
+`{marks}` are keys of a mark, `{threads}` is the number of threads that are alive besides, and
+`{places}` are more directories that tests write to.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def write_everywhere():
 
 def write():
     (HERE / "left").write_text("x")
-    (Path.home() / ".mountns-faults-left").write_text("x")
+    for place in (Path.home(), *map(Path, {places})):
+        (place / ".mountns-faults-left").write_text("x")
 
 
 def test_first():
@@ -87,4 +89,51 @@ def test_after(number):
 
 def test_last():
     write_everywhere()
+'''
+
+#: For tests that run on the host, under a guard. Each of them has a guard of its own.
+GUARDED: Final = '''
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CASES = len(json.loads(Path(os.environ["MOUNTNS_FAULTS_CASES"]).read_text()))
+OUTSIDE = (HERE / "left", Path.home() / ".mountns-faults-left")
+
+
+def each(number):
+    return pytest.param(number, marks=pytest.mark.mountns(writes=[f"/srv/{number}/**"]))
+
+
+@pytest.fixture(autouse=True)
+def writes(tmp_path):
+    """If any of this is seen outside, there was no guard."""
+    for path in OUTSIDE:
+        try:
+            path.write_text("x")
+        except PermissionError:
+            continue
+        pytest.fail("NOT ISOLATED")
+    (tmp_path / "file").write_text("x")
+
+
+def test_first():
+    pass
+
+
+@pytest.mark.parametrize("number", map(each, range(CASES)))
+def test_target(number):
+    pass
+
+
+@pytest.mark.parametrize("number", range(CASES))
+def test_after(number):
+    pass
+
+
+def test_last():
+    pass
 '''

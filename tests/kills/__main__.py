@@ -1,8 +1,10 @@
 """End pytest by SIGKILL at random instants, and look for what is left: mounts, files, processes.
 
-A session runs 15 tests, each of which writes everywhere; those with a PID namespace leave a process
-behind. It is killed at an instant of its life that chance chooses. Exit status 1 if anything is
-left.
+A session runs some tests, each of which writes everywhere; those with a PID namespace leave a
+process behind. It is killed at an instant of its life that chance chooses. In the ways with "any",
+"crashes" and "faults" one of all its processes is killed, as a test process or a supervisor of
+system calls, and the session has to end by itself. Exit status 1 if anything is left or does not
+end.
 """
 
 from __future__ import annotations
@@ -102,12 +104,16 @@ def set_apart() -> None:
 
 
 def table(tallies: Sequence[Tally]) -> list[str]:
-    head = f"{'way':10} {'kills':>6} {'too late':>9} {'mounts':>7} {'files':>6} {'processes':>9}"
+    head = (
+        f"{'way':15} {'kills':>6} {'too late':>9} {'mounts':>7} {'files':>6} {'processes':>9}"
+        f" {'hangs':>6}  depths"
+    )
     return [
         head,
         *(
-            f"{t.way:10} {t.kills:6} {t.ended:9} {len(t.left['mounts']):7}"
-            f" {len(t.left['files']):6} {len(t.left['processes']):9}"
+            f"{t.way:15} {t.kills:6} {t.ended:9} {len(t.left['mounts']):7}"
+            f" {len(t.left['files']):6} {len(t.left['processes']):9} {len(t.left['hangs']):6}"
+            f"  {', '.join(f'{depth}: {n}' for depth, n in sorted(t.depths.items()))}"
             for t in tallies
         ),
     ]
