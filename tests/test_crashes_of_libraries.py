@@ -4,6 +4,8 @@ Each changes a value from OLD to NEW. The outcomes are facts about the versions 
 docs/crashes.md shows them as a table. Libraries that are not installed are skipped::
 
     pip install python-dotenv tinydb diskcache pickledb atomicwrites safer
+
+``dbm.gnu`` and ``dbm.ndbm`` depend on what Python was built with; Debian's has both (python3-gdbm).
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ GOOD: Final = "good"
 LATE: Final = "late"
 #: It can be neither: an error, an empty file, a mixture.
 BAD: Final = "bad"
+#: It writes through a mapping of the file, without a system call, so there was no crash point.
+UNSEEN: Final = "unseen"
 
 WAYS: Final[dict[str, dict[str, Any]]] = {
     "killed": {},
@@ -140,27 +144,27 @@ def sqlite(mode: str, synchronous: str, *expected: str) -> Subject:
 
 
 def set_dotenv(place: Path, value: str) -> None:
-    import dotenv  # type: ignore[import-not-found, unused-ignore]
+    import dotenv  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     (place / "file").touch()
     dotenv.set_key(str(place / "file"), "KEY", value)
 
 
 def get_dotenv(place: Path) -> str:
-    import dotenv  # type: ignore[import-not-found, unused-ignore]
+    import dotenv  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     return str(dotenv.dotenv_values(place / "file")["KEY"])
 
 
 def set_tinydb(place: Path, value: str) -> None:
-    import tinydb  # type: ignore[import-not-found, unused-ignore]
+    import tinydb  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with tinydb.TinyDB(place / "file") as database:
         database.upsert({"key": value}, tinydb.Query().key.exists())
 
 
 def get_tinydb(place: Path) -> str:
-    import tinydb  # type: ignore[import-not-found, unused-ignore]
+    import tinydb  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with tinydb.TinyDB(place / "file") as database:
         (row,) = database.all()
@@ -168,7 +172,7 @@ def get_tinydb(place: Path) -> str:
 
 
 def set_pickledb(place: Path, value: str) -> None:
-    import pickledb  # type: ignore[import-not-found, unused-ignore]
+    import pickledb  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with pickledb.PickleDB(str(place / "file")) as database:
         database.set("key", value)
@@ -176,7 +180,7 @@ def set_pickledb(place: Path, value: str) -> None:
 
 
 def get_pickledb(place: Path) -> str:
-    import pickledb  # type: ignore[import-not-found, unused-ignore]
+    import pickledb  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with pickledb.PickleDB(str(place / "file")) as database:
         return str(database.get("key"))
@@ -186,7 +190,7 @@ def diskcache(size: int, *expected: str) -> Subject:
     """``size``: values from this length on are files beside the database."""
 
     def cache(place: Path) -> Any:
-        import diskcache  # type: ignore[import-not-found, unused-ignore]
+        import diskcache  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         return diskcache.Cache(str(place / "cache"), disk_min_file_size=size)
 
@@ -203,7 +207,7 @@ def diskcache(size: int, *expected: str) -> Subject:
 
 
 def set_atomicwrites(place: Path, value: str) -> None:
-    from atomicwrites import (  # type: ignore[import-not-found, unused-ignore]
+    from atomicwrites import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
         atomic_write,
     )
 
@@ -212,10 +216,28 @@ def set_atomicwrites(place: Path, value: str) -> None:
 
 
 def set_safer(place: Path, value: str) -> None:
-    import safer  # type: ignore[import-not-found, unused-ignore]
+    import safer  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with safer.open(place / "file", "w", temp_file=True) as file:
         file.write(value)
+
+
+def pip_cache(place: Path) -> Any:
+    """The cache of responses of pip: private to it, and what it writes is what is asked for."""
+    from pip._internal.network.cache import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        SafeFileCache,
+    )
+
+    return SafeFileCache(str(place / "http"))
+
+
+def set_pip(place: Path, value: str) -> None:
+    pip_cache(place).set("https://example.org/", value.encode())
+
+
+def get_pip(place: Path) -> str:
+    found: bytes = pip_cache(place).get("https://example.org/")
+    return found.decode()
 
 
 SUBJECTS: Final = {
@@ -226,6 +248,8 @@ SUBJECTS: Final = {
     ),
     "configparser, written in place": Subject(set_ini, get_ini, (BAD, BAD, BAD, BAD)),
     "shelve, with dbm.dumb": shelf("dbm.dumb", BAD, BAD, BAD, BAD),
+    "shelve, with dbm.gnu": shelf("dbm.gnu", UNSEEN, UNSEEN, GOOD, GOOD),
+    "shelve, with dbm.ndbm": shelf("dbm.ndbm", BAD, BAD, BAD, BAD),
     "sqlite3, delete, full": sqlite("delete", "full", GOOD, GOOD, GOOD, LATE),
     "sqlite3, delete, normal": sqlite("delete", "normal", GOOD, GOOD, GOOD, LATE),
     "sqlite3, delete, extra": sqlite("delete", "extra", GOOD, GOOD, GOOD, GOOD),
@@ -239,6 +263,7 @@ SUBJECTS: Final = {
     "diskcache, in its database": diskcache(1 << 20, GOOD, GOOD, GOOD, GOOD),
     "diskcache, in files": diskcache(1000, GOOD, GOOD, BAD, BAD),
     "atomicwrites": Subject(set_atomicwrites, get_text, (GOOD, GOOD, GOOD, GOOD), "atomicwrites"),
+    "pip, a response in its cache": Subject(set_pip, get_pip, (GOOD, GOOD, GOOD, LATE), "pip"),
     "safer, with temp_file": Subject(set_safer, get_text, (GOOD, GOOD, BAD, BAD), "safer"),
 }
 
@@ -264,6 +289,8 @@ def test_what_is_left(
             break
         if crash.ended and value == OLD:
             outcome = LATE
+    if crash.mapped and not crash.of:
+        outcome = UNSEEN
     expected = subject.expected[list(WAYS).index(way)]
     assert outcome == expected, crash
 

@@ -363,3 +363,44 @@ def test_the_supervisor_ends_with_the_test(
     )
     with machine.running([str(pytester.path)], pytester.path) as process:
         process.communicate(timeout=60)
+
+
+@pytest.mark.layered
+def test_crashes_in_a_test_with_faults_are_refused_in_words(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def crash(overlay_root, tmp_path):
+            list(overlay_root.crashes(lambda: (tmp_path / "f").write_text("x")))
+
+        @pytest.mark.mountns(faults=["fsync:**:EIO"])
+        def test_mark(overlay_root, tmp_path): crash(overlay_root, tmp_path)
+
+        def test_context(overlay_root, tmp_path):
+            with overlay_root.faults("fsync:**:EIO"):
+                crash(overlay_root, tmp_path)
+
+        def test_context_before(overlay_root, tmp_path):
+            with overlay_root.faults("fsync:**:EIO"):
+                pass
+            crash(overlay_root, tmp_path)
+
+        def test_fault_points(overlay_root, tmp_path):
+            with overlay_root.faults("fsync:**:EIO"):
+                list(overlay_root.fault_points(lambda: (tmp_path / "f").write_text("x")))
+
+        def test_the_other_way_round(overlay_root, tmp_path):
+            def inner():
+                with overlay_root.faults("fsync:**:EIO"):
+                    pass
+            list(overlay_root.crashes(inner))
+        """
+    )
+    refused = fails(record)
+    assert len(refused) == 5
+    for text in refused.values():
+        assert "faults= and faults() cannot be combined with crashes() and fault_points()" in text
+        assert "remedy: use one of them in a test" in text
