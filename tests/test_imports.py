@@ -27,6 +27,7 @@ ASLEEP = {
     "pytest_mountns.runners",
     "pytest_mountns.runners.finisher",
     "pytest_mountns.session",
+    "pytest_mountns.session.made_directories",
     "pytest_mountns.session.selection",
 }
 

@@ -14,6 +14,7 @@ import pytest
 
 from ..config import options
 from ..engine.changes.changes import Changes
+from ..engine.changes.render import COLOURS, Limits, styled, text_of
 from ..engine.linux.errors import SandboxError
 from ..session.observers import Observer, WrittenByTest
 from ..session.temporary import temporary_directories
@@ -36,8 +37,6 @@ def section(found: FilteredChanges) -> str:
     """The text of the section; "" if there is nothing to show."""
     if not found.changes:
         return ""
-    from ..engine.changes.render import Limits, text_of
-
     return "\n".join(text_of(found.changes, Limits(), found.note()))
 
 
@@ -185,8 +184,6 @@ def _with_section(stats: Mapping[str, Sequence[object]]) -> Iterator[Any]:
 
 
 def _coloured(text: str, writer: Any) -> str:
-    from ..engine.changes.render import COLOURS, styled
-
     return "\n".join(
         writer.markup(line, **{COLOURS[style]: True}) if style else line
         for style, line in styled(text)

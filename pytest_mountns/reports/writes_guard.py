@@ -12,6 +12,7 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.changes.changes import Change, Changes, compile_globs
+from ..engine.changes.render import describe
 from ..engine.linux.errors import SandboxError
 from ..session.current import RunningTest
 from ..session.observers import Observer, WrittenByTest
@@ -114,8 +115,6 @@ class _GuardHooks:
 
 
 def _message(new: Sequence[Change], globs: Sequence[str]) -> str:
-    from ..engine.changes.render import describe
-
     # pytest's short summary shows the first line only.
     more = f" and {len(new) - 1} more" if len(new) > 1 else ""
     first = f"{new[0].path}{more} changed, outside of writes=[{', '.join(map(repr, globs))}]"

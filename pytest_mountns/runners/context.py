@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, final
 
 import pytest
 
+from ..engine.linux.fork_pages import ForkPages
 from ..engine.linux.untouched import os
 from ..plugin_state import PluginStates
 from ..session.fixture_scopes import FixtureScopes
@@ -17,7 +18,6 @@ from ..session.session import Session
 if TYPE_CHECKING:
     import warnings
 
-    from ..engine.linux.fork_pages import ForkPages
     from ..forking.timers import Timers
     from .finisher import Finisher
     from .shared_directory import SharedDirectory
@@ -150,9 +150,6 @@ class RunnerContext:
     def fork_pages(self) -> ForkPages:
         """The pages of memory that the kernel copies for a test process within fork(2)."""
         if self._fork_pages is None:
-            # Where all tests run inline it is not needed.
-            from ..engine.linux.fork_pages import ForkPages
-
             self._fork_pages = ForkPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
         return self._fork_pages
 

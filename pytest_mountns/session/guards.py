@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, final
 
 import pytest
@@ -21,7 +22,7 @@ from ..engine.probe.features import TRANSIENT_ERRNOS
 from .sandboxes import Sandboxes
 from .selection import Selection
 
-# What makes guards is imported where it is needed: hardly any session needs it.
+# Hardly any session makes guards, and what makes them takes 5 ms to import.
 if TYPE_CHECKING:
     from ..engine.probe.guard import GuardProbe
     from ..engine.sandbox.guard import Guard
@@ -47,6 +48,10 @@ class Guards:
             and selection.everything is True
             and not options.is_audit(config)
         )
+        if self._wanted:
+            # Later a test may have replaced functions that an import needs.
+            import_module("..engine.probe.guard", __package__)
+            import_module("..engine.sandbox.guard", __package__)
         self._probe: GuardProbe | None = None
         #: The last guard, and what it was made for.
         self._kept: tuple[SandboxSpec, Guard] | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, NamedTuple, final
 
 from ..changes.changes import Changes
+from ..changes.compare import read_changes
 from ..changes.entries import Contents
 from ..plan.model import Layered, Plan
 
@@ -68,8 +69,6 @@ class Uppers:
         ``lower`` is a descriptor of the root of the tree that lies below them. Raises
         :class:`OSError` if something cannot be read, see :func:`.compare.read_changes`.
         """
-        from ..changes.compare import read_changes
-
         return read_changes(
             self.overlays,
             upper_fd=self.scratch,
