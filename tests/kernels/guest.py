@@ -64,6 +64,7 @@ def prepare() -> None:
     for target in ("/dev/shm", "/tmp", "/var/tmp", "/run/lock"):
         os.makedirs(target, exist_ok=True)
         os.chmod(target, 0o1777)
+    Path("/etc/hosts").write_text("127.0.0.1 localhost\n")
     # useradd gives ranges of subordinate ids only if there are files for them.
     for file in ("/etc/subuid", "/etc/subgid"):
         Path(file).touch()

@@ -315,4 +315,5 @@ def test_a_volume_and_capabilities_are_as_ever() -> None:
 
         return in_child(test)
 
+    skip_unless_in_memory("user")
     assert in_world(world, "user", prepare) is False
