@@ -87,6 +87,8 @@ def _sections(result: pytest.RunResult) -> list[str]:
 
 @pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["one", "xdist"])
 def test_a_suite_of_ten(pytester: pytest.Pytester, workers: list[str]) -> None:
+    if workers:
+        pytest.importorskip("xdist")
     file = pytester.makepyfile(SUITE)
     result = run(pytester, *workers)
     result.assert_outcomes(passed=7, failed=2, skipped=1)
