@@ -56,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[summary_key] = Summary()
     config.pluginmanager.register(Hooks(config), "mountns-hooks")
     config.pluginmanager.register(Finisher(), "mountns-finisher")
+    config.pluginmanager.register(Innermost(config), "mountns-innermost")
     if is_asked_for(config):
         activation.activate(config)
 
@@ -307,3 +308,18 @@ class Hooks:
         """In a test process: forward it."""
         if (process := self._process) is not None:
             process.warning(warning_message, when, nodeid)
+
+
+class Innermost:
+    """A wrapper of the protocol within those of other plugins."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+        """End a test process here, so that wrappers of other plugins end in one process only."""
+        active = activation.find(self._config)
+        if active is None:
+            return (yield)
+        return (yield from active.runner.within_wrappers())

@@ -22,7 +22,7 @@ except ImportError:  # before pytest 9
     failed_subtests_key = None  # type: ignore[assignment]
 
 
-def _recorded_warnings() -> list[warnings.WarningMessage] | None:
+def recorded_warnings() -> list[warnings.WarningMessage] | None:
     """The list in which pytest records warnings while an item runs.
 
     Inside ``warnings.catch_warnings(record=True)``, the function that shows a warning
@@ -39,7 +39,7 @@ def _recorded_warnings() -> list[warnings.WarningMessage] | None:
 
 def take_recorded_warnings() -> list[warnings.WarningMessage]:
     """Remove and return what was recorded so far, for another process or protocol to report."""
-    recorded = _recorded_warnings()
+    recorded = recorded_warnings()
     taken = list(recorded or ())
     if recorded:
         recorded.clear()
@@ -48,7 +48,7 @@ def take_recorded_warnings() -> list[warnings.WarningMessage]:
 
 def record_warnings(messages: Sequence[warnings.WarningMessage]) -> bool:
     """Record them as if they were issued here. Returns False if nothing is recording."""
-    recorded = _recorded_warnings()
+    recorded = recorded_warnings()
     if recorded is None:
         return False
     recorded.extend(messages)

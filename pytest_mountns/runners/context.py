@@ -64,6 +64,10 @@ class ProcessOfTest(Protocol):
         """Go on in a fresh root. Raises :class:`SandboxError` if there is none."""
         ...
 
+    def hand_over_warnings(self) -> None:
+        """Report what was warned of, as pytest does at the end of the protocol."""
+        ...
+
     def leave(self, error: BaseException | None) -> NoReturn:
         """End this process: the protocol of its item has ended, by ``error`` if there is one."""
         ...

@@ -166,6 +166,28 @@ class Runner:
             test.finish.finish_in_protocol()
         return result
 
+    def within_wrappers(self) -> Generator[None, object, object]:
+        """Around ``pytest_runtest_protocol``, within the wrappers that other plugins put there.
+
+        They have begun before the fork, and so in the pytest process. There, too, they end, as if
+        the test had run in it: what they do at the end is done once.
+        """
+        context = self._context
+        ended_by: BaseException | None = None
+        result: object = True
+        try:
+            result = yield
+        except pytest_internals.Delegated:
+            pass
+        except BaseException as error:
+            if context.process is None or context.module_child is not None:
+                raise
+            ended_by = error
+        if context.process is not None and context.module_child is None:
+            context.process.hand_over_warnings()
+            context.process.leave(ended_by)
+        return result
+
     def _protocol_inline(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:

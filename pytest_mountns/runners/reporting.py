@@ -63,6 +63,8 @@ class ReportingProcess:
         )
         self._live_log = pytest_internals.live_log_state(item.config)
         self._has_printed = False
+        #: The warnings that pytest records while an item runs.
+        self._warnings: list[warnings.WarningMessage] = []
 
     def _inherit(self) -> None:
         """Make this copy of the pytest process one that runs tests and reports nothing itself."""
@@ -71,7 +73,10 @@ class ReportingProcess:
         random.setstate(self._inheritance.randomness)
         config = self._item.config
         pytest_internals.keep_reporters_quiet(config, [self._context.hooks])
-        pytest_internals.take_recorded_warnings()
+        # The test may begin to record for itself, and leave that on.
+        recorded = pytest_internals.recorded_warnings()
+        self._warnings = [] if recorded is None else recorded
+        self._warnings.clear()
         pytest_internals.set_cursor(config, *pytest_internals.cursor(config))
         pytest_internals.before_output_is_released(config, self._settle)
         after_fork.repair()
@@ -104,6 +109,12 @@ class ReportingProcess:
     def skipped(self) -> None:
         """See :meth:`.Observer.skipped`."""
         self._tell(messages.Skipped())
+
+    def hand_over_warnings(self) -> None:
+        """See :meth:`.context.ProcessOfTest.hand_over_warnings`."""
+        if not self.sender.is_copy:
+            for message in self._warnings:
+                self.warning(message, "runtest", self._item.nodeid)
 
     def log_start(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         """``pytest_runtest_logstart`` in this process."""

@@ -59,7 +59,7 @@ class Update(NamedTuple):
 
 
 class Forked(NamedTuple):
-    """What is wrong where tests of this plugin are forked."""
+    """What is wrong where tests of this plugin are forked, or in any sandbox."""
 
     plugin: str
     #: What is wrong, as the end of a sentence that begins with the plugin's name.
@@ -71,6 +71,8 @@ class Forked(NamedTuple):
     items: str = ""
     #: Whether such a test would pass wrongly, or wait for ever: it is not run.
     refused: bool = False
+    #: Whether it is so in any sandbox.
+    everywhere: bool = False
 
 
 PLACES: Final = (
@@ -147,6 +149,12 @@ FORKED: Final = (
         refused=True,
     ),
     Forked(
+        "pytest_forked",
+        "runs each test in a fork of its own, from which a forked test cannot go on",
+        "forked",
+        refused=True,
+    ),
+    Forked(
         "allure_pytest",
         "has the titles of forked tests as they were before the test has changed them",
         "allure_report_dir",
@@ -158,6 +166,15 @@ FORKED: Final = (
     ),
     Forked("pytest_profiling", "measures the pytest process, which waits for tests", "profile"),
     Forked("pytest_profiling", "measures the pytest process, which waits for tests", "profile_svg"),
+    Forked(
+        "pytest_mypy",
+        "keeps its results in a temporary file, which is dropped with the sandbox of its item: the"
+        " outcomes are right, but mypy is run for each item, and its summary at the end is missing",
+        "mypy",
+        items="pytest_mypy",
+        everywhere=True,
+    ),
+    Forked("pytest_insta", "does not list the snapshots of forked tests at the end", "insta"),
     Forked("pytest_codspeed", "keeps its results in the test process", "codspeed"),
     Forked(
         "sybil",
@@ -236,4 +253,6 @@ def remedy_of_update(update: Update) -> str:
 
 def said_of_forked(one: Forked) -> str:
     """What is said at the start."""
+    if one.everywhere:
+        return f"{one.plugin} {one.what}"
     return f'{one.plugin} {one.what}; process="inline" is right'

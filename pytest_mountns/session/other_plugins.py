@@ -85,11 +85,14 @@ class OtherPlugins:
     def notes(self, tests: Sequence[tuple[pytest.Item, SandboxSpec]]) -> list[str]:
         """What is or may be wrong where tests are forked, of those that are known to be."""
         forked = [item for item, spec in tests if spec.is_forked]
-        if not forked:
-            return []
         found = [
-            known_plugins.said_of_forked(one) for item in forked for one in self._concerned(item)
+            known_plugins.said_of_forked(one)
+            for item, spec in tests
+            for one in self._concerned(item)
+            if spec.is_forked or one.everywhere
         ]
+        if not forked:
+            return list(dict.fromkeys(found))
         watched = pytest_internals.watched_plugins(self._config, forked)
         found += [
             f"{plugin} keeps {what} open ({name}), and has hooks that run in test processes: what"

@@ -57,6 +57,7 @@ class Session:
         if self.selection.everything is False:
             return
         self.selection.make_volumes()
+        self.sandboxes.planner.watch_mounts()
         specs = [spec for spec in map(self.selection.valid_spec, items) if spec is not None]
         self.sandboxes.unpack(specs)
         on_base_layers = self.sandboxes.base_layers is not None

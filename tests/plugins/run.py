@@ -162,7 +162,7 @@ def _files(tree: Path) -> Iterator[tuple[str, list[str]]]:
             lines = path.read_text().splitlines()
         except (UnicodeDecodeError, PermissionError):
             lines = []
-        yield name, [plain(line) for line in lines]
+        yield name, [_normal(line) for line in lines]
 
 
 def differences(case: Case, before: Sequence[Run], after: Run, *, several: bool) -> list[str]:
@@ -191,7 +191,7 @@ def differences(case: Case, before: Sequence[Run], after: Run, *, several: bool)
             found.append(what)
 
     differs("outcomes", *([str(each) for each in _outcomes(run)] for run in runs))
-    differs("warnings", *([plain(str(one)) for one in run.warnings] for run in runs))
+    differs("warnings", *([_normal(str(one)) for one in run.warnings] for run in runs))
     differs("reports", *(list(_reports(run, case.drop)) for run in runs))
     if first.status == second.status != after.status:
         found.append(f"exit status {first.status} becomes {after.status}")
@@ -205,7 +205,9 @@ def differences(case: Case, before: Sequence[Run], after: Run, *, several: bool)
     if first.digest == second.digest != after.digest:
         found.append("what it has noted")
     if not found:
-        terminals = [_terminal(run.out, case.drop) for run in (first, second, after)]
+        terminals = [
+            _terminal(run.out, case.drop, several=several) for run in (first, second, after)
+        ]
         differs("the terminal", *terminals)
     return found
 
@@ -214,8 +216,13 @@ def false_green(before: Run, after: Run) -> bool:
     """Whether something passes in the isolated run that does not in the plain one."""
     if after.recorded is None or before.recorded is None:
         return after.status == 0
-    passed = {(one.nodeid, one.when) for one in after.recorded.reports if one.outcome == "passed"}
-    wrong = passed & {(one.nodeid, one.when) for one in before.recorded.failed}
+    # A test with subtests has several reports.
+    before_passed, passed = (
+        {(one.nodeid, one.when) for one in run.recorded.reports if one.outcome == "passed"}
+        for run in (before, after)
+        if run.recorded
+    )
+    wrong = (passed - before_passed) & {(one.nodeid, one.when) for one in before.recorded.failed}
     return bool(wrong) or (after.status == 0 != before.status)
 
 
@@ -228,23 +235,27 @@ def _reports(recorded: Recorded, drop: str) -> Iterator[str]:
     for one in recorded.reports:
         if isinstance(one, Report):
             yield f"{one.nodeid} {one.when} {one.longrepr_type} {one.wasxfail} {one.context}"
-            yield from _kept([plain(line) for line in one.text.splitlines()], drop)
-            yield plain(one.properties)
+            yield from _kept([_normal(line) for line in one.text.splitlines()], drop)
+            yield _normal(one.properties)
             for title, content in one.sections:
                 yield title
-                yield from _kept([plain(line) for line in content.splitlines()], drop)
+                yield from _kept([_normal(line) for line in content.splitlines()], drop)
+
+
+def _normal(text: str) -> str:
+    text = re.sub(r"\d+:\d\d:\d\d(\.\d+)?", "0:00:00", text)
+    return plain(re.sub(r"\d+\.\d+(e[-+]?\d+)?", "0.0", text))
 
 
 def _kept(lines: Sequence[str], drop: str) -> list[str]:
     return [line for line in lines if not (drop and re.search(drop, line))]
 
 
-def _terminal(out: str, drop: str) -> list[str]:
-    lines = [plain(line) for line in out.splitlines()]
-    # Characters of tests that several workers run come in any order.
-    lines = [re.sub(r" ?\[ *\d+%\]", "", line) for line in lines]
-    progress = re.compile(r"[.FEsxXR]+")
-    lines = ["".join(sorted(line)) if progress.fullmatch(line) else line for line in lines]
+def _terminal(out: str, drop: str, *, several: bool) -> list[str]:
+    lines = [re.sub(r" ?\[ *\d+%\]", "", _normal(line)) for line in out.splitlines()]
+    if several:
+        # Several workers' characters come in any order, and other lines between them.
+        lines = [re.sub(r"^[.FEsxXR]+(?=::|$)", "", line) for line in lines]
     own = re.compile(r"mountns: |plugins: |cachedir: ")
     return _kept([line for line in lines if line and not own.match(line)], drop)
 

@@ -208,6 +208,7 @@ CASES = [
         },
         uses="its table of fixtures and calls",
         options=("--pytest-durations=10", "--pytest-durations-min=0"),
+        ordered=False,
         shown=("test_it.py::test_a",),
     ),
     Case(
@@ -245,6 +246,8 @@ CASES = [
             """,
         },
         uses="metadata that tests add",
+        # A test sees what another has added.
+        xdist=False,
     ),
     Case(
         "teamcity-messages",
@@ -329,6 +332,7 @@ CASES = [
         {"test_it.py": "def test_a(snapshot): assert snapshot() == 'x'\n"},
         uses="`--insta=update` writes files",
         options=("--insta=update",),
+        said_forked="does not list the snapshots",
     ),
     Case(
         "inline-snapshot",
@@ -438,6 +442,8 @@ CASES = [
         {"test_it.py": "def test_a(): pass\n"},
         uses="its profile and table",
         options=("--profile",),
+        # What was called, and how long that took.
+        drop=r"function calls|List reduced|:\d+\(|\{|^[A-Z][a-z]{2} ",
         said_forked="measures the pytest process",
     ),
     Case(
@@ -447,6 +453,7 @@ CASES = [
         uses="spans that are exported",
         requires=("opentelemetry-sdk",),
         environment={"OTEL_TRACES_EXPORTER": "console"},
+        drop=r'_id"|_time"|"process\.(command|pid)|instance\.id|timestamp',
         said_forked="exports the spans of a forked test",
     ),
     Case(
@@ -454,6 +461,8 @@ CASES = [
         ("pytest_ruff",),
         {"product.py": "import os\n"},
         uses="`--ruff`: an item for each file",
+        # The plugins' hooks, in a traceback.
+        drop="^(methods|hook_impls) = ",
         options=("--ruff",),
         shown=("`os` imported but unused",),
     ),
