@@ -238,7 +238,7 @@ def _reports(recorded: Recorded, drop: str) -> Iterator[str]:
             yield from _kept([_normal(line) for line in one.text.splitlines()], drop)
             yield _normal(one.properties)
             for title, content in one.sections:
-                yield title
+                yield from _kept([title], drop)
                 yield from _kept([_normal(line) for line in content.splitlines()], drop)
 
 

@@ -88,8 +88,8 @@ CASES = [
         uses="a self-contained report",
         options=("--html=report.html", "--self-contained-html"),
         digest=html_rows,
-        # It has the names of all plugins.
-        drop="data-jsonblob",
+        # It has the names of all plugins, and how long it took.
+        drop="data-jsonblob|took",
     ),
     Case(
         "pytest-json-report",
