@@ -444,8 +444,10 @@ class ModuleTest:
         else:
             if done is None and module_processes.now is not None:
                 module_processes.let_go(now, kill=False, has_left=True)
-            torn_down = done.torn_down if done is not None else True
-            answer = leave or messages.Leave(torn_down=torn_down)
+            answer = leave or messages.Leave()
+            if done is not None:
+                # When the process leaves, it has torn down everything.
+                answer = answer._replace(torn_down=done.torn_down)
             self.finish.answer(answer, interrupted=interrupted)
         hearing.uppers = None
         self.finish.conclude(refused=hearing.refusal is not None)

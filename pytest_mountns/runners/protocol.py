@@ -170,7 +170,8 @@ class Runner:
         """Around ``pytest_runtest_protocol``, within the wrappers that other plugins put there.
 
         They have begun before the fork, and so in the pytest process. There, too, they end, as if
-        the test had run in it: what they do at the end is done once.
+        the test had run in it: what they do at the end is done once. The process of a module runs
+        them for each of its tests, since it goes on after them.
         """
         context = self._context
         ended_by: BaseException | None = None
