@@ -139,6 +139,7 @@ class ModuleChild(ReportingProcess):
         """End this process, and tear down what is still set up: the session has ended early."""
         self._let_go()
         # What was noted up to now was sent.
+        self._context.plugin_states.before_fork(self._item)
         self._context.plugin_states.begin(self._item)
         while signal.sigtimedwait(_SIGINT, 0) is not None:
             # Of the Ctrl-C that has ended the session.
