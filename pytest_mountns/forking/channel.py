@@ -15,7 +15,6 @@ import array
 import contextlib
 import linecache
 import pickle
-import struct
 import sys
 import tracemalloc
 import warnings
@@ -31,7 +30,7 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.linux.namespaces import high
-from ..engine.linux.untouched import _socket, os, socket
+from ..engine.linux.untouched import _socket, os, socket, struct
 from . import messages
 from .messages import Message
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import array
 import contextlib
 import mmap
-import struct
 from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from ..engine.linux import processes
-from ..engine.linux.untouched import os, select, signal, socket, time
+from ..engine.linux.untouched import os, select, signal, socket, struct, time
 from .channel import CALL, CHUNK, LEAVING, as_frame, whole_frames
 from .deadlock import DeadlockWatch
 from .interrupts import Interrupts

@@ -31,6 +31,7 @@ REPLACED = {
     "time": "sleep monotonic time time_ns monotonic_ns",
     "select": "poll select epoll",
     "fcntl": "fcntl flock ioctl lockf",
+    "struct": "pack unpack unpack_from pack_into calcsize",
     "builtins": "open",
 }
 

@@ -6,12 +6,12 @@ A filter stays on a process for good, and on everything that this starts.
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Collection
 from typing import Final
 
 from ..linux import syscalls
 from ..linux.errors import SandboxError, Unavailable, said
+from ..linux.untouched import struct
 from .calls import (
     CALLS,
     IO_URING_SETUP,

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import gc
 import pickle
-import struct
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn, final
@@ -21,7 +20,7 @@ from ..linux import processes, syscalls
 from ..linux.errors import SandboxError, said
 from ..linux.namespaces import privileged
 from ..linux.untouched import open as open_file
-from ..linux.untouched import os, select, socket, time
+from ..linux.untouched import os, select, socket, struct, time
 from ..plan.fault_rules import FAMILIES, SINGLE, FaultRule
 from .calls import Architecture, Call, architecture, numbered
 from .filters import install, program

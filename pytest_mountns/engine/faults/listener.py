@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import array
 import errno
-import struct
 from typing import Final, NamedTuple, final
 
-from ..linux.untouched import fcntl, os, socket
+from ..linux.untouched import fcntl, os, socket, struct
 
 # struct seccomp_notif: __u64 id; __u32 pid; __u32 flags; struct seccomp_data data;
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")

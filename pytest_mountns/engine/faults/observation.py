@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import re
 import stat
-import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, final
@@ -17,7 +16,7 @@ from typing import Final, Literal, TypeAlias, final
 from ..changes.changes import compile_globs
 from ..linux import mountinfo
 from ..linux.untouched import open as open_file
-from ..linux.untouched import os
+from ..linux.untouched import os, struct
 from . import calls
 from .calls import Call, Kind, PathArgument
 from .disk import Disk, Name

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
-from .untouched import open, os
+from .untouched import open, os, struct
 
 _INTERP: Final = 3
 _LOAD: Final = 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import array
 import pickle
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
@@ -18,7 +17,7 @@ from . import syscalls
 from .errors import SandboxError, said
 from .pid_namespace import die_with_parent
 from .processes import describe_status, fork, reap
-from .untouched import _signal, os, socket
+from .untouched import _signal, os, socket, struct
 
 _T = TypeVar("_T")
 

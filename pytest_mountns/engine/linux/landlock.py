@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import errno
 import stat
-import struct
 from collections.abc import Iterable
 from typing import Final, final
 
 from . import syscalls as sys
-from .untouched import os, posix
+from .untouched import os, posix, struct
 
 _WRITE_FILE: Final = 1 << 1
 _REMOVE_DIR: Final = 1 << 4

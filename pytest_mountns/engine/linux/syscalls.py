@@ -7,13 +7,12 @@ of the man pages. Every failure is a :class:`SyscallError` that names the call.
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Sequence
 from itertools import chain
 from typing import Final, NoReturn
 
 from .errors import SyscallError
-from .untouched import os, signal
+from .untouched import os, signal, struct
 
 CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000

@@ -27,6 +27,7 @@ import posixpath
 import select
 import signal
 import socket
+import struct
 import time
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ __all__ = [
     "select",
     "signal",
     "socket",
+    "struct",
     "time",
 ]
 
@@ -72,6 +74,7 @@ else:
     select = _copied(select)
     signal = _copied(signal, _signal=_signal)
     socket = _copied(socket, _socket=_socket)
+    struct = _copied(struct)
     time = _copied(time)
     open = functools.partial(builtins.open)
 

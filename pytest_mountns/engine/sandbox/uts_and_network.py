@@ -5,14 +5,13 @@ Nothing here can be undone, so a process that returns to the host calls none of 
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 from ..linux import syscalls
 from ..linux.errors import Unavailable
 from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import explained
-from ..linux.untouched import _socket, fcntl, posix
+from ..linux.untouched import _socket, fcntl, posix, struct
 from ..plan.model import Plan
 
 _SIOCSIFFLAGS: Final = 0x8914
