@@ -34,12 +34,13 @@ def run(pytester: pytest.Pytester, body: str) -> pytest.RunResult:
         ("with overlay_root.checkpoint(): RAN()", "6.15"),
         ("for crash in overlay_root.crashes(RAN): RAN()", "6.15"),
         ("for fault in overlay_root.fault_points(RAN): RAN()", "6.15"),
-        ("overlay_root.add_layer('/usr')", "6.15"),
+        ("overlay_root.add_layer('layer')", "6.15"),
         ("bind_volume('/usr', '/mnt')", "5.12"),
     ],
     ids=["checkpoint", "crashes", "fault_points", "add_layer", "bind_volume"],
 )
 def test_what_a_test_calls(pytester: pytest.Pytester, call: str, version: str) -> None:
+    pytester.mkdir("layer")
     result = run(
         pytester,
         f"""
