@@ -748,7 +748,9 @@ def test_a_bundle_says_which_crash_it_was(pytester: pytest.Pytester, record: Rec
 def test_an_inline_test_is_refused(pytester: pytest.Pytester, asks: str) -> None:
     pytester.makepyfile(f"def test(overlay_root): {asks}")
     result = pytester.runpytest_subprocess("--mountns-process=inline", "-pno:rerunfailures")
-    result.stdout.fnmatch_lines(["*: the pytest process (inline) or that of its module*", '*process="fork"*'])
+    result.stdout.fnmatch_lines(
+        ["*: the pytest process (inline) or that of its module*", '*process="fork"*']
+    )
     result.assert_outcomes(failed=1)
 
 

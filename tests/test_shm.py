@@ -119,3 +119,31 @@ def test_directories_of_the_run(
     assert not list(in_memory.rglob("*.new"))
     if where == "basetemp":
         assert [path.read_text() for path in in_memory.rglob("file")] == ["of the fixture"]
+
+
+def test_layers_do_not_hide_what_is_there(pytester: pytest.Pytester, record: Record) -> None:
+    """What a test changes there is compared with the host's, and not with the root's ``/dev``."""
+    pytester.mkdir("layer")
+    pytester.makepyfile(
+        """
+        import os
+        from multiprocessing import shared_memory
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def name():
+            memory = shared_memory.SharedMemory(create=True, size=16)
+            yield memory.name
+            memory.close()
+            memory.unlink()
+
+        @pytest.mark.mountns(layers=["layer"])
+        @pytest.mark.parametrize("number", range(2))
+        def test_it(name, overlay_root, number):
+            assert overlay_root.changes() == {}
+            os.unlink(f"/dev/shm/{name}")
+            assert overlay_root.changes() == {f"/dev/shm/{name}": "deleted"}
+        """
+    )
+    recorded = record()
+    assert not recorded.not_passed, recorded.out

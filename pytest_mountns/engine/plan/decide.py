@@ -55,19 +55,14 @@ def host_root(host: Host, features: Features) -> list[Step]:
 def below_uppers(steps: Sequence[Step]) -> list[Step]:
     """What lies below the uppers of the host's root, the first of ``steps``, and what is in it.
 
-    A file that a sandbox gets a copy of is shown itself. A root of copies has nothing in ``/dev``,
-    and ``/dev/shm`` may be an overlay.
+    A file that a sandbox gets a copy of is shown itself. ``/dev`` is the host's, since ``/dev/shm``
+    may be an overlay.
     """
-    devices = [Bind("/dev", "/dev", read_only=True)] if _is_of_copies(steps[0]) else []
     shown = [
         Bind(step.path, step.path, read_only=True) if isinstance(step, Seed) else step
         for step in steps
     ]
-    return [*shown, *devices]
-
-
-def _is_of_copies(root: Step) -> bool:
-    return isinstance(root, Overlay) and "/" not in root.lowers
+    return [*shown, Bind("/dev", "/dev", read_only=True)]
 
 
 def complete(
