@@ -125,14 +125,7 @@ class ForkedTest:
         """
         __tracebackhide__ = True
         context, session, item = self._context, self._session, self._item
-        context.collect_garbage()
-        context.phase[0] = channel.SETUP
-        context.plugin_states.before_fork(item)
-        self._timers.stop()
-        with pytest_internals.capture_suspended(item.config):
-            # Or both processes would write what is buffered.
-            pytest_internals.flush_output(item.config)
-        session.trace.flush()
+        prepare_fork(context, item, self._timers)
         try:
             entry = make_entry()
         except SandboxError as error:
@@ -321,6 +314,21 @@ class ForkedTest:
         more = [one for one in more if one.mountpoint not in there]
         plan = self._hearing.plan or forked_entry.plan
         return Written.of(plan, scratch, self._hearing.uppers, more, forked_entry.layers)
+
+
+def prepare_fork(context: RunnerContext, item: pytest.Item, timers: Timers) -> None:
+    """Before the pytest process forks one that runs ``item``: what both are to find done.
+
+    The clocks in ``timers`` stand still from here on.
+    """
+    context.collect_garbage()
+    context.phase[0] = channel.SETUP
+    context.plugin_states.before_fork(item)
+    timers.stop()
+    with pytest_internals.capture_suspended(item.config):
+        # Or both processes would write what is buffered.
+        pytest_internals.flush_output(item.config)
+    context.session.trace.flush()
 
 
 def fork(interrupts: Interrupts) -> int:

@@ -34,7 +34,7 @@ from ..forking.receiver import Receiver
 from ..forking.timers import Timers
 from .context import RunnerContext
 from .finish import Finish
-from .forked import LEAVING, fork
+from .forked import LEAVING, fork, prepare_fork
 from .hearing import Hearing
 from .inline import begin_inline
 from .module_child import ModuleChild
@@ -262,14 +262,7 @@ class ModuleTest:
         module_processes = self._module_processes
         module_processes.number(item.session)
         self._ends = self._find_whether_it_ends()
-        context.collect_garbage()
-        context.phase[0] = channel.SETUP
-        context.plugin_states.before_fork(item)
-        self._timers.stop()
-        with pytest_internals.capture_suspended(item.config):
-            # Or both processes would write what is buffered.
-            pytest_internals.flush_output(item.config)
-        session.trace.flush()
+        prepare_fork(context, item, self._timers)
         try:
             bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             try:

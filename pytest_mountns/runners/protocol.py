@@ -22,7 +22,8 @@ from .inline import HostListener, InlineTest, Listener, begin_inline
 if TYPE_CHECKING:
     from ..forking.timers import TimeoutSettings
     from .finisher import Finisher
-    from .module import ModuleProcesses
+    from .forked import ForkedTest
+    from .module import ModuleProcesses, ModuleTest
 
 __all__ = ["Runner", "TimeoutSettings"]
 
@@ -143,6 +144,13 @@ class Runner:
         context = self._context
         timers = context.timers = Timers(item)
         test = ForkedTest(context, item, nextitem, timers, choice.error, guarded=choice.guarded)
+        return (yield from self._protocol_elsewhere(item, test))
+
+    def _protocol_elsewhere(
+        self, item: pytest.Item, test: ForkedTest | ModuleTest
+    ) -> Generator[None, object, object]:
+        """Around the protocol of an item that a forked process runs."""
+        context = self._context
         item.setup = test.setup  # type: ignore[method-assign]
         result: object = True
         try:
@@ -150,21 +158,33 @@ class Runner:
         except pytest_internals.Delegated:
             pass
         except BaseException as error:
-            if context.process is not None:
-                context.process.leave(error)
+            self._end_in_child(error)
             if test.delegated:
                 pytest_internals.drop(item, torn_down=test.finish.torn_down)
             raise
         finally:
+            context.finisher.work = None
             item.__dict__.pop("setup", None)
             context.timers = None
-        if context.process is not None:
-            context.process.leave(None)
+        self._end_in_child(None)
         # Not in the handler above: an error in here would be shown as a consequence of that one.
         if test.delegated:
             pytest_internals.drop(item, torn_down=test.finish.torn_down)
             test.finish.finish_in_protocol()
         return result
+
+    def _end_in_child(self, error: BaseException | None) -> None:
+        """In a forked process, the protocol of its first item has ended: do not return from here.
+
+        ``error``: by what it has ended. In the pytest process this does nothing.
+        """
+        child = self._context.module_child
+        if child is not None:
+            if error is None:
+                child.serve()
+            child.interrupted(error)
+        if self._context.process is not None:
+            self._context.process.leave(error)
 
     def within_wrappers(self) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol``, within the wrappers that other plugins put there.
@@ -230,32 +250,10 @@ class Runner:
             return not self._goes_on_with(item, nextitem)
 
         test = ModuleTest(context, module_processes, item, nextitem, timers, ends)
-        # Where no process has been begun yet, or another plugin runs the item itself.
-        item.setup = test.setup  # type: ignore[method-assign]
         if module_processes.now is not None:
+            # Otherwise, and where another plugin runs the item itself, its setup does it.
             context.finisher.work = test.run
-        result: object = True
-        try:
-            result = yield
-        except pytest_internals.Delegated:
-            pass
-        except BaseException as error:
-            if context.module_child is not None:
-                context.module_child.interrupted(error)
-            if test.delegated:
-                pytest_internals.drop(item, torn_down=test.finish.torn_down)
-            raise
-        finally:
-            context.finisher.work = None
-            item.__dict__.pop("setup", None)
-            context.timers = None
-        if context.module_child is not None:
-            context.module_child.serve()
-        # Not in the handler above: see the protocol of forked tests.
-        if test.delegated:
-            pytest_internals.drop(item, torn_down=test.finish.torn_down)
-            test.finish.finish_in_protocol()
-        return result
+        return (yield from self._protocol_elsewhere(item, test))
 
     def _goes_on_with(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         """Whether the process of a module that runs ``item`` can run ``nextitem`` as well."""
