@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -25,6 +24,7 @@ from ..forking.timers import Timers
 from ..session.exploring import start_faults
 from ..session.temporary import USER_TEMPORARY
 from .context import RunnerContext
+from .in_sandbox import TestInSandbox
 from .reporting import Inheritance, ReportingProcess, leave_message
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @final
-class TestProcess(ReportingProcess):
+class TestProcess(ReportingProcess, TestInSandbox):
     """This process, from the fork to its end. Implements :class:`.current.RunningTest`."""
 
     #: See :attr:`.current.RunningTest.forked`.
@@ -49,15 +49,6 @@ class TestProcess(ReportingProcess):
         self._entry = entry
         #: See :attr:`.current.RunningTest.guard`.
         self.guard = None if isinstance(entry, ForkedEntry) else entry
-        self._stack: SandboxStack | None = None
-        #: How often the pytest process was told of the sandbox.
-        self._told = 0
-
-    @property
-    def stack(self) -> SandboxStack:
-        """The sandbox that the test is in, and those that it goes back to."""
-        assert self._stack is not None
-        return self._stack
 
     def begin(self, timers: Timers) -> None:
         """Enter the sandbox. Where that is not possible, say why and end this process."""
@@ -69,7 +60,7 @@ class TestProcess(ReportingProcess):
             else:
                 self._stack = SandboxStack(self._enter(self._entry), close)
                 if self._entry.sandbox is None:
-                    self._say_entered()
+                    self._has_replaced()
         except SandboxError as error:
             self._refuse(error)
         except BaseException as error:  # noqa: BLE001 - going on would be going on un-isolated
@@ -145,54 +136,17 @@ class TestProcess(ReportingProcess):
 
     def reset(self) -> None:
         """See :meth:`.current.RunningTest.reset`."""
-        if self._stack is None:
-            # A guard has nothing to drop.
-            return
-        self._context.plugin_states.before_reset()
-        self.stack.reset()
-        self._say_entered()
+        # A guard has nothing to drop.
+        if self._stack is not None:
+            super().reset()
 
-    def restack(self, find: Callable[[], Plan]) -> None:
-        """See :meth:`.current.RunningTest.restack`."""
-        plan = self.stack.restack(find)
-        self._tell(messages.Planned(plan))
-        self._say_entered()
-
-    def _say_entered(self) -> None:
-        """Raises :class:`SandboxError` if the pytest process cannot be told."""
-        sandbox = self.stack.sandbox
-        self._told += 1
+    def _tell_replaced(self, sandbox: Sandbox, plan: Plan | None) -> None:
+        if plan is not None:
+            self._tell(messages.Planned(plan))
         self._tell(messages.Entered(sandbox.describe_uppers()), descriptor=sandbox.scratch)
 
-    def bind(self, source: str, target: str, *, read_only: bool) -> None:
-        """See :meth:`.current.RunningTest.bind`."""
-        sandbox = self.stack.sandbox
-        sandbox.bind(source, target, read_only=read_only)
-        # The target may have been made for it, which is no change of the test's.
-        self._told += 1
+    def _tell_mounted(self, sandbox: Sandbox) -> None:
         self._tell(messages.Mounted(sandbox.describe_uppers()))
-
-    def make_own(self, path: str) -> None:
-        """See :meth:`.current.RunningTest.make_own`."""
-        sandbox = self.stack.sandbox
-        if sandbox.make_own(path) and not self.stack.in_checkpoint:
-            self._tell(messages.Mounted(sandbox.describe_uppers()))
-
-    @contextlib.contextmanager
-    def checkpoint(self) -> Iterator[None]:
-        """See :meth:`.current.RunningTest.checkpoint`."""
-        told = self._told
-        try:
-            with self.stack.checkpoint():
-                try:
-                    yield
-                finally:
-                    self._context.plugin_states.before_reset()
-        finally:
-            if self._told != told:
-                # The pytest process knows uppers of the checkpoint, which are gone.
-                self._tell(messages.Planned(self.stack.sandbox.plan))
-                self._say_entered()
 
     def explains(
         self, error: PermissionError, report: pytest.CollectReport | pytest.TestReport

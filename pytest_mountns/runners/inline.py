@@ -13,7 +13,7 @@ host in between:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol, cast, final
 
 import pytest
@@ -31,6 +31,7 @@ from ..engine.sandbox.stack import SandboxStack
 from ..engine.sandbox.written import Written
 from ..session.observers import Observers, WrittenByTest
 from .context import RunnerContext
+from .in_sandbox import TestInSandbox
 from .prepare import Preparation
 from .process_state import ProcessState
 from .shared_directory import SharedDirectory
@@ -132,7 +133,7 @@ class HostListener:
 
 
 @final
-class InlineTest:
+class InlineTest(TestInSandbox):
     """Takes this process into the sandbox of one item and back, for each attempt at it.
 
     Implements :class:`.current.RunningTest`.
@@ -164,9 +165,6 @@ class InlineTest:
         self._nextitem = nextitem
         self._original_setup = item.setup
         self._preparation = Preparation(context, item)
-        self._stack: SandboxStack | None = None
-        #: How often the listener was told of another sandbox or mount.
-        self._told = 0
         self._directory: str | None = None
         self._children: frozenset[int] = frozenset()
         self._environment: dict[bytes, bytes] = {}
@@ -174,12 +172,6 @@ class InlineTest:
         self._user = os.geteuid(), os.getegid()
         self._process_state: ProcessState | None = None
         self._basetemp: object = None
-
-    @property
-    def stack(self) -> SandboxStack:
-        """The sandbox that the test is in, and those that it goes back to."""
-        assert self._stack is not None
-        return self._stack
 
     @property
     def is_gone(self) -> bool:
@@ -322,48 +314,11 @@ class InlineTest:
         """See :meth:`Listener.enter_phase`."""
         self._listener.enter_phase(phase)
 
-    def reset(self) -> None:
-        """See :meth:`.current.RunningTest.reset`."""
-        self._context.plugin_states.before_reset()
-        self.stack.reset()
-        self._replaced()
+    def _tell_replaced(self, sandbox: Sandbox, plan: Plan | None) -> None:
+        self._listener.replaced(sandbox, plan)
 
-    def restack(self, find: Callable[[], Plan]) -> None:
-        """See :meth:`.current.RunningTest.restack`."""
-        plan = self.stack.restack(find)
-        self._replaced(plan)
-
-    def _replaced(self, plan: Plan | None = None) -> None:
-        self._told += 1
-        self._listener.replaced(self.stack.sandbox, plan)
-
-    def bind(self, source: str, target: str, *, read_only: bool) -> None:
-        """See :meth:`.current.RunningTest.bind`."""
-        sandbox = self.stack.sandbox
-        sandbox.bind(source, target, read_only=read_only)
-        self._told += 1
+    def _tell_mounted(self, sandbox: Sandbox) -> None:
         self._listener.mounted(sandbox)
-
-    def make_own(self, path: str) -> None:
-        """See :meth:`.current.RunningTest.make_own`."""
-        sandbox = self.stack.sandbox
-        if sandbox.make_own(path) and not self.stack.in_checkpoint:
-            self._listener.mounted(sandbox)
-
-    @contextlib.contextmanager
-    def checkpoint(self) -> Iterator[None]:
-        """See :meth:`.current.RunningTest.checkpoint`."""
-        told = self._told
-        try:
-            with self.stack.checkpoint():
-                try:
-                    yield
-                finally:
-                    self._context.plugin_states.before_reset()
-        finally:
-            if self._told != told:
-                # What was told last are uppers of the checkpoint, which are gone.
-                self._replaced(self.stack.sandbox.plan)
 
     def objection(self) -> str:
         """See :meth:`.current.RunningTest.objection`."""
