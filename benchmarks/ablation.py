@@ -38,7 +38,10 @@ def _ways() -> tuple[Way, ...]:
     mounts = Run("mounts-plain", options=PLAIN, mounts=100)
     # Plain, they would write to the disk, and that is no measure for a sandbox in memory.
     writing = Run("writing-inline", suite="writing", options=INLINE, isolated=True)
-    inline, fork = ("background_close", "templates"), ("fork_pages", "templates")
+    inline, fork = (
+        ("background_close", "templates", "root_calls"),
+        ("fork_pages", "templates", "root_calls"),
+    )
     return (
         _way("inline", plain, INLINE, inline),
         _way("fork", plain, FORK, fork),

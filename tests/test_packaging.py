@@ -28,10 +28,12 @@ FILES = ("conftest.py", "hatch_build.py", "pyproject.toml", "LICENSE", ".gitigno
 DATA = {
     "pytest_mountns/reports/audit_page.html",
     "pytest_mountns/py.typed",
+    "pytest_mountns/engine/linux/find_directories.c",
     "pytest_mountns/engine/linux/move_threads.c",
+    "pytest_mountns/engine/linux/perform_calls.c",
 }
 #: Compiled, where there is a compiler.
-LIBRARY = "pytest_mountns/engine/linux/move_threads.so"
+LIBRARY = "pytest_mountns/engine/linux/native.so"
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
 

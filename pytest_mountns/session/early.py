@@ -102,10 +102,10 @@ def hand_on_capabilities(config: pytest.Config) -> None:
     """
     entered = config.stash.get(entered_key, None)
     if entered is not None and entered.manager is not None:
-        from ..engine.linux import namespaces, threads
+        from ..engine.linux import compiled, namespaces
 
         # A worker could not move its other threads without it.
-        if threads.LIBRARY.exists():
+        if compiled.LIBRARY.exists():
             namespaces.hand_on_capabilities()
 
 

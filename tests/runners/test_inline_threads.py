@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine.linux.threads import LIBRARY
+from pytest_mountns.engine.linux.compiled import LIBRARY
 from tests.helpers.recording import Record
 
 pytestmark = [

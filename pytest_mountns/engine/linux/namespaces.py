@@ -32,14 +32,14 @@ T = TypeVar("T")
 real_stderr: Final[ContextVar[int]] = ContextVar("real_stderr", default=2)
 #: The lowest number of the plugin's own descriptors, so that those that a test opens have the
 #: numbers that they have without the plugin.
-_FD_FLOOR: Final = 500
+FD_FLOOR: Final = 500
 _NAMESPACE: Final = "/proc/thread-self/ns/mnt"
 
 
 def high(fd: int) -> int:
     """Move a descriptor out of the way of those that a test opens. It is close-on-exec."""
     try:
-        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FD_FLOOR)
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FD_FLOOR)
     except OSError:
         # The limit of open files is too low for that.
         posix.set_inheritable(fd, False)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import errno
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, TypeAlias, final
 
+from .compiled import library
 from .errors import SandboxError
 from .namespaces import explained, high
 from .untouched import _socket, fcntl, os, posix, socket
@@ -22,6 +24,8 @@ from .untouched import _socket, fcntl, os, posix, socket
 Opened: TypeAlias = "tuple[int, str]"
 
 _MOST: Final = 250
+#: How many the compiled function has room for.
+_MOST_FOUND: Final = 512
 
 
 def open_directories(besides: Collection[int]) -> list[Opened]:
@@ -34,16 +38,37 @@ def open_directories(besides: Collection[int]) -> list[Opened]:
 
 
 def _open_directories(besides: Collection[int]) -> Iterator[Opened]:
-    for name in posix.listdir("/proc/self/fd"):
-        fd = int(name)
+    for fd in _find_directories():
         if fd in besides:
             continue
         try:
-            if stat.S_ISDIR(posix.fstat(fd).st_mode):
-                yield fd, posix.readlink(f"/proc/self/fd/{name}")
+            yield fd, posix.readlink(f"/proc/self/fd/{fd}")
         except OSError as error:
-            # The descriptor of the listing itself is closed by now. Any other one may lead out.
-            if error.errno not in (errno.EBADF, errno.ENOENT):
+            # Another thread has closed it. Any other one may lead out.
+            if error.errno != errno.ENOENT:
+                raise
+
+
+def _find_directories() -> Iterable[int]:
+    if (compiled := library()) is not None:
+        found = (ctypes.c_int * _MOST_FOUND)()
+        count = compiled.mountns_find_directories(found, _MOST_FOUND)
+        if count < 0:
+            raise OSError(-count, os.strerror(-count))
+        if count <= _MOST_FOUND:
+            return found[:count]
+    return _find_directories_step_by_step()
+
+
+def _find_directories_step_by_step() -> Iterator[int]:
+    for name in posix.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            if stat.S_ISDIR(posix.fstat(fd).st_mode):
+                yield fd
+        except OSError as error:
+            # The descriptor of the listing itself is closed by now.
+            if error.errno != errno.EBADF:
                 raise
 
 

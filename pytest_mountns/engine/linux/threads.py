@@ -19,16 +19,13 @@ import ctypes
 import functools
 from _thread import get_native_id
 from collections.abc import Collection
-from pathlib import Path
 from sys import _current_frames
 from threading import enumerate as _python_threads
 from typing import Final, NamedTuple, final
 
+from .compiled import LIBRARY
 from .errors import SandboxError, errno_name, said
 from .untouched import open, os, posix, time
-
-#: What is compiled from ``move_threads.c``; a pure wheel has none.
-LIBRARY: Final = Path(__file__).with_name("move_threads.so")
 
 _MOVE: Final = "move all threads of this process to another root"
 _TASKS: Final = "/proc/self/task"

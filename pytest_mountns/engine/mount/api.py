@@ -21,6 +21,8 @@ from ..plan.model import Overlay
 #: Options of a filesystem, as in ``mount -o``. None as value stands for an option without value.
 Options: TypeAlias = "Sequence[tuple[str, str | None]]"
 
+#: The longest value that fsconfig(2) takes, in bytes.
+FSCONFIG_MAX: Final = 255
 NOSUID_NODEV: Final = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV
 _MS_FLAGS: Final = {
     sys.MOUNT_ATTR_RDONLY: sys.MS_RDONLY,
@@ -125,6 +127,14 @@ class MountApi(ABC):
 def escape_lower(path: str) -> str:
     """Escape a path as one of ``lowerdir=``: backslash, colon and comma have a meaning there."""
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def fits_one_option(path: str) -> bool:
+    """Whether fsconfig(2) takes a path as ``lowerdir``, and not only a descriptor's name.
+
+    Before Linux 6.5 it refuses any comma. It never takes more than 255 bytes.
+    """
+    return "," not in path and len(os.fsencode(escape_lower(path))) <= FSCONFIG_MAX
 
 
 def mount_data(options: Options) -> str:

@@ -12,7 +12,7 @@ from ..plan.model import MakeDev
 from .api import NOSUID_NODEV, MountApi
 
 #: Major and minor numbers of the standard nodes, Documentation/admin-guide/devices.txt.
-_DEVICE_NUMBERS: Final = {
+DEVICE_NUMBERS: Final = {
     "null": (1, 3),
     "zero": (1, 5),
     "full": (1, 7),
@@ -20,7 +20,7 @@ _DEVICE_NUMBERS: Final = {
     "urandom": (1, 9),
     "tty": (5, 0),
 }
-_LINKS: Final = {
+LINKS: Final = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
     "stdout": "/proc/self/fd/1",
@@ -29,6 +29,8 @@ _LINKS: Final = {
 }
 #: The number of the group ``tty``, which terminals belong to, on nearly all distributions.
 _TTY_GROUP: Final = "5"
+#: The flags of the mount of terminals.
+TERMINALS: Final = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NOEXEC
 
 
 def mount_dev(api: MountApi, step: MakeDev, *, user_namespace: bool) -> None:
@@ -44,28 +46,32 @@ def mount_dev(api: MountApi, step: MakeDev, *, user_namespace: bool) -> None:
             if step.bind:
                 _bind_node(api, dev, name, fd)
             else:
-                device = os.makedev(*_DEVICE_NUMBERS[name])
+                device = os.makedev(*DEVICE_NUMBERS[name])
                 os.mknod(name, stat.S_IFCHR | 0o666, device, dir_fd=fd)
         for name in step.more:
             _show_host_node(api, step, name, fd)
-        for name, link in _LINKS.items():
+        for name, link in LINKS.items():
             os.symlink(link, name, dir_fd=fd)
         for name in ("pts", "shm", *["mqueue"] * bool(step.mqueue)):
             os.mkdir(name, 0o755, dir_fd=fd)
     finally:
         os.close(fd)
-    # A user namespace of one group does not map that of terminals.
-    group = [] if user_namespace else [("gid", _TTY_GROUP)]
-    attributes = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NOEXEC
-    options = [("ptmxmode", "0666"), ("mode", "620"), *group]
     # Every devpts mount is an instance of its own, Documentation/filesystems/devpts.rst.
-    api.mount("devpts", f"{dev}/pts", options, attributes)
+    options = terminal_options(user_namespace=user_namespace)
+    api.mount("devpts", f"{dev}/pts", options, TERMINALS)
     if not step.host_shm:
         api.mount("tmpfs", f"{dev}/shm", [("mode", "1777")], NOSUID_NODEV)
     if step.mqueue == "own":
         api.mount("mqueue", f"{dev}/mqueue", [], NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC)
     elif step.mqueue:
         api.bind("/dev/mqueue", f"{dev}/mqueue", read_only=True)
+
+
+def terminal_options(*, user_namespace: bool) -> list[tuple[str, str | None]]:
+    """The options of the mount of terminals."""
+    # A user namespace of one group does not map that of terminals.
+    group = [] if user_namespace else [("gid", _TTY_GROUP)]
+    return [("ptmxmode", "0666"), ("mode", "620"), *group]
 
 
 def _bind_node(api: MountApi, dev: str, name: str, fd: int) -> None:

@@ -15,10 +15,17 @@ from typing import Final, final
 from ..linux import syscalls as sys
 from ..linux.untouched import os
 from ..plan.model import Overlay
-from .api import NOSUID_NODEV, MountApi, Options, escape_lower, mount_data, mount_flags
+from .api import (
+    FSCONFIG_MAX,
+    NOSUID_NODEV,
+    MountApi,
+    Options,
+    escape_lower,
+    fits_one_option,
+    mount_data,
+    mount_flags,
+)
 
-#: The longest value that fsconfig(2) takes, in bytes.
-_FSCONFIG_MAX: Final = 255
 #: The name of a directory in the scratch that is a mountpoint for a moment.
 _TEMPORARY_MOUNTPOINT: Final = "overlay"
 
@@ -81,7 +88,7 @@ class NewMountApi(MountApi):
         try:
             names = [_name_lower(path, opened) for path in lowers]
             joined = ":".join(names)
-            if len(os.fsencode(joined)) <= _FSCONFIG_MAX:
+            if len(os.fsencode(joined)) <= FSCONFIG_MAX:
                 return _make("overlay", [("lowerdir", joined), *options], attributes)
             # "lowerdir+" takes paths as they are: an escape would be a part of the name.
             pairs = zip(names, lowers, strict=True)
@@ -293,9 +300,7 @@ def _name_lower(path: str, opened: list[int]) -> str:
 
     Such a descriptor is added to ``opened``.
     """
-    text = escape_lower(path)
-    # Before Linux 6.5 fsconfig(2) refuses any comma. It never takes more than 255 bytes.
-    if "," not in path and len(os.fsencode(text)) <= _FSCONFIG_MAX:
-        return text
+    if fits_one_option(path):
+        return escape_lower(path)
     opened.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
     return f"/proc/self/fd/{opened[-1]}"

@@ -79,6 +79,13 @@ def make_new_root(
             with explained("make a directory for an upper", user_namespace):
                 directory = tempfile.mkdtemp(dir=directory)
         lowers = additional_lowers or {}
+        if template is not None and template.calls is not None and not (lowers or more):
+            with explained("make a root", user_namespace):
+                at_once = template.calls.perform()
+            if at_once is not None:
+                return NewRoot(*at_once, set(), list(template.calls.overlays))
+            with _making_a_namespace(user_namespace):
+                back.leave_for(stage)
         if template is None:
             executor = _make(plan, directory, lowers, more, opened, reused)
         else:

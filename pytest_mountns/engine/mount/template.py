@@ -41,6 +41,7 @@ from ..linux.untouched import os
 from ..plan.model import Assemble, Bind, Layered, Overlay, Plan, Protect, Step
 from .executor import PlanExecutor
 from .new_api import NewMountApi
+from .root_calls import RootCalls, root_calls
 
 #: A step that can be carried out in a template.
 _Shared: TypeAlias = Overlay | Bind | Protect
@@ -59,6 +60,8 @@ class UpperState(NamedTuple):
     inodes: int
     #: The time at which each upper directory itself was changed last (``st_ctime_ns``).
     changed: tuple[int, ...]
+    #: What each of them has taken over from the directory that it lies on: mode, owner and time.
+    models: tuple[tuple[int, ...], ...]
 
 
 @final
@@ -76,8 +79,12 @@ class Template:
     remaining_steps: tuple[Step, ...]
     #: Its overlays, with uppers relative to the scratch.
     overlays: tuple[Layered, ...]
+    #: For each of them the directory of the host whose attributes its root has.
+    models: tuple[str, ...]
     #: The state of the uppers when the template was made.
     state: UpperState
+    #: Makes the root of a sandbox at once; None if it has to be made step by step.
+    calls: RootCalls | None
 
     @property
     def absolute_overlays(self) -> list[Layered]:
@@ -85,6 +92,18 @@ class Template:
         return [
             Layered(one.mountpoint, f"/proc/self/fd/{self.scratch}/{one.upper}")
             for one in self.overlays
+        ]
+
+    def stale_overlays(self) -> list[str]:
+        """Returns the mountpoints of the overlays that the host has changed the attributes of.
+
+        Their roots show what they have copied.
+        """
+        now = map(_model_state, self.models)
+        return [
+            overlay.mountpoint
+            for overlay, state, before in zip(self.overlays, now, self.state.models, strict=True)
+            if state != before
         ]
 
     def written_overlays(self) -> list[str]:
@@ -96,7 +115,7 @@ class Template:
         """
         if not self.overlays:
             return []
-        now, before = _upper_state(self.scratch, self.overlays), self.state
+        now, before = _upper_state(self.scratch, self.overlays, ()), self.state
         found = [
             overlay.mountpoint
             for overlay, changed, unchanged in zip(
@@ -190,6 +209,9 @@ def make_template(plan: Plan, stage: int, *, unshared: Collection[str] | None) -
             # Cloned before the template's root covers it.
             host_root = _clone_root(steps[0])
             api.mount("tmpfs", "/", [("mode", "0755")], 0)
+        models = tuple(step.model or step.lowers[0] for step in steps if isinstance(step, Overlay))
+        # Before they are copied, so that no change is missed.
+        attributes = tuple(map(_model_state, models))
         executor = PlanExecutor(api, plan, {})
         trees = _mount_trees(executor, api, steps, host_root)
         with explained("pivot into a template", user, "pivot"):
@@ -197,9 +219,10 @@ def make_template(plan: Plan, stage: int, *, unshared: Collection[str] | None) -
         overlays = tuple(
             Layered(_sandbox_path(one.mountpoint, trees), one.upper) for one in executor.overlays
         )
-        state = _upper_state(scratch, overlays)
+        state = _upper_state(scratch, overlays, attributes)
     namespace, scratch = opened
-    return Template(namespace, scratch, trees, remaining, overlays, state)
+    calls = root_calls(plan, remaining, namespace, trees)
+    return Template(namespace, scratch, trees, remaining, overlays, models, state, calls)
 
 
 def _mount_trees(
@@ -263,11 +286,22 @@ def _is_in(target: str, places: Collection[str]) -> bool:
     return any(place == target or is_below(target, place) for place in places)
 
 
-def _upper_state(scratch: int, overlays: Collection[Layered]) -> UpperState:
+def _upper_state(
+    scratch: int, overlays: Collection[Layered], models: tuple[tuple[int, ...], ...]
+) -> UpperState:
     with explained("look at the uppers of shared overlays", False):
         status = os.fstatvfs(scratch)
         changed = tuple(os.stat(overlay.upper, dir_fd=scratch).st_ctime_ns for overlay in overlays)
-    return UpperState(status.f_files - status.f_ffree, changed)
+    return UpperState(status.f_files - status.f_ffree, changed, models)
+
+
+def _model_state(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        # An ordinary user may not look at it.
+        return ()
+    return status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns
 
 
 def _is_filled(scratch: int, overlay: Layered) -> bool:
@@ -343,10 +377,10 @@ class Templates:
         known = self._of(plan, stage)
         with_overlays, other = known.with_overlays, known.without_overlays
         if with_overlays is not None and with_overlays is not other:
-            written = with_overlays.written_overlays()
+            written = with_overlays.written_overlays() or with_overlays.stale_overlays()
             if not written:
                 return with_overlays
-            # A suite that writes there once usually does it again.
+            # A suite that writes there once usually does it again, and so does the host.
             self._unshared.update(written)
             known.with_overlays, known.looked_for = None, False
             with_overlays.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_mountns.engine.linux import compiled, open_directories
 from pytest_mountns.engine.linux.open_directories import ParkedDescriptors
 
 
@@ -37,3 +38,35 @@ def test_all_of_them_come_back_or_none(tmp_path: Path, room: int) -> None:
     for fd in collected:
         os.close(fd)
     parked.close()
+
+
+@pytest.mark.parametrize("count", [0, 3, 600])
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_all_open_directories_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool, count: int
+) -> None:
+    if is_compiled and compiled.library() is None:
+        pytest.skip("installed without a C compiler")
+    if not is_compiled:
+        monkeypatch.setattr(open_directories, "library", lambda: None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 2000:
+        pytest.skip("this process may not open as many files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2000, limits[1]))
+    paths = [tmp_path / name for name in ("one", "two words", "new\nline")]
+    for path in paths:
+        path.mkdir()
+    opened = {
+        os.open(paths[index % 3], os.O_PATH if index % 2 else os.O_RDONLY): str(paths[index % 3])
+        for index in range(count)
+    }
+    more = [os.open(path, os.O_RDONLY) for path in (tmp_path, "/dev/null", "/proc/self/stat")]
+    link = os.open("/proc/self", os.O_PATH | os.O_NOFOLLOW)
+    try:
+        found = dict(open_directories.open_directories([more[0]]))
+        assert opened.items() <= found.items()
+        assert not found.keys() & {*more, link}
+    finally:
+        for fd in (*opened, *more, link):
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pytest_mountns.engine.linux import syscalls, threads
+from pytest_mountns.engine.linux.compiled import LIBRARY
 from pytest_mountns.engine.linux.errors import SandboxError, errno_name
 from pytest_mountns.engine.linux.namespaces import (
     current_namespace,
@@ -25,9 +26,7 @@ from pytest_mountns.engine.linux.namespaces import (
 )
 from tests.helpers.worlds import BASE, Mode, in_world
 
-pytestmark = pytest.mark.skipif(
-    not (threads.LIBRARY.exists()), reason="installed without a C compiler"
-)
+pytestmark = pytest.mark.skipif(not (LIBRARY.exists()), reason="installed without a C compiler")
 
 _SECONDS = 20
 
@@ -170,7 +169,7 @@ def test_a_signal_that_was_sent_too_early_moves_nothing(mode: Mode) -> None:
 
     def check() -> None:
         places = Places(mode)
-        library = ctypes.PyDLL(str(threads.LIBRARY))
+        library = ctypes.PyDLL(str(LIBRARY))
         number = library.mountns_prepare(0)
         ready, go_on, end = (threading.Event() for _ in range(3))
 

@@ -1,0 +1,153 @@
+"""Lists of system calls that are performed at once, by the library that is written in C.
+
+A call by way of :mod:`ctypes` costs about a microsecond beside what the kernel takes, and a
+sandbox takes a hundred. ``perform_calls.c`` has the loop. Nothing needs it: where the library is
+missing, each call is made by :mod:`.syscalls`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Final, NamedTuple, TypeAlias, final
+
+from .compiled import library
+from .untouched import posix
+
+
+@final
+class Call:
+    """The system calls that can be in a list. The values are known to ``perform_calls.c``."""
+
+    CLOSE: Final = 0
+    FCHDIR: Final = 1
+    FCHMODAT: Final = 2
+    FCHOWNAT: Final = 3
+    FCNTL: Final = 4
+    FSCONFIG: Final = 5
+    FSMOUNT: Final = 6
+    FSOPEN: Final = 7
+    MKDIRAT: Final = 8
+    MKNODAT: Final = 9
+    MOVE_MOUNT: Final = 10
+    OPEN_TREE: Final = 11
+    OPENAT: Final = 12
+    SETNS: Final = 13
+    SYMLINKAT: Final = 14
+    UNSHARE: Final = 15
+    UTIMENSAT: Final = 16
+
+
+class Result(NamedTuple):
+    """What an earlier call of the list has returned, a descriptor."""
+
+    register: int
+
+
+#: None is a null pointer.
+Argument: TypeAlias = "int | bytes | Result | None"
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        ("call", ctypes.c_int64),
+        ("optional", ctypes.c_int64),
+        ("result", ctypes.c_int64),
+        ("registers", ctypes.c_int64),
+        ("arguments", ctypes.c_int64 * 6),
+    ]
+
+
+def is_available() -> bool:
+    """Whether lists can be performed."""
+    # Pointers and the kernel's timespec are 64 bits wide in a list.
+    return ctypes.sizeof(ctypes.c_void_p) == 8 and library() is not None
+
+
+@final
+class CallList:
+    """A list of system calls, made once and performed any number of times."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        # The list holds their addresses.
+        self._kept: list[object] = []
+        self._registers = 0
+        #: What is open when all calls were made; the others are closed by calls of the list.
+        self.left_open: list[Result] = []
+        self._array: ctypes.Array[_Call] | None = None
+        self._values: ctypes.Array[ctypes.c_int64] | None = None
+
+    def add(self, call: int, *arguments: Argument, optional: bool = False) -> int:
+        """Append a call. Returns its index. ``optional``: the list goes on if it fails."""
+        one = _Call(call=call, optional=optional, result=-1)
+        for index, argument in enumerate(arguments):
+            if isinstance(argument, Result):
+                one.registers |= 1 << index
+                one.arguments[index] = argument.register
+            else:
+                one.arguments[index] = self._address(argument)
+        self._calls.append(one)
+        return len(self._calls) - 1
+
+    def open(self, call: int, *arguments: Argument) -> Result:
+        """Append a call that returns a descriptor. Returns what stands for that."""
+        index = self.add(call, *arguments)
+        result = Result(self._registers)
+        self._registers += 1
+        self._calls[index].result = result.register
+        self.left_open.append(result)
+        return result
+
+    def close(self, descriptor: Result) -> None:
+        """Append the close(2) of what a call of the list has opened."""
+        self.add(Call.CLOSE, descriptor)
+        self.left_open.remove(descriptor)
+
+    def change(self, index: int, position: int, argument: int | bytes) -> None:
+        """Give one argument of a call another value.
+
+        ``bytes`` are as long as those that they replace, and take their place in memory.
+        """
+        calls = self._array if self._array is not None else self._calls
+        if isinstance(argument, bytes):
+            ctypes.memmove(calls[index].arguments[position], argument, len(argument))
+        else:
+            calls[index].arguments[position] = argument
+
+    def perform(self) -> list[int] | None:
+        """Perform the calls. Returns the descriptors of :attr:`left_open`.
+
+        If one fails, all that was opened is closed again, and None is returned; what else was done
+        stays done. :func:`is_available` is true.
+        """
+        compiled = library()
+        assert compiled is not None
+        if self._array is None or self._values is None:
+            self._array = (_Call * len(self._calls))(*self._calls)
+            self._values = (ctypes.c_int64 * self._registers)()
+        count, values = len(self._calls), self._values
+        done = compiled.mountns_perform(self._array, count, values)
+        if done == count:
+            return [values[one.register] for one in self.left_open]
+        for register in _still_open(self._calls[:done]):
+            posix.close(values[register])
+        return None
+
+    def _address(self, argument: int | bytes | None) -> int:
+        if argument is None or isinstance(argument, int):
+            return argument or 0
+        buffer = ctypes.create_string_buffer(argument)
+        self._kept.append(buffer)
+        return ctypes.addressof(buffer)
+
+
+def _still_open(calls: Sequence[_Call]) -> set[int]:
+    """The registers of the descriptors that these calls have opened and not closed."""
+    found: set[int] = set()
+    for one in calls:
+        if one.result >= 0:
+            found.add(one.result)
+        elif one.call == Call.CLOSE:
+            found.discard(one.arguments[0])
+    return found

@@ -1,0 +1,219 @@
+"""Roots that one list of system calls makes are those that are made step by step."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import stat
+
+import pytest
+
+from pytest_mountns.engine.linux import ablation
+from pytest_mountns.engine.linux.call_list import is_available
+from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
+from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
+from pytest_mountns.engine.sandbox.manager import SandboxManager
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
+from tests.helpers.seccomp import install, refuse
+from tests.helpers.worlds import (
+    BASE,
+    Mode,
+    descriptors,
+    in_world,
+    mkdir,
+    mount_tmpfs,
+    plan_here,
+    set_attribute,
+    skip_unless,
+    write,
+)
+
+pytestmark = [
+    pytest.mark.layered,
+    pytest.mark.skipif(not is_available(), reason="installed without a C compiler"),
+]
+
+SPECS = {
+    "default": SandboxSpec(),
+    "tmpfs": SandboxSpec(tmpfs=(Tmpfs(f"{BASE}/here"),)),
+    "limits": SandboxSpec(size=1 << 20, inodes=1000),
+    "read-only": SandboxSpec(read_only=True),
+    "volume": SandboxSpec(volumes=(Volume("/usr", f"{BASE}/volume"),)),
+    "disk": SandboxSpec(upper="disk"),
+    "devices": SandboxSpec(devices=("/dev/kmsg",)),
+}
+
+
+def _manager(mode: Mode) -> SandboxManager:
+    manager = SandboxManager([])
+    if mode == "user":
+        manager.move_to_user_namespace()
+    return manager
+
+
+def _description() -> dict[str, object]:
+    """What this process sees of its root: the mounts, and the attributes of what was made."""
+    mounts = []
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            # Numbers of mounts, of devices and of inodes differ.
+            fields = line.split()[3:]
+            mounts.append(re.sub(r"/fd/\d+", "/fd/N", " ".join(fields)))
+    found: dict[str, object] = {"mounts": sorted(mounts)}
+    for path in ("/", BASE, *(f"/dev/{name}" for name in sorted(os.listdir("/dev")))):
+        status = os.lstat(path)
+        link = os.readlink(path) if stat.S_ISLNK(status.st_mode) else ""
+        found[path] = (status.st_mode, status.st_uid, status.st_gid, status.st_rdev, link)
+    found["times"] = [os.stat(path).st_mtime_ns for path in ("/", BASE)]
+    found["attributes"] = os.listxattr(BASE)
+    return found
+
+
+def _visit(manager: SandboxManager, sandbox: Sandbox) -> dict[str, object]:
+    home = os.readlink("/proc/self/ns/mnt")
+    manager.enter(sandbox, "/")
+    try:
+        assert os.readlink("/proc/self/ns/mnt") != home
+        return _description()
+    finally:
+        manager.leave()
+        manager.release([sandbox])
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_root_is_the_same_as_step_by_step(mode: Mode, name: str) -> None:
+    skip_unless(mode)
+
+    def both() -> list[tuple[bool, dict[str, object]]]:
+        plan = plan_here(SPECS[name], mode)
+        found = []
+        for left_out in (False, True):
+            ablation.LEFT_OUT = frozenset(["root_calls"] * left_out)  # type: ignore[misc]
+            manager = _manager(mode)
+            uppers = DiskUppers()
+            directory = uppers.new() if plan.upper.medium == "disk" else None
+            sandbox = manager.make(plan, directory=directory)
+            has_calls = sandbox.template is not None and sandbox.template.calls is not None
+            found.append((has_calls, _visit(manager, sandbox)))
+            manager.close()
+            uppers.close()
+        return found
+
+    (at_once, one), (step_by_step, other) = in_world(both, mode)
+    assert not step_by_step
+    if name == "default":
+        assert at_once
+    if name in ("tmpfs", "volume"):
+        # A directory to mount it on was made just now.
+        del one["times"], other["times"]
+    assert one == other
+
+
+def test_attributes_are_those_of_the_host_now(mode: Mode) -> None:
+    """A suite changes a directory between two tests, in each way that a list has to notice."""
+    skip_unless(mode)
+
+    def change() -> None:
+        manager = _manager(mode)
+        plan = plan_here(SandboxSpec(), mode)
+        manager.release([first := manager.make(plan)])
+        assert first.template is not None
+        assert first.template.calls is not None
+        for step in range(4):
+            if step == 0:
+                os.chmod(BASE, 0o2751)
+            elif step == 1:
+                os.utime(BASE, (1000, 2000))
+            elif step == 2 and mode == "root":
+                os.chown(BASE, 4321, 1234)
+            elif step == 3 and not set_attribute(BASE, "user.name", b"x"):
+                continue
+            host = os.stat(BASE)
+            names = os.listxattr(BASE)
+            sandbox = manager.make(plan)
+            manager.enter(sandbox, "/")
+            try:
+                shown, also = os.stat(BASE), os.listxattr(BASE)
+            finally:
+                manager.leave()
+                manager.release([sandbox])
+            assert shown.st_mode == host.st_mode
+            assert shown.st_mtime_ns == host.st_mtime_ns
+            assert (shown.st_uid, shown.st_gid) == (host.st_uid, host.st_gid)
+            assert also == names
+        manager.close()
+
+    in_world(change, mode)
+
+
+def test_where_a_call_fails_a_root_is_made_step_by_step(mode: Mode) -> None:
+    skip_unless(mode)
+
+    def without_high_descriptors() -> None:
+        manager = _manager(mode)
+        plan = plan_here(SandboxSpec(), mode)
+        sandbox = manager.make(plan)
+        assert sandbox.template is not None
+        assert sandbox.template.calls is not None
+        _visit(manager, sandbox)
+        for limit in (400, resource.getrlimit(resource.RLIMIT_NOFILE)[1]):
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+            before = set(descriptors())
+            sandbox = manager.make(plan)
+            made = {sandbox.namespace, sandbox.scratch}
+            assert set(descriptors()) - made <= before
+            assert all((fd < 400) == (limit == 400) for fd in made)
+            _visit(manager, sandbox)
+        manager.close()
+
+    in_world(without_high_descriptors, mode)
+
+
+def test_a_refused_call_is_named_as_step_by_step(mode: Mode) -> None:
+    skip_unless(mode)
+
+    def refused() -> str:
+        manager = _manager(mode)
+        plan = plan_here(SandboxSpec(), mode)
+        manager.release([manager.make(plan)])
+        home = os.readlink("/proc/self/ns/mnt")
+        before = os.getcwd(), set(descriptors())
+        install(refuse(["fsmount"], 1))
+        with pytest.raises(Exception, match="fsmount") as info:
+            manager.make(plan)
+        assert os.getcwd() == before[0]
+        # Those of a template are closed if the host has written to one of its directories.
+        assert not set(descriptors()) - before[1]
+        assert os.readlink("/proc/self/ns/mnt") == home
+        return str(info.value)
+
+    assert "EPERM" in in_world(refused, mode)
+
+
+def test_what_a_test_writes_to_a_shared_overlay_is_gone(mode: Mode) -> None:
+    skip_unless(mode)
+
+    def covered() -> None:
+        manager = _manager(mode)
+        plan = plan_here(SandboxSpec(), mode)
+        for _ in range(3):
+            sandbox = manager.make(plan)
+            manager.enter(sandbox, "/")
+            try:
+                assert os.listdir(f"{BASE}/inner") == ["host"]
+                write(f"{BASE}/inner/test", "x")
+                os.unlink(f"{BASE}/inner/host")
+            finally:
+                manager.leave()
+                manager.release([sandbox])
+            assert os.listdir(f"{BASE}/inner") == ["host"]
+        manager.close()
+
+    def prepare() -> None:
+        mkdir("inner")
+        mount_tmpfs(os.path.abspath("inner"), "mode=1777")
+        write("inner/host", "host")
+
+    in_world(covered, mode, prepare)
