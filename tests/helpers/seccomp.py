@@ -31,6 +31,8 @@ CLONE_NEW: Final = CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | 0
 _ARCHITECTURES: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _NUMBERS: Final = {
     "clone": (56, 220),
+    "inotify_add_watch": (254, 27),
+    "inotify_init1": (294, 26),
     "mount": (165, 40),
     "mknodat": (259, 33),
     "pivot_root": (155, 41),

@@ -94,6 +94,12 @@ IORING_UNREGISTER_BUFFERS: Final = 1
 SFD_CLOEXEC: Final = os.O_CLOEXEC
 SFD_NONBLOCK: Final = os.O_NONBLOCK
 
+IN_ATTRIB: Final = 0x004
+IN_MOVED_FROM: Final = 0x040
+IN_MOVED_TO: Final = 0x080
+IN_CREATE: Final = 0x100
+IN_DELETE: Final = 0x200
+
 # The numbers of the calls made since 2018 are the same on every architecture.
 _SYS_IO_URING_SETUP: Final = 425
 _SYS_IO_URING_REGISTER: Final = 427
@@ -392,6 +398,28 @@ def signalfd(signals: frozenset[int]) -> int:
     if result < 0:
         raise _fail("signalfd()")
     return result
+
+
+def inotify_init() -> int:
+    """inotify_init1(2): a non-blocking descriptor."""
+    result = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+    if result < 0:
+        raise _fail("inotify_init1()")
+    return result
+
+
+def inotify_add_watch(fd: int, path: str, mask: int) -> int:
+    """inotify_add_watch(2). Returns a watch descriptor."""
+    result = int(_libc.inotify_add_watch(fd, os.fsencode(path), mask))
+    if result < 0:
+        raise _fail(f"inotify_add_watch({path!r}, {mask:#x})")
+    return result
+
+
+def inotify_rm_watch(fd: int, watch: int) -> None:
+    """inotify_rm_watch(2)."""
+    if _libc.inotify_rm_watch(fd, watch) < 0:
+        raise _fail(f"inotify_rm_watch({watch})")
 
 
 def exit_now(status: int) -> NoReturn:

@@ -39,6 +39,9 @@ def mount_dev(api: MountApi, step: MakeDev, *, user_namespace: bool) -> None:
     The caller mounts the overlay of :attr:`.MakeDev.host_shm`.
     """
     dev = step.target
+    if step.part == "shm":
+        _mount_shm(api, step)
+        return
     api.mount("tmpfs", dev, [("mode", "0755")], sys.MOUNT_ATTR_NOSUID)
     fd = api.open_directory(dev)
     try:
@@ -59,12 +62,17 @@ def mount_dev(api: MountApi, step: MakeDev, *, user_namespace: bool) -> None:
     # Every devpts mount is an instance of its own, Documentation/filesystems/devpts.rst.
     options = terminal_options(user_namespace=user_namespace)
     api.mount("devpts", f"{dev}/pts", options, TERMINALS)
-    if not step.host_shm:
-        api.mount("tmpfs", f"{dev}/shm", [("mode", "1777")], NOSUID_NODEV)
+    if step.part == "all":
+        _mount_shm(api, step)
     if step.mqueue == "own":
         api.mount("mqueue", f"{dev}/mqueue", [], NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC)
     elif step.mqueue:
         api.bind("/dev/mqueue", f"{dev}/mqueue", read_only=True)
+
+
+def _mount_shm(api: MountApi, step: MakeDev) -> None:
+    if not step.host_shm:
+        api.mount("tmpfs", f"{step.target}/shm", [("mode", "1777")], NOSUID_NODEV)
 
 
 def terminal_options(*, user_namespace: bool) -> list[tuple[str, str | None]]:

@@ -146,9 +146,12 @@ class PlanExecutor:
                 api.make_tree_read_only(target)
             case Protect(target):
                 self._when_attached(step, lambda: self._make_overlays_read_only(target))
+            case MakeDev(part="shm", host_shm=False):
+                # Listed in the mount table behind the directory that it is in.
+                self._when_attached(step, lambda: mount_dev(api, step, user_namespace=False))
             case MakeDev():
                 mount_dev(api, step, user_namespace=self._plan.user_namespace)
-                if step.host_shm:
+                if step.host_shm and step.part != "rest":
                     self._mount_overlay(Overlay(SHM, (SHM,), "shm", NOSUID_NODEV))
 
     def _when_attached(self, step: Step, action: Callable[[], None]) -> None:

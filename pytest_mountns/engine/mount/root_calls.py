@@ -100,11 +100,15 @@ class RootCalls:
         for step in steps:
             if isinstance(step, Overlay):
                 self._add_overlay(step)
-            elif isinstance(step, MakeDev):
+            elif isinstance(step, MakeDev) and step.part != "shm":
                 self._add_dev(step)
         proc = calls.open(Call.OPENAT, sys.AT_FDCWD, b"/proc", _DIRECTORY)
         calls.add(Call.SETNS, namespace, sys.CLONE_NEWNS)
         calls.add(Call.UNSHARE, sys.CLONE_NEWNS)
+        for step in steps:
+            if isinstance(step, MakeDev) and step.part == "shm":
+                # Listed in the mount table behind the directory that it is in.
+                self._mount_shm(step)
         flags = os.O_RDONLY | os.O_CLOEXEC
         self._high(calls.open(Call.OPENAT, proc, b"thread-self/ns/mnt", flags))
         top = calls.open(Call.OPENAT, sys.AT_FDCWD, b".", _DIRECTORY)
@@ -197,10 +201,13 @@ class RootCalls:
             calls.add(Call.MKDIRAT, directory, name.encode(), 0o755)
         options = terminal_options(user_namespace=self._plan.user_namespace)
         self._mount("devpts", f"{dev}/pts", options, TERMINALS)
-        self._mount("tmpfs", f"{dev}/shm", [("mode", "1777")], NOSUID_NODEV)
+        self._mount_shm(step)
         if step.mqueue:
             attributes = NOSUID_NODEV | sys.MOUNT_ATTR_NOEXEC
             self._mount("mqueue", f"{dev}/mqueue", [], attributes)
+
+    def _mount_shm(self, step: MakeDev) -> None:
+        self._mount("tmpfs", f"{step.target}/shm", [("mode", "1777")], NOSUID_NODEV)
 
 
 def root_calls(

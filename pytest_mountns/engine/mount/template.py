@@ -9,7 +9,9 @@ be detached each time: that waits for a grace period of the kernel.
 
 Overlays can be in a template as well, as long as no test writes to them, see
 :meth:`Template.written_overlays`. That is for machines with many mounts that the tests of a suite
-have nothing to do with.
+have nothing to do with. So can ``/dev``, but for shared memory, as long as no test makes, removes
+or changes a node or opens a terminal. Few tests do, and it takes half of the system calls that
+make a sandbox.
 
 Templates exist for speed alone; ``MOUNTNS_ABLATE=templates`` leaves them out. What they gain
 depends on how many mounts the machine has. Measured on Linux 6.18 as root, with and without them in
@@ -35,16 +37,30 @@ from typing import Final, NamedTuple, TypeAlias, final
 
 from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
+from ..linux.errors import SandboxError
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import current_namespace, explained, high, mounting
 from ..linux.untouched import os
-from ..plan.model import Assemble, Bind, Layered, Overlay, Plan, Protect, Step
+from ..linux.watches import Watches
+from ..plan.model import (
+    DEV,
+    SHM,
+    Assemble,
+    Bind,
+    Layered,
+    MakeDev,
+    Overlay,
+    Plan,
+    Protect,
+    Seed,
+    Step,
+)
 from .executor import PlanExecutor
 from .new_api import NewMountApi
 from .root_calls import RootCalls, root_calls
 
 #: A step that can be carried out in a template.
-_Shared: TypeAlias = Overlay | Bind | Protect
+_Shared: TypeAlias = Overlay | Bind | Protect | MakeDev
 
 #: With more remaining steps than this no template is made: each of their mounts is held as a
 #: descriptor, and the usual limit is 1024.
@@ -85,6 +101,8 @@ class Template:
     state: UpperState
     #: Makes the root of a sandbox at once; None if it has to be made step by step.
     calls: RootCalls | None
+    #: Notice changes of its ``/dev``, if it has one.
+    dev_watches: frozenset[int] = frozenset()
 
     @property
     def absolute_overlays(self) -> list[Layered]:
@@ -154,6 +172,10 @@ def shared_steps(plan: Plan, *, unshared: Collection[str] | None) -> tuple[_Shar
                 )
             case Bind(target=target, create=False):
                 can_be_shared = True
+            case MakeDev():
+                can_be_shared = unshared is not None and _can_share_dev(plan, step, unshared)
+                if can_be_shared:
+                    step = replace(step, part="rest")
             case Protect(target=target, tree=True):
                 binds = [one.target for one in shared if isinstance(one, Bind)]
                 can_be_shared = _is_in(target, binds)
@@ -165,6 +187,16 @@ def shared_steps(plan: Plan, *, unshared: Collection[str] | None) -> tuple[_Shar
         elif isinstance(step, Overlay | Assemble):
             made_each_time.append(target)
     return tuple(shared)
+
+
+def _can_share_dev(plan: Plan, step: MakeDev, unshared: Collection[str]) -> bool:
+    # Further nodes have the attributes that the host's have now, and queues belong to one test.
+    usual = not step.more and step.mqueue != "own"
+    others = (one.target for one in plan.steps if not isinstance(one, MakeDev | Seed))
+    return usual and not any(
+        place == DEV or (is_below(place, DEV) and not _is_in(place, (SHM,)))
+        for place in (*unshared, *others)
+    )
 
 
 def can_share_mounts(plan: Plan) -> bool:
@@ -185,14 +217,21 @@ def can_share_overlays(plan: Plan) -> bool:
     return not limited and not read_only
 
 
-def make_template(plan: Plan, stage: int, *, unshared: Collection[str] | None) -> Template | None:
+def make_template(
+    plan: Plan, stage: int, watches: Watches, *, unshared: Collection[str] | None
+) -> Template | None:
     """Make the mounts that can be shared, as :func:`shared_steps` says.
 
-    Returns None if there are none, or if too many steps remain. Raises :class:`SandboxError` if a
-    step fails.
+    ``watches`` notice changes of what is shared. Returns None if there are no such steps, or if too
+    many remain. Raises :class:`SandboxError` if a step fails.
     """
     steps = shared_steps(plan, unshared=unshared)
-    remaining = tuple(step for step in plan.steps if step not in steps)
+    shares_dev = any(isinstance(step, MakeDev) for step in steps)
+    remaining = tuple(
+        replace(step, part="shm") if shares_dev and isinstance(step, MakeDev) else step
+        for step in plan.steps
+        if step not in steps
+    )
     if not steps or len(remaining) > _MOST_REMAINING:
         return None
     user = plan.user_namespace
@@ -214,6 +253,7 @@ def make_template(plan: Plan, stage: int, *, unshared: Collection[str] | None) -
         attributes = tuple(map(_model_state, models))
         executor = PlanExecutor(api, plan, {})
         trees = _mount_trees(executor, api, steps, host_root)
+        dev_watches = _watch_dev(watches, api.root, trees) if shares_dev else frozenset()
         with explained("pivot into a template", user, "pivot"):
             api.pivot_root()
         overlays = tuple(
@@ -222,7 +262,9 @@ def make_template(plan: Plan, stage: int, *, unshared: Collection[str] | None) -
         state = _upper_state(scratch, overlays, attributes)
     namespace, scratch = opened
     calls = root_calls(plan, remaining, namespace, trees)
-    return Template(namespace, scratch, trees, remaining, overlays, models, state, calls)
+    return Template(
+        namespace, scratch, trees, remaining, overlays, models, state, calls, dev_watches
+    )
 
 
 def _mount_trees(
@@ -251,6 +293,17 @@ def _mount_trees(
         for target, name in names.items()
         if os.stat(name, dir_fd=api.root, follow_symlinks=False).st_dev != device
     )
+
+
+def _watch_dev(
+    watches: Watches, template_root: int, trees: tuple[tuple[str, str], ...]
+) -> frozenset[int]:
+    """Watch the ``/dev`` of a template and the terminals in it."""
+    with explained("watch a shared /dev", False):
+        # An ordinary user's is in the tree of the root.
+        name, target = max((one for one in trees if _is_in(DEV, one[1:])), key=lambda one: one[1])
+        place = f"/proc/self/fd/{template_root}/{name}{DEV[len(target.rstrip('/')) :]}"
+        return frozenset(watches.add(path) for path in (place, f"{place}/pts"))
 
 
 def _clone_root(step: _Shared) -> int:
@@ -326,10 +379,10 @@ class _Kept:
     #: Whether :attr:`with_overlays` was looked for.
     looked_for: bool = False
 
-    def close(self) -> None:
+    def templates(self) -> list[Template]:
+        """Each of them once."""
         both = {id(one): one for one in (self.without_overlays, self.with_overlays) if one}
-        for template in both.values():
-            template.close()
+        return list(both.values())
 
 
 @final
@@ -347,6 +400,7 @@ class Templates:
 
     def __init__(self, places: Sequence[str]) -> None:
         self._unshared = {os.path.realpath(place) for place in places}
+        self._watches = Watches()
         # By the identity of the plan: to compare long plans takes time. The one that was asked for
         # last comes last.
         self._kept: dict[int, _Kept] = {}
@@ -362,8 +416,11 @@ class Templates:
         known = self._kept.pop(id(plan), None)
         if known is None:
             while len(self._kept) >= _MOST_KEPT:
-                self._kept.pop(next(iter(self._kept))).close()
-            made = make_template(plan, stage, unshared=None) if can_share_mounts(plan) else None
+                for template in self._kept.pop(next(iter(self._kept))).templates():
+                    self._close(template)
+            made = None
+            if can_share_mounts(plan):
+                made = make_template(plan, stage, self._watches, unshared=None)
             known = _Kept(plan, made)
         self._kept[id(plan)] = known
         return known
@@ -378,23 +435,41 @@ class Templates:
         with_overlays, other = known.with_overlays, known.without_overlays
         if with_overlays is not None and with_overlays is not other:
             written = with_overlays.written_overlays() or with_overlays.stale_overlays()
+            watches = with_overlays.dev_watches
+            if watches and self._watches.have_seen(watches):
+                written.append(DEV)
             if not written:
                 return with_overlays
             # A suite that writes there once usually does it again, and so does the host.
             self._unshared.update(written)
             known.with_overlays, known.looked_for = None, False
-            with_overlays.close()
+            self._close(with_overlays)
         if not known.looked_for:
             made = other
             if other is not None and can_share_overlays(plan):
                 steps = shared_steps(plan, unshared=self._unshared)
-                if any(isinstance(step, Overlay) for step in steps):
-                    made = make_template(plan, stage, unshared=self._unshared)
+                if any(isinstance(step, Overlay | MakeDev) for step in steps):
+                    made = self._make_with_overlays(plan, stage)
             known.with_overlays, known.looked_for = made, True
         return known.with_overlays
 
+    def _make_with_overlays(self, plan: Plan, stage: int) -> Template | None:
+        try:
+            return make_template(plan, stage, self._watches, unshared=self._unshared)
+        except SandboxError:
+            if DEV in self._unshared:
+                raise
+            # This user may have no more watches, inotify(7).
+            self._unshared.add(DEV)
+            return make_template(plan, stage, self._watches, unshared=self._unshared)
+
+    def _close(self, template: Template) -> None:
+        self._watches.remove(template.dev_watches)
+        template.close()
+
     def close(self) -> None:
         """Close all templates. They are made again when they are asked for."""
-        for known in self._kept.values():
-            known.close()
-        self._kept.clear()
+        while self._kept:
+            for template in self._kept.popitem()[1].templates():
+                self._close(template)
+        self._watches.close()

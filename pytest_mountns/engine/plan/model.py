@@ -46,6 +46,8 @@ PSEUDO: Final = frozenset(
 PROTECTED_PROC: Final = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
 
 
+#: Where the minimal directory of devices is mounted.
+DEV: Final = "/dev"
 #: Where POSIX shared memory lies, shm_overview(7).
 SHM: Final = "/dev/shm"
 
@@ -346,11 +348,13 @@ class MakeDev:
     #: Whose message queues it shows: none, the host's (read-only), or those of an IPC namespace of
     #: its own.
     mqueue: Literal["", "host", "own"] = ""
-    target: str = "/dev"
+    target: str = DEV
     #: Further nodes, relative to ``/dev``.
     more: tuple[str, ...] = ()
     #: Whether ``/dev/shm`` begins with what the host has there: it is an overlay then.
     host_shm: bool = False
+    #: What of it is made: shared memory alone, or all the rest.
+    part: Literal["all", "shm", "rest"] = "all"
 
     def describe(self) -> str:
         """The step in words."""
