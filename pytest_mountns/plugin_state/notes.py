@@ -18,7 +18,6 @@ import contextlib
 import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 from weakref import WeakKeyDictionary
 
@@ -51,8 +50,7 @@ _Place: TypeAlias = tuple[str, object]
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(NamedTuple):
     """What a value was before the fork."""
 
     value: object

@@ -9,9 +9,8 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any, Final, cast, final
+from typing import Any, Final, NamedTuple, cast, final
 
 import pytest
 from _pytest.nodes import Node
@@ -98,8 +97,7 @@ _KNOWN: Final = frozenset(
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Watched:
+class Watched(NamedTuple):
     """The plugins that may note something while a test runs."""
 
     #: Objects, modules and classes, by names for messages.

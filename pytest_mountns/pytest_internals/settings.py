@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
@@ -43,8 +42,7 @@ def user_name() -> str:
     return get_user() or "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Watchdog:
+class Watchdog(NamedTuple):
     """The settings of pytest's ``faulthandler_timeout``."""
 
     #: Seconds.

@@ -56,7 +56,7 @@ def facts(findings: ProbeResult) -> dict[str, Any]:
         "here": findings.environment.as_data(),
         "trials": [asdict(trial) for trial in findings.trials],
         "modes": modes(findings),
-        "capabilities": None if features is None else asdict(features),
+        "capabilities": None if features is None else features._asdict(),
         "read_only": sorted(findings.unlayerable),
     }
 

@@ -6,10 +6,9 @@ import errno
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from os import PathLike
 from types import FrameType, TracebackType
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 import pytest
 
@@ -77,8 +76,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         one = one.__cause__ or one.__context__
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
+class _Failure(NamedTuple):
     """An exception, and the sandbox that it was raised in."""
 
     error: BaseException

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 from ..engine.changes.changes import Changes
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class FilteredChanges:
+class FilteredChanges(NamedTuple):
     """The changes of a test without pytest's and Python's own, and how many those are."""
 
     changes: Changes

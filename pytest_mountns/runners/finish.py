@@ -7,8 +7,7 @@ scopes.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import pytest
 
@@ -22,8 +21,7 @@ from .context import RunnerContext
 _Event: TypeAlias = tuple[str, dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(NamedTuple):
     """How a test process has ended, if it ended without sending its last message."""
 
     #: In words: by which signal, or with which exit status.

@@ -7,8 +7,7 @@ import random
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn, final
+from typing import Any, NamedTuple, NoReturn, final
 
 import pytest
 
@@ -25,8 +24,7 @@ _PHASES = {"setup": SETUP, "call": CALL, "teardown": TEARDOWN}
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Inheritance:
+class Inheritance(NamedTuple):
     """What a forked process takes over from the pytest process beside its memory."""
 
     #: The process id of the pytest process.

@@ -7,7 +7,6 @@ Whatever goes wrong, it is gone when the process ends.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import faulthandler
 import functools
@@ -266,7 +265,7 @@ def by_api(features: Features, api: str) -> Features:
         pytest.skip("this kernel has no new mount API")
     if api == "new" and not features.detached_uppers:
         pytest.skip("this kernel takes no uppers on a detached mount")
-    return dataclasses.replace(features, new_api=api != "classic", detached_uppers=api == "new")
+    return features._replace(new_api=api != "classic", detached_uppers=api == "new")
 
 
 def in_sandbox(

@@ -15,7 +15,7 @@ import errno
 import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import NamedTuple, final
 
 from ..linux.attributes import OVERFLOW_ID, read_xattrs, without_overlay
 from ..linux.openat import FILE, open_at, open_directory
@@ -66,8 +66,7 @@ def read_changes(
     return Changes(changes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Directory:
+class _Directory(NamedTuple):
     """A directory of an upper that is still to be read. Paths are absolute, and "" for the root."""
 
     path: str

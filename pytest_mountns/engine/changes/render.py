@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, cast, final, get_args
+from typing import Final, Literal, NamedTuple, TypeAlias, cast, final, get_args
 
 from ..linux.errors import SandboxError
 from .changes import Change, Kind
@@ -32,8 +31,7 @@ _KIND_WIDTH: Final = 10
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """How much is shown."""
 
     #: Paths in the tree.
@@ -46,6 +44,10 @@ class Limits:
     lines: int = 40
     #: The largest file, in bytes, that has a diff.
     size: int = 64 << 10
+
+
+#: What is shown if nobody wants more.
+USUAL: Final = Limits()
 
 
 def describe(change: Change) -> str:
@@ -81,7 +83,7 @@ def _thing(entry: Entry) -> str:
     return f"{entry.size} bytes" if entry.type == "file" else entry.type
 
 
-def tree(changes: Sequence[Change], limits: Limits = Limits()) -> Iterator[str]:
+def tree(changes: Sequence[Change], limits: Limits = USUAL) -> Iterator[str]:
     """One line for each change: the kind, the path as part of a tree, and the change in words.
 
     Directories that did not change themselves have a line if something below them did.
@@ -152,7 +154,7 @@ def _chosen(
     return chosen, 0
 
 
-def diffs(changes: Sequence[Change], limits: Limits = Limits()) -> Iterator[str]:
+def diffs(changes: Sequence[Change], limits: Limits = USUAL) -> Iterator[str]:
     """The diffs of small text files, each after an empty line; changed files before added ones.
 
     Binary files and those that cannot be read are left out.
@@ -191,7 +193,7 @@ def _may_have_diff(change: Change, limits: Limits) -> bool:
     return all(side is None or side.size <= limits.size for side in (change.before, change.after))
 
 
-def text_of(changes: Sequence[Change], limits: Limits = Limits(), note: str = "") -> list[str]:
+def text_of(changes: Sequence[Change], limits: Limits = USUAL, note: str = "") -> list[str]:
     """The lines of :func:`tree`, then ``note``, if there is one, then those of :func:`diffs`."""
     return [*tree(changes, limits), *[note] * bool(note), *diffs(changes, limits)]
 

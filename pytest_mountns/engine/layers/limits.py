@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from ..plan.spec import SpecError, parse_size
 
@@ -12,8 +11,7 @@ UNSUSPECTED: Final = 256 << 20
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """The largest layer that is unpacked.
 
     ``members``: entries of one layer. ``bytes``: unpacked size of one layer or archive. ``ratio``:
@@ -34,5 +32,5 @@ class Limits:
                 raise SpecError(
                     f"{part!r} is not a limit of a layer", remedy="valid: members=, bytes=, ratio="
                 )
-            limits = replace(limits, **{key: parse_size(value)})
+            limits = limits._replace(**{key: parse_size(value)})
         return limits

@@ -28,9 +28,8 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
-from typing import Final, TypeAlias, final
+from typing import Final, NamedTuple, TypeAlias, final
 
 from . import syscalls as sys
 from .ablation import is_left_out
@@ -57,8 +56,7 @@ _OWN: Final = re.compile(b"\x81")
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """A range of private memory that can be written to."""
 
     #: The addresses of its first byte and of the byte behind its last.

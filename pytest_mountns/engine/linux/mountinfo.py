@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from .untouched import open
 
@@ -18,8 +17,7 @@ _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of the table.
 
     Paths are decoded; bytes that are not UTF-8 become surrogate escapes (PEP 383).

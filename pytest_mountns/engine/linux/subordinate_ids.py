@@ -11,7 +11,6 @@ from __future__ import annotations
 import pwd
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
 from . import syscalls
@@ -38,8 +37,7 @@ class Range(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class IdMaps:
+class IdMaps(NamedTuple):
     """The maps of a namespace in which the user is root, and has further ids."""
 
     uids: tuple[Range, ...]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import BinaryIO, Final, final
 
 from ..linux import syscalls as sys
@@ -173,13 +172,13 @@ class PlanExecutor:
         plan = self._plan
         if self._reused_uppers:
             # The other sandbox has used the plain names.
-            step = replace(step, name=f"{self._unused_number}-{step.name}")
+            step = step._replace(name=f"{self._unused_number}-{step.name}")
         upper, work = f"{step.name}.upper", f"{step.name}.work"
         if EMPTY in step.lowers:
             os.makedirs(EMPTY, exist_ok=True)
         # The root of an overlay shows the attributes of the upper directory.
         if above := self._additional_lowers.get(step.target):
-            step, model = replace(step, lowers=(*above, *step.lowers)), above[0]
+            step, model = step._replace(lowers=(*above, *step.lowers)), above[0]
         else:
             model = step.model or step.lowers[0]
         if reused := self._reused_uppers.get(step.target):
@@ -191,7 +190,7 @@ class PlanExecutor:
             copy_attributes(model, upper, own=not plan.user_namespace)
         options: list[tuple[str, str | None]] = list(plan.features.overlay_options)
         if plan.upper.medium == "none":
-            step = replace(step, lowers=(upper, *step.lowers))
+            step = step._replace(lowers=(upper, *step.lowers))
         else:
             os.mkdir(work)
             options = [("upperdir", upper), ("workdir", work), *options]
@@ -201,7 +200,7 @@ class PlanExecutor:
             # Documentation/filesystems/overlayfs.rst.
             options.append(("volatile", None))
         lowers = self._with_short_names(self._without_nested_lowers(step.lowers))
-        self._api.mount_overlay(replace(step, lowers=lowers), options)
+        self._api.mount_overlay(step._replace(lowers=lowers), options)
         self._overlay_steps.append(step)
         self.overlays.append(Layered(step.target, upper))
 

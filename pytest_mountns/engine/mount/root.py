@@ -11,8 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 from ..linux import syscalls as sys
 from ..linux.errors import Unavailable
@@ -27,8 +26,7 @@ from .template import Template
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class ReusedUppers:
+class ReusedUppers(NamedTuple):
     """The uppers of a sandbox, for another one that goes on with them."""
 
     #: A descriptor of the directory in which they lie.
@@ -38,8 +36,7 @@ class ReusedUppers:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class NewRoot:
+class NewRoot(NamedTuple):
     """A new root, mounted."""
 
     #: A descriptor of the mount namespace whose root it is.

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias, final
 
 from ..linux import syscalls as sys
@@ -175,7 +175,7 @@ def shared_steps(plan: Plan, *, unshared: Collection[str] | None) -> tuple[_Shar
             case MakeDev():
                 can_be_shared = unshared is not None and _can_share_dev(plan, step, unshared)
                 if can_be_shared:
-                    step = replace(step, part="rest")
+                    step = step._replace(part="rest")
             case Protect(target=target, tree=True):
                 binds = [one.target for one in shared if isinstance(one, Bind)]
                 can_be_shared = _is_in(target, binds)
@@ -228,7 +228,7 @@ def make_template(
     steps = shared_steps(plan, unshared=unshared)
     shares_dev = any(isinstance(step, MakeDev) for step in steps)
     remaining = tuple(
-        replace(step, part="shm") if shares_dev and isinstance(step, MakeDev) else step
+        step._replace(part="shm") if shares_dev and isinstance(step, MakeDev) else step
         for step in plan.steps
         if step not in steps
     )
@@ -286,7 +286,7 @@ def _mount_trees(
         if target == "/":
             api.attach_tree(host_root, place, read_only=True)
         else:
-            executor.execute([replace(step, target=place)])
+            executor.execute([step._replace(target=place)])
     # Nothing is mounted where the kernel has refused an optional step.
     return tuple(
         (name, target)

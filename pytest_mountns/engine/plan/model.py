@@ -7,7 +7,7 @@ them out, and :meth:`Plan.describe` prints them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, final
+from typing import Final, Literal, NamedTuple, TypeAlias, final
 
 from ..linux.mountinfo import Mount
 from ..linux.overlayfs import TRUSTED, USER
@@ -53,8 +53,7 @@ SHM: Final = "/dev/shm"
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class WritableRoot:
+class WritableRoot(NamedTuple):
     """Directories of the host's root that an ordinary user who is shown as root may write to."""
 
     #: Where overlays are mounted, parents first, and the lowers of each, the topmost first: copies
@@ -99,8 +98,7 @@ class Host:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Features:
+class Features(NamedTuple):
     """What this kernel lets this user do, found by trying.
 
     Not to be confused with capabilities(7).
@@ -161,8 +159,7 @@ EMPTY: Final = "empty.lower"
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What an upper contains from the start: a mountpoint, or a link on the path to one."""
 
     #: Relative to the upper.
@@ -175,8 +172,7 @@ class Piece:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Layered:
+class Layered(NamedTuple):
     """One overlay of a sandbox, for whoever reads its upper.
 
     A directory of its own is read in the same way, as if an overlay without lowers were there.
@@ -189,8 +185,7 @@ class Layered:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class OwnDirectory:
+class OwnDirectory(NamedTuple):
     """A directory of a sandbox that is a mount of its own, without an overlay.
 
     It is no step of a plan: the place is known only when the test is in its sandbox.
@@ -213,8 +208,7 @@ class OwnDirectory:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Overlay:
+class Overlay(NamedTuple):
     """Mount an overlay."""
 
     target: str
@@ -235,8 +229,7 @@ class Overlay:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Assemble:
+class Assemble(NamedTuple):
     """Mount an overlay over a directory that the user can write and that contains mounts.
 
     In a user namespace such a directory cannot be a lower. So the lower is a directory that is
@@ -261,8 +254,7 @@ class Assemble:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(NamedTuple):
     """Bind-mount a path of the host, with everything that is mounted below it."""
 
     source: str
@@ -280,8 +272,7 @@ class Bind:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Seed:
+class Seed(NamedTuple):
     """Copy a file that is mounted over another file into the upper.
 
     The lower shows the file below that mount. Large files are bound read-only instead, since a
@@ -296,8 +287,7 @@ class Seed:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class MountTmpfs:
+class MountTmpfs(NamedTuple):
     """Mount an empty tmpfs."""
 
     target: str
@@ -311,8 +301,7 @@ class MountTmpfs:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class FreshProc:
+class FreshProc(NamedTuple):
     """Mount a procfs of the sandbox's own PID namespace."""
 
     target: str = "/proc"
@@ -323,8 +312,7 @@ class FreshProc:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Protect:
+class Protect(NamedTuple):
     """Make what is mounted at ``target`` read-only."""
 
     target: str
@@ -337,8 +325,7 @@ class Protect:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class MakeDev:
+class MakeDev(NamedTuple):
     """Make a minimal ``/dev``."""
 
     #: Names of the usual nodes.
@@ -366,8 +353,7 @@ Step: TypeAlias = Overlay | Assemble | Bind | Seed | MountTmpfs | FreshProc | Pr
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Upper:
+class Upper(NamedTuple):
     """Where the uppers are stored."""
 
     #: "memory" (a tmpfs that no namespace shows), "disk", or "none": overlays are then read-only,
@@ -384,8 +370,7 @@ class Upper:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class User:
+class User(NamedTuple):
     """The user that root's test process becomes."""
 
     uid: int
@@ -407,8 +392,7 @@ class User:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Everything that makes one sandbox."""
 
     user_namespace: bool

@@ -13,7 +13,7 @@ of an overlay, that directory becomes a lower of the overlay.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 from ..linux.mountinfo import is_below, owning
@@ -113,9 +113,9 @@ def _kept(source: str, target: str, host: Host, features: Features, number: int)
         match step:
             case Overlay() | Assemble():
                 name = f"k{number}.{step.name}"
-                steps.append(replace(step, target=place, name=name))
+                steps.append(step._replace(target=place, name=name))
             case Bind():
-                steps.append(replace(step, target=place))
+                steps.append(step._replace(target=place))
             case _:
                 continue
     return steps
@@ -138,9 +138,9 @@ def plan_layered(
         match step:
             case Overlay(target, lowers):
                 parts = spread.parts.get(target, ())
-                rooted.append(replace(step, lowers=(*parts, *lowers), model=_model(target, lowers)))
+                rooted.append(step._replace(lowers=(*parts, *lowers), model=_model(target, lowers)))
             case Assemble(target):
-                rooted.append(replace(step, layers=spread.parts.get(target, ())))
+                rooted.append(step._replace(layers=spread.parts.get(target, ())))
             case Seed(path) if path in spread.covered:
                 continue
             case _:

@@ -133,14 +133,14 @@ class Planner:
                 "the pytest process is in a user namespace already, for tests that run inline;"
                 " --mountns-process=fork"
             )
-            return dataclasses.replace(plan, why_one_id=why)
+            return plan._replace(why_one_id=why)
         if self._ids is None:
             from ..probe.subordinate_ids import probe_subordinate_ids
 
             self._ids = probe_subordinate_ids()
         trial, maps = self._ids
         why = "" if maps else f"{trial.cause or trial.kernel}; {trial.remedy}"
-        return dataclasses.replace(plan, id_maps=maps, why_one_id=why)
+        return plan._replace(id_maps=maps, why_one_id=why)
 
     def unpack(self, spec: SandboxSpec) -> None:
         """Unpack the root and the layers of ``spec``, and copy directories: that may take long.

@@ -176,7 +176,7 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
             steps = try_in_child(lambda: _try_on_disk(found[0], wanted, features, directories[0]))
             log.trials.extend(Trial(**trial) for trial in steps["trials"])
             detached = bool(steps.get("detached_uppers"))
-            features = replace(features, detached_uppers=detached)
+            features = features._replace(detached_uppers=detached)
         trials += log.trials
         if any(trial.needed and not trial.works for trial in trials):
             return ProbeResult(tuple(trials), None)
@@ -189,7 +189,7 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     trials += [whole, replace(pid, needed=False)]
     if not whole.works:
         return ProbeResult(tuple(trials), None, unlayerable)
-    features = replace(features, pid_namespace=pid.works)
+    features = features._replace(pid_namespace=pid.works)
     return ProbeResult(tuple(trials), features, unlayerable)
 
 
@@ -288,7 +288,7 @@ def _try_overlays(
         without="they are mounted over the old root until that is left;"
         f" {_NEED_LAYERED_UPPERS} do not work",
     ):
-        features = replace(features, detached_uppers=False)
+        features = features._replace(detached_uppers=False)
         builder = change_to_scratch(features, directory)
     if not log.attempt("overlay", lambda: try_overlay(builder, features), doing="overlay"):
         return [], False

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 from ..linux.errors import SandboxError
 from ..linux.namespaces import (
@@ -23,8 +22,7 @@ from .uts_and_network import set_up_uts_and_network
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class ForkedEntry:
+class ForkedEntry(NamedTuple):
     """What a forked process needs to enter its sandbox.
 
     The parent fills it in before the fork. It has either made the sandbox itself, or leaves that to

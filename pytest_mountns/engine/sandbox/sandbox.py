@@ -17,8 +17,8 @@ import errno
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import IO, TYPE_CHECKING, Final, final
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, final
 
 from ..changes.changes import Changes
 from ..changes.entries import Contents, Side
@@ -63,8 +63,7 @@ _ATTRIBUTES: Final = {
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Layers:
+class Layers(NamedTuple):
     """Uppers of other sandboxes that lie below a sandbox, on the lowers of its plan."""
 
     #: For the mountpoint of an overlay the directories that are its additional lowers, topmost
@@ -77,8 +76,7 @@ class Layers:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """How much memory or disk space is used by what was written.
 
     A file that was changed counts as a whole, since OverlayFS copies it up as a whole.
@@ -347,7 +345,7 @@ class Sandbox:
         """Returns what was written here and what lies below, as lowers of other sandboxes."""
         below = self.layers.lowers if self.layers else {}
         here = f"/proc/self/fd/{self.scratch}"
-        own = [replace(one, upper=os.path.join(here, one.upper)) for one in self.overlays]
+        own = [one._replace(upper=os.path.join(here, one.upper)) for one in self.overlays]
         if self.template is not None:
             own += self.template.absolute_overlays
         lowers = {one.mountpoint: (one.upper, *below.get(one.mountpoint, ())) for one in own}

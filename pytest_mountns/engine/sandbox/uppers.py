@@ -8,7 +8,6 @@ lies below the uppers, and with which rights; what is read is the same.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, NamedTuple, final
 
 from ..changes.changes import Changes
@@ -34,8 +33,7 @@ class UppersDescription(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Uppers:
+class Uppers(NamedTuple):
     """The uppers of one sandbox, in the form in which they are read."""
 
     #: A descriptor of the directory in which they lie.

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, TypeVar, final
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeVar, final
 
 from ..changes.changes import Changes
 from ..changes.entries import Contents
@@ -32,8 +31,7 @@ _T = TypeVar("_T")
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """What one sandbox has written."""
 
     #: The uppers. Whoever has made this object closes their scratch.

@@ -52,7 +52,7 @@ def test_a_directory_of_its_own_needs_a_kernel_that_mounts_it() -> None:
         planner = Planner([BASE])
         found = planner.findings
         assert found.features is not None
-        features = dataclasses.replace(found.features, detached_uppers=False)
+        features = found.features._replace(detached_uppers=False)
         planner.findings = dataclasses.replace(found, features=features)
         try:
             assert planner.plan(SandboxSpec())
