@@ -36,6 +36,7 @@ class Call:
     SYMLINKAT: Final = 14
     UNSHARE: Final = 15
     UTIMENSAT: Final = 16
+    FSPICK: Final = 17
 
 
 class Result(NamedTuple):

@@ -14,12 +14,13 @@
 #define FSOPEN 430
 #define FSCONFIG 431
 #define FSMOUNT 432
+#define FSPICK 433
 
 /* In the order of `Call` in call_list.py. */
 static const long numbers[] = {
     SYS_close, SYS_fchdir, SYS_fchmodat, SYS_fchownat, SYS_fcntl, FSCONFIG, FSMOUNT, FSOPEN,
     SYS_mkdirat, SYS_mknodat, MOVE_MOUNT, OPEN_TREE, SYS_openat, SYS_setns, SYS_symlinkat,
-    SYS_unshare, SYS_utimensat,
+    SYS_unshare, SYS_utimensat, FSPICK,
 };
 
 struct call {

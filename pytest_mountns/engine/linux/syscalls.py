@@ -51,6 +51,8 @@ FSMOUNT_CLOEXEC: Final = 0x1
 FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
+FSCONFIG_CMD_RECONFIGURE: Final = 7
+FSPICK_CLOEXEC: Final = 0x1
 
 MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
@@ -108,6 +110,7 @@ _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
 _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
+_SYS_FSPICK: Final = 433
 _SYS_OPENAT2: Final = 437
 _SYS_PIDFD_GETFD: Final = 438
 _SYS_MOUNT_SETATTR: Final = 442
@@ -296,6 +299,20 @@ def fsmount(fd: int, attributes: int) -> int:
     if result < 0:
         raise _fail("fsmount()")
     return result
+
+
+def fspick(dirfd: int, path: str) -> int:
+    """fspick(2): a context to reconfigure the filesystem that is mounted at a path."""
+    result = int(_libc.syscall(_SYS_FSPICK, dirfd, os.fsencode(path), FSPICK_CLOEXEC))
+    if result < 0:
+        raise _fail(f"fspick({path!r})")
+    return result
+
+
+def fsconfig_reconfigure(fd: int, what: str) -> None:
+    """fsconfig(2) ``FSCONFIG_CMD_RECONFIGURE``; ``what`` only names the filesystem in an error."""
+    if _fsconfig(_SYS_FSCONFIG, fd, FSCONFIG_CMD_RECONFIGURE, None, None, 0) < 0:
+        raise _fail(f"fsconfig(reconfigure {what})")
 
 
 def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int, attr_clr: int = 0) -> None:

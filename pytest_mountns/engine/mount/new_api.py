@@ -245,6 +245,20 @@ def set_read_only(tree: int) -> None:
     sys.mount_setattr(tree, "", flags, sys.MOUNT_ATTR_RDONLY)
 
 
+def forget_entries(dirfd: int, mountpoint: str) -> None:
+    """Have a mounted filesystem forget all names and attributes that nobody uses at the moment.
+
+    An overlay that stays mounted would go on to show what it has looked up in a lower before the
+    host has changed that. Whatever is reconfigured drops such entries first (``reconfigure_super``,
+    fs/super.c); nothing else is changed here. Raises :class:`OSError`.
+    """
+    context = sys.fspick(dirfd, mountpoint)
+    try:
+        sys.fsconfig_reconfigure(context, mountpoint)
+    finally:
+        os.close(context)
+
+
 def clone_own(scratch: int, name: str, attributes: int) -> int:
     """Returns a descriptor of a detached mount of the directory ``name`` in ``scratch``.
 

@@ -21,7 +21,7 @@ from ..plan.model import Features, Layered, Plan, Step
 from .api import MountApi
 from .classic_api import ClassicMountApi
 from .executor import PlanExecutor, open_scratch
-from .new_api import DeferredMountApi, NewMountApi
+from .new_api import DeferredMountApi, NewMountApi, forget_entries
 from .template import Template
 
 
@@ -180,6 +180,8 @@ def _make_from_template(
         with explained("attach the mounts of a template", plan.user_namespace):
             flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
             to_close.append(template_root := os.open(".", flags))
+            for path in template.shared:
+                forget_entries(template_root, path)
             api.attach_all(template_root, template.trees)
     finally:
         api.close()

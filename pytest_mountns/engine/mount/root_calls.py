@@ -48,15 +48,19 @@ class RootCalls:
         steps: tuple[Step, ...],
         namespace: int,
         trees: tuple[tuple[str, str], ...],
+        shared: tuple[str, ...],
     ) -> None:
-        """``namespace``, ``trees`` and ``steps``, which remain to be done, are a template's."""
+        """``namespace``, ``trees`` and ``steps``, which remain to be done, are a template's.
+
+        ``shared`` are the paths of its overlays, relative to its root.
+        """
         self._list = CallList()
         self._plan = plan
         self._uppers: list[_Upper] = []
         self._mounts: list[tuple[Result, str]] = []
         #: The overlays of such a root, without those of the template.
         self.overlays: list[Layered] = []
-        self._add_calls(steps, namespace, trees)
+        self._add_calls(steps, namespace, trees, shared)
 
     def perform(self) -> tuple[int, int] | None:
         """Make a root. Returns descriptors of its mount namespace and of its scratch.
@@ -90,7 +94,11 @@ class RootCalls:
             return True
 
     def _add_calls(
-        self, steps: tuple[Step, ...], namespace: int, trees: tuple[tuple[str, str], ...]
+        self,
+        steps: tuple[Step, ...],
+        namespace: int,
+        trees: tuple[tuple[str, str], ...],
+        shared: tuple[str, ...],
     ) -> None:
         calls, plan = self._list, self._plan
         limits = (("size", plan.upper.size), ("nr_inodes", plan.upper.inodes))
@@ -112,6 +120,8 @@ class RootCalls:
         flags = os.O_RDONLY | os.O_CLOEXEC
         self._high(calls.open(Call.OPENAT, proc, b"thread-self/ns/mnt", flags))
         top = calls.open(Call.OPENAT, sys.AT_FDCWD, b".", _DIRECTORY)
+        for overlay in shared:
+            self._forget_entries(top, overlay)
         root = self._take_root(top, trees)
         calls.add(Call.MOVE_MOUNT, root, b"", sys.AT_FDCWD, b"/", sys.MOVE_MOUNT_F_EMPTY_PATH)
         for name, target in trees:
@@ -130,6 +140,13 @@ class RootCalls:
             return self._mounts.pop(0)[0]
         name = next(name for name, target in trees if target == "/")
         return self._list.open(Call.OPEN_TREE, top, name.encode(), sys.OPEN_TREE_CLOEXEC)
+
+    def _forget_entries(self, top: Result, path: str) -> None:
+        """See :func:`.new_api.forget_entries`."""
+        calls = self._list
+        context = calls.open(Call.FSPICK, top, os.fsencode(path), sys.FSPICK_CLOEXEC)
+        calls.add(Call.FSCONFIG, context, sys.FSCONFIG_CMD_RECONFIGURE, None, None, 0)
+        calls.close(context)
 
     def _high(self, descriptor: Result) -> Result:
         """See :func:`.namespaces.high`."""
@@ -211,7 +228,11 @@ class RootCalls:
 
 
 def root_calls(
-    plan: Plan, steps: tuple[Step, ...], namespace: int, trees: tuple[tuple[str, str], ...]
+    plan: Plan,
+    steps: tuple[Step, ...],
+    namespace: int,
+    trees: tuple[tuple[str, str], ...],
+    shared: tuple[str, ...],
 ) -> RootCalls | None:
     """The calls for a template, or None if it has steps that no list is made for.
 
@@ -220,7 +241,7 @@ def root_calls(
     possible = plan.upper.medium == "memory" and all(map(_is_simple, steps))
     if not possible or is_left_out("root_calls") or not is_available():
         return None
-    return RootCalls(plan, steps, namespace, trees)
+    return RootCalls(plan, steps, namespace, trees, shared)
 
 
 def _is_simple(step: Step) -> bool:

@@ -56,7 +56,7 @@ from ..plan.model import (
     Step,
 )
 from .executor import PlanExecutor
-from .new_api import NewMountApi
+from .new_api import NewMountApi, forget_entries
 from .root_calls import RootCalls, root_calls
 
 #: A step that can be carried out in a template.
@@ -95,6 +95,8 @@ class Template:
     remaining_steps: tuple[Step, ...]
     #: Its overlays, with uppers relative to the scratch.
     overlays: tuple[Layered, ...]
+    #: For each of them its path, relative to the root of the template.
+    shared: tuple[str, ...]
     #: For each of them the directory of the host whose attributes its root has.
     models: tuple[str, ...]
     #: The state of the uppers when the template was made.
@@ -256,14 +258,28 @@ def make_template(
         dev_watches = _watch_dev(watches, api.root, trees) if shares_dev else frozenset()
         with explained("pivot into a template", user, "pivot"):
             api.pivot_root()
+        shared = tuple(one.mountpoint[1:] for one in executor.overlays)
+        with explained("refresh a shared overlay", user):
+            # Whether it is allowed. It is done for each sandbox.
+            for path in shared[:1]:
+                forget_entries(sys.AT_FDCWD, path)
         overlays = tuple(
             Layered(_sandbox_path(one.mountpoint, trees), one.upper) for one in executor.overlays
         )
         state = _upper_state(scratch, overlays, attributes)
     namespace, scratch = opened
-    calls = root_calls(plan, remaining, namespace, trees)
+    calls = root_calls(plan, remaining, namespace, trees, shared)
     return Template(
-        namespace, scratch, trees, remaining, overlays, models, state, calls, dev_watches
+        namespace,
+        scratch,
+        trees,
+        remaining,
+        overlays,
+        shared,
+        models,
+        state,
+        calls,
+        dev_watches,
     )
 
 
@@ -449,7 +465,7 @@ class Templates:
             if other is not None and can_share_overlays(plan):
                 steps = shared_steps(plan, unshared=self._unshared)
                 if any(isinstance(step, Overlay | MakeDev) for step in steps):
-                    made = self._make_with_overlays(plan, stage)
+                    made = self._make_with_overlays(plan, stage) or other
             known.with_overlays, known.looked_for = made, True
         return known.with_overlays
 
@@ -458,10 +474,11 @@ class Templates:
             return make_template(plan, stage, self._watches, unshared=self._unshared)
         except SandboxError:
             if DEV in self._unshared:
-                raise
+                # Nothing can be shared here, and all is made for each sandbox.
+                return None
             # This user may have no more watches, inotify(7).
             self._unshared.add(DEV)
-            return make_template(plan, stage, self._watches, unshared=self._unshared)
+            return self._make_with_overlays(plan, stage)
 
     def _close(self, template: Template) -> None:
         self._watches.remove(template.dev_watches)

@@ -1,0 +1,203 @@
+"""What the host changes between two tests is seen by the second one, in every kind of sandbox."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from pytest_mountns.engine.linux import ablation, syscalls
+from pytest_mountns.engine.linux.mountinfo import is_below
+from pytest_mountns.engine.plan.spec import SandboxSpec
+from pytest_mountns.engine.planning.planner import Planner
+from pytest_mountns.engine.sandbox.manager import SandboxManager
+from tests.helpers.worlds import BASE, in_world, mkdir, mount_tmpfs, skip_unless, write
+
+pytestmark = pytest.mark.layered
+
+#: Of how many changes a sequence consists, and how many sequences there are.
+CHANGES, SEQUENCES = 25, 12
+#: Where the host changes things: two mounts, directories in them, a mount in one of them.
+PLACES = (BASE, f"{BASE}/d", f"{BASE}/d/e", f"{BASE}/m", f"{BASE}/m/d", f"{BASE}/m/d/e")
+NAMES = ("a", "b", "c")
+
+
+def _looks(path: str) -> dict[str, object]:
+    """All that can be seen of a tree: kinds, modes, owners, times, attributes, contents."""
+    found: dict[str, object] = {}
+    pending = [path]
+    while pending:
+        place = pending.pop()
+        status = os.lstat(place)
+        data: object = None
+        if stat.S_ISDIR(status.st_mode):
+            data = sorted(os.listdir(place))
+            pending += [os.path.join(place, name) for name in os.listdir(place)]
+        elif stat.S_ISREG(status.st_mode):
+            with open(place, "rb") as file:
+                data = file.read()
+        else:
+            data = os.readlink(place)
+        names = sorted(os.listxattr(place, follow_symlinks=False))
+        shown = (status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_mtime_ns)
+        if stat.S_ISDIR(status.st_mode):
+            # A directory of an overlay has another size.
+            shown = (*shown[:3], 0, shown[4])
+        found[place] = (*shown, data, names)
+    # Names that are not there: an overlay remembers these, too.
+    for place in PLACES:
+        for name in NAMES:
+            entry = os.path.join(place, name)
+            found.setdefault(entry, os.path.lexists(entry))
+    return found
+
+
+class Host:
+    """Changes the host at random."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._mounted: list[str] = []
+
+    def change(self) -> str:
+        """Make one change. Returns what it was."""
+        kinds: dict[str, Callable[[str], object]] = {
+            "a file": lambda entry: write(entry, str(self._random.random())),
+            "a file replaced": self._replace,
+            "a directory": mkdir,
+            "removed": self._remove,
+            "renamed": lambda entry: os.rename(entry, self._entry()),
+            "a link": lambda entry: os.symlink("a", entry),
+            "mode": lambda entry: os.chmod(entry, self._random.choice((0o700, 0o2755, 0o644))),
+            "owner": lambda entry: os.lchown(entry, self._random.randrange(9), 7),
+            "time": lambda entry: os.utime(entry, (5, self._random.randrange(1000))),
+            "attribute": lambda entry: os.setxattr(entry, "user.x", b"x"),
+            "attributes of a root": self._change_root,
+            "a mount": self._mount,
+            "unmounted": self._unmount,
+            "umask": lambda entry: os.umask(self._random.choice((0, 0o22, 0o77))),
+        }
+        kind = self._random.choice(list(kinds))
+        entry = self._entry()
+        with suppress(OSError):
+            kinds[kind](entry)
+        return f"{kind}: {entry}"
+
+    def _entry(self) -> str:
+        return f"{self._random.choice(PLACES)}/{self._random.choice(NAMES)}"
+
+    def _replace(self, entry: str) -> None:
+        write(f"{BASE}/m/new", str(self._random.random()))
+        os.rename(f"{BASE}/m/new", entry)
+
+    def _remove(self, entry: str) -> None:
+        try:
+            os.unlink(entry)
+        except IsADirectoryError:
+            os.rmdir(entry)
+
+    def _change_root(self, entry: str) -> None:
+        root = self._random.choice((BASE, f"{BASE}/m"))
+        os.chmod(root, self._random.choice((0o755, 0o700, 0o1777)))
+        os.utime(root, (5, self._random.randrange(1000)))
+
+    def _mount(self, entry: str) -> None:
+        if len(self._mounted) < 3:
+            os.makedirs(entry, exist_ok=True)
+            mount_tmpfs(entry, "mode=0750")
+            self._mounted.append(entry)
+            write(f"{entry}/inner", "x")
+
+    def _unmount(self, entry: str) -> None:
+        if self._mounted:
+            entry = self._mounted.pop()
+            syscalls.umount(entry, syscalls.MNT_DETACH)
+
+
+def _scribble(generator: random.Random) -> None:
+    """What a test may do: nothing, look, or write somewhere."""
+    for _ in range(generator.choice((0, 0, 0, 2))):
+        entry = f"{generator.choice(PLACES)}/{generator.choice(NAMES)}"
+        with suppress(OSError):
+            if generator.random() < 0.5:
+                write(entry, "of a test")
+            else:
+                os.unlink(entry)
+
+
+@pytest.mark.parametrize("left_out", ["", "root_calls", "templates"])
+@pytest.mark.parametrize("seed", range(SEQUENCES))
+def test_a_sandbox_shows_the_host_of_now(seed: int, left_out: str) -> None:
+    skip_unless("root")
+
+    def prepare() -> None:
+        mkdir("d/e")
+        mkdir("m")
+        mount_tmpfs(f"{BASE}/m", "mode=0755")
+        mkdir("m/d/e")
+
+    def run() -> None:
+        ablation.LEFT_OUT = frozenset(filter(None, [left_out]))  # type: ignore[misc]
+        manager = SandboxManager([])
+        planner = Planner([], mounts_changed=manager.drop_caches)
+        host, generator = Host(seed), random.Random(seed)
+        done: list[str] = []
+        home = os.readlink("/proc/self/ns/mnt")
+        for _ in range(CHANGES):
+            expected = _looks(BASE)
+            sandbox = manager.make(planner.plan(SandboxSpec()))
+            manager.enter(sandbox, "/")
+            try:
+                assert os.readlink("/proc/self/ns/mnt") != home
+                seen = _looks(BASE)
+                _scribble(generator)
+            finally:
+                manager.leave()
+                manager.release([sandbox])
+            differing = {
+                path: (seen.get(path), expected.get(path))
+                for path in {*seen, *expected}
+                if seen.get(path) != expected.get(path)
+            }
+            assert not differing, done
+            assert _looks(BASE) == expected
+            done.append(host.change())
+        planner.close()
+        manager.close()
+
+    in_world(run, "root", prepare)
+
+
+def test_an_open_mount_is_no_reason_for_staleness() -> None:
+    """The directories above what is changed have been looked up by the test before."""
+    skip_unless("root")
+
+    def run() -> None:
+        mkdir("deep/er/still")
+        manager = SandboxManager([])
+        planner = Planner([], mounts_changed=manager.drop_caches)
+        devices = set()
+        for number in range(4):
+            sandbox = manager.make(planner.plan(SandboxSpec()))
+            manager.enter(sandbox, "/")
+            try:
+                names = os.listdir(f"{BASE}/deep/er/still")
+                assert sorted(names) == [str(one) for one in range(number)]
+                assert not os.path.exists(f"{BASE}/deep/er/still/{number}")
+                devices.add(os.stat(BASE).st_dev)
+            finally:
+                manager.leave()
+                manager.release([sandbox])
+            write(f"deep/er/still/{number}", str(time.monotonic()))
+        planner.close()
+        manager.close()
+        assert is_below(f"{BASE}/deep", BASE)
+        # It was the same overlay.
+        assert len(devices) < 4
+
+    in_world(run, "root")
