@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import stat
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pytest_mountns.engine.linux.mountinfo import is_below
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.planning.planner import Planner
 from pytest_mountns.engine.sandbox.manager import SandboxManager
-from tests.helpers.worlds import BASE, in_world, mkdir, mount_tmpfs, skip_unless, write
+from tests.helpers.worlds import BASE, bind, in_world, mkdir, mount_tmpfs, skip_unless, write
 
 pytestmark = pytest.mark.layered
 
@@ -80,6 +81,10 @@ class Host:
             "attributes of a root": self._change_root,
             "a mount": self._mount,
             "unmounted": self._unmount,
+            "a mounted file": lambda entry: write("seed", str(self._random.random())),
+            "limit": lambda entry: resource.setrlimit(
+                resource.RLIMIT_NOFILE, (self._random.choice((400, 900)), 4096)
+            ),
             "umask": lambda entry: os.umask(self._random.choice((0, 0o22, 0o77))),
         }
         kind = self._random.choice(list(kinds))
@@ -140,6 +145,10 @@ def test_a_sandbox_shows_the_host_of_now(seed: int, left_out: str) -> None:
         mkdir("m")
         mount_tmpfs(f"{BASE}/m", "mode=0755")
         mkdir("m/d/e")
+        # A mount of a file, as containers have for /etc/hosts.
+        for name in ("seed", "d/seeded"):
+            write(name, "first")
+        bind("seed", "d/seeded")
 
     def run() -> None:
         ablation.LEFT_OUT = frozenset(filter(None, [left_out]))  # type: ignore[misc]
