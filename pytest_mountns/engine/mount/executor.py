@@ -41,7 +41,7 @@ from .dev import mount_dev
 from .mountpoint import make_mountpoint
 
 #: The largest file whose content is copied into an upper, in bytes.
-_LARGEST_SEED: Final = 16 << 20
+LARGEST_SEED: Final = 16 << 20
 #: The longest ``lowerdir`` that is passed as it is: fsconfig(2) takes 255 bytes, and escapes make
 #: it longer.
 _LONGEST_LOWERDIR: Final = 200
@@ -125,12 +125,12 @@ class PlanExecutor:
             case Bind():
                 self._bind(step)
             case Seed(path):
-                if os.stat(path).st_size > _LARGEST_SEED:
+                if os.stat(path).st_size > LARGEST_SEED:
                     api.bind(path, path, read_only=True)
                 elif not self._additional_lowers and not self._reused_uppers:
                     # Otherwise a layer below has it, as it was left there.
                     source = open(path, "rb")
-                    self._when_attached(step, lambda: _copy_seed(source, api.root, path))
+                    self._when_attached(step, lambda: copy_seed(source, api.root, path))
             case MountTmpfs():
                 self._make_mountpoint(step, directory=True)
                 options = [("mode", f"{step.mode:o}")]
@@ -337,7 +337,7 @@ class PlanExecutor:
                 self._api.make_mount_read_only(path)
 
 
-def _copy_seed(source: BinaryIO, root: int, path: str) -> None:
+def copy_seed(source: BinaryIO, root: int, path: str) -> None:
     """Copy what the host shows at ``path`` over the file that the new root has there."""
     flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with source, open(os.open(path[1:], flags, dir_fd=root), "wb") as file:

@@ -12,6 +12,7 @@ This exists for speed alone; ``MOUNTNS_ABLATE=root_calls`` leaves it out.
 from __future__ import annotations
 
 import stat
+from contextlib import ExitStack
 from typing import Final, NamedTuple, final
 
 from ..linux import syscalls as sys
@@ -19,10 +20,11 @@ from ..linux.ablation import is_left_out
 from ..linux.attributes import without_overlay
 from ..linux.call_list import Call, CallList, Result, is_available
 from ..linux.namespaces import FD_FLOOR
-from ..linux.untouched import fcntl, os, struct
-from ..plan.model import Layered, MakeDev, Overlay, Plan, Step
+from ..linux.untouched import fcntl, open, os, struct
+from ..plan.model import Layered, MakeDev, Overlay, Plan, Seed, Step
 from .api import NOSUID_NODEV, Options, escape_lower, fits_one_option
 from .dev import DEVICE_NUMBERS, LINKS, TERMINALS, terminal_options
+from .executor import LARGEST_SEED, copy_seed
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 #: Access and modification time as utimensat(2) takes them.
@@ -58,9 +60,12 @@ class RootCalls:
         self._plan = plan
         self._uppers: list[_Upper] = []
         self._mounts: list[tuple[Result, str]] = []
+        self._seeds = [step.path for step in steps if isinstance(step, Seed)]
         #: The overlays of such a root, without those of the template.
         self.overlays: list[Layered] = []
-        self._add_calls(steps, namespace, trees, shared)
+        opened = self._add_calls(steps, namespace, trees, shared)
+        #: Where the list returns scratch, namespace and root.
+        self._places = [self._list.left_open.index(one) for one in opened]
 
     def perform(self) -> tuple[int, int] | None:
         """Make a root. Returns descriptors of its mount namespace and of its scratch.
@@ -71,10 +76,23 @@ class RootCalls:
         """
         if not all(map(self._has_attributes, self._uppers)):
             return None
-        made = self._list.perform()
-        if made is None:
+        if any(os.stat(path).st_size > LARGEST_SEED for path in self._seeds):
             return None
-        scratch, namespace = made
+        with ExitStack() as stack:
+            # While the host's files are here.
+            sources = [stack.enter_context(open(path, "rb")) for path in self._seeds]
+            made = self._list.perform()
+            if made is None:
+                return None
+            scratch, namespace, root = (made[index] for index in self._places)
+            stack.callback(os.close, root)
+            try:
+                for source, path in zip(sources, self._seeds, strict=True):
+                    copy_seed(source, root, path)
+            except OSError:
+                os.close(namespace)
+                os.close(scratch)
+                return None
         return namespace, scratch
 
     def _has_attributes(self, upper: _Upper) -> bool:
@@ -99,7 +117,7 @@ class RootCalls:
         namespace: int,
         trees: tuple[tuple[str, str], ...],
         shared: tuple[str, ...],
-    ) -> None:
+    ) -> tuple[Result, Result, Result]:
         calls, plan = self._list, self._plan
         limits = (("size", plan.upper.size), ("nr_inodes", plan.upper.inodes))
         options = [("mode", "0755"), *((key, str(value)) for key, value in limits if value)]
@@ -118,7 +136,7 @@ class RootCalls:
                 # Listed in the mount table behind the directory that it is in.
                 self._mount_shm(step)
         flags = os.O_RDONLY | os.O_CLOEXEC
-        self._high(calls.open(Call.OPENAT, proc, b"thread-self/ns/mnt", flags))
+        new = self._high(calls.open(Call.OPENAT, proc, b"thread-self/ns/mnt", flags))
         top = calls.open(Call.OPENAT, sys.AT_FDCWD, b".", _DIRECTORY)
         for overlay in shared:
             self._forget_entries(top, overlay)
@@ -131,8 +149,9 @@ class RootCalls:
             path = os.fsencode(target[1:])
             calls.add(Call.MOVE_MOUNT, mount, b"", root, path, sys.MOVE_MOUNT_F_EMPTY_PATH)
             calls.close(mount)
-        for descriptor in (root, top, proc):
+        for descriptor in (top, proc):
             calls.close(descriptor)
+        return scratch, new, root
 
     def _take_root(self, top: Result, trees: tuple[tuple[str, str], ...]) -> Result:
         """The mount that is to be the root: one of this list's, or of the template's."""
@@ -248,6 +267,8 @@ def _is_simple(step: Step) -> bool:
     match step:
         case Overlay(lowers=(lower,), pieces=()):
             return os.path.isabs(lower) and fits_one_option(lower)
+        case Seed():
+            return True
         case MakeDev(mqueue="" | "own", more=(), host_shm=False):
             return True
     return False
