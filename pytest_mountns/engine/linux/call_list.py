@@ -38,6 +38,9 @@ class Call:
     UTIMENSAT: Final = 16
     FSPICK: Final = 17
 
+    #: How many there are.
+    KINDS: Final = 18
+
 
 class Result(NamedTuple):
     """What an earlier call of the list has returned, a descriptor."""
@@ -61,8 +64,14 @@ class _Call(ctypes.Structure):
 
 def is_available() -> bool:
     """Whether lists can be performed."""
-    # Pointers and the kernel's timespec are 64 bits wide in a list.
-    return ctypes.sizeof(ctypes.c_void_p) == 8 and library() is not None
+    compiled = library()
+    # Pointers and the kernel's timespec are 64 bits wide in a list. In an editable installation the
+    # library may be an older one.
+    return (
+        compiled is not None
+        and ctypes.sizeof(ctypes.c_void_p) == 8
+        and int(compiled.mountns_kinds_of_calls()) == Call.KINDS
+    )
 
 
 @final

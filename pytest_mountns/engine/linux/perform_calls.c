@@ -23,6 +23,9 @@ static const long numbers[] = {
     SYS_unshare, SYS_utimensat, FSPICK,
 };
 
+/* How many there are: a library that was compiled before some were added must not be used. */
+int mountns_kinds_of_calls(void) { return sizeof numbers / sizeof *numbers; }
+
 struct call {
     int64_t call;      /* An index of `numbers`. */
     int64_t optional;  /* Whether it may fail. */

@@ -10,7 +10,7 @@ import stat
 import pytest
 
 from pytest_mountns.engine.linux import ablation
-from pytest_mountns.engine.linux.call_list import is_available
+from pytest_mountns.engine.linux.call_list import Call, is_available
 from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 from pytest_mountns.engine.sandbox.manager import SandboxManager
@@ -217,3 +217,9 @@ def test_what_a_test_writes_to_a_shared_overlay_is_gone(mode: Mode) -> None:
         write("inner/host", "host")
 
     in_world(covered, mode, prepare)
+
+
+def test_an_older_library_performs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an editable installation it is compiled when the package is installed."""
+    monkeypatch.setattr(Call, "KINDS", Call.KINDS + 1)
+    assert not is_available()
