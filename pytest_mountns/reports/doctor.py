@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from ..engine.planning.planner import Planner
-from ..engine.probe.features import ProbeResult, probe_optional
+from ..engine.probe.features import PID_NAMESPACE, ProbeResult, probe_optional, probe_pid_namespace
 from ..engine.probe.guard import GUARD, probe_guard
 from ..engine.probe.subordinate_ids import SUBORDINATE_IDS, probe_subordinate_ids
 from ..engine.probe.trials import Trial
@@ -28,7 +28,10 @@ def examine(places: Sequence[str] = ()) -> ProbeResult:
     """
     planner = Planner([*places, sys.prefix])
     try:
-        findings = probe_optional(planner.findings)
+        findings = planner.findings
+        if findings.features is not None:
+            trial = probe_pid_namespace(findings, planner.places)
+            findings = probe_optional(replace(findings, trials=(*findings.trials, trial)))
         more = [probe_guard().trial]
         if findings.user_namespace:
             more.insert(0, probe_subordinate_ids()[0])
@@ -50,13 +53,16 @@ def facts(findings: ProbeResult) -> dict[str, Any]:
     * ``read_only``: directories that are shown read-only because OverlayFS refuses them
     """
     features = findings.features
+    works = {trial.name for trial in findings.trials if trial.works}
     return {
         "version": FACTS_VERSION,
         "possible": features is not None,
         "here": findings.environment.as_data(),
         "trials": [asdict(trial) for trial in findings.trials],
         "modes": modes(findings),
-        "capabilities": None if features is None else features._asdict(),
+        "capabilities": None
+        if features is None
+        else {**features._asdict(), "pid_namespace": PID_NAMESPACE in works},
         "read_only": sorted(findings.unlayerable),
     }
 

@@ -35,7 +35,7 @@ from pytest_mountns.engine.linux.pid_namespace import die_with_parent
 from pytest_mountns.engine.plan.decide import plan
 from pytest_mountns.engine.plan.model import Features, Plan
 from pytest_mountns.engine.plan.spec import SandboxSpec
-from pytest_mountns.engine.probe.features import probe
+from pytest_mountns.engine.probe.features import ProbeResult, probe, probe_pid_namespace
 from pytest_mountns.engine.probe.host import survey
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
@@ -307,20 +307,29 @@ def reset(sandbox: Sandbox) -> None:
 
 
 @functools.cache
-def _findings(mode: Mode) -> tuple[str, Features | None]:
-    def attempt() -> tuple[str, Features | None]:
+def _findings(mode: Mode) -> ProbeResult:
+    return _as(mode, lambda: probe([]))
+
+
+@functools.cache
+def has_pid_namespaces(mode: Mode) -> bool:
+    """Whether these sandboxes can have PID namespaces."""
+    findings = _findings(mode)
+    return _as(mode, lambda: probe_pid_namespace(findings, [])).works
+
+
+def _as(mode: Mode, function: Callable[[], T]) -> T:
+    def call() -> T:
         if mode == "user":
             become_user()
-        findings = probe([])
-        trial = findings.obstacle
-        return (f"{trial.name}: {trial.kernel}" if trial else "", findings.features)
+        return function()
 
-    return in_child(attempt)
+    return in_child(call)
 
 
 def features_of(mode: Mode) -> Features:
     """What the kernel can do for these sandboxes."""
-    features = _findings(mode)[1]
+    features = _findings(mode).features
     assert features is not None
     return features
 
@@ -329,8 +338,10 @@ def skip_unless(mode: Mode) -> None:
     """Skip the test where no sandbox of this kind can be made, and say what was tried."""
     if mode == "root" and os.geteuid() != 0:
         pytest.skip("only root can make root's sandboxes")
-    why, features = _findings(mode)
+    findings = _findings(mode)
+    features, trial = findings.features, findings.obstacle
     if features is None:
+        why = f"{trial.name}: {trial.kernel}" if trial else ""
         pytest.skip(f"no sandboxes here: {why}")
     if features.user_namespace != (mode == "user"):
         pytest.skip("root may not mount here")

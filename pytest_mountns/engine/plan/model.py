@@ -114,8 +114,6 @@ class Features(NamedTuple):
     memory_upper: bool = True
     #: Whether device nodes can be made.
     mknod: bool = True
-    #: Whether a PID namespace with a procfs of its own can be made.
-    pid_namespace: bool = True
 
     @property
     def layered_uppers(self) -> bool:

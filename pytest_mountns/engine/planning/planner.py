@@ -20,7 +20,7 @@ from ..linux.untouched import os, posix, select
 from ..plan.decide import plan
 from ..plan.model import SHM, Features, Host, Plan, User
 from ..plan.spec import SandboxSpec, SpecError, Volume
-from ..probe.features import TRANSIENT_ERRNOS, ProbeResult, probe
+from ..probe.features import TRANSIENT_ERRNOS, ProbeResult, probe, probe_pid_namespace
 from ..probe.host import survey
 from ..probe.lowerdirs import possible_lowers, refused_lowers
 from ..probe.trials import Trial
@@ -66,6 +66,8 @@ class Planner:
         #: Directories that tests may write to in a sandbox.
         self.places = [*places, home, tempfile.gettempdir(), os.getcwd()]
         self._findings: ProbeResult | None = None
+        #: Whether tests can have PID namespaces, when that was first asked for.
+        self._pid_namespace: Trial | None = None
         self._host: Host | None = None
         #: A descriptor of ``/proc/self/mountinfo``, which the kernel notifies of changes.
         self._mount_table: int | None = None
@@ -218,8 +220,7 @@ class Planner:
         features = findings.features
         if features is None:
             raise _unavailable(findings.obstacle)
-        if spec.pid and not features.pid_namespace:
-            trial = self.findings.trials[-1]
+        if spec.pid and not (trial := self._pid_namespace_trial(findings)).works:
             raise Unavailable(
                 "a PID namespace of its own is not possible here",
                 trial.kernel,
@@ -315,6 +316,12 @@ class Planner:
             return False
         self._shm_looked_at = changed
         return bool(_shm_entries() - self._shm_before)
+
+    def _pid_namespace_trial(self, findings: ProbeResult) -> Trial:
+        trial = self._pid_namespace or probe_pid_namespace(findings, self.places)
+        if trial.errno not in TRANSIENT_ERRNOS and not trial.of_process:
+            self._pid_namespace = trial
+        return trial
 
     def _failed(self, name: str) -> tuple[str, str, str]:
         """What the kernel said, the cause and the remedy of the trial ``name``."""

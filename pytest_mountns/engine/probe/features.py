@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Final, final
 
 from ..linux import syscalls as sys
@@ -40,6 +39,8 @@ from .trials import Answer, Trial, TrialLog, try_in_child
 
 #: The names of errors that may not occur when a step is tried again a moment later.
 TRANSIENT_ERRNOS: Final = frozenset({"ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EINTR"})
+#: The name of the trial of :func:`probe_pid_namespace`.
+PID_NAMESPACE: Final = "a PID namespace with its own /proc"
 #: What lays one upper over another.
 _NEED_LAYERED_UPPERS: Final = "scope=, checkpoint(), crashes(), fault_points() and add_layer()"
 
@@ -89,6 +90,32 @@ def probe(places: Sequence[str]) -> ProbeResult:
     here = replace(here, apparmor_userns=findings.environment.apparmor_userns)
     trials = tuple(_diagnosed(trial, here, user_namespace) for trial in findings.trials)
     return replace(findings, trials=trials, environment=here)
+
+
+def probe_pid_namespace(findings: ProbeResult, places: Sequence[str]) -> Trial:
+    """Try a PID namespace with its own ``/proc``, which few tests need.
+
+    ``findings`` are of this machine, with features; ``places`` are those of :func:`probe`.
+    """
+    features = findings.features
+    assert features is not None
+    log = TrialLog(features.user_namespace)
+    uppers = DiskUppers()
+    made: list[tuple[Host, str | None]] = []
+
+    def prepare() -> None:
+        host = survey(user_namespace=features.user_namespace, places=places)
+        directory = None if features.memory_upper else uppers.new()
+        made.append((replace(host, unlayerable=findings.unlayerable), directory))
+
+    try:
+        if not log.attempt(PID_NAMESPACE, prepare, needed=False):
+            return log.trials[0]
+        answer = try_in_child(lambda: _try_pid_namespace(made[0][0], features, made[0][1]))
+    finally:
+        uppers.close()
+    trial = replace(Trial(**answer["trials"][0]), needed=False)
+    return _diagnosed(trial, findings.environment, features.user_namespace)
 
 
 def probe_optional(findings: ProbeResult) -> ProbeResult:
@@ -164,8 +191,8 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
         known = Environment(apparmor_userns=steps.get("apparmor", ""))
         return ProbeResult(tuple(trials), None, environment=known)
     features = Features(user_namespace, **steps["features"])
-    # If a tmpfs cannot be an upper, each of the three processes below has a directory on disk.
-    directories: list[str | None] = [None] * 3
+    # If a tmpfs cannot be an upper, each of the two processes below has a directory on disk.
+    directories: list[str | None] = [None] * 2
     if not features.memory_upper:
         log, on_disk = TrialLog(user_namespace), list[str | None]()
         if log.attempt(
@@ -182,15 +209,9 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
             return ProbeResult(tuple(trials), None)
     unlayerable = frozenset(steps["unlayerable"])
     host = replace(found[0], unlayerable=unlayerable)
-    whole, pid = (
-        Trial(**try_in_child(partial(_try_whole, host, features, directory, pid=pid))["trials"][0])
-        for pid, directory in ((False, directories[1]), (True, directories[2]))
-    )
-    trials += [whole, replace(pid, needed=False)]
-    if not whole.works:
-        return ProbeResult(tuple(trials), None, unlayerable)
-    features = features._replace(pid_namespace=pid.works)
-    return ProbeResult(tuple(trials), features, unlayerable)
+    answer = try_in_child(lambda: _try_whole(host, features, directories[1]))
+    whole = Trial(**answer["trials"][0])
+    return ProbeResult((*trials, whole), features if whole.works else None, unlayerable)
 
 
 def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answer:
@@ -326,18 +347,22 @@ def _use_new_api() -> None:
         os.close(tree)
 
 
-def _try_whole(host: Host, features: Features, directory: str | None, *, pid: bool) -> Answer:
+def _try_whole(host: Host, features: Features, directory: str | None) -> Answer:
     """Enter a sandbox as tests will have it, pivot_root included."""
     log = TrialLog(features.user_namespace)
 
     def make() -> None:
         if features.user_namespace:
             enter_user_namespace()
-        enter(plan(SandboxSpec(pid=pid), host, features), directory)
+        enter(plan(SandboxSpec(), host, features), directory)
 
-    if not pid:
-        log.attempt("a whole root and pivot_root", make)
-        return log.answer()
+    log.attempt("a whole root and pivot_root", make)
+    return log.answer()
+
+
+def _try_pid_namespace(host: Host, features: Features, directory: str | None) -> Answer:
+    """Enter a sandbox with a PID namespace, from a process in between."""
+    log = TrialLog(features.user_namespace)
 
     def make_in_pid_namespace() -> None:
         if features.user_namespace:
@@ -349,8 +374,7 @@ def _try_whole(host: Host, features: Features, directory: str | None, *, pid: bo
     log.attempt("PID namespace", make_in_pid_namespace, needed=False)
     works = all(trial.works for trial in log.trials)
     failed = next((trial for trial in log.trials if not trial.works), None)
-    name = "a PID namespace with its own /proc"
-    last = Trial(name, True) if failed is None else replace(failed, name=name)
+    last = Trial(PID_NAMESPACE, True) if failed is None else replace(failed, name=PID_NAMESPACE)
     without = "" if works else "pid=True and isolated_proc do not work"
     return {"trials": [asdict(replace(last, needed=False, without=without))]}
 

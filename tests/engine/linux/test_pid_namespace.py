@@ -21,7 +21,7 @@ from pytest_mountns.engine.linux.pid_namespace import die_with_parent, enter_pid
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
-from tests.helpers.worlds import Mode, features_of, in_world, plan_here
+from tests.helpers.worlds import Mode, has_pid_namespaces, in_world, plan_here, skip_unless
 
 _SECONDS = 20
 
@@ -57,7 +57,8 @@ def ended(held: int) -> None:
 
 def start(test: Callable[[], object], mode: Mode) -> Started:
     """Run ``test`` in a sandbox with a PID namespace, made as the plugin makes it."""
-    if not features_of(mode).pid_namespace:
+    skip_unless(mode)
+    if not has_pid_namespaces(mode):
         pytest.skip("no PID namespaces here")
     plan = plan_here(SandboxSpec(pid=True), mode)
     parent = os.getpid()
