@@ -349,6 +349,19 @@ def _save(**values: object) -> bytes:
         (LOWER[:600], "truncated"),
         (b"\0" * 100, "truncated"),
     ],
+    ids=[
+        "a layer outside of it",
+        "a layer that is no name",
+        "layers that are no list",
+        "a config outside of it",
+        "no config",
+        "no layers",
+        "an empty file",
+        "an empty gzip",
+        "the beginning of a gzip",
+        "the beginning of a layer",
+        "zeros",
+    ],
 )
 def test_damaged_archives(
     tmp_path: Path, use: Callable[..., Stack], cache: Cache, data: bytes, message: str
