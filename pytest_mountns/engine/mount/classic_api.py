@@ -6,9 +6,11 @@ root is a directory in it until it is pivoted to.
 
 from __future__ import annotations
 
+import errno
 from typing import Final, final
 
 from ..linux import syscalls as sys
+from ..linux.errors import SyscallError
 from ..linux.mountinfo import is_below, owning, read, visible
 from ..linux.untouched import os
 from ..plan.model import Overlay
@@ -116,8 +118,17 @@ class ClassicMountApi(MountApi):
         base = target.rstrip("/")
         inner = [m.mountpoint for m in self._mounts if is_below(m.mountpoint, source)]
         prefix = source.rstrip("/")
-        for path in [source, *inner]:
-            self._remount_read_only(self._mountpoint(base + path[len(prefix) :]), path)
+        self._remount_read_only(self._mountpoint(target), source)
+        for path in inner:
+            mountpoint = self._mountpoint(base + path[len(prefix) :])
+            try:
+                self._remount_read_only(mountpoint, path)
+            except SyscallError as error:
+                # In a directory that is closed to this user, as the roots of containers are, it
+                # cannot be named, by the test no more than here. AppArmor refuses mounts with the
+                # same number, of what a test could very well write to.
+                if error.errno != errno.EACCES or not _out_of_reach(mountpoint):
+                    raise
 
     def _remount_read_only(self, mountpoint: str, source: str) -> None:
         """Make one mount read-only that shows what the host's mount of ``source`` shows.
@@ -130,6 +141,14 @@ class ClassicMountApi(MountApi):
         flags = sum(bit for name, bit in _FLAG_NAMES.items() if name in options)
         flags |= sys.MS_REMOUNT | sys.MS_BIND | sys.MS_RDONLY
         sys.mount(None, mountpoint, None, flags)
+
+
+def _out_of_reach(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    return False
 
 
 def _mount_overlay(

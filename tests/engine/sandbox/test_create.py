@@ -248,6 +248,27 @@ def test_a_huge_file_mounted_over_a_file_is_shown_without_a_copy(api: str) -> No
     in_world(lambda: in_sandbox(test, mode=mode, api=api), mode, prepare)
 
 
+def test_a_mount_in_a_directory_that_is_closed_to_the_user_is_no_obstacle(
+    mode: Mode, api: str
+) -> None:
+    def prepare() -> None:
+        # As the roots of containers below /var/lib.
+        os.makedirs("closed/inner")
+        syscalls.mount("tmpfs", "closed/inner", "tmpfs", 0, "mode=0777")
+        os.chmod("closed", 0o700)
+
+    def test(_: Sandbox) -> None:
+        write("added")
+        if mode == "user" and os.stat("closed").st_uid != os.geteuid():
+            assert errno_of(lambda: write("closed/inner/file")) == errno.EACCES
+
+    def host() -> None:
+        with host_unchanged():
+            in_sandbox(test, mode=mode, api=api)
+
+    in_world(host, mode, prepare)
+
+
 def test_of_stacked_mounts_the_topmost_is_seen(mode: Mode, api: str) -> None:
     def prepare() -> None:
         mkdir("m")
