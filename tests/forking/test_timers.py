@@ -143,10 +143,13 @@ def test_garbage_collection_sees_what_a_plain_run_sees(
         marker = Marker()
         holder = [marker]
 
+        # Python 3.12 has some of its own, and unfreeze() would let go of those, too.
+        frozen = gc.get_freeze_count()
+
         def test_one(overlay_root):
             assert holder in gc.get_referrers(marker)
             assert any(thing is holder for thing in gc.get_objects())
-            assert gc.get_freeze_count() == 0
+            assert gc.get_freeze_count() == frozen
         """
     )
     assert record().status == 0
