@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,6 +73,10 @@ def _plain_environment(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("PYTEST_ADDOPTS", _unused_plugins(request.path))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    # In a worker of pytest-xdist, a pytest that a test starts would take itself for one: snapshots
+    # are then left to the other process, and nothing is measured.
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
