@@ -33,6 +33,7 @@ _SINCE: Final = {
     "new mount API": ((5, 12), "ENOSYS"),
     "uppers on a detached mount": ((6, 15), "EINVAL"),
     "extended attributes on tmpfs": ((6, 6), "ENOTSUP"),
+    "guard (Landlock)": ((5, 13), "ENOSYS"),
 }
 
 
@@ -55,7 +56,7 @@ def diagnose(step: str, errno: str, here: Environment, *, user_namespace: bool) 
     """
     by_privileges = _as_user if user_namespace else _as_root
     overlay = (_no_overlay, _old_overlay, _nested)
-    rules = [_too_old, _hidden_call, *overlay, _limit_is_zero, _covered_proc]
+    rules = [too_old, _hidden_call, *overlay, _limit_is_zero, _covered_proc]
     if user_namespace:
         rules += [_threads, _chroot]
     for rule in (*rules, by_privileges):
@@ -65,7 +66,8 @@ def diagnose(step: str, errno: str, here: Environment, *, user_namespace: bool) 
     return None
 
 
-def _too_old(step: str, errno: str, here: Environment) -> Advice | None:
+def too_old(step: str, errno: str, here: Environment) -> Advice | None:
+    """The advice if ``step`` has failed since the kernel is too old for it, else None."""
     since, answer = _SINCE.get(step, ((0, 0), ""))
     if errno != answer or not (0, 0) < here.version < since:
         return None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from ..linux import syscalls
+from ..linux.diagnosis import too_old
+from ..linux.environment import read_environment
 from ..linux.errors import SandboxError
 from ..linux.landlock import NETWORK_ABI, TRUNCATE_ABI, Ruleset
 from ..linux.untouched import os
@@ -38,7 +41,13 @@ def probe_guard() -> GuardProbe:
     """Guard a process that ends afterwards, and let it try to write."""
     answer = try_in_child(_try)
     trial = Trial(**answer["trials"][0])
-    return GuardProbe(trial, answer.get("abi", 0) if trial.works else 0)
+    if trial.works:
+        return GuardProbe(trial, answer.get("abi", 0))
+    # Of a call that is not there nothing else is sure: other causes look the same.
+    advice = too_old(trial.name, trial.errno, read_environment())
+    return GuardProbe(
+        trial if advice is None else replace(trial, cause=advice[0], remedy=advice[1])
+    )
 
 
 def _try() -> Answer:

@@ -1,0 +1,49 @@
+"""Where no test can be guarded it is said why, with the version of a kernel that is too old."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+
+from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux.environment import Environment
+from pytest_mountns.engine.linux.errors import SyscallError
+from pytest_mountns.engine.probe import guard
+from pytest_mountns.engine.probe.guard import GuardProbe, probe_guard
+
+OLD = Environment(kernel="5.10.0-32-cloud-amd64")
+
+
+def probe_where(monkeypatch: pytest.MonkeyPatch, number: int, here: Environment) -> GuardProbe:
+    def fail() -> int:
+        raise SyscallError(number, "landlock_create_ruleset(version)")
+
+    monkeypatch.setattr(syscalls, "landlock_abi", fail)
+    monkeypatch.setattr(guard, "read_environment", lambda: here)
+    found = probe_guard()
+    assert found.abi == 0
+    return found
+
+
+def test_a_kernel_before_landlock_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = probe_where(monkeypatch, errno.ENOSYS, OLD).trial
+    assert trial.cause == "Linux 5.10.0-32-cloud-amd64 is older than 5.13"
+    assert trial.remedy == "Linux 5.13 or later"
+
+
+@pytest.mark.parametrize(
+    ("number", "here", "cause", "remedy"),
+    [
+        # A newer one was built without it, or a filter hides it: that cannot be told apart.
+        (errno.ENOSYS, replace(OLD, kernel="6.1.0-50"), "seccomp profile", "Linux 5.13"),
+        (errno.EOPNOTSUPP, replace(OLD, kernel="6.1.0-50"), "not enabled", "lsm="),
+    ],
+)
+def test_other_causes(
+    monkeypatch: pytest.MonkeyPatch, number: int, here: Environment, cause: str, remedy: str
+) -> None:
+    trial = probe_where(monkeypatch, number, here).trial
+    assert cause in trial.cause
+    assert remedy in trial.remedy
