@@ -85,7 +85,7 @@ def _sections(result: pytest.RunResult) -> list[str]:
     return re.findall(r"-+ mountns -+\n(.*)", result.stdout.str())
 
 
-@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["one", "xdist"])
+@pytest.mark.parametrize("workers", [[], ["-pxdist", "-n2"]], ids=["one", "xdist"])
 def test_a_suite_of_ten(pytester: pytest.Pytester, workers: list[str]) -> None:
     if workers:
         pytest.importorskip("xdist")
@@ -237,26 +237,55 @@ def test_without_landlock(
     result.stdout.fnmatch_lines("*no guard is possible either: *ENOSYS*Linux 5.13 or later*")
 
 
+NETWORK = """
+import socket
+
+def test_pair():
+    one, other = socket.socketpair()
+    one.send(b"x")
+    assert other.recv(1) == b"x"
+
+def test_bind(): socket.create_server(("127.0.0.1", 0))
+"""
+
+
 def test_no_network(pytester: pytest.Pytester) -> None:
-    if 0 < probe_guard().abi < NETWORK_ABI:
-        pytest.skip("this kernel cannot forbid TCP")
-    pytester.makepyfile(
-        """
-        import socket
-
-        def test_pair():
-            one, other = socket.socketpair()
-            one.send(b"x")
-            assert other.recv(1) == b"x"
-
-        def test_bind(): socket.create_server(("127.0.0.1", 0))
-        """
-    )
+    pytester.makepyfile(NETWORK)
     pytester.makepyprojecttoml('[tool.mountns]\nnetwork = "none"\n')
     result = run(pytester)
+    if probe_guard().abi < NETWORK_ABI:
+        result.assert_outcomes(skipped=2)
+        result.stdout.fnmatch_lines('*network="none" needs a sandbox, or Linux 6.7*')
+        return
     result.assert_outcomes(passed=1, failed=1)
     (said,) = _sections(result)
     assert "refuses every TCP connection" in said
+
+
+@pytest.mark.parametrize(
+    ("abi", "uncovered"), [(2, "setxattr, truncate are"), (3, "utime, setxattr are")]
+)
+def test_what_an_older_interface_lacks_is_said(
+    pytester: pytest.Pytester, abi: int, uncovered: str
+) -> None:
+    """Before Linux 6.7 there are no rights for TCP, before 6.2 none for truncate(2)."""
+    if 0 < probe_guard().abi < abi:
+        pytest.skip("this kernel's interface is older still")
+    pytester.makeconftest(
+        f"""
+        from pytest_mountns.engine.linux import syscalls
+
+        syscalls.landlock_abi = lambda: {abi}
+        """
+    )
+    pytester.makepyfile(NETWORK)
+    result = run(pytester)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(f"mountns: guarded, not isolated (*chmod*{uncovered} not covered")
+    pytester.makepyprojecttoml('[tool.mountns]\nnetwork = "none"\n')
+    result = run(pytester)
+    result.assert_outcomes(skipped=2)
+    result.stdout.fnmatch_lines('*network="none" needs a sandbox, or Linux 6.7*')
 
 
 def test_temporary_directories_of_wider_fixtures(pytester: pytest.Pytester) -> None:
