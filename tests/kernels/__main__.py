@@ -123,8 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page.write("kernels", table, options.page or PAGE)
         page.write("kernels-give", gives, options.page or PAGE)
     if not options.page and "bookworm" in wanted:
-        said = (work / "runs" / "bookworm" / "results" / "no-overlay.txt").read_text()
-        page.write("no-overlay", ["```", *said.splitlines(), "```"], DOCTOR_PAGE)
+        for block, name in (("no-overlay", "no-overlay.txt"), ("user", "user-doctor.txt")):
+            said = (work / "runs" / "bookworm" / "results" / name).read_text()
+            page.write(block, ["```", *said.splitlines(), "```"], DOCTOR_PAGE)
     return int(not all(row.good for row in found))
 
 

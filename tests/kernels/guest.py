@@ -2,8 +2,9 @@
 
 Started by the machine's first process with what to test as arguments. Of the project it imports
 nothing. Writes, for each of the two, ``WHO.txt`` (what pytest has printed), ``WHO.xml`` (JUnit),
-the same of ``suite.py`` as ``WHO-suite.txt`` and ``WHO-suite.xml``, and ``WHO.json`` (the doctor's
-facts) to /run/results; and to ``no-overlay.txt`` what the doctor says before OverlayFS is loaded.
+the same of ``suite.py`` as ``WHO-suite.txt`` and ``WHO-suite.xml``, and what the doctor says in
+words as ``WHO-doctor.txt`` and in facts as ``WHO.json`` to /run/results; and to ``no-overlay.txt``
+what the doctor says before OverlayFS is loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 RESULTS = Path("/run/results")
@@ -36,7 +38,9 @@ def main(tests: list[str]) -> None:
         if who != "root":
             subprocess.run(["chown", "-R", f"{who}:", checkout], check=True)
         name = "root" if who == "root" else "user"
-        run(who, checkout, ["-m", "pytest_mountns.reports.doctor", "--json"], f"{name}.json")
+        doctor = ["-m", "pytest_mountns.reports.doctor"]
+        run(who, checkout, [*doctor, "--json"], f"{name}.json")
+        run(who, checkout, doctor, f"{name}-doctor.txt")
         for run_name, files in ((f"{name}-suite", [SUITE]), (name, tests)):
             junit = checkout / f"{run_name}.xml"
             command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
@@ -92,6 +96,7 @@ def run(who: str, place: Path, arguments: list[str], output: str) -> None:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTEST_PLUGINS": "pytest_mountns.plugin",
     }
+    began = time.monotonic()
     with open(RESULTS / output, "wb") as file:
         subprocess.run(
             [sys.executable, *arguments],
@@ -105,6 +110,8 @@ def run(who: str, place: Path, arguments: list[str], output: str) -> None:
             stderr=subprocess.STDOUT if output.endswith(".txt") else None,
             check=False,
         )
+    # For who looks at the console meanwhile: nothing else comes out before all is done.
+    print(f"{output}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
