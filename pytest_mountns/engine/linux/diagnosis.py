@@ -28,12 +28,13 @@ _APPARMOR_REMEDY: Final = (
     "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile"
     " with the rule `userns,` for this Python, or run under sudo"
 )
+_GUARD: Final = "guard (Landlock)"
 #: Steps that only a newer Linux can do: the first version that can, and the error of older ones.
 _SINCE: Final = {
     "new mount API": ((5, 12), "ENOSYS"),
     "uppers on a detached mount": ((6, 15), "EINVAL"),
     "extended attributes on tmpfs": ((6, 6), "ENOTSUP"),
-    "guard (Landlock)": ((5, 13), "ENOSYS"),
+    _GUARD: ((5, 13), "ENOSYS"),
 }
 
 
@@ -56,7 +57,7 @@ def diagnose(step: str, errno: str, here: Environment, *, user_namespace: bool) 
     """
     by_privileges = _as_user if user_namespace else _as_root
     overlay = (_no_overlay, _old_overlay, _nested)
-    rules = [too_old, _hidden_call, *overlay, _limit_is_zero, _covered_proc]
+    rules = [_too_old, _hidden_call, *overlay, _limit_is_zero, _covered_proc]
     if user_namespace:
         rules += [_threads, _chroot]
     for rule in (*rules, by_privileges):
@@ -66,8 +67,22 @@ def diagnose(step: str, errno: str, here: Environment, *, user_namespace: bool) 
     return None
 
 
-def too_old(step: str, errno: str, here: Environment) -> Advice | None:
-    """The advice if ``step`` has failed since the kernel is too old for it, else None."""
+def diagnose_guard(errno: str, here: Environment) -> Advice | None:
+    """Why no process can be guarded by Landlock in the environment ``here``; None if not sure.
+
+    No privileges are needed for it, so that the rules of the steps of a sandbox do not hold.
+    """
+    advice = _too_old(_GUARD, errno, here)
+    # A filter may hide the call, or hide that the kernel has none.
+    if advice is not None or errno != "ENOSYS" or here.seccomp or here.version == (0, 0):
+        return advice
+    return (
+        f"Linux {here.kernel} was built without Landlock",
+        "a kernel that is built with CONFIG_SECURITY_LANDLOCK",
+    )
+
+
+def _too_old(step: str, errno: str, here: Environment) -> Advice | None:
     since, answer = _SINCE.get(step, ((0, 0), ""))
     if errno != answer or not (0, 0) < here.version < since:
         return None

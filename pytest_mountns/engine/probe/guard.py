@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 from ..linux import syscalls
-from ..linux.diagnosis import too_old
+from ..linux.diagnosis import diagnose_guard
 from ..linux.environment import read_environment
 from ..linux.errors import SandboxError
 from ..linux.landlock import NETWORK_ABI, TRUNCATE_ABI, Ruleset
@@ -43,8 +43,7 @@ def probe_guard() -> GuardProbe:
     trial = Trial(**answer["trials"][0])
     if trial.works:
         return GuardProbe(trial, answer.get("abi", 0))
-    # Of a call that is not there nothing else is sure: other causes look the same.
-    advice = too_old(trial.name, trial.errno, read_environment())
+    advice = diagnose_guard(trial.errno, read_environment())
     return GuardProbe(
         trial if advice is None else replace(trial, cause=advice[0], remedy=advice[1])
     )

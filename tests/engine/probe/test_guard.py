@@ -27,17 +27,30 @@ def probe_where(monkeypatch: pytest.MonkeyPatch, number: int, here: Environment)
     return found
 
 
-def test_a_kernel_before_landlock_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    trial = probe_where(monkeypatch, errno.ENOSYS, OLD).trial
-    assert trial.cause == "Linux 5.10.0-32-cloud-amd64 is older than 5.13"
-    assert trial.remedy == "Linux 5.13 or later"
+@pytest.mark.parametrize(
+    ("here", "cause", "remedy"),
+    [
+        (OLD, "Linux 5.10.0-32-cloud-amd64 is older than 5.13", "Linux 5.13 or later"),
+        # Whether a filter hides the call makes no difference.
+        (replace(OLD, seccomp=True), "older than 5.13", "Linux 5.13 or later"),
+        (replace(OLD, kernel="6.12.113"), "Linux 6.12.113 was built without Landlock", "CONFIG_"),
+    ],
+)
+def test_a_kernel_without_landlock_is_named(
+    monkeypatch: pytest.MonkeyPatch, here: Environment, cause: str, remedy: str
+) -> None:
+    trial = probe_where(monkeypatch, errno.ENOSYS, here).trial
+    assert cause in trial.cause
+    assert remedy in trial.remedy
+    assert "container" not in trial.remedy
 
 
 @pytest.mark.parametrize(
     ("number", "here", "cause", "remedy"),
     [
-        # A newer one was built without it, or a filter hides it: that cannot be told apart.
-        (errno.ENOSYS, replace(OLD, kernel="6.1.0-50"), "seccomp profile", "Linux 5.13"),
+        # The kernel was built without it, or a filter hides it: that cannot be told apart.
+        (errno.ENOSYS, replace(OLD, kernel="6.1.0-50", seccomp=True), "seccomp", "container"),
+        (errno.ENOSYS, replace(OLD, kernel="odd"), "seccomp", "Linux 5.13"),
         (errno.EOPNOTSUPP, replace(OLD, kernel="6.1.0-50"), "not enabled", "lsm="),
     ],
 )
