@@ -218,19 +218,12 @@ def test_only_root_becomes_another(pytester: pytest.Pytester) -> None:
 @pytest.mark.as_root
 @pytest.mark.parametrize("keys", ["", "pid=True, ", "upper='disk', "])
 def test_another_user(pytester: pytest.Pytester, process: str, keys: str) -> None:
-    pytester.path.chmod(0o777)
-    outside = pytester.path / "outside"
-    outside.mkdir()
-    (outside / "of_root").write_text("x")
-    (outside / "of_root").chmod(0o600)
     result = run(
         pytester,
         process,
         f"""
         import os, signal, subprocess, pytest
         from pathlib import Path
-
-        OUTSIDE = Path({str(outside)!r})
 
         def check(tmp_path):
             assert os.getresuid() == (65534, 65534, 65534)
@@ -272,16 +265,6 @@ def test_another_user(pytester: pytest.Pytester, process: str, keys: str) -> Non
             tmp_path = Path("/tmp/mountns-another")
             tmp_path.mkdir()
             check(tmp_path)
-            if {"disk" in keys}:
-                # An upper inside the root's own filesystem is no lower beside it.
-                return
-            with overlay_root.checkpoint():
-                tmp_path.joinpath("more").write_text("x")
-                assert overlay_root.changes() == {{"/tmp/mountns-another/more": "added"}}
-            assert not tmp_path.joinpath("more").exists()
-            assert tmp_path.joinpath("file").exists()
-            with pytest.raises(PermissionError):
-                Path("/etc/shadow").read_text()
 
         @pytest.mark.mountns({keys}user=65534)
         def test_by_number(tmp_path):
@@ -292,18 +275,69 @@ def test_another_user(pytester: pytest.Pytester, process: str, keys: str) -> Non
             assert (os.getuid(), os.getgid(), os.getgroups()) == (54321, 54321, [])
             assert "USER" not in os.environ
 
-        @pytest.mark.mountns({keys}user="nobody")
-        def test_may_bind(bind_volume):
-            bind_volume(OUTSIDE, "/tmp/volume")
-            with pytest.raises(PermissionError):
-                Path("/tmp/volume/of_root").read_text()
-
         @pytest.mark.mountns
         def test_next():
             assert os.getuid() == 0
         """,
     )
-    result.assert_outcomes(passed=5)
+    result.assert_outcomes(passed=4)
+    assert not os.path.exists("/tmp/mountns-another")
+
+
+@pytest.mark.as_root
+@pytest.mark.binding
+@pytest.mark.parametrize("keys", ["", "pid=True, ", "upper='disk', "])
+def test_what_another_user_binds(pytester: pytest.Pytester, process: str, keys: str) -> None:
+    pytester.path.chmod(0o777)
+    outside = pytester.path / "outside"
+    outside.mkdir()
+    (outside / "of_root").write_text("x")
+    (outside / "of_root").chmod(0o600)
+    result = run(
+        pytester,
+        process,
+        f"""
+        import pytest
+        from pathlib import Path
+
+        @pytest.mark.mountns({keys}user="nobody")
+        def test(bind_volume):
+            bind_volume({str(outside)!r}, "/tmp/volume")
+            assert Path("/tmp/volume/of_root").exists()
+            with pytest.raises(PermissionError):
+                Path("/tmp/volume/of_root").read_text()
+        """,
+    )
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.as_root
+@pytest.mark.layered
+@pytest.mark.parametrize("keys", ["", "pid=True, "])
+def test_a_checkpoint_of_another_user(pytester: pytest.Pytester, process: str, keys: str) -> None:
+    result = run(
+        pytester,
+        process,
+        f"""
+        import os, pytest
+        from pathlib import Path
+
+        @pytest.mark.mountns({keys}user="nobody")
+        def test(overlay_root):
+            place = Path("/tmp/mountns-another")
+            place.mkdir()
+            (place / "file").write_text("x")
+            with overlay_root.checkpoint():
+                (place / "more").write_text("x")
+                assert overlay_root.changes() == {{"/tmp/mountns-another/more": "added"}}
+            assert not (place / "more").exists()
+            assert (place / "file").exists()
+            assert os.getresuid() == (65534, 65534, 65534)
+            with pytest.raises(PermissionError):
+                Path("/etc/shadow").read_text()
+        """,
+    )
+    result.assert_outcomes(passed=1)
     assert not os.path.exists("/tmp/mountns-another")
 
 
