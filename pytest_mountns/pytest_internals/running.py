@@ -317,6 +317,11 @@ def stop_at_item(item: pytest.Item) -> None:
     known = {node: len(entry[0]) for node, entry in state.stack.items() if node is not item}
     original = state.teardown_exact
 
+    @unseen
+    def teardown_item() -> None:
+        original(cast(Any, item.parent))
+
+    @unseen
     def teardown_exact(nextitem: pytest.Item | None) -> None:
         late = [
             entry[0].pop()
@@ -325,7 +330,7 @@ def stop_at_item(item: pytest.Item) -> None:
             for _ in range(len(entry[0]) - known.get(node, len(entry[0])))
         ]
         errors: list[BaseException] = []
-        for finish in (lambda: original(cast(Any, item.parent)), *late):
+        for finish in (teardown_item, *late):
             try:
                 finish()
             except (Exception, OutcomeException) as error:  # noqa: BLE001 - as pytest does
@@ -351,6 +356,7 @@ def keep_own_finalizers(item: pytest.Item, ends: Callable[[], bool]) -> None:
             stack[node] = (_own(finalizers), error)
     original = state.teardown_exact
 
+    @unseen
     def teardown_exact(nextitem: pytest.Item | None) -> None:
         original(None if isinstance(nextitem, pytest.Item) and ends() else nextitem)
 
@@ -411,9 +417,14 @@ def tear_down_wider(
     hook = _own_hook(item, "pytest_runtest_teardown")
     before = len(item._report_sections)
     item.stash.setdefault(caplog_records_key, {})
+
+    @unseen
+    def teardown() -> None:
+        hook(item=item, nextitem=nextitem)
+
     with live_log_of_one_teardown(item.config):
         call = pytest.CallInfo.from_call(
-            lambda: hook(item=item, nextitem=nextitem),
+            teardown,
             when="teardown",
             reraise=(pytest.exit.Exception, KeyboardInterrupt),
         )

@@ -170,6 +170,47 @@ def test_an_item_that_shows_its_whole_traceback(pytester: pytest.Pytester, recor
     assert texts[0] == texts[1]
 
 
+def test_tracebacks_of_teardowns(pytester: pytest.Pytester, record: Record) -> None:
+    """They begin with the fixture: the first frame is shown in full, and those after it are not."""
+    pytester.makeconftest(
+        """
+        import pytest
+
+        def fail():
+            raise ValueError
+
+        def end():
+            fail()
+
+        def broken(scope):
+            @pytest.fixture(scope=scope)
+            def fixture():
+                yield
+                end()
+            return fixture
+
+        of_function, of_class, of_session = map(broken, ("function", "class", "session"))
+        """
+    )
+    pytester.makepyfile(
+        """
+        import unittest
+        from conftest import end
+
+        def test_session(of_session): pass
+        def test_function(of_function): pass
+        class TestClass:
+            def test_class(self, of_class): pass
+        class TestUnit(unittest.TestCase):
+            def tearDown(self): end()
+            def test_unit(self): pass
+        """
+    )
+    plain = record("-pno:mountns")
+    assert len(plain.failed) == 4
+    same(plain, record("--mountns"))
+
+
 def test_what_a_test_has_replaced_is_not_used(pytester: pytest.Pytester, record: Record) -> None:
     """Reports leave the test process before its fixtures have put things back."""
     pytester.makepyfile(
