@@ -175,6 +175,12 @@ FORKED: Final = (
         everywhere=True,
     ),
     Forked("pytest_insta", "does not list the snapshots of forked tests at the end", "insta"),
+    Forked(
+        "pytest_ansible",
+        "sets up Ansible in each forked test anew, so that it warns in each one of what it would"
+        " warn of once, and not that it is set up already",
+        fixtures=frozenset({"ansible_adhoc", "ansible_facts", "localhost"}),
+    ),
     Forked("pytest_codspeed", "keeps its results in the test process", "codspeed"),
     Forked(
         "sybil",

@@ -436,6 +436,7 @@ CASES = [
             """
         },
         uses="`ansible_module`, `localhost`",
+        said_forked="sets up Ansible in each forked test anew",
         options=("--ansible-host-pattern=localhost", "--ansible-connection=local"),
         requires=("ansible-core",),
     ),
