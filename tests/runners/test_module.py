@@ -205,6 +205,16 @@ def test_a_crash_in_a_fixture_of_the_module(pytester: pytest.Pytester, record: R
 def test_a_process_that_dies_between_tests_is_not_passed_over(
     pytester: pytest.Pytester, record: Record
 ) -> None:
+    # The second test is sent when the process is dead.
+    pytester.makeconftest(
+        """
+        import os
+        pids = {}
+        def pytest_runtest_logreport(report): pids.update(report.user_properties)
+        def pytest_runtest_logfinish():
+            if pids: os.waitid(os.P_PID, pids.popitem()[1], os.WEXITED | os.WNOWAIT)
+        """
+    )
     pytester.makepyfile(
         """
         import os, sys, threading, time
@@ -213,7 +223,8 @@ def test_a_process_that_dies_between_tests_is_not_passed_over(
             while sys._current_frames()[main].f_code.co_name != "_receive": time.sleep(0.001)
             os._exit(5)
 
-        def test_one():
+        def test_one(record_property):
+            record_property("pid", os.getpid())
             main = threading.get_ident()
             threading.Thread(target=die_while_it_waits, args=[main], daemon=True).start()
 
