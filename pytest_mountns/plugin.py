@@ -317,9 +317,9 @@ class Innermost:
         self._config = config
 
     @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """End a test process here, so that wrappers of other plugins end in one process only."""
         active = activation.find(self._config)
         if active is None:
             return (yield)
-        return (yield from active.runner.within_wrappers())
+        return (yield from active.runner.within_wrappers(item))

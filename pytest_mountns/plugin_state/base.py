@@ -68,6 +68,17 @@ class PluginState:
         Adds to the plugin's memory what :meth:`collect` has returned there.
         """
 
+    def before_wrappers_end(self, item: pytest.Item) -> None:
+        """Called in the pytest process when a test process, forked in a setup, has sent its state.
+
+        Wrappers of other plugins around ``pytest_runtest_setup`` have begun before the fork. In the
+        test process they have ended. In the pytest process they are about to end, too, since they
+        may restore something there, but what they note then is there already.
+        """
+
+    def after_wrappers_end(self, item: pytest.Item) -> None:
+        """Called in the pytest process when these wrappers have ended there."""
+
     def lost(self) -> None:
         """Called in the pytest process when the state of a forked test process will never come.
 

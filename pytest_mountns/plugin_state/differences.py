@@ -183,6 +183,58 @@ def _replaced(value: object, new: object) -> object:
     return new
 
 
+def returned(value: object, old: object, seen: dict[int, object] | None = None) -> object:
+    """Give ``value`` the content of ``old``, a copy of it from before; returns what it is then.
+
+    It is changed in place, and so are its parts: others may refer to them. ``seen`` has what has
+    become of each part of the copy, by its id.
+    """
+    seen = {} if seen is None else seen
+    target: Any = value
+    copy: Any = old
+    if value is old or type(value) is not type(old) or type(value) in _SIMPLE:
+        return old
+    if id(old) in seen:
+        return seen[id(old)]
+    seen[id(old)] = value
+    if isinstance(value, _LISTS):
+        parts = list(value)
+        common = [returned(*pair, seen) for pair in zip(parts, copy, strict=False)]
+        target.clear()
+        target.extend([*common, *list(copy)[len(common) :]])
+    elif isinstance(value, dict):
+        _return_entries(target, copy, seen)
+    elif isinstance(value, set):
+        target.clear()
+        target.update(copy)
+    elif isinstance(value, StringIO | BytesIO):
+        target.seek(0)
+        target.truncate()
+        target.write(copy.getvalue())
+        target.seek(copy.tell())
+    elif is_plain_object(value):
+        _return_entries(vars(value), vars(old), seen)
+    elif not _is_equal(value, old):
+        seen[id(old)] = old
+    return seen[id(old)]
+
+
+def _return_entries(
+    entries: dict[Any, object], old: Mapping[Any, object], seen: dict[int, object]
+) -> None:
+    before = {
+        key: returned(entries[key], value, seen) if key in entries else value
+        for key, value in old.items()
+    }
+    for key in [key for key in entries if key not in before]:
+        del entries[key]
+    if list(entries) != list(before)[: len(entries)]:
+        # For their order. Otherwise they are never gone: another thread may read them.
+        entries.clear()
+    for key, value in before.items():
+        entries[key] = value  # noqa: PERF403 - a Counter adds in its update()
+
+
 def is_plain_object(value: object) -> bool:
     """Whether a pickle has the attributes of ``value``, and no more than these.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 from weakref import WeakKeyDictionary
 
@@ -35,6 +35,7 @@ from .differences import (
     applied,
     difference,
     is_plain_object,
+    returned,
 )
 from .pickling import Names, dump, dump_small, load
 
@@ -47,6 +48,8 @@ _DEPTH: Final = 3
 
 #: Which kind of object, and which one of them.
 _Place: TypeAlias = tuple[str, object]
+#: What is known of each value, by where it is.
+_Snapshot: TypeAlias = "dict[_Place, dict[Any, _Known]]"
 
 
 @final
@@ -110,33 +113,54 @@ class _Objects:
 
     def change(self, place: _Place, changes: Keyed) -> None:
         """Make these changes to the attributes of one object."""
-        kind, which = place
-        if kind in ("stash", "config stash"):
-            config = kind == "config stash"
-            owner: Any = self._item.config if config else self._item.listchain()[cast(int, which)]
-            for index, change in changes.changed.items():
-                key = self._watched.stash_keys[index]
-                owner.stash[key] = applied(owner.stash.get(key, None), change)
-            for index in cast("list[int]", changes.removed):
-                with contextlib.suppress(KeyError):
-                    del owner.stash[self._watched.stash_keys[index]]
-            return
-        if kind == "fixtures":
+        if place[0] == "fixtures":
             for name, change in changes.changed.items():
                 applied(pytest_internals.value_of_fixture(self._watched.fixtures[name]), change)
             return
-        if kind == "node":
-            owner = self._item.listchain()[cast(int, which)]
-        else:
-            owner = self._item.config if kind == "config" else self._watched.plugins[str(which)]
+        changed = {}
+        owner = self._owner(place)
         for name, change in changes.changed.items():
-            before = getattr(owner, name, None)
+            if isinstance(owner, pytest.Stash):
+                before = owner.get(self._watched.stash_keys[name], None)
+            else:
+                before = getattr(owner, name, None)
             after = applied(before, change)
-            if after is not before:
-                setattr(owner, name, after)
-        for name in cast("list[str]", changes.removed):
+            if after is not before or isinstance(owner, pytest.Stash):
+                changed[name] = after
+        self.put(place, changed, changes.removed)
+
+    def put(self, place: _Place, values: Mapping[Any, object], removed: Iterable[Any]) -> None:
+        """Let these be the values of attributes of one object, and remove others."""
+        if place[0] == "fixtures":
+            # These are changed in place, or not at all.
+            return
+        owner = self._owner(place)
+        if isinstance(owner, pytest.Stash):
+            keys = self._watched.stash_keys
+            for index, value in values.items():
+                owner[keys[index]] = value
+            for index in removed:
+                with contextlib.suppress(KeyError):
+                    del owner[keys[index]]
+            return
+        for name, value in values.items():
+            setattr(owner, name, value)
+        for name in removed:
             with contextlib.suppress(AttributeError):
                 delattr(owner, name)
+
+    def _owner(self, place: _Place) -> object:
+        kind, which = place
+        match kind:
+            case "node":
+                return self._item.listchain()[cast(int, which)]
+            case "stash":
+                return self._item.listchain()[cast(int, which)].stash
+            case "config":
+                return self._item.config
+            case "config stash":
+                return self._item.config.stash
+        return self._watched.plugins[str(which)]
 
 
 @final
@@ -155,7 +179,10 @@ class Notes(PluginState):
     name = "a plugin or conftest file"
 
     def __init__(self) -> None:
-        self._known: dict[_Place, dict[Any, _Known]] = {}
+        self._known: _Snapshot = {}
+        #: What there was before the fork and after the test, as long as wrappers are to end.
+        self._before_fork: _Snapshot | None = None
+        self._after_test: _Snapshot | None = None
         self._names = Names({})
         #: The report that is sent or received with what is noted, which both processes have.
         self._report: pytest.TestReport | None = None
@@ -184,6 +211,8 @@ class Notes(PluginState):
             self._watched = pytest_internals.watched_plugins(item.config, item.session.items)
             self._names = Names(_shared(item.session))
         self._look_at_all(item)
+        wrapped = not self._forked and pytest_internals.others_wrap_setup(item)
+        self._before_fork = self._snapshot(item) if wrapped else None
 
     def begin(self, item: pytest.Item) -> None:
         """From now on watch what the pytest process watches: reporters hear nothing here."""
@@ -197,6 +226,55 @@ class Notes(PluginState):
             self._known[place] = {
                 name: self._look(value, known.get(name)) for name, value in found.items()
             }
+
+    def _snapshot(self, item: pytest.Item) -> _Snapshot:
+        return {
+            place: {name: self._look(value) for name, value in found.items()}
+            for place, _, found in self._objects(item).all()
+        }
+
+    def before_wrappers_end(self, item: pytest.Item) -> None:
+        """Put in place what the wrappers had noted before the fork: they may remove it."""
+        if self._before_fork is not None:
+            self._after_test = self._snapshot(item)
+            self._return_to(item, self._before_fork)
+
+    def after_wrappers_end(self, item: pytest.Item) -> None:
+        """Put in place what there was when the test had ended."""
+        if self._after_test is not None:
+            self._return_to(item, self._after_test)
+        self._before_fork = self._after_test = None
+
+    def _return_to(self, item: pytest.Item, snapshot: _Snapshot) -> None:
+        objects = self._objects(item)
+        places = {place: found for place, _, found in objects.all()}
+        for place in places | snapshot:
+            found, known = places.get(place, {}), snapshot.get(place, {})
+            values = {name: self._returned(one) for name, one in known.items()}
+            changed = {
+                name: value
+                for name, value in values.items()
+                if name not in found or found[name] is not value
+            }
+            objects.put(place, changed, [name for name in found if name not in known])
+
+    def _returned(self, known: _Known) -> object:
+        """The value, with its content of when it was looked at."""
+        value: Any = known.value
+        if known.pickled is not None:
+            if self._pickled(value) == known.pickled:
+                return value
+            return returned(value, load(known.pickled, self._names))
+        if known.copy is not None and _ids(value) != _ids(known.copy):
+            # Elements that cannot be pickled are the same objects as before.
+            value.clear()
+            (value.update if hasattr(value, "update") else value.extend)(cast(Any, known.copy))
+        elif known.inner is not None:
+            parts = {name: self._returned(one) for name, one in known.inner.items()}
+            for name in [name for name in vars(value) if name not in parts]:
+                del vars(value)[name]
+            vars(value).update(parts)
+        return value
 
     def _objects(self, item: pytest.Item) -> _Objects:
         assert self._watched is not None
@@ -412,6 +490,12 @@ def _take_over(copy: Any, value: Any, change: Difference) -> None:
     elif isinstance(change, Included):
         copy |= change.added
         copy -= change.removed
+
+
+def _ids(container: Any) -> list[int]:
+    """Which objects it has, a mapping's values included, in their order."""
+    values = list(container.values()) if hasattr(container, "values") else []
+    return [id(one) for one in [*container, *values]]
 
 
 def _shared(session: pytest.Session) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, final
 
 import pytest
 
+from .. import pytest_internals
 from ..engine.linux.fork_pages import ForkPages
 from ..engine.linux.untouched import os
 from ..plugin_state import PluginStates
@@ -132,6 +133,9 @@ class RunnerContext:
         self.process: ProcessOfTest | None = None
         #: The same if it is the process of a module.
         self.module_child: ProcessOfModule | None = None
+        #: What has ended the setup of the running item in the pytest process, if a test process has
+        #: gone on from there; None before that, and in a test process.
+        self.delegated: pytest_internals.Delegated | None = None
         #: The clocks of the item whose protocol is running.
         self.timers: Timers | None = None
         #: What inline tests have in common with this process; None before the first of them.
@@ -139,6 +143,15 @@ class RunnerContext:
         self._fork_pages: ForkPages | None = None
         self._collected = False
         self._noted: set[str] = set()
+
+    def delegate(self, item: pytest.Item, how: str) -> pytest_internals.Delegated:
+        """In the pytest process, in the setup of ``item``, which a test process has run.
+
+        Returns what is to be raised there, to leave it.
+        """
+        self.plugin_states.before_wrappers_end(item)
+        self.delegated = pytest_internals.Delegated(how)
+        return self.delegated
 
     def note_once(self, kind: str, why: str) -> None:
         """Tell observers what is :meth:`.Observer.beside` the tests, once for each kind."""

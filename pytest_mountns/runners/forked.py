@@ -217,7 +217,7 @@ class ForkedTest:
             session.observers.guarded(item)
         else:
             session.observers.isolated(item, inline=False)
-        raise pytest_internals.Delegated("the test has run in a process of its own")
+        raise context.delegate(item, "the test has run in a process of its own")
 
     def _forked_entry(self, plan: Plan) -> ForkedEntry:
         """The sandbox for the test process, made in this process where that is possible.

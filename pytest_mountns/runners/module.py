@@ -200,7 +200,8 @@ class ModuleTest:
         if self._module_processes.now is not None:
             # Another plugin runs the item in this process; it shall not.
             self._run()
-            raise pytest_internals.Delegated("the test has run in the process of its module")
+            how = "the test has run in the process of its module"
+            raise self._context.delegate(self._item, how)
         try:
             self._prepare()
             problem = self._begin()
@@ -324,7 +325,7 @@ class ModuleTest:
             # The other process had them, too, and has reported them.
             forget_failures()
         session.observers.isolated(item, inline=False)
-        raise pytest_internals.Delegated("the test has run in the process of its module")
+        raise context.delegate(item, "the test has run in the process of its module")
 
     @pytest_internals.unseen
     def _run_first(self) -> None:

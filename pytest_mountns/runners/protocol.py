@@ -165,7 +165,7 @@ class Runner:
         finally:
             context.finisher.work = None
             item.__dict__.pop("setup", None)
-            context.timers = None
+            context.timers = context.delegated = None
         self._end_in_child(None)
         # Not in the handler above: an error in here would be shown as a consequence of that one.
         if test.delegated:
@@ -186,7 +186,7 @@ class Runner:
         if self._context.process is not None:
             self._context.process.leave(error)
 
-    def within_wrappers(self) -> Generator[None, object, object]:
+    def within_wrappers(self, item: pytest.Item) -> Generator[None, object, object]:
         """Around ``pytest_runtest_protocol``, within the wrappers that other plugins put there.
 
         They have begun before the fork, and so in the pytest process. There, too, they end, as if
@@ -204,6 +204,9 @@ class Runner:
             if context.process is None or context.module_child is not None:
                 raise
             ended_by = error
+        finally:
+            if context.delegated is not None:
+                context.plugin_states.after_wrappers_end(item)
         if context.process is not None and context.module_child is None:
             context.process.hand_over_warnings()
             context.process.leave(ended_by)
@@ -280,6 +283,10 @@ class Runner:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Around ``pytest_runtest_makereport`` of any item."""
+        if self._context.delegated is not None:
+            # A wrapper around the setup has failed at its end, or let the setup seem to pass. Its
+            # other half in the test process has been reported already.
+            raise self._context.delegated
         if call.excinfo is not None:
             pytest_internals.drop_unseen(call.excinfo.value)
         report = yield

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import enum
 import io
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pytest_mountns.plugin_state.differences import applied, difference
+from pytest_mountns.plugin_state.differences import applied, difference, returned
 
 
 class Thing:
@@ -33,29 +33,68 @@ def changed(before: Any, change: Callable[[Any], object], there: Any = None) -> 
     return there if found is None else applied(there, found)
 
 
-@pytest.mark.parametrize(
-    ("before", "change", "expected"),
-    [
-        pytest.param([1], lambda it: it.append(2), [1, 2], id="appended"),
-        pytest.param([1, 2], lambda it: it.clear(), [], id="cleared"),
-        pytest.param([3, 1, 2], lambda it: it.sort(), [1, 2, 3], id="sorted"),
-        pytest.param([[1], [2]], lambda it: it[1].append(3), [[1], [2, 3]], id="list in list"),
-        pytest.param({}, lambda it: it.update(a={"b": 1}), {"a": {"b": 1}}, id="added"),
-        pytest.param({"a": {"b": 1}}, lambda it: it["a"].update(c=2), {"a": {"b": 1, "c": 2}}),
-        pytest.param({"a": 1, "b": 2}, lambda it: it.pop("a"), {"b": 2}, id="removed"),
-        pytest.param({1, 2}, lambda it: it.discard(1), {2}, id="set"),
-        pytest.param(deque([1]), lambda it: it.append(2), deque([1, 2]), id="deque"),
-        pytest.param(deque([1, 2], 2), lambda it: it.append(3), deque([2, 3], 2), id="bounded"),
-        pytest.param({"a": Colour.RED}, lambda it: it.update(a=Colour.BLUE), {"a": Colour.BLUE}),
-        pytest.param({"a": 1}, lambda it: it.update(a="x"), {"a": "x"}, id="another type"),
-        pytest.param({"a": True}, lambda it: it.update(a=False), {"a": False}, id="no number"),
-        pytest.param({"a": (1, [2])}, lambda it: it["a"][1].append(3), {"a": (1, [2, 3])}),
-    ],
-)
+CHANGES = [
+    pytest.param([1], lambda it: it.append(2), [1, 2], id="appended"),
+    pytest.param([1, 2], lambda it: it.clear(), [], id="cleared"),
+    pytest.param([3, 1, 2], lambda it: it.sort(), [1, 2, 3], id="sorted"),
+    pytest.param([[1], [2]], lambda it: it[1].append(3), [[1], [2, 3]], id="list in list"),
+    pytest.param({}, lambda it: it.update(a={"b": 1}), {"a": {"b": 1}}, id="added"),
+    pytest.param({"a": {"b": 1}}, lambda it: it["a"].update(c=2), {"a": {"b": 1, "c": 2}}),
+    pytest.param({"a": 1, "b": 2}, lambda it: it.pop("a"), {"b": 2}, id="removed"),
+    pytest.param({1, 2}, lambda it: it.discard(1), {2}, id="set"),
+    pytest.param(Counter("a"), lambda it: it.update("ab"), Counter("aab"), id="counter"),
+    pytest.param(deque([1]), lambda it: it.append(2), deque([1, 2]), id="deque"),
+    pytest.param(deque([1, 2], 2), lambda it: it.append(3), deque([2, 3], 2), id="bounded"),
+    pytest.param({"a": Colour.RED}, lambda it: it.update(a=Colour.BLUE), {"a": Colour.BLUE}),
+    pytest.param({"a": 1}, lambda it: it.update(a="x"), {"a": "x"}, id="another type"),
+    pytest.param({"a": True}, lambda it: it.update(a=False), {"a": False}, id="no number"),
+    pytest.param({"a": (1, [2])}, lambda it: it["a"][1].append(3), {"a": (1, [2, 3])}),
+]
+
+
+@pytest.mark.parametrize(("before", "change", "expected"), CHANGES)
 def test_a_change_is_made(
     before: object, change: Callable[[Any], object], expected: object
 ) -> None:
     assert changed(before, change) == expected
+
+
+@pytest.mark.parametrize(("before", "change", "expected"), CHANGES)
+def test_a_change_is_taken_back(
+    before: Any, change: Callable[[Any], object], expected: object
+) -> None:
+    data = {"a": before, "t": Thing(n=0.1)}
+    now = copy.deepcopy(data)
+    here, thing = now["a"], now["t"]
+    change(here)
+    vars(thing)["n"] += 0.2
+    now["new"] = 1
+    assert here == expected
+    assert returned(now, copy.deepcopy(data)) is now
+    assert now.keys() == data.keys()
+    assert now["a"] is here
+    assert here == before
+    assert now["t"] is thing
+    assert vars(thing) == {"n": 0.1}
+
+
+def test_the_order_of_entries_is_taken_back() -> None:
+    here = {"a": 1, "b": 2}
+    before = copy.deepcopy(here)
+    here["a"] = here.pop("a")
+    assert returned(here, before) is here
+    assert list(here) == ["a", "b"]
+
+
+def test_circles_are_taken_back() -> None:
+    here: dict[str, Any] = {"n": 1}
+    here["self"] = [here]
+    before = copy.deepcopy(here)
+    here.update(n=2, more=here["self"])
+    assert returned(here, before) is here
+    assert here.keys() == {"n", "self"}
+    assert here["n"] == 1
+    assert here["self"][0] is here
 
 
 def test_changes_of_both_sides_stay() -> None:
