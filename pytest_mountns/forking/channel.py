@@ -183,15 +183,17 @@ class Sender:
         report: pytest.TestReport,
         item: pytest.Item,
         notes: Iterable[tuple[str, bytes | None]] = (),
+        *,
+        captured: bool = False,
     ) -> None:
         """Send a report: as it is if it can be pickled, else what pytest's serialisation keeps.
 
-        ``notes``: what plugins have noted up to now.
+        ``notes``: what plugins have noted up to now. ``captured``: see :class:`.messages.Report`.
         """
         self._reports += 1
         packed = self._pack(report, item)
         failed = pytest_internals.failed_subtests(item)
-        self.send(messages.Report(packed, failed, list(notes)))
+        self.send(messages.Report(packed, failed, list(notes), captured))
 
     def report_changed(self, before: Mapping[str, object], report: object) -> None:
         """Send the attributes of a report that are others than ``before``, if there are any."""

@@ -81,6 +81,8 @@ class Report(NamedTuple):
     failed_subtests: int
     #: What plugins have noted that hear reports: see :meth:`.PluginStates.pack_early`.
     notes: list[tuple[str, bytes | None]]
+    #: Whether what the terminal reporter writes of it is captured as output of the test.
+    captured: bool
 
 
 class WarningRecorded(NamedTuple):

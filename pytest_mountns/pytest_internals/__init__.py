@@ -74,8 +74,10 @@ from .running import (
 )
 from .screen import (
     before_output_is_released,
+    capture_resumed,
     capture_suspended,
     captured_so_far,
+    captures_marks,
     cursor,
     flush_output,
     live_log_state,
@@ -109,8 +111,10 @@ __all__ = [
     "basetemp",
     "before_output_is_released",
     "cache_directory",
+    "capture_resumed",
     "capture_suspended",
     "captured_so_far",
+    "captures_marks",
     "choose_basetemp",
     "cursor",
     "drop",

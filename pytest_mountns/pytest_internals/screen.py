@@ -21,6 +21,35 @@ def capture_suspended(config: pytest.Config) -> Iterator[None]:
             yield
 
 
+def captures_marks(config: pytest.Config) -> bool:
+    """Whether what the terminal reporter writes now is captured, as output of the test.
+
+    So are the marks of unittest's subtests, which are reported in the middle of a test, with
+    ``--capture=fd`` (``CaptureManager._global_capturing``, ``MultiCapture._state``).
+    """
+    manager = config.pluginmanager.get_plugin("capturemanager")
+    if manager is None or output_is_seen_at_once(config) or manager._capture_fixture is not None:
+        return False
+    capture = manager._global_capturing
+    return capture is not None and capture._state in ("started", "resumed")
+
+
+@contextlib.contextmanager
+def capture_resumed(config: pytest.Config) -> Iterator[None]:
+    """In the pytest process, within :func:`capture_suspended`: output is captured.
+
+    It goes to the end of what the test process has written: both processes share that file.
+    """
+    manager = cast(Any, config.pluginmanager.get_plugin("capturemanager"))
+    flush_output(config)
+    manager.resume_global_capture()
+    try:
+        yield
+    finally:
+        flush_output(config)
+        manager.suspend_global_capture(in_=False)
+
+
 def before_output_is_released(config: pytest.Config, action: Callable[[], None]) -> None:
     """Call ``action`` in this process whenever output is about to reach the terminal.
 

@@ -131,7 +131,9 @@ class Hearing:
         self._session.observers.on_report(self._item, report, written)
         # What wider scopes print when they are torn down belongs into the report of the teardown.
         tell = self._finish.hold if report.when == "teardown" else self._finish.log
-        tell("pytest_runtest_logreport", report=report)
+        config = self._item.config
+        with pytest_internals.capture_resumed(config) if message.captured else nullcontext():
+            tell("pytest_runtest_logreport", report=report)
 
     def _warn(self, message: messages.WarningRecorded) -> None:
         warning = channel.unpack_warning(message.packed)

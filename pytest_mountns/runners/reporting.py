@@ -134,12 +134,13 @@ class ReportingProcess:
             self._live_log = live_log
             with self._end_if_unheard():
                 self.sender.send(messages.Screen(cursor, live_log))
+        captured = pytest_internals.captures_marks(config)
         with self._end_if_unheard():
             notes = self._context.plugin_states.pack_early(self._item, report)
-            self.sender.report(report, self._item, notes)
+            self.sender.report(report, self._item, notes, captured=captured)
         # After a failure, -x and --maxfail set what subtests look at, and observers read what the
-        # test has written.
-        waits = report.failed or self._session.observers.want_pause(report)
+        # test has written. What is captured has its place in the output.
+        waits = captured or report.failed or self._session.observers.want_pause(report)
         if waits or pytest_internals.output_is_seen_at_once(config):
             self._settle()
 

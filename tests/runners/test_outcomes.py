@@ -70,8 +70,9 @@ def test_unittest(pytester: pytest.Pytester, record: Record) -> None:
     same(record("-p", "no:mountns"), record("--mountns"))
 
 
-def test_subtests_of_unittest(pytester: pytest.Pytester, record: Record) -> None:
-    """Without sections: pytest 9 captures its own progress marks as output of the test."""
+@pytest.mark.parametrize("option", ["-v", "--capture=sys", "-s"])
+def test_subtests_of_unittest(pytester: pytest.Pytester, record: Record, option: str) -> None:
+    """What pytest 9 shows of them in the middle of a test, it captures in its place."""
     pytester.makepyfile(
         """
         import unittest
@@ -79,15 +80,28 @@ def test_subtests_of_unittest(pytester: pytest.Pytester, record: Record) -> None
         class TestSub(unittest.TestCase):
             def test_sub(self):
                 for number in range(3):
+                    print("before", number)
                     with self.subTest(number=number):
                         self.assertNotEqual(number, 1)
+                print("after")
+            def test_fails(self):
+                with self.subTest(number=1): pass
+                self.fail()
         """
     )
-    runs = []
-    for option in ("-pno:mountns", "--mountns"):
-        run = record(option)
-        runs.append(run.without("sections"))
-    assert runs[0] == runs[1]
+    plain, isolated = record("-pno:mountns", option), record("--mountns", option)
+    same(plain, isolated)
+    assert [_normal(_without_times(line)) for line in _body(isolated)] == [
+        _normal(_without_times(line)) for line in _body(plain)
+    ]
+
+
+def _body(run: Recorded) -> list[str]:
+    return [line for line in run.out.splitlines() if not line.startswith(("plugins:", "mountns"))]
+
+
+def _without_times(line: str) -> str:
+    return re.sub(r"in [\d.]+s", "", line).strip("= ")
 
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
