@@ -20,7 +20,7 @@ from tests.helpers.recording import Recorded, Report
 from .__main__ import WAYS, Result, Row, table
 from .case import Case
 from .cases import CASES
-from .run import ISOLATED, PLAIN, Run, differences, false_green, run, sound
+from .run import ISOLATED, PLAIN, Run, differences, false_green, lines_of, run, sound
 
 CASE = Case("it", ("it",), {}, uses="something", said_forked="known", said="dropped")
 
@@ -93,6 +93,35 @@ def test_what_two_plain_runs_do_not_share_is_not_compared() -> None:
     plain = [_run(a=["same", "noon"]), _run(a=["same", "midnight"])]
     assert differences(CASE, plain, _run(a=["same", "evening"]), several=False) == []
     assert differences(CASE, plain, _run(a=["evening"]), several=False) == ["content of a"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('{"tests": [{"name": "a"}, {"name": "b"}]}', '{"tests": [{"name": "b"}, {"name": "a"}]}'),
+        (
+            '<run><case id="1">a</case><case id="2"/></run>',
+            '<run><case id="1"/><case id="2">a</case></run>',
+        ),
+    ],
+)
+def test_documents_of_several_workers_have_any_order(one: str, other: str) -> None:
+    plain, isolated = _run(a=lines_of(one)), _run(a=lines_of(other))
+    assert differences(CASE, [plain, plain], isolated, several=True) == []
+    assert differences(CASE, [plain, plain], isolated, several=False) == ["content of a"]
+
+
+def test_times_are_not_compared() -> None:
+    runs = [_run(out=f"##[finished duration='{n}']\nin {n}.5 s at 12:00:{n}") for n in (10, 10, 11)]
+    assert differences(CASE, runs[:2], runs[2], several=False) == []
+
+
+def test_marks_of_several_workers_have_any_order() -> None:
+    plain = _run(out="t.py s.F\nsaid\n.E\nok 1 a\nnot ok 2 b")
+    isolated = _run(out="t.py F\nnot ok 1 b\nsaid\nok 2 a\nt.py .Es.")
+    assert differences(CASE, [plain, plain], isolated, several=True) == []
+    isolated = _run(out="t.py s.F\n.E\nok 1 a\nnot ok 2 b")
+    assert differences(CASE, [plain, plain], isolated, several=True) == ["the terminal"]
 
 
 def test_a_false_green() -> None:

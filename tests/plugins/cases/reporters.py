@@ -145,7 +145,7 @@ CASES = [
         OUTCOMES,
         uses="its reporter",
         options=("--force-sugar",),
-        drop=r"\d+% ",
+        drop=r"\d+%( |$)",
     ),
     Case("pytest-rich", (), OUTCOMES, uses="`--rich`", options=("--rich",)),
     Case(
@@ -175,7 +175,7 @@ CASES = [
         uses="its XML and its messages",
         options=("--test-run-title=title",),
         requires=("pytest-nunit",),
-        drop="uploadsummary|timestamp|hostname|time=|publish|vso",
+        drop="uploadsummary|command-line|publish|vso",
     ),
     Case(
         "pytest-benchmark",
