@@ -14,7 +14,7 @@ import pytest
 
 from tests.conformance import fetch, recorder, report, suites, trace
 from tests.conformance.compare import Comparison, Recording, compare, normal, parse
-from tests.conformance.run import Cost, Result
+from tests.conformance.run import Cost, Result, isolating
 
 
 def entry(nodeid: str, outcome: str = "passed", **more: object) -> dict[str, Any]:
@@ -296,6 +296,14 @@ def test_a_misspelt_key_in_the_list_is_an_error(tmp_path: Path) -> None:
     path.write_text('[[suite]]\nname = "a"\nversion = "1"\npath = ["t"]\n')
     with pytest.raises(ValueError, match="a: unknown path; known are allowed_fork, cases"):
         suites.load(path)
+
+
+def test_a_suite_may_have_options_of_its_own() -> None:
+    suite = suites.Suite("a", "1", isolated=("--mountns-volume=/tmp",))
+    options = isolating(suite, "fork")
+    assert options[-1] == "--mountns-volume=/tmp"
+    # By itself --mountns runs tests inline.
+    assert "--mountns-process=fork" in options
 
 
 def test_nothing_of_the_callers_ci_reaches_a_run() -> None:

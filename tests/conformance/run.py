@@ -114,6 +114,13 @@ def ended(process: subprocess.Popen[bytes], timeout: float) -> int | None:
             process.wait()
 
 
+def isolating(suite: Suite, process: str) -> list[str]:
+    """The options of the isolated run of a suite."""
+    # The only thing that a failing test is meant to have in addition is the plugin's section.
+    options = ["--mountns-unavailable=error", "--mountns-changes=none"]
+    return ["--mountns", f"--mountns-process={process}", *options, *suite.isolated]
+
+
 def run_suite(
     suite: Suite,
     workshop: fetch.Workshop,
@@ -145,10 +152,7 @@ def run_suite(
     if plain_only:
         isolated, isolated_cost, left = plain, None, trace.Trace([], [])
     else:
-        # The only thing that a failing test is meant to have in addition is the plugin's section.
-        options = ["--mountns", "--mountns-unavailable=error", "--mountns-changes=none"]
-        if process != "fork":
-            options.append(f"--mountns-process={process}")
+        options = isolating(suite, process)
         own = (home, tree)
         shared = (Path(pwd.getpwuid(os.getuid()).pw_dir), Path("/tmp"), Path("/dev/shm"))
         before = trace.take(own, shared, skip=(workshop.work,))

@@ -27,6 +27,7 @@ class Suite:
     cases: int = 0
     seconds: float = 0
     allowed_fork: tuple[str, ...] = ()
+    isolated: tuple[str, ...] = ()
     note: str = ""
 
     def __str__(self) -> str:
