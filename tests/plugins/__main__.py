@@ -29,7 +29,7 @@ from tests.matrix import page
 
 from .case import Case
 from .cases import CASES
-from .run import ISOLATED, PLAIN, Run, User, differences, false_green, run, sound
+from .run import ISOLATED, PLAIN, Run, User, differences, false_green, reports, run, sound
 
 #: The options of each way to run tests isolated.
 WAYS: Mapping[str, tuple[str, ...]] = {
@@ -245,7 +245,7 @@ def compared(
         workers: tuple[str, ...] = (*loaded, "-n2") if several else ()
         plain = [run(case, environment.python, place, (*PLAIN, *workers), user) for _ in "ab"]
         for number, made in enumerate(plain):
-            (records / f"plain{number}{'-n2' if several else ''}.txt").write_text(made.out)
+            keep(case, made, records / f"plain{number}{'-n2' if several else ''}.txt")
         if wrong := sound(case, plain[0]) or sound(case, plain[1]):
             if several:
                 # The plugin itself does not work with pytest-xdist.
@@ -253,7 +253,7 @@ def compared(
             raise PreparationError(f"{wrong}; outputs in {records}")
         for way in chosen:
             isolated = run(case, environment.python, place, (*ISOLATED, *WAYS[way], *workers), user)
-            (records / f"{way}.txt").write_text(isolated.out)
+            keep(case, isolated, records / f"{way}.txt")
             found = differences(case, plain, isolated, several=several)
             words = case.words(forked=way == "fork")
             yield Result(
@@ -264,6 +264,14 @@ def compared(
                 refused=_ran_nothing(isolated),
                 false_green=false_green(plain[0], isolated),
             )
+
+
+def keep(case: Case, run: Run, file: Path) -> None:
+    """Write down the output of a run, and beside it what is compared of its reports."""
+    file.write_text(run.out)
+    if run.recorded is not None:
+        lines = reports(run.recorded, case.drop)
+        file.with_suffix(".reports.txt").write_text("\n".join(lines) + "\n")
 
 
 def _ran_nothing(run: Run) -> bool:

@@ -211,7 +211,7 @@ def differences(case: Case, before: Sequence[Run], after: Run, *, several: bool)
 
     differs("outcomes", *([str(each) for each in _outcomes(run)] for run in runs))
     differs("warnings", *([_normal(str(one)) for one in run.warnings] for run in runs))
-    differs("reports", *(list(_reports(run, case.drop)) for run in runs))
+    differs("reports", *(list(reports(run, case.drop)) for run in runs))
     if first.status == second.status != after.status:
         found.append(f"exit status {first.status} becomes {after.status}")
     shared = first.files.keys() & second.files.keys()
@@ -250,7 +250,8 @@ def _outcomes(recorded: Recorded) -> list[tuple[str, ...]]:
     return [each for each in recorded.outline if each[0] != warned]
 
 
-def _reports(recorded: Recorded, drop: str) -> Iterator[str]:
+def reports(recorded: Recorded, drop: str) -> Iterator[str]:
+    """What is compared of the reports, line by line."""
     for one in recorded.reports:
         if isinstance(one, Report):
             yield f"{one.nodeid} {one.when} {one.longrepr_type} {one.wasxfail} {one.context}"
