@@ -367,7 +367,8 @@ def _opened_before() -> str:
     """A file that is open since before the sandbox, and was written to by its path since.
 
     A file that is only read has the same size and time of modification in the sandbox as on the
-    host, and so has one that is written to through the descriptor alone. "" if there is none.
+    host, and so has one that is written to through the descriptor alone. Another process may write
+    to it between two looks, as that of pytest-xdist to what is its output. "" if there is none.
     """
     try:
         numbers = os.listdir("/proc/self/fd")
@@ -381,15 +382,21 @@ def _opened_before() -> str:
                 continue
             path = os.readlink(link)
             here = os.stat(path)
+            again = os.stat(link)
         except OSError:
             continue
         if (
             opened.st_dev != here.st_dev
             and stat.S_ISREG(here.st_mode)
-            and (opened.st_size, opened.st_mtime_ns) != (here.st_size, here.st_mtime_ns)
+            and _version(opened) != _version(here)
+            and _version(opened) == _version(again)
         ):
             return path
     return ""
+
+
+def _version(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 def _unmapped(path: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import tempfile
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pytest_mountns.reports import explain
 from tests.helpers.recording import Record, Recorded
 
 pytestmark = pytest.mark.sandboxes
@@ -212,3 +215,22 @@ def test_owners_that_no_user_namespace_has(
     assert "Run as root" in said["test_chown"]
     assert "chgrp has failed" in said["test_program"]
     assert said["test_other_program"] == said["test_invalid"] == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"), [(10, 10, "/log"), (10, 14, ""), (12, 12, "")]
+)
+def test_a_file_that_another_process_writes_to_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, before: int, after: int, found: str
+) -> None:
+    """It is no other file for that: by its descriptor it has these sizes, and 12 between them."""
+    sizes = iter([before, after])
+
+    def status(path: str) -> SimpleNamespace:
+        device, size = (1, 12) if path == "/log" else (2, next(sizes))
+        fields = {"st_mode": stat.S_IFREG, "st_nlink": 1, "st_dev": device}
+        return SimpleNamespace(**fields, st_size=size, st_mtime_ns=size)
+
+    fake = SimpleNamespace(listdir=lambda _: ["9"], readlink=lambda _: "/log", stat=status)
+    monkeypatch.setattr(explain, "os", fake)
+    assert explain._opened_before() == found
