@@ -6,8 +6,6 @@ It keeps what was sent last until more is sent, or nothing is sent for a moment:
 copies at once, it would often be done before this process has closed its own, and this process
 would wait.
 
-It is started when something is closed for the second time: a run of one test has nothing to gain.
-
 The helper is not a child of this process, since tests may wait for all children. It ends when this
 process does, however that comes.
 
@@ -56,7 +54,6 @@ class BackgroundCloser:
         self._socket: socket.socket | None = None
         self._owner = os.getpid()
         self._is_behind = False
-        self._has_closed = False
         self._failed = is_left_out("background_close")
 
     def close(self, descriptors: Sequence[int], *, may_start: bool) -> None:
@@ -66,10 +63,8 @@ class BackgroundCloser:
         process is in then, and so must not be started in a sandbox.
         """
         is_owner = os.getpid() == self._owner
-        may_start = may_start and not self._failed and is_owner
-        if self._socket is None and may_start and self._has_closed:
+        if self._socket is None and may_start and not self._failed and is_owner:
             self._start()
-        self._has_closed = True
         # In a fork of the owner they are not the last descriptors, so nothing has to be waited for.
         if self._socket is not None and is_owner:
             rights = array.array("i", descriptors)

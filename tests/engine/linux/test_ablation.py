@@ -70,7 +70,6 @@ def test_without_background_close_this_process_closes(
     os.close(writer)
     before = _sockets()
     closer = BackgroundCloser()
-    closer.close([], may_start=True)
     closer.close([reader], may_start=True)
     # One leads to the process in the background, if there is one.
     more = _sockets() - before

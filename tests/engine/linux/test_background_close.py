@@ -18,7 +18,6 @@ _NEVER = 3_600_000
 def closer() -> Iterator[BackgroundCloser]:
     """One whose helper keeps what was sent last until something is sent after it."""
     made = BackgroundCloser(at_rest=_NEVER)
-    made.close([], may_start=True)
     yield made
     made.stop()
 
@@ -33,19 +32,6 @@ class _Pipe:
         poll = select.poll()
         poll.register(self.reader, select.POLLIN)
         return bool(poll.poll(within * 1000))
-
-
-def test_what_is_closed_first_needs_no_helper() -> None:
-    closer = BackgroundCloser()
-    alone, following = _Pipe(), _Pipe()
-    before = len(os.listdir("/proc/self/fd"))
-    closer.close([alone.writer], may_start=True)
-    assert alone.is_closed(within=0)
-    assert len(os.listdir("/proc/self/fd")) == before - 1
-    closer.close([following.writer], may_start=True)
-    closer.finish()
-    assert following.is_closed(within=0)
-    closer.stop()
 
 
 def test_this_process_is_never_the_last_to_close(closer: BackgroundCloser) -> None:
@@ -73,7 +59,6 @@ def test_all_is_closed_when_finish_returns(closer: BackgroundCloser) -> None:
 
 def test_the_last_ones_are_closed_after_a_moment() -> None:
     closer = BackgroundCloser(at_rest=1)
-    closer.close([], may_start=True)
     pipe = _Pipe()
     closer.close([pipe.writer], may_start=True)
     assert pipe.is_closed(within=60)
