@@ -249,7 +249,13 @@ def test_ablation_compares_round_by_round() -> None:
 def test_ablation_of_some_ways() -> None:
     options = arguments(["--ablation", "--only", "fork"])
     names = [case.name for case in ablation.cases(options.only)]
-    assert names == ["plain", "fork", "fork-without-fork_pages", "fork-without-templates"]
+    assert names == [
+        "plain",
+        "fork",
+        "fork-without-fork_pages",
+        "fork-without-templates",
+        "fork-without-root_calls",
+    ]
     rows = {name: row for name, row in _measured().items() if name in names}
     assert [line[:2] for line in ablation.table(rows)] == [
         ["fork", "fork_pages"],

@@ -118,20 +118,27 @@ import os, subprocess, pytest
 
 @pytest.mark.mountns(leaks={leaks!r})
 def test_daemon():
+    reader, writer = os.pipe()
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             null = os.open("/dev/null", os.O_RDWR)
             for fd in range(3): os.dup2(null, fd)
-            os.closerange(3, 200)
+            # It is closed when the daemon is what it is to be.
+            os.dup2(writer, 199, inheritable=False)
+            os.closerange(3, 199)
             {goes_on}
         os._exit(0)
     os.wait()
+    os.close(writer)
+    assert os.read(reader, 1) == b""
 """
 
 
 @pytest.mark.sandboxes
-@pytest.mark.parametrize("goes_on", ["os.execvp('sleep', ['sleep', '300'])", "time.sleep(300)"])
+@pytest.mark.parametrize(
+    "goes_on", ["os.execvp('sleep', ['sleep', '300'])", "os.close(199); time.sleep(300)"]
+)
 @pytest.mark.parametrize("leaks", ["warn", "error"])
 def test_what_has_left_its_tree(
     pytester: pytest.Pytester, record: Record, process: str, leaks: str, goes_on: str
