@@ -260,6 +260,7 @@ def test_ablation_of_some_ways() -> None:
     assert [line[:2] for line in ablation.table(rows)] == [
         ["fork", "fork_pages"],
         ["fork", "templates"],
+        ["fork", "root_calls"],
     ]
 
 
