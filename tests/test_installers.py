@@ -85,7 +85,7 @@ def test(destroyer, overlay_root):
     sh("apt-get {options} install -y {package}")
     assert sh("hello") == "Hello, world!\\n"
     assert overlay_root.changes("/usr/bin") == {{"/usr/bin/hello": "added"}}
-    sh("apt-get purge -y hello")
+    sh("apt-get {options} purge -y hello")
     assert not overlay_root.changes("/usr/bin")
 """,
     )
