@@ -145,14 +145,16 @@ class PluginStates:
     def before_wrappers_end(self, item: pytest.Item) -> None:
         """Prepare plugins in the pytest process for the end of wrappers around a setup."""
         for name, plugin_state in self._all().items():
-            with _failure_as_warning(name, item):
-                plugin_state.before_wrappers_end(item)
+            if plugin_state.wrapped:
+                with _failure_as_warning(name, item):
+                    plugin_state.before_wrappers_end(item)
 
     def after_wrappers_end(self, item: pytest.Item) -> None:
         """Drop what these wrappers have noted, in the pytest process."""
         for name, plugin_state in self._all().items():
-            with _failure_as_warning(name, item):
-                plugin_state.after_wrappers_end(item)
+            if plugin_state.wrapped:
+                with _failure_as_warning(name, item):
+                    plugin_state.after_wrappers_end(item)
 
     def before_enter(self, item: pytest.Item) -> None:
         """Prepare plugins on the host for an inline test in a sandbox."""

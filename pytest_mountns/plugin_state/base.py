@@ -30,6 +30,11 @@ class PluginState:
         """
         return False
 
+    @property
+    def wrapped(self) -> bool:
+        """Whether :meth:`before_wrappers_end` and :meth:`after_wrappers_end` are to be called."""
+        return False
+
     def about(self, report: pytest.TestReport | None) -> None:
         """Called before :meth:`collect` and :meth:`merge`: the report that goes with the state."""
 

@@ -233,6 +233,11 @@ class Notes(PluginState):
             for place, _, found in self._objects(item).all()
         }
 
+    @property
+    def wrapped(self) -> bool:
+        """See :attr:`.PluginState.wrapped`."""
+        return self._before_fork is not None
+
     def before_wrappers_end(self, item: pytest.Item) -> None:
         """Put in place what the wrappers had noted before the fork: they may remove it."""
         if self._before_fork is not None:

@@ -3,10 +3,13 @@
 A suite makes the same root for each of its tests: what differs are numbers of descriptors and the
 attributes of the directories that are shown. So the list is made once for a template. It is the
 same as what :class:`.executor.PlanExecutor` does there, for the steps that most plans consist of:
-overlays of one directory, and ``/dev``. For other steps, or where the library is missing or a call
-fails, the root is made step by step. That says what has failed, and why.
+overlays of one directory, ``/dev``, and files that are mounts. For other steps, or where the
+library is missing or a call fails, the root is made step by step. That says what has failed, and
+why.
 
-This exists for speed alone; ``MOUNTNS_ABLATE=root_calls`` leaves it out.
+This exists for speed alone; ``MOUNTNS_ABLATE=root_calls`` leaves it out. Measured on Linux 6.18, in
+turn with and without it: an empty test with ``process="inline"`` takes 2.47 ms of CPU time in place
+of 2.69 ms, of which 0.81 ms are pytest's (medians of nine runs of 500 tests, on a busy machine).
 """
 
 from __future__ import annotations
