@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast, final
 
 import pytest
 
@@ -19,19 +19,6 @@ def capture_suspended(config: pytest.Config) -> Iterator[None]:
     else:
         with manager.global_and_fixture_disabled():
             yield
-
-
-def captures_marks(config: pytest.Config) -> bool:
-    """Whether what the terminal reporter writes now is captured, as output of the test.
-
-    So are the marks of unittest's subtests, which are reported in the middle of a test, with
-    ``--capture=fd`` (``CaptureManager._global_capturing``, ``MultiCapture._state``).
-    """
-    manager = config.pluginmanager.get_plugin("capturemanager")
-    if manager is None or output_is_seen_at_once(config) or manager._capture_fixture is not None:
-        return False
-    capture = manager._global_capturing
-    return capture is not None and capture._state in ("started", "resumed")
 
 
 @contextlib.contextmanager
@@ -50,47 +37,18 @@ def capture_resumed(config: pytest.Config) -> Iterator[None]:
         manager.suspend_global_capture(in_=False)
 
 
-def before_output_is_released(config: pytest.Config, action: Callable[[], None]) -> None:
-    """Call ``action`` in this process whenever output is about to reach the terminal.
-
-    Debuggers, live logs, ``capsys.disabled()`` and ``--setup-show`` all suspend the capture
-    (``CaptureManager.suspend_global_capture``).
-    """
-    manager = config.pluginmanager.get_plugin("capturemanager")
-    if manager is None:
-        return
-    original = manager.suspend_global_capture
-
-    def suspend_global_capture(in_: bool | None = None) -> None:
-        # pytest passes in_=False at the end of each phase, where nothing is written.
-        if in_ is not False:
-            action()
-        original(bool(in_))
-
-    manager.suspend_global_capture = suspend_global_capture
-
-
-def output_is_seen_at_once(config: pytest.Config) -> bool:
-    """Whether what is written while a test runs goes to the terminal, too.
-
-    With ``--capture=sys`` that is what pytest's own terminal writer writes.
-    """
-    return bool(config.getoption("capture", "no") != "fd")
-
-
 def flush_output(config: pytest.Config) -> None:
     """Write out what is buffered in this process."""
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    for stream in (sys.stdout, sys.stderr, getattr(reporter, "_tw", None)):
-        # The test may have closed it, or set it to None.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+    _flush(getattr(config.pluginmanager.get_plugin("terminalreporter"), "_tw", None))
+
+
+def _flush(writer: object) -> None:
+    for stream in (sys.stdout, sys.stderr, writer):
+        try:
             cast(Any, stream).flush()
-
-
-class _Unmoved(str):
-    """The line up to the cursor. Writing replaces it by a new string, and so can be noticed."""
-
-    __slots__ = ()
+        except (OSError, ValueError, AttributeError):
+            # The test may have closed it, or set it to None.
+            continue
 
 
 def cursor(config: pytest.Config) -> tuple[str, object]:
@@ -110,6 +68,12 @@ def _reporter_with_cursor(config: pytest.Config) -> Any:
     return reporter if has_cursor else None
 
 
+class _Unmoved(str):
+    """The line up to the cursor. Writing replaces it by a new string, and so can be noticed."""
+
+    __slots__ = ()
+
+
 def set_cursor(config: pytest.Config, line: str, owner: object) -> None:
     """Set the cursor to where it is in the other process, which has written meanwhile."""
     reporter = _reporter_with_cursor(config)
@@ -118,22 +82,7 @@ def set_cursor(config: pytest.Config, line: str, owner: object) -> None:
         reporter.currentfspath = owner
 
 
-def moved_cursor(config: pytest.Config) -> tuple[str, object] | None:
-    """The cursor if this process has written since :func:`set_cursor` or the last call."""
-    line, owner = cursor(config)
-    if isinstance(line, _Unmoved):
-        return None
-    set_cursor(config, line, owner)
-    return line, owner
-
-
 _LIVE_LOG_STATE = ("_first_record_emitted", "_when", "_section_name_shown", "_test_outcome_written")
-
-
-def live_log_state(config: pytest.Config) -> dict[str, object]:
-    """Which headings and line ends the live log has already written; empty if it is off."""
-    handler = _live_log(config)
-    return {name: vars(handler)[name] for name in _LIVE_LOG_STATE} if handler else {}
 
 
 def set_live_log_state(config: pytest.Config, state: dict[str, object]) -> None:
@@ -148,6 +97,97 @@ def _live_log(config: pytest.Config) -> Any:
     handler = getattr(plugin, "log_cli_handler", None)
     # Without live logs the handler has no such attributes.
     return handler if hasattr(handler, "_section_name_shown") else None
+
+
+@final
+class Moved(NamedTuple):
+    """What a test process has done to the screen, and how it is connected to it now."""
+
+    #: See :func:`cursor`; None if this process has written nothing since it was set.
+    cursor: tuple[str, object] | None
+    #: Which headings and line ends the live log has already written; None if the pytest process
+    #: knows.
+    live_log: dict[str, object] | None
+    #: Whether what the terminal reporter writes now is captured, as output of the test. So are the
+    #: marks of unittest's subtests, which are reported in the middle of a test, with
+    #: ``--capture=fd`` (``CaptureManager._global_capturing``, ``MultiCapture._state``).
+    captures_marks: bool
+
+
+@final
+class Screen:
+    """The terminal, as a test process writes to it. It is made in the pytest process.
+
+    Plugins are looked up there, once: each function that a test process calls costs copies of
+    pages.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        get_plugin = config.pluginmanager.get_plugin
+        self._reporter = _reporter_with_cursor(config)
+        self._writer = getattr(get_plugin("terminalreporter"), "_tw", None)
+        self._capture: Any = get_plugin("capturemanager")
+        self._live_log = _live_log(config)
+        #: What of the live log both processes know.
+        self._told = self._live_log_state() if self._live_log is not None else None
+        #: Whether what is written while a test runs goes to the terminal, too. With
+        #: ``--capture=sys`` that is what pytest's own terminal writer writes.
+        self.is_seen_at_once = bool(config.getoption("capture", "no") != "fd")
+
+    def begin(self, action: Callable[[], None]) -> None:
+        """In a test process: note where the cursor is, and watch the terminal.
+
+        ``action`` is called whenever output is about to reach it. Debuggers, live logs,
+        ``capsys.disabled()`` and ``--setup-show`` all suspend the capture
+        (``CaptureManager.suspend_global_capture``).
+        """
+        reporter, manager = self._reporter, self._capture
+        if reporter is not None:
+            self.set_cursor(reporter._tw._current_line, reporter.currentfspath)
+        if manager is None:
+            return
+        original = manager.suspend_global_capture
+
+        def suspend_global_capture(in_: bool | None = None) -> None:
+            # pytest passes in_=False at the end of each phase, where nothing is written.
+            if in_ is not False:
+                action()
+            original(bool(in_))
+
+        manager.suspend_global_capture = suspend_global_capture
+
+    def set_cursor(self, line: str, owner: object) -> None:
+        """See :func:`set_cursor`."""
+        if self._reporter is not None:
+            self._reporter._tw._current_line = _Unmoved(line)
+            self._reporter.currentfspath = owner
+
+    def _live_log_state(self) -> dict[str, object]:
+        attributes = vars(self._live_log)
+        return {name: attributes[name] for name in _LIVE_LOG_STATE}
+
+    def flush(self) -> None:
+        """Write out what is buffered in this process."""
+        _flush(self._writer)
+
+    def moved(self) -> Moved:
+        """Write out what is buffered. Returns what has been written since the last call."""
+        self.flush()
+        cursor: tuple[str, object] | None = None
+        reporter, handler, manager = self._reporter, self._live_log, self._capture
+        if reporter is not None:
+            line = reporter._tw._current_line
+            if type(line) is not _Unmoved:
+                cursor = line, reporter.currentfspath
+                reporter._tw._current_line = _Unmoved(line)
+        live_log = None
+        if handler is not None and self._live_log_state() != self._told:
+            live_log = self._told = self._live_log_state()
+        captures = False
+        if manager is not None and not self.is_seen_at_once and manager._capture_fixture is None:
+            capture = manager._global_capturing
+            captures = capture is not None and capture._state in ("started", "resumed")
+        return Moved(cursor, live_log, captures)
 
 
 @contextlib.contextmanager

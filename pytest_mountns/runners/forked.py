@@ -150,7 +150,12 @@ class ForkedTest:
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
         inheritance = Inheritance(
-            os.getpid(), theirs, status_writer, random.getstate(), context.fork_pages.before_fork()
+            os.getpid(),
+            theirs,
+            status_writer,
+            random.getstate(),
+            pytest_internals.Screen(item.config),
+            context.fork_pages.before_fork(),
         )
         try:
             with Interrupts() as interrupts:

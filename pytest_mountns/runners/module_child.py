@@ -112,7 +112,7 @@ class ModuleChild(ReportingProcess):
         # While it waits, a Ctrl-C is the pytest process's.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)
         self._context.phase[0] = LEAVING
-        pytest_internals.flush_output(self._item.config)
+        self._screen.flush()
         self._send_notes()
         self.sender.send(messages.TestDone(pytest_internals.is_torn_down(self._item)))
 
@@ -128,7 +128,7 @@ class ModuleChild(ReportingProcess):
         self._start_is_logged = True
         # A test may have changed its user, which clears it.
         die_with_parent(self._inheritance.parent)
-        pytest_internals.set_cursor(item.config, *command.cursor)
+        self._screen.set_cursor(*command.cursor)
         plugin_states.before_fork(item)
         plugin_states.begin(item)
         self._context.phase[0] = SETUP

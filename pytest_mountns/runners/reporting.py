@@ -6,7 +6,7 @@ import contextlib
 import random
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, final
 
 import pytest
@@ -35,6 +35,8 @@ class Inheritance(NamedTuple):
     status: int
     #: ``random.getstate()``: Python seeds its generator anew after a fork.
     randomness: tuple[Any, ...]
+    #: The terminal.
+    screen: pytest_internals.Screen
     #: Returns which pages the process has written to; None if nobody wants to know.
     written_pages: Callable[[], bytes] | None = None
     #: See :class:`.Sender`.
@@ -59,7 +61,7 @@ class ReportingProcess:
         self.sender = Sender(
             inheritance.channel, item.config, context.session.trace, inheritance.bell
         )
-        self._live_log = pytest_internals.live_log_state(item.config)
+        self._screen = inheritance.screen
         self._has_printed = False
         #: The warnings that pytest records while an item runs.
         self._warnings: list[warnings.WarningMessage] = []
@@ -75,8 +77,7 @@ class ReportingProcess:
         recorded = pytest_internals.recorded_warnings()
         self._warnings = [] if recorded is None else recorded
         self._warnings.clear()
-        pytest_internals.set_cursor(config, *pytest_internals.cursor(config))
-        pytest_internals.before_output_is_released(config, self._settle)
+        self._screen.begin(self._settle)
         after_fork.repair()
 
     def _refuse(self, error: SandboxError) -> NoReturn:
@@ -124,31 +125,25 @@ class ReportingProcess:
 
     def report(self, report: pytest.TestReport) -> None:
         """``pytest_runtest_logreport`` in this process."""
-        config = self._item.config
-        pytest_internals.flush_output(config)
-        cursor, live_log = (
-            pytest_internals.moved_cursor(config),
-            pytest_internals.live_log_state(config),
-        )
-        if cursor is not None or live_log != self._live_log:
-            self._live_log = live_log
-            with self._end_if_unheard():
-                self.sender.send(messages.Screen(cursor, live_log))
-        captured = pytest_internals.captures_marks(config)
-        with self._end_if_unheard():
+        moved = self._screen.moved()
+        try:
+            if moved.cursor is not None or moved.live_log is not None:
+                self.sender.send(messages.Screen(moved.cursor, moved.live_log or {}))
             notes = self._context.plugin_states.pack_early(self._item, report)
-            self.sender.report(report, self._item, notes, captured=captured)
+            self.sender.report(report, self._item, notes, captured=moved.captures_marks)
+        except OSError:
+            self._end_unheard()
         # After a failure, -x and --maxfail set what subtests look at, and observers read what the
         # test has written. What is captured has its place in the output.
-        waits = captured or report.failed or self._session.observers.want_pause(report)
-        if waits or pytest_internals.output_is_seen_at_once(config):
+        waits = moved.captures_marks or report.failed
+        if waits or self._screen.is_seen_at_once or self._session.observers.want_pause(report):
             self._settle()
 
     def _settle(self) -> None:
         """Wait until the pytest process has dealt with all reports."""
         answer = self.sender.settle()
         if answer is not None:
-            pytest_internals.set_cursor(self._item.config, *answer.cursor)
+            self._screen.set_cursor(*answer.cursor)
             pytest_internals.set_stopping(self._item.session, *answer.stopping)
             for name, packed in answer.notes:
                 self._context.plugin_states.merge(self._item, name, packed)
@@ -178,19 +173,17 @@ class ReportingProcess:
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str) -> None:
         """``pytest_warning_recorded`` in this process."""
-        with self._end_if_unheard():
-            self.sender.warning(message, when, nodeid)
-
-    @contextlib.contextmanager
-    def _end_if_unheard(self) -> Iterator[None]:
-        """End this process if the pytest process cannot be told: as if it had crashed."""
         try:
-            yield
+            self.sender.warning(message, when, nodeid)
         except OSError:
-            try:
-                processes.kill_all(processes.own_children())
-            finally:
-                syscalls.exit_now(1)
+            self._end_unheard()
+
+    def _end_unheard(self) -> NoReturn:
+        """End this process, since the pytest process cannot be told: as if it had crashed."""
+        try:
+            processes.kill_all(processes.own_children())
+        finally:
+            syscalls.exit_now(1)
 
     def leave(self, error: BaseException | None) -> NoReturn:
         """The protocol of the item has ended, by ``error`` if there is one."""
@@ -205,7 +198,7 @@ class ReportingProcess:
                 # Without a fork, pytest would do it when the session is interrupted.
                 with contextlib.suppress(BaseException):
                     pytest_internals.tear_down_item(self._item)
-            pytest_internals.flush_output(self._item.config)
+            self._screen.flush()
             with contextlib.suppress(OSError):
                 # It cannot be read if the test has closed its standard output, for example.
                 if printed := c_stdout.take_stdout(self._has_printed):
