@@ -21,7 +21,7 @@ To add the state of another plugin:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -97,20 +97,20 @@ class PluginStates:
         """
         states = list(self._all().values())
         for plugin_state in states:
-            plugin_state.about(None)
+            plugin_state.report = None
         yield from self._pack(item, states)
 
     def pack_early(
         self, item: pytest.Item, report: pytest.TestReport | None = None
-    ) -> Iterator[tuple[str, bytes | None]]:
+    ) -> Iterable[tuple[str, bytes | None]]:
         """In a test process, before a report is sent: what plugins have to know when they hear it.
 
         In the pytest process, after a report was heard: what they know now in addition.
         """
         early = [one for one in self._all().values() if one.early]
         for plugin_state in early:
-            plugin_state.about(report)
-        yield from self._pack(item, early)
+            plugin_state.report = report
+        return self._pack(item, early) if early else ()
 
     def _pack(
         self, item: pytest.Item, states: Sequence[PluginState]
@@ -135,7 +135,7 @@ class PluginStates:
     ) -> None:
         """Add in one process what :meth:`pack` or :meth:`pack_early` has yielded in the other."""
         plugin_state = self._all()[name]
-        plugin_state.about(report)
+        plugin_state.report = report
         with _failure_as_warning(name, item):
             if packed is None:
                 plugin_state.lost()

@@ -88,7 +88,7 @@ class _Objects:
         for index, node in enumerate(item.listchain()):
             if found := pytest_internals.foreign_attributes(node):
                 yield ("node", index), node.name or "session", found
-            if found := self._stashed(node.stash):
+            if watched.stash_keys and (found := self._stashed(node.stash)):
                 yield ("stash", index), node.name or "session", found
         if not watched.plugins:
             return
@@ -109,7 +109,7 @@ class _Objects:
 
     def _stashed(self, stash: pytest.Stash) -> dict[Any, object]:
         keys = self._watched.stash_keys
-        return {index: stash[key] for index, key in enumerate(keys) if key in stash} if keys else {}
+        return {index: stash[key] for index, key in enumerate(keys) if key in stash}
 
     def change(self, place: _Place, changes: Keyed) -> None:
         """Make these changes to the attributes of one object."""
@@ -184,8 +184,6 @@ class Notes(PluginState):
         self._before_fork: _Snapshot | None = None
         self._after_test: _Snapshot | None = None
         self._names = Names({})
-        #: The report that is sent or received with what is noted, which both processes have.
-        self._report: pytest.TestReport | None = None
         #: Of how many items and plugins the session consisted when the names were given.
         self._numbers = (-1, -1)
         self._watched: pytest_internals.Watched | None = None
@@ -194,15 +192,6 @@ class Notes(PluginState):
         #: What was said to be lost, in the pytest process.
         self._said: set[str] = set()
 
-    @property
-    def early(self) -> bool:
-        """Whether a plugin hears reports, and so has to know before what was noted for them."""
-        return self._watched is not None and self._watched.hears_reports
-
-    def about(self, report: pytest.TestReport | None) -> None:
-        """Note the report: notes may be about it."""
-        self._report = report
-
     def before_fork(self, item: pytest.Item) -> None:
         """Note what there is. In the test process each look would copy pages."""
         numbers = len(item.session.items), pytest_internals.number_of_plugins(item.config)
@@ -210,6 +199,8 @@ class Notes(PluginState):
             self._numbers = numbers
             self._watched = pytest_internals.watched_plugins(item.config, item.session.items)
             self._names = Names(_shared(item.session))
+            # What a plugin is to know when it hears a report.
+            self.early = self._watched.hears_reports
         self._look_at_all(item)
         wrapped = not self._forked and pytest_internals.others_wrap_setup(item)
         self._before_fork = self._snapshot(item) if wrapped else None
@@ -351,7 +342,7 @@ class Notes(PluginState):
                 known.clear()
         if not changes and not lost:
             return None
-        with self._names.naming("report", self._report):
+        with self._names.naming("report", self.report):
             return _Noted(dump(changes, self._names), lost)
 
     def _change(
@@ -398,7 +389,7 @@ class Notes(PluginState):
         if isinstance(change, Replaced) and type(change.value) in _SIMPLE:
             return True, False, change
         try:
-            with self._names.naming("report", self._report):
+            with self._names.naming("report", self.report):
                 load(dump(change, self._names), self._names)
         except Exception:  # noqa: BLE001 - objects of other plugins may raise anything
             return True, or_lost, None
@@ -429,7 +420,7 @@ class Notes(PluginState):
         """Make the changes here, and say which could not be sent."""
         assert isinstance(state, _Noted)
         objects = self._objects(item)
-        with self._names.naming("report", self._report):
+        with self._names.naming("report", self.report):
             changes = cast("dict[_Place, Keyed]", load(state.changes, self._names))
         for place, keyed in changes.items():
             objects.change(place, keyed)

@@ -21,6 +21,9 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.fwrite.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
 _libc.setvbuf.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t]
 _libc.__fpending.restype = _libc.__fbufsize.restype = ctypes.c_size_t
+# Looked up here, since otherwise each test process would look them up in all libraries.
+_libc.ftrylockfile.argtypes = _libc.funlockfile.argtypes = [ctypes.c_void_p]
+_libc.__fpurge.argtypes = [ctypes.c_void_p]
 _stdout: Final = ctypes.c_void_p.in_dll(_libc, "stdout")
 
 
