@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -276,6 +275,8 @@ class IsolatedNet:
 
     def interfaces(self) -> list[str]:
         """Names of the network interfaces, if_nameindex(3); ``["lo"]`` at first."""
+        from .engine.linux.sockets import socket
+
         return [name for _, name in socket.if_nameindex()]
 
 

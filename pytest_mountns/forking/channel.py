@@ -30,7 +30,8 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.linux.namespaces import high
-from ..engine.linux.untouched import _socket, os, socket, struct
+from ..engine.linux.sockets import _socket, socket
+from ..engine.linux.untouched import os, struct
 from . import messages
 from .messages import Message
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from ..engine.linux import processes
-from ..engine.linux.untouched import os, select, signal, socket, struct, time
+from ..engine.linux.sockets import socket
+from ..engine.linux.untouched import os, select, signal, struct, time
 from .channel import CALL, CHUNK, LEAVING, as_frame, whole_frames
 from .deadlock import DeadlockWatch
 from .interrupts import Interrupts

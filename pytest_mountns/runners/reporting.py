@@ -15,7 +15,8 @@ from .. import pytest_internals
 from ..engine.linux import c_stdout, processes, syscalls
 from ..engine.linux.errors import SandboxError, Unavailable, said
 from ..engine.linux.left_processes import names_of_running
-from ..engine.linux.untouched import signal, socket
+from ..engine.linux.sockets import socket
+from ..engine.linux.untouched import signal
 from ..forking import after_fork, messages
 from ..forking.channel import CALL, LEAVING, SETUP, TEARDOWN, Sender
 from .context import RunnerContext

@@ -30,7 +30,7 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_mountns.engine.linux import syscalls, threads, untouched
+from pytest_mountns.engine.linux import sockets, syscalls, threads, untouched
 from pytest_mountns.engine.linux.errors import SyscallError
 
 from .events import Called, Event, Failed, Over, Report, Target, to_line
@@ -219,9 +219,11 @@ def _install(shim: Shim) -> None:
             for module in (os, posix, untouched.os, untouched.posix):
                 setattr(module, name, wrapped)
     for name in ("sendall", "sendmsg", "recv", "recvmsg"):
-        setattr(socket.socket, name, _wrapped(shim, name, getattr(_socket.socket, name)))
+        wrapped = _wrapped(shim, name, getattr(_socket.socket, name))
+        for kind in (socket.socket, sockets.socket.socket):
+            setattr(kind, name, wrapped)
     socketpair = _wrapped(shim, "socketpair", _socket.socketpair)
-    _socket.socketpair = untouched._socket.socketpair = socketpair
+    _socket.socketpair = sockets._socket.socketpair = socketpair
     builtins.open = untouched.open = _wrapped(shim, "open", builtins.open)
 
 

@@ -8,7 +8,8 @@ from typing import Final, final
 
 from ..linux.errors import SandboxError, said
 from ..linux.namespaces import privileged
-from ..linux.untouched import os, select, socket
+from ..linux.sockets import socket
+from ..linux.untouched import os, select
 from . import subject
 from .calls import CALLS, CHANGING, SYNCING, Architecture, Kind, numbered
 from .files import File

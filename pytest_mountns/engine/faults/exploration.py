@@ -13,7 +13,8 @@ from typing import Final, NoReturn, final
 from ..linux import processes, syscalls
 from ..linux.errors import SandboxError, errno_name, said
 from ..linux.helper_process import channel, receive_answer, send_answer
-from ..linux.untouched import os, socket, time
+from ..linux.sockets import socket
+from ..linux.untouched import os, time
 from .calls import BY_NAME, Architecture, Kind, architecture
 from .crash_point import CrashSupervisor, GivenUp, Order, Point, Run
 from .observation import PowerModel

@@ -19,8 +19,9 @@ from typing import Any, Final, NoReturn, final
 from ..linux import processes, syscalls
 from ..linux.errors import SandboxError, said
 from ..linux.namespaces import privileged
+from ..linux.sockets import socket
 from ..linux.untouched import open as open_file
-from ..linux.untouched import os, select, socket, struct, time
+from ..linux.untouched import os, select, struct, time
 from ..plan.fault_rules import FAMILIES, SINGLE, FaultRule
 from .calls import Architecture, Call, architecture, numbered
 from .filters import install, program

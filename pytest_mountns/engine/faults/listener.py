@@ -6,7 +6,8 @@ import array
 import errno
 from typing import Final, NamedTuple, final
 
-from ..linux.untouched import fcntl, os, socket, struct
+from ..linux.sockets import socket
+from ..linux.untouched import fcntl, os, struct
 
 # struct seccomp_notif: __u64 id; __u32 pid; __u32 flags; struct seccomp_data data;
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")

@@ -22,7 +22,8 @@ from typing import Final, NamedTuple, NoReturn, final
 from ..linux import processes, syscalls
 from ..linux.errors import SandboxError, said
 from ..linux.pid_namespace import die_with_parent
-from ..linux.untouched import os, socket, time
+from ..linux.sockets import socket
+from ..linux.untouched import os, time
 from .calls import Architecture
 from .filters import install
 from .listener import hand_over, take_over

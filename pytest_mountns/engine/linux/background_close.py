@@ -26,7 +26,8 @@ from . import syscalls
 from .ablation import is_left_out
 from .open_directories import pair
 from .processes import fork, reap, withdraw
-from .untouched import os, select, socket
+from .sockets import socket
+from .untouched import os, select
 
 #: How many descriptors come with one message.
 _MOST: Final = 16

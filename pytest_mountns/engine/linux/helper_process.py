@@ -17,7 +17,8 @@ from . import syscalls
 from .errors import SandboxError, said
 from .pid_namespace import die_with_parent
 from .processes import describe_status, fork, reap
-from .untouched import _signal, os, socket, struct
+from .sockets import socket
+from .untouched import _signal, os, struct
 
 _T = TypeVar("_T")
 

@@ -18,7 +18,8 @@ from typing import Final, TypeAlias, final
 from .compiled import library
 from .errors import SandboxError
 from .namespaces import explained, high
-from .untouched import _socket, fcntl, os, posix, socket
+from .sockets import _socket, socket
+from .untouched import fcntl, os, posix
 
 #: A descriptor of a directory, and the path that it is open at.
 Opened: TypeAlias = "tuple[int, str]"

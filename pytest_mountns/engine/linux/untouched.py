@@ -9,14 +9,13 @@ when the plugin is loaded, which is before any ``conftest.py``; coverage.py's ``
 does the same. All of them are modules that pytest itself has loaded by then.
 
 A function that is written in Python looks up names in its own module: ``os.path.exists`` calls the
-``os.stat`` of now. These functions are made anew, so that they look into the copies. Classes are
-not: the methods of ``socket.socket`` see what is in the module ``socket`` now.
+``os.stat`` of now. These functions are made anew, so that they look into the copies. Sockets have a
+module of their own, :mod:`.sockets`.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import _socket
 import builtins
 import fcntl
 import functools
@@ -26,7 +25,6 @@ import posix
 import posixpath
 import select
 import signal
-import socket
 import struct
 import time
 from types import FunctionType, ModuleType
@@ -34,55 +32,52 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "_signal",
-    "_socket",
     "fcntl",
     "open",
     "os",
     "posix",
     "select",
     "signal",
-    "socket",
     "struct",
     "time",
 ]
 
+
+def copied(module: ModuleType, **replaced: object) -> ModuleType:
+    """Copy a module. ``replaced``: names in it that are to be other values."""
+    # pyfakefs replaces modules wherever it finds one by its name, and functions likewise.
+    name = f"untouched {module.__name__}"
+    copy = ModuleType(name, module.__doc__)
+    names = vars(copy)
+    names.update(vars(module), **replaced, __name__=name)
+    for name, value in vars(module).items():
+        if isinstance(value, FunctionType) and value.__globals__ is vars(module):
+            function = FunctionType(
+                value.__code__, names, value.__name__, value.__defaults__, value.__closure__
+            )
+            function.__kwdefaults__ = value.__kwdefaults__
+            function.__dict__.update(value.__dict__)
+            names[name] = function
+    return copy
+
+
 if TYPE_CHECKING:
     from builtins import open  # noqa: UP029 - so that the type checker knows its signature
 else:
-
-    def _copied(module: ModuleType, **replaced: object) -> ModuleType:
-        """Copy a module. ``replaced``: names in it that are to be other values."""
-        # pyfakefs replaces modules wherever it finds one by its name, and functions likewise.
-        name = f"untouched {module.__name__}"
-        copy = ModuleType(name, module.__doc__)
-        names = vars(copy)
-        names.update(vars(module), **replaced, __name__=name)
-        for name, value in vars(module).items():
-            if isinstance(value, FunctionType) and value.__globals__ is vars(module):
-                function = FunctionType(
-                    value.__code__, names, value.__name__, value.__defaults__, value.__closure__
-                )
-                function.__kwdefaults__ = value.__kwdefaults__
-                function.__dict__.update(value.__dict__)
-                names[name] = function
-        return copy
-
-    _signal = _copied(_signal)
-    _socket = _copied(_socket)
-    fcntl = _copied(fcntl)
-    posix = _copied(posix)
-    select = _copied(select)
-    signal = _copied(signal, _signal=_signal)
-    socket = _copied(socket, _socket=_socket)
-    struct = _copied(struct)
-    time = _copied(time)
+    _signal = copied(_signal)
+    fcntl = copied(fcntl)
+    posix = copied(posix)
+    select = copied(select)
+    signal = copied(signal, _signal=_signal)
+    struct = copied(struct)
+    time = copied(time)
     open = functools.partial(builtins.open)
 
-    os = _copied(os)
-    _genericpath = _copied(genericpath, os=os)
+    os = copied(os)
+    _genericpath = copied(genericpath, os=os)
     # posixpath has imported its functions by name.
     _generic = {name: vars(_genericpath)[name] for name in genericpath.__all__}
-    os.path = _copied(posixpath, os=os, genericpath=_genericpath)
+    os.path = copied(posixpath, os=os, genericpath=_genericpath)
     vars(os.path).update(
         (name, function)
         for name, function in _generic.items()

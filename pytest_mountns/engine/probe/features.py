@@ -18,7 +18,8 @@ from ..linux.environment import Environment, apparmor_profile, read_environment
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
 from ..linux.pid_namespace import NAMESPACES
-from ..linux.untouched import _socket, os
+from ..linux.sockets import _socket
+from ..linux.untouched import os
 from ..mount.new_api import set_read_only
 from ..plan.decide import plan
 from ..plan.model import Features, Host, User

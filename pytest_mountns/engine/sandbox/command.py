@@ -20,7 +20,8 @@ from ..linux.errors import SandboxError, errno_name, said
 from ..linux.helper_process import channel, receive_answer, send_answer
 from ..linux.job_control import take_terminal_back
 from ..linux.pid_namespace import read_status
-from ..linux.untouched import os, signal, socket
+from ..linux.sockets import socket
+from ..linux.untouched import os, signal
 from ..plan.model import Plan
 from .forked import ForkedEntry
 from .sandbox import Layers

@@ -18,7 +18,8 @@ from ..linux.mountinfo import owning, read, visible
 from ..linux.namespaces import explained
 from ..linux.processes import born, fork, reap, withdraw
 from ..linux.remove_tree import remove_tree
-from ..linux.untouched import os, select, signal, socket, time
+from ..linux.sockets import socket
+from ..linux.untouched import os, select, signal, time
 
 
 @final

@@ -11,7 +11,8 @@ from ..linux import syscalls
 from ..linux.errors import Unavailable
 from ..linux.helper_process import call_in_helper
 from ..linux.namespaces import explained
-from ..linux.untouched import _socket, fcntl, posix, struct
+from ..linux.sockets import _socket
+from ..linux.untouched import fcntl, posix, struct
 from ..plan.model import Plan
 
 _SIOCSIFFLAGS: Final = 0x8914

@@ -1,0 +1,45 @@
+"""Sockets of the C module of the standard library.
+
+Libraries replace what is in the module ``socket``: gevent puts a class of its own there,
+pytest-socket one that refuses everything. This package uses the class below that, which is not
+replaced. ``socket`` need not be loaded for it: that takes 2 ms where pytest does not load it, as on
+Python 3.13. So this module is not loaded before the first test is isolated.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .untouched import copied
+
+__all__ = ["_socket", "socket"]
+
+if TYPE_CHECKING:
+    import _socket
+    import socket
+else:
+    import _socket
+
+    class _Socket(_socket.socket):
+        """A socket that blocks, whatever ``socket.setdefaulttimeout()`` a test has called."""
+
+        __slots__ = ()
+
+        def __init__(self, *arguments: object, **keywords: object) -> None:
+            super().__init__(*arguments, **keywords)
+            if self.gettimeout() is not None:
+                self.settimeout(None)
+
+        def __enter__(self) -> _Socket:
+            return self
+
+        def __exit__(self, *exception: object) -> None:
+            self.close()
+
+    def _socketpair(*arguments: object) -> tuple[_Socket, _Socket]:
+        first, second = _socket.socketpair(*arguments)
+        return _Socket(fileno=first.detach()), _Socket(fileno=second.detach())
+
+    _socket = copied(_socket)
+    #: What this package uses of the module ``socket``.
+    socket = copied(_socket, socket=_Socket, socketpair=_socketpair)
