@@ -231,12 +231,24 @@ def pip_cache(place: Path) -> Any:
     return SafeFileCache(str(place / "http"))
 
 
+URL: Final = "https://example.org/"
+
+
 def set_pip(place: Path, value: str) -> None:
-    pip_cache(place).set("https://example.org/", value.encode())
+    cache = pip_cache(place)
+    if not hasattr(cache, "get_body"):
+        # Before pip 23.1 a response was one file.
+        pass
+    elif (body := cache.get_body(URL)) is None:
+        # Since pip 24 a response without a body is none. It is written once, and stays the same.
+        cache.set_body(URL, b"")
+    else:
+        body.close()
+    cache.set(URL, value.encode())
 
 
 def get_pip(place: Path) -> str:
-    found: bytes = pip_cache(place).get("https://example.org/")
+    found: bytes = pip_cache(place).get(URL)
     return found.decode()
 
 
