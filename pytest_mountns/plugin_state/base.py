@@ -27,11 +27,8 @@ class PluginState:
     early: bool = False
     #: The report that goes with the state. It is set before :meth:`collect` and :meth:`merge`.
     report: pytest.TestReport | None = None
-
-    @property
-    def wrapped(self) -> bool:
-        """Whether :meth:`before_wrappers_end` and :meth:`after_wrappers_end` are to be called."""
-        return False
+    #: Whether :meth:`before_wrappers_end` and :meth:`after_wrappers_end` are to be called.
+    wrapped: bool = False
 
     def before_fork(self, item: pytest.Item) -> None:
         """Called in the pytest process before it forks a test process.

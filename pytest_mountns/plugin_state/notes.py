@@ -202,8 +202,8 @@ class Notes(PluginState):
             # What a plugin is to know when it hears a report.
             self.early = self._watched.hears_reports
         self._look_at_all(item)
-        wrapped = not self._forked and pytest_internals.others_wrap_setup(item)
-        self._before_fork = self._snapshot(item) if wrapped else None
+        self.wrapped = not self._forked and pytest_internals.others_wrap_setup(item)
+        self._before_fork = self._snapshot(item) if self.wrapped else None
 
     def begin(self, item: pytest.Item) -> None:
         """From now on watch what the pytest process watches: reporters hear nothing here."""
@@ -224,11 +224,6 @@ class Notes(PluginState):
             for place, _, found in self._objects(item).all()
         }
 
-    @property
-    def wrapped(self) -> bool:
-        """See :attr:`.PluginState.wrapped`."""
-        return self._before_fork is not None
-
     def before_wrappers_end(self, item: pytest.Item) -> None:
         """Put in place what the wrappers had noted before the fork: they may remove it."""
         if self._before_fork is not None:
@@ -240,6 +235,7 @@ class Notes(PluginState):
         if self._after_test is not None:
             self._return_to(item, self._after_test)
         self._before_fork = self._after_test = None
+        self.wrapped = False
 
     def _return_to(self, item: pytest.Item, snapshot: _Snapshot) -> None:
         objects = self._objects(item)
