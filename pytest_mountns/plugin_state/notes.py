@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 from weakref import WeakKeyDictionary
 
@@ -38,18 +37,16 @@ from .differences import (
     returned,
 )
 from .pickling import Names, dump, dump_small, load
+from .places import CONTAINERS, Objects, Place
 
 #: Bytes. In what is larger, only new elements of the outermost container are seen.
 _MOST: Final = 1 << 16
 _SIMPLE: Final = frozenset({type(None), bool, int, float, str, bytes})
-_CONTAINERS: Final = frozenset({list, dict, OrderedDict, defaultdict, set, deque})
 #: How deep objects are looked into that cannot be pickled as a whole.
 _DEPTH: Final = 3
 
-#: Which kind of object, and which one of them.
-_Place: TypeAlias = tuple[str, object]
 #: What is known of each value, by where it is.
-_Snapshot: TypeAlias = "dict[_Place, dict[Any, _Known]]"
+_Snapshot: TypeAlias = "dict[Place, dict[Any, _Known]]"
 
 
 @final
@@ -68,99 +65,10 @@ class _Known(NamedTuple):
 class _Noted(NamedTuple):
     """What one process tells the other."""
 
-    #: A pickled ``dict[_Place, Keyed]``.
+    #: A pickled ``dict[Place, Keyed]``.
     changes: bytes
     #: What has changed and cannot be pickled, as ``node.name``.
     lost: list[str]
-
-
-@final
-class _Objects:
-    """The objects of one item that notes may be in, and their attributes."""
-
-    def __init__(self, item: pytest.Item, watched: pytest_internals.Watched) -> None:
-        self._item = item
-        self._watched = watched
-
-    def all(self) -> Iterator[tuple[_Place, str, Mapping[Any, object]]]:
-        """Each place, how it is called, and what is in it; without empty ones."""
-        item, watched = self._item, self._watched
-        for index, node in enumerate(item.listchain()):
-            if found := pytest_internals.foreign_attributes(node):
-                yield ("node", index), node.name or "session", found
-            if watched.stash_keys and (found := self._stashed(node.stash)):
-                yield ("stash", index), node.name or "session", found
-        if not watched.plugins:
-            return
-        if found := pytest_internals.foreign_config_attributes(item.config):
-            yield ("config", None), "config", found
-        if found := self._stashed(item.config.stash):
-            yield ("config stash", None), "config", found
-        if found := {
-            name: value
-            for name, definition in watched.fixtures.items()
-            if type(value := pytest_internals.value_of_fixture(definition)) in _CONTAINERS
-        }:
-            yield ("fixtures", None), "fixture", found
-        for name, plugin in watched.plugins.items():
-            code = watched.code[name]
-            if found := {key: value for key, value in vars(plugin).items() if key not in code}:
-                yield ("plugin", name), name, found
-
-    def _stashed(self, stash: pytest.Stash) -> dict[Any, object]:
-        keys = self._watched.stash_keys
-        return {index: stash[key] for index, key in enumerate(keys) if key in stash}
-
-    def change(self, place: _Place, changes: Keyed) -> None:
-        """Make these changes to the attributes of one object."""
-        if place[0] == "fixtures":
-            for name, change in changes.changed.items():
-                applied(pytest_internals.value_of_fixture(self._watched.fixtures[name]), change)
-            return
-        changed = {}
-        owner = self._owner(place)
-        for name, change in changes.changed.items():
-            if isinstance(owner, pytest.Stash):
-                before = owner.get(self._watched.stash_keys[name], None)
-            else:
-                before = getattr(owner, name, None)
-            after = applied(before, change)
-            if after is not before or isinstance(owner, pytest.Stash):
-                changed[name] = after
-        self.put(place, changed, changes.removed)
-
-    def put(self, place: _Place, values: Mapping[Any, object], removed: Iterable[Any]) -> None:
-        """Let these be the values of attributes of one object, and remove others."""
-        if place[0] == "fixtures":
-            # These are changed in place, or not at all.
-            return
-        owner = self._owner(place)
-        if isinstance(owner, pytest.Stash):
-            keys = self._watched.stash_keys
-            for index, value in values.items():
-                owner[keys[index]] = value
-            for index in removed:
-                with contextlib.suppress(KeyError):
-                    del owner[keys[index]]
-            return
-        for name, value in values.items():
-            setattr(owner, name, value)
-        for name in removed:
-            with contextlib.suppress(AttributeError):
-                delattr(owner, name)
-
-    def _owner(self, place: _Place) -> object:
-        kind, which = place
-        match kind:
-            case "node":
-                return self._item.listchain()[cast(int, which)]
-            case "stash":
-                return self._item.listchain()[cast(int, which)].stash
-            case "config":
-                return self._item.config
-            case "config stash":
-                return self._item.config.stash
-        return self._watched.plugins[str(which)]
 
 
 @final
@@ -268,9 +176,9 @@ class Notes(PluginState):
             vars(value).update(parts)
         return value
 
-    def _objects(self, item: pytest.Item) -> _Objects:
+    def _objects(self, item: pytest.Item) -> Objects:
         assert self._watched is not None
-        return _Objects(item, self._watched)
+        return Objects(item, self._watched)
 
     def _look(self, value: object, before: _Known | None = None, depth: int = 0) -> _Known:
         """``before``: what was known of this attribute, if it was looked at before."""
@@ -279,7 +187,7 @@ class Notes(PluginState):
         same = before is not None and before.value is value and before.pickled is None
         if not same and (pickled := self._pickled(value)) is not None:
             return _Known(value, pickled)
-        if type(value) in _CONTAINERS:
+        if type(value) in CONTAINERS:
             return _Known(value, None, cast(Any, value).copy())
         if isinstance(value, WeakKeyDictionary):
             return _Known(value, None, dict(value.items()))
@@ -307,7 +215,7 @@ class Notes(PluginState):
 
     def collect(self, item: pytest.Item) -> object:
         """Return what was added, changed or removed since the last time, or the fork."""
-        changes: dict[_Place, Keyed] = {}
+        changes: dict[Place, Keyed] = {}
         lost: list[str] = []
         seen: set[int] = set()
         places = {}
@@ -417,7 +325,7 @@ class Notes(PluginState):
         assert isinstance(state, _Noted)
         objects = self._objects(item)
         with self._names.naming("report", self.report):
-            changes = cast("dict[_Place, Keyed]", load(state.changes, self._names))
+            changes = cast("dict[Place, Keyed]", load(state.changes, self._names))
         for place, keyed in changes.items():
             objects.change(place, keyed)
         self._know_too(objects, changes)
@@ -426,7 +334,7 @@ class Notes(PluginState):
             self._said.update(new)
             raise StateError(f"{', '.join(new)} cannot be pickled")
 
-    def _know_too(self, objects: _Objects, changes: Mapping[_Place, Keyed]) -> None:
+    def _know_too(self, objects: Objects, changes: Mapping[Place, Keyed]) -> None:
         """Note that the other process knows these changes, which were made here.
 
         What this process has changed meanwhile, the other one does not know.
