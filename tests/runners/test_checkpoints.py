@@ -145,3 +145,51 @@ def test_no_helper_of_ours_is_left_in_a_sandbox(pytester: pytest.Pytester, recor
     recorded = record("-v")
     passes(recorded)
     assert "still running" not in recorded.out
+
+
+def test_uppers_on_disk(pytester: pytest.Pytester, record: Record) -> None:
+    # An upper of before the checkpoint is a lower then, and may lie in another one of them.
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        @pytest.mark.mountns(upper="disk")
+        def test_it(overlay_root):
+            for directory in ("/var/tmp", os.path.expanduser("~")):
+                open(f"{directory}/before", "w").close()
+            with overlay_root.checkpoint():
+                for directory in ("/var/tmp", os.path.expanduser("~")):
+                    os.unlink(f"{directory}/before")
+                with overlay_root.checkpoint():
+                    open("/var/tmp/inner", "w").close()
+                assert not os.path.exists("/var/tmp/inner")
+            for directory in ("/var/tmp", os.path.expanduser("~")):
+                assert os.path.exists(f"{directory}/before")
+        """
+    )
+    assert record().status == 0
+
+
+def test_a_layer_that_is_added_once_more(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.mkdir("layer").joinpath("srv").mkdir()
+    (pytester.path / "layer/srv/of-layer").touch()
+    pytester.mkdir("other").joinpath("srv").mkdir()
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        @pytest.mark.mountns(layers=["layer"], user="keep")
+        def test_it(overlay_root):
+            layer, other = os.path.abspath("layer"), os.path.abspath("other")
+            os.unlink("/srv/of-layer")
+            with overlay_root.checkpoint():
+                overlay_root.add_layer(other)
+                overlay_root.add_layer(layer)
+                assert not os.path.exists("/srv/of-layer")
+                overlay_root.reset()
+                assert os.path.exists("/srv/of-layer")
+            overlay_root.add_layer(layer)
+            assert not os.path.exists("/srv/of-layer")
+        """
+    )
+    assert record().status == 0

@@ -81,6 +81,7 @@ class PlanExecutor:
     ``additional_lowers`` maps the mountpoint of an overlay to directories that are stacked on the
     lowers of the plan, topmost first. ``reused_uppers`` maps the mountpoint of an overlay to the
     upper that another sandbox with the same scratch has used, and that this one goes on with.
+    ``directory`` is that of the host in which uppers on disk lie, those of layers as well.
     """
 
     def __init__(
@@ -89,11 +90,13 @@ class PlanExecutor:
         plan: Plan,
         additional_lowers: Mapping[str, tuple[str, ...]],
         reused_uppers: Mapping[str, str] | None = None,
+        directory: str | None = None,
     ) -> None:
         self._api = api
         self._plan = plan
         self._additional_lowers = additional_lowers
         self._reused_uppers = reused_uppers or {}
+        self._directory = directory
         #: The paths in the sandbox that were made only to be mounted on.
         self.created: set[str] = set()
         #: The overlays that were mounted: more than the plan has where directories are assembled.
@@ -236,18 +239,17 @@ class PlanExecutor:
         """Returns the lowers. A lower that contains another lower is replaced by an overlay.
 
         OverlayFS refuses (ELOOP) lowers that overlap, Documentation/filesystems/overlayfs.rst. A
-        layer of the user's usually lies somewhere in the host's root, which is a lower as well.
+        layer of the user's usually lies somewhere in the host's root, which is a lower as well. Of
+        a lower that is there twice, the upper one hides the other.
         """
         if len(lowers) == 1:
             return lowers
-        # A relative path is one in the scratch, which contains no other lower.
-        places = [
-            (os.path.realpath(lower) if os.path.isabs(lower) else "", os.stat(lower).st_dev)
-            for lower in lowers
-        ]
-        found = list(lowers)
-        for index, (path, device) in enumerate(places):
-            if path and any(is_below(other, path) and its == device for other, its in places):
+        unique: dict[tuple[str, int, int], str] = {}
+        for lower in lowers:
+            unique.setdefault(self._place_of(lower), lower)
+        places, found = list(unique), list(unique.values())
+        for index, (path, device, _) in enumerate(places):
+            if path and any(is_below(other, path) and its == device for other, its, _ in places):
                 name = self._new_name() + ".nested"
                 for part in (name, f"{name}.upper", f"{name}.work"):
                     os.mkdir(part)
@@ -261,8 +263,21 @@ class PlanExecutor:
                     ),
                 ]
                 copy_attributes(path, f"{name}.upper", own=not self._plan.user_namespace)
-                found[index] = self._api.mount_as_lower(lowers[index], name, options)
+                found[index] = self._api.mount_as_lower(found[index], name, options)
         return tuple(found)
+
+    def _place_of(self, lower: str) -> tuple[str, int, int]:
+        """The path of a lower on the host, its device and its inode."""
+        status = os.stat(lower)
+        if not os.path.isabs(lower):
+            # It is in the scratch, which contains no other lower.
+            path = ""
+        elif self._directory is not None and lower.startswith("/proc/self/fd/"):
+            # It is an upper of another sandbox, on a mount of its own: its path begins there.
+            path = os.path.join(os.path.realpath(self._directory), os.path.basename(lower))
+        else:
+            path = os.path.realpath(lower)
+        return path, status.st_dev, status.st_ino
 
     def _with_short_names(self, lowers: tuple[str, ...]) -> tuple[str, ...]:
         """Returns links in the scratch to the lowers if these are too long for one mount option."""
