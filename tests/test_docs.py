@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def _guard(request):
 
 BLOCKS = [block for page in pages() for block in read(page)]
 NEEDS = {"as_root", "layered"}
-WORDS = {*NEEDS, "append", "fails", "file", "plugins", "skip"}
+WORDS = {*NEEDS, "append", "fails", "file", "plugins", "programs", "skip"}
 
 
 def _examples() -> list[Any]:
@@ -47,6 +48,9 @@ def _examples() -> list[Any]:
 @pytest.mark.parametrize("block", _examples())
 def test_example(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
     """A block of Python is a module of tests, and those pass."""
+    for program in filter(None, block.words.get("programs", "").split(",")):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
     for other in BLOCKS:
         if (other.page, other.section) == (block.page, block.section) and "file" in other.words:
             _write(pytester.path / other.words["file"], other.code)
