@@ -116,10 +116,10 @@ class Moved(NamedTuple):
 
 @final
 class Screen:
-    """The terminal, as a test process writes to it. It is made in the pytest process.
+    """The terminal, as a test process writes to it.
 
-    Plugins are looked up there, once: each function that a test process calls costs copies of
-    pages.
+    It is made in the pytest process, where plugins are looked up once: each function that a test
+    process calls costs copies of pages.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -129,7 +129,7 @@ class Screen:
         self._capture: Any = get_plugin("capturemanager")
         self._live_log = _live_log(config)
         #: What of the live log both processes know.
-        self._told = self._live_log_state() if self._live_log is not None else None
+        self._told: dict[str, object] | None = None
         #: Whether what is written while a test runs goes to the terminal, too. With
         #: ``--capture=sys`` that is what pytest's own terminal writer writes.
         self.is_seen_at_once = bool(config.getoption("capture", "no") != "fd")
@@ -144,6 +144,8 @@ class Screen:
         reporter, manager = self._reporter, self._capture
         if reporter is not None:
             self.set_cursor(reporter._tw._current_line, reporter.currentfspath)
+        if self._live_log is not None:
+            self._told = self._live_log_state()
         if manager is None:
             return
         original = manager.suspend_global_capture

@@ -141,6 +141,7 @@ class RunnerContext:
         #: What inline tests have in common with this process; None before the first of them.
         self.shared_directory: SharedDirectory | None = None
         self._fork_pages: ForkPages | None = None
+        self._screen: pytest_internals.Screen | None = None
         self._collected = False
         self._noted: set[str] = set()
 
@@ -162,6 +163,14 @@ class RunnerContext:
             self.process.note(kind, why)
         else:
             self.session.observers.beside(why)
+
+    @property
+    def screen(self) -> pytest_internals.Screen:
+        """The terminal, as test processes write to it."""
+        # Looked up for the first of them, when every plugin is loaded.
+        if self._screen is None:
+            self._screen = pytest_internals.Screen(self.config)
+        return self._screen
 
     @property
     def fork_pages(self) -> ForkPages:

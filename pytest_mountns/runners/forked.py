@@ -154,7 +154,7 @@ class ForkedTest:
             theirs,
             status_writer,
             random.getstate(),
-            pytest_internals.Screen(item.config),
+            context.screen,
             context.fork_pages.before_fork(),
         )
         try:

@@ -277,8 +277,8 @@ class ModuleTest:
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
-        screen = pytest_internals.Screen(item.config)
-        inheritance = Inheritance(os.getpid(), theirs, -1, random.getstate(), screen, bell=bell)
+        randomness = random.getstate()
+        inheritance = Inheritance(os.getpid(), theirs, -1, randomness, context.screen, bell=bell)
         try:
             with Interrupts() as interrupts:
                 try:
