@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import pytest
 
@@ -19,9 +19,6 @@ from ..engine.linux.untouched import os, time
 from ..session.current import RunningTest
 from ..session.observers import Observer
 from ..session.selection import Selection
-
-if TYPE_CHECKING:
-    from ..engine.sandbox.uppers import UppersDescription
 
 #: Set by pytest to the test that is running.
 _CURRENT_TEST: Final = "PYTEST_CURRENT_TEST"
@@ -67,8 +64,6 @@ class LeftProcesses(Observer):
         self._note = note
         self._begin = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._isolated: set[str] = set()
-        #: The mount namespaces that these were in, by their numbers.
-        self._namespaces: set[int] = set()
 
     def isolated(self, item: pytest.Item, *, inline: bool) -> None:
         """Only of these tests processes are looked for at the end."""
@@ -95,17 +90,11 @@ class LeftProcesses(Observer):
             for name in names:
                 self._note(name, item.nodeid, False)
 
-    def left_behind(self, item: pytest.Item, scratch: int, uppers: UppersDescription) -> None:
-        """Another session may run tests of the same names: only these sandboxes are ours."""
-        self._namespaces.update(uppers.namespaces)
-
     def finished(self) -> None:
         """Look for processes that have left the trees of their tests."""
         with contextlib.suppress(OSError, SandboxError):
             # Without /proc there is nothing to be known.
-            for pid, value in left_processes.orphans_in_sandboxes(
-                _CURRENT_TEST, self._begin, self._namespaces
-            ):
+            for pid, value in left_processes.orphans_in_sandboxes(_CURRENT_TEST, self._begin):
                 # "tests/test_it.py::test_it (call)"
                 nodeid = value.rpartition(" (")[0]
                 if not value or nodeid in self._isolated:

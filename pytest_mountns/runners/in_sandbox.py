@@ -42,10 +42,9 @@ class TestInSandbox(ABC):
 
     @abstractmethod
     def _tell_mounted(self, sandbox: Sandbox) -> None:
-        """Say that ``sandbox`` is described in another way now: see :meth:`_tell_replaced`.
+        """Say that something was mounted in ``sandbox``: see :meth:`_tell_replaced`.
 
-        Something was mounted, whose target may have been made for it, which is no change of the
-        test's; or a checkpoint has ended.
+        Its target may have been made for it, which is no change of the test's.
         """
 
     def _has_replaced(self, plan: Plan | None = None) -> None:
@@ -88,6 +87,3 @@ class TestInSandbox(ABC):
         finally:
             if self._told != told:
                 self._has_replaced(self.stack.sandbox.plan)
-            elif not self.stack.in_checkpoint:
-                # Which mount namespace has been its own for a while.
-                self._tell_mounted(self.stack.sandbox)

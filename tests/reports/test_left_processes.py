@@ -144,13 +144,15 @@ def test_what_has_left_its_tree(
     pytester: pytest.Pytester, record: Record, process: str, leaks: str, goes_on: str
 ) -> None:
     suite = DAEMON.format(leaks=leaks, goes_on=goes_on).replace("import os", "import os, time", 1)
-    pytester.makepyfile(test_it=suite)
+    # Another run of these tests, beside this one, has tests of other names.
+    module = f"test_{os.getpid()}"
+    pytester.makepyfile(**{module: suite})
     recorded = record("-pno:rerunfailures", "--mountns")
     pid = 0
     try:
         said = _said(recorded.out)
         assert len(said) == 1
-        test = "test_it.py::test_daemon" if "exec" in goes_on else "unknown test"
+        test = f"{module}.py::test_daemon" if "exec" in goes_on else "unknown test"
         name = "sleep 300" if "exec" in goes_on else "a fork of the test's process"
         found = re.fullmatch(
             rf"mountns: still running: {name}, process (\d+) \({test}\);"
@@ -163,76 +165,6 @@ def test_what_has_left_its_tree(
     finally:
         if pid:
             os.kill(pid, signal.SIGKILL)
-
-
-OTHER_SESSION = """
-import os
-
-def pytest_sessionstart():
-    if os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0:
-            null = os.open("/dev/null", os.O_RDWR)
-            for fd in range(3): os.dup2(null, fd)
-            os.environ["PYTEST_CURRENT_TEST"] = "test_it.py::test_it (call)"
-            unshare = ["unshare", "-m" if os.geteuid() == 0 else "-Urm"]
-            os.execvp("unshare", [*unshare, "sh", "-c", "echo $$ > pid; exec sleep 300"])
-        os._exit(0)
-    os.wait()
-"""
-
-
-@pytest.mark.sandboxes
-def test_another_session_with_the_same_tests(
-    pytester: pytest.Pytester, record: Record, process: str
-) -> None:
-    pytester.makeconftest(OTHER_SESSION)
-    pytester.makepyfile(
-        test_it="import os, time\n"
-        "def test_it():\n"
-        "    while not os.path.exists('pid'): time.sleep(0.01)\n"
-    )
-    recorded = record("-pno:rerunfailures", "--mountns")
-    os.kill(int((pytester.path / "pid").read_text()), signal.SIGKILL)
-    assert recorded.status == 0
-    assert _said(recorded.out) == []
-
-
-BEFORE_A_RESET = """
-import os, subprocess, pytest
-
-def daemon(seconds):
-    # The shell ends at once, and its child goes on.
-    subprocess.run(f"setsid sleep {seconds} >/dev/null 2>&1 & echo $! >> {os.environ['PIDS']}",
-                   shell=True, check=True)
-
-@pytest.mark.layered
-def test_it(overlay_root):
-    daemon(301)
-    overlay_root.reset()
-    daemon(302)
-    with overlay_root.checkpoint():
-        daemon(303)
-"""
-
-
-@pytest.mark.sandboxes
-@pytest.mark.layered
-def test_daemons_of_earlier_roots(
-    pytester: pytest.Pytester, record: Record, process: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pids = pytester.path / "pids"
-    pids.mkdir()
-    monkeypatch.setenv("PIDS", str(pids / "all"))
-    pytester.makeini("[pytest]\nmountns_volumes = pids\nmarkers = layered")
-    pytester.makepyfile(test_it=BEFORE_A_RESET)
-    recorded = record("-pno:rerunfailures", "--mountns")
-    for pid in (pids / "all").read_text().split():
-        os.kill(int(pid), signal.SIGKILL)
-    assert recorded.status == 0, recorded.out
-    assert re.findall(r"sleep 30\d", "".join(_said(recorded.out))) == [
-        *("sleep 301", "sleep 302", "sleep 303")
-    ]
 
 
 def test_names(tmp_path: os.PathLike[str]) -> None:

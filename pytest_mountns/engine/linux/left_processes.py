@@ -101,24 +101,20 @@ def _is_helper(pid: int) -> bool:
     return _read(pid, "comm").rstrip(b"\n") == processes.HELPER_NAME
 
 
-def orphans_in_sandboxes(
-    variable: str, since: float, namespaces: Collection[int]
-) -> list[tuple[int, str]]:
+def orphans_in_sandboxes(variable: str, since: float) -> list[tuple[int, str]]:
     """Returns the processes that have left the tree of this process by a double fork.
 
     With each comes the value of an environment variable that it was started with; "" for one that
     has not been started as a program, but is a copy of this process. Only those are found that were
-    made ``since`` (``CLOCK_BOOTTIME``), and that are in one of these mount namespaces, given by
-    their numbers (namespaces(7)). Processes of other users may not be looked at.
+    made ``since`` (``CLOCK_BOOTTIME``), and that are in another mount namespace than this process
+    and their new parent. Processes of other users may not be looked at.
     """
     with _allowed_to_look():
-        return list(_orphans_in_sandboxes(variable, since, namespaces))
+        return list(_orphans_in_sandboxes(variable, since))
 
 
-def _orphans_in_sandboxes(
-    variable: str, since: float, namespaces: Collection[int]
-) -> Iterator[tuple[int, str]]:
-    command = _read(os.getpid(), "cmdline")
+def _orphans_in_sandboxes(variable: str, since: float) -> Iterator[tuple[int, str]]:
+    here, command = _mount_namespace(os.getpid()), _read(os.getpid(), "cmdline")
     earliest = since * os.sysconf("SC_CLK_TCK")
     key = f"{variable}=".encode()
     own = set(processes.descendants(os.getpid()))
@@ -126,12 +122,10 @@ def _orphans_in_sandboxes(
         try:
             if pid in own or int(processes.born(pid)) < earliest or _is_helper(pid):
                 continue
-            parent = processes.parent(pid)
+            there, parent = _mount_namespace(pid), processes.parent(pid)
         except OSError:
             continue
-        # The number of a namespace that is gone may be given to another one, of another session.
-        there = _mount_namespace(pid)
-        if there not in namespaces or there == _mount_namespace(parent):
+        if there is None or there in (here, _mount_namespace(parent)):
             continue
         if processes.has_ended(pid) or _is_ending(pid):
             continue

@@ -118,8 +118,6 @@ class Sandbox:
     #: Directories in it that were made mounts of their own. Each is one of ``overlays`` as well:
     #: what lies in it is read like an upper.
     own: list[OwnDirectory] = field(default_factory=list)
-    #: The numbers of the mount namespaces that it was before, and of those of its checkpoints.
-    former_namespaces: list[int] = field(default_factory=list)
     #: Descriptors of other directories in which uppers of its overlays lie.
     other_scratches: frozenset[int] = frozenset()
 
@@ -187,7 +185,6 @@ class Sandbox:
             self.reenter(cwd, (*others, other))
             other.close()
             raise
-        self.former_namespaces = self.numbers_of_namespaces()
         self.close()
         self.namespace, self.scratch = other.namespace, other.scratch
         self.created, self.overlays, self.own = other.created, other.overlays, other.own
@@ -306,20 +303,9 @@ class Sandbox:
         return Uppers(self.scratch, overlays, self.created, self.plan.features.xattr_prefix)
 
     def describe_uppers(self) -> UppersDescription:
-        """Returns what another process has to know of it, but for the template's overlays."""
+        """Returns what another process has to know to read the uppers, besides the template's."""
         overlays = [(overlay.mountpoint, overlay.upper) for overlay in self.overlays]
-        return UppersDescription(overlays, list(self.created), self.numbers_of_namespaces())
-
-    def numbers_of_namespaces(self) -> list[int]:
-        """The numbers, namespaces(7), of the mount namespaces that it is and was."""
-        numbers = [*self.former_namespaces]
-        if self.namespace >= 0:
-            try:
-                numbers.append(os.fstat(self.namespace).st_ino)
-            except OSError:
-                # Without it, a daemon that a test has left is not named. That is all.
-                return numbers
-        return numbers
+        return UppersDescription(overlays, list(self.created))
 
     def usage(self) -> Usage:
         """Returns how much takes what was written. Raises :class:`SandboxError`."""

@@ -82,8 +82,6 @@ class SandboxStack:
             # Inner checkpoints may be left open, in generators that were never finished.
             dropped = self._stack[depth - 1 :]
             del self._stack[depth - 1 :]
-            for one in dropped:
-                outer.former_namespaces += one.numbers_of_namespaces()
             outer.reenter(cwd, self._stack)
             self._release(dropped)
 

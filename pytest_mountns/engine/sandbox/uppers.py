@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class UppersDescription(NamedTuple):
-    """What a process has to know of a sandbox that another one has made.
+    """What a process has to know of a sandbox that another one has made, to read its uppers.
 
     It consists of plain types, since it is pickled for each test that makes its sandbox itself.
     """
@@ -30,8 +30,6 @@ class UppersDescription(NamedTuple):
     overlays: list[tuple[str, str]]
     #: The paths that were made only to be mounted on.
     created: list[str]
-    #: The mount namespaces that it is and was, by their numbers, see :mod:`.left_processes`.
-    namespaces: list[int]
 
 
 @final
