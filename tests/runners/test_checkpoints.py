@@ -190,6 +190,29 @@ def test_a_layer_that_is_added_once_more(pytester: pytest.Pytester, record: Reco
                 assert os.path.exists("/srv/of-layer")
             overlay_root.add_layer(layer)
             assert not os.path.exists("/srv/of-layer")
+
+        @pytest.mark.mountns(layers=["layer", "link"])
+        def test_another_path(): assert os.path.exists("/srv/of-layer")
+        """
+    )
+    (pytester.path / "link").symlink_to("layer")
+    assert record().status == 0
+
+
+def test_a_layer_on_disk_below_a_test_in_memory(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        @pytest.fixture(scope="module")
+        def written():
+            open("/var/tmp/of-fixture", "w").close()
+
+        @pytest.mark.mountns(scope="module", upper="disk")
+        def test_disk(written): assert os.path.exists("/var/tmp/of-fixture")
+
+        @pytest.mark.mountns(scope="module", upper="memory")
+        def test_memory(written): assert os.path.exists("/var/tmp/of-fixture")
         """
     )
     assert record().status == 0

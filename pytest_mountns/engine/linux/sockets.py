@@ -1,16 +1,14 @@
 """Sockets of the C module of the standard library.
 
 Libraries replace what is in the module ``socket``: gevent puts a class of its own there,
-pytest-socket one that refuses everything. This package uses the class below that, which is not
-replaced. ``socket`` need not be loaded for it: that takes 2 ms where pytest does not load it, as on
-Python 3.13. So this module is not loaded before the first test is isolated.
+pytest-socket one that refuses everything. This package uses the class below that, which hardly
+anybody replaces. ``socket`` need not be loaded for it: that takes 2 ms where pytest does not load
+it, as on Python 3.13. So this module is not loaded before the first test is isolated.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from .untouched import copied
 
 __all__ = ["_socket", "socket"]
 
@@ -18,7 +16,14 @@ if TYPE_CHECKING:
     import _socket
     import socket
 else:
-    import _socket
+    from .untouched import copied, early_sockets
+
+    if early_sockets is None:
+        import _socket
+
+        _socket = copied(_socket)
+    else:
+        _socket = early_sockets
 
     class _Socket(_socket.socket):
         """A socket that blocks, whatever ``socket.setdefaulttimeout()`` a test has called."""
@@ -40,6 +45,5 @@ else:
         first, second = _socket.socketpair(*arguments)
         return _Socket(fileno=first.detach()), _Socket(fileno=second.detach())
 
-    _socket = copied(_socket)
     #: What this package uses of the module ``socket``.
     socket = copied(_socket, socket=_Socket, socketpair=_socketpair)

@@ -10,7 +10,7 @@ does the same. All of them are modules that pytest itself has loaded by then.
 
 A function that is written in Python looks up names in its own module: ``os.path.exists`` calls the
 ``os.stat`` of now. These functions are made anew, so that they look into the copies. Sockets have a
-module of their own, :mod:`.sockets`.
+module of their own, :mod:`.sockets`, which is loaded later.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import posixpath
 import select
 import signal
 import struct
+import sys
 import time
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
@@ -71,6 +72,8 @@ else:
     signal = copied(signal, _signal=_signal)
     struct = copied(struct)
     time = copied(time)
+    #: For :mod:`.sockets`. It is not loaded for that: pytest does not load it on Python 3.13.
+    early_sockets = copied(sys.modules["_socket"]) if "_socket" in sys.modules else None
     open = functools.partial(builtins.open)
 
     os = copied(os)

@@ -81,7 +81,6 @@ class PlanExecutor:
     ``additional_lowers`` maps the mountpoint of an overlay to directories that are stacked on the
     lowers of the plan, topmost first. ``reused_uppers`` maps the mountpoint of an overlay to the
     upper that another sandbox with the same scratch has used, and that this one goes on with.
-    ``directory`` is that of the host in which uppers on disk lie, those of layers as well.
     """
 
     def __init__(
@@ -90,13 +89,11 @@ class PlanExecutor:
         plan: Plan,
         additional_lowers: Mapping[str, tuple[str, ...]],
         reused_uppers: Mapping[str, str] | None = None,
-        directory: str | None = None,
     ) -> None:
         self._api = api
         self._plan = plan
         self._additional_lowers = additional_lowers
         self._reused_uppers = reused_uppers or {}
-        self._directory = directory
         #: The paths in the sandbox that were made only to be mounted on.
         self.created: set[str] = set()
         #: The overlays that were mounted: more than the plan has where directories are assembled.
@@ -244,12 +241,16 @@ class PlanExecutor:
         """
         if len(lowers) == 1:
             return lowers
-        unique: dict[tuple[str, int, int], str] = {}
+        unique: dict[tuple[int, int], str] = {}
         for lower in lowers:
-            unique.setdefault(self._place_of(lower), lower)
-        places, found = list(unique), list(unique.values())
-        for index, (path, device, _) in enumerate(places):
-            if path and any(is_below(other, path) and its == device for other, its, _ in places):
+            status = os.stat(lower)
+            unique.setdefault((status.st_dev, status.st_ino), lower)
+        found = list(unique.values())
+        places = [(_place_of(lower), device) for (device, _), lower in unique.items()]
+        for index, (path, device) in enumerate(places):
+            if path and any(
+                its == device and (other is None or is_below(other, path)) for other, its in places
+            ):
                 name = self._new_name() + ".nested"
                 for part in (name, f"{name}.upper", f"{name}.work"):
                     os.mkdir(part)
@@ -265,19 +266,6 @@ class PlanExecutor:
                 copy_attributes(path, f"{name}.upper", own=not self._plan.user_namespace)
                 found[index] = self._api.mount_as_lower(found[index], name, options)
         return tuple(found)
-
-    def _place_of(self, lower: str) -> tuple[str, int, int]:
-        """The path of a lower on the host, its device and its inode."""
-        status = os.stat(lower)
-        if not os.path.isabs(lower):
-            # It is in the scratch, which contains no other lower.
-            path = ""
-        elif self._directory is not None and lower.startswith("/proc/self/fd/"):
-            # It is an upper of another sandbox, on a mount of its own: its path begins there.
-            path = os.path.join(os.path.realpath(self._directory), os.path.basename(lower))
-        else:
-            path = os.path.realpath(lower)
-        return path, status.st_dev, status.st_ino
 
     def _with_short_names(self, lowers: tuple[str, ...]) -> tuple[str, ...]:
         """Returns links in the scratch to the lowers if these are too long for one mount option."""
@@ -359,3 +347,15 @@ def copy_seed(source: BinaryIO, root: int, path: str) -> None:
         shutil.copyfileobj(source, file)
         file.flush()
         copy_attributes(source.fileno(), file.fileno(), own=True)
+
+
+def _place_of(lower: str) -> str | None:
+    """The path of a lower on the host; None if it may lie anywhere, "" if it contains no other."""
+    if not os.path.isabs(lower):
+        # It is in the scratch.
+        return ""
+    if lower.startswith("/proc/self/fd/"):
+        # It is an upper of another sandbox. On disk it lies below other directories of the host,
+        # but on a mount of its own, at which its path begins.
+        return None
+    return os.path.realpath(lower)

@@ -137,7 +137,7 @@ def _make(
             opened.append(scratch := high(taken))
             os.fchdir(scratch)
             uppers = reused.uppers if reused else None
-            executor = PlanExecutor(api, plan, additional_lowers, uppers, directory)
+            executor = PlanExecutor(api, plan, additional_lowers, uppers)
             executor.execute([*plan.steps, *more])
         with explained("pivot into the new root", user_namespace, "pivot"):
             api.pivot_root()
@@ -163,7 +163,7 @@ def _make_from_template(
     away from: the new root covers the template's, which is empty.
     """
     api = DeferredMountApi()
-    executor = PlanExecutor(api, plan, additional_lowers, directory=directory)
+    executor = PlanExecutor(api, plan, additional_lowers)
     to_close: list[int] = []
     try:
         with explained("make a root", plan.user_namespace):
