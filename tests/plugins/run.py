@@ -154,6 +154,8 @@ def _ended(
 
 
 def _files(tree: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each file by its name without what is random in it, and its lines."""
+    found_by_name: dict[str, list[list[str]]] = {}
     for path in sorted(tree.rglob("*")):
         found = str(path.relative_to(tree))
         # Hypothesis takes constants from all modules that are loaded and not installed; so those of
@@ -166,7 +168,10 @@ def _files(tree: Path) -> Iterator[tuple[str, list[str]]]:
             lines = lines_of(path.read_text())
         except (UnicodeDecodeError, PermissionError):
             lines = []
-        yield name, [_normal(line) for line in lines]
+        found_by_name.setdefault(name, []).append([_normal(line) for line in lines])
+    for name, contents in found_by_name.items():
+        # Which of those with random names comes first is chance.
+        yield name, [line for lines in sorted(contents) for line in lines]
 
 
 def lines_of(content: str) -> list[str]:
