@@ -105,35 +105,27 @@ class Hooks:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._summary = config.stash[summary_key]
-        self._known: activation.Active | None = None
-
-    def _active(self) -> activation.Active | None:
-        """What has been activated in this session, None if nothing has."""
-        if self._known is None:
-            self._known = activation.find(self._config)
-        return self._known
 
     @property
     def _runner(self) -> Runner | None:
-        active = self._active()
+        active = activation.find(self._config)
         return active.runner if active is not None else None
 
     @property
     def _process(self) -> ProcessOfTest | None:
         """This process, if it is a test process."""
-        # Each test calls this some times, mostly in a test process, where each call costs more.
-        active = self._known or self._active()
-        return active.runner.process if active is not None else None
+        runner = self._runner
+        return runner.process if runner is not None else None
 
     def _activated_for(self, item: pytest.Item) -> activation.Active | None:
         """The active plugin if ``item`` asks for a sandbox, else None."""
-        active = self._active()
+        active = activation.find(self._config)
         everything = active.session.selection.everything if active is not None else None
         return activation.activate(self._config) if is_wanted(item, everything) else None
 
     def pytest_report_header(self) -> str | None:
         """Say how tests are isolated."""
-        active = self._active()
+        active = activation.find(self._config)
         if active is None or active.session.selection.everything is None:
             return None
         from .reports import terminal
@@ -142,7 +134,7 @@ class Hooks:
 
     def pytest_report_collectionfinish(self, items: Sequence[pytest.Item]) -> list[str]:
         """Say how many tests are run which way, and what will be wrong in forked ones."""
-        active = self._active()
+        active = activation.find(self._config)
         if active is None:
             return []
         from .reports import terminal
@@ -248,13 +240,13 @@ class Hooks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:
         """Note the phase, for the report of a process that dies."""
-        if (active := self._active()) is not None:
+        if (active := activation.find(self._config)) is not None:
             active.session.current.enter_phase("call")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
         """Note the phase, for the report of a process that dies."""
-        if (active := self._active()) is not None:
+        if (active := activation.find(self._config)) is not None:
             active.session.current.enter_phase("teardown")
 
     @pytest.hookimpl(wrapper=True)

@@ -21,7 +21,7 @@ To add the state of another plugin:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -102,7 +102,7 @@ class PluginStates:
 
     def pack_early(
         self, item: pytest.Item, report: pytest.TestReport | None = None
-    ) -> Iterable[tuple[str, bytes | None]]:
+    ) -> Iterator[tuple[str, bytes | None]]:
         """In a test process, before a report is sent: what plugins have to know when they hear it.
 
         In the pytest process, after a report was heard: what they know now in addition.
@@ -110,7 +110,7 @@ class PluginStates:
         early = [one for one in self._all().values() if one.early]
         for plugin_state in early:
             plugin_state.report = report
-        return self._pack(item, early) if early else ()
+        yield from self._pack(item, early)
 
     def _pack(
         self, item: pytest.Item, states: Sequence[PluginState]

@@ -22,13 +22,21 @@ class PluginState:
     #: The name of the plugin, for messages.
     name: ClassVar[str] = ""
 
-    #: Whether :meth:`collect` is called before each report is sent as well, and :meth:`merge`.
-    #: After the report of a failure it is called in the pytest process, too, for the test process.
-    early: bool = False
     #: The report that goes with the state. It is set before :meth:`collect` and :meth:`merge`.
     report: pytest.TestReport | None = None
-    #: Whether :meth:`before_wrappers_end` and :meth:`after_wrappers_end` are to be called.
-    wrapped: bool = False
+
+    @property
+    def early(self) -> bool:
+        """Whether :meth:`collect` is called before each report is sent as well, and :meth:`merge`.
+
+        After the report of a failure it is called in the pytest process, too, for the test process.
+        """
+        return False
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether :meth:`before_wrappers_end` and :meth:`after_wrappers_end` are to be called."""
+        return False
 
     def before_fork(self, item: pytest.Item) -> None:
         """Called in the pytest process before it forks a test process.

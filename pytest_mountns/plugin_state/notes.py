@@ -100,6 +100,11 @@ class Notes(PluginState):
         #: What was said to be lost, in the pytest process.
         self._said: set[str] = set()
 
+    @property
+    def early(self) -> bool:
+        """Whether a plugin hears reports, and so has to know before what was noted for them."""
+        return self._watched is not None and self._watched.hears_reports
+
     def before_fork(self, item: pytest.Item) -> None:
         """Note what there is. In the test process each look would copy pages."""
         numbers = len(item.session.items), pytest_internals.number_of_plugins(item.config)
@@ -107,11 +112,9 @@ class Notes(PluginState):
             self._numbers = numbers
             self._watched = pytest_internals.watched_plugins(item.config, item.session.items)
             self._names = Names(_shared(item.session))
-            # What a plugin is to know when it hears a report.
-            self.early = self._watched.hears_reports
         self._look_at_all(item)
-        self.wrapped = not self._forked and pytest_internals.others_wrap_setup(item)
-        self._before_fork = self._snapshot(item) if self.wrapped else None
+        wrapped = not self._forked and pytest_internals.others_wrap_setup(item)
+        self._before_fork = self._snapshot(item) if wrapped else None
 
     def begin(self, item: pytest.Item) -> None:
         """From now on watch what the pytest process watches: reporters hear nothing here."""
@@ -132,6 +135,11 @@ class Notes(PluginState):
             for place, _, found in self._objects(item).all()
         }
 
+    @property
+    def wrapped(self) -> bool:
+        """See :attr:`.PluginState.wrapped`."""
+        return self._before_fork is not None
+
     def before_wrappers_end(self, item: pytest.Item) -> None:
         """Put in place what the wrappers had noted before the fork: they may remove it."""
         if self._before_fork is not None:
@@ -143,7 +151,6 @@ class Notes(PluginState):
         if self._after_test is not None:
             self._return_to(item, self._after_test)
         self._before_fork = self._after_test = None
-        self.wrapped = False
 
     def _return_to(self, item: pytest.Item, snapshot: _Snapshot) -> None:
         objects = self._objects(item)

@@ -32,7 +32,7 @@ class Objects:
         for index, node in enumerate(item.listchain()):
             if found := pytest_internals.foreign_attributes(node):
                 yield ("node", index), node.name or "session", found
-            if watched.stash_keys and (found := self._stashed(node.stash)):
+            if found := self._stashed(node.stash):
                 yield ("stash", index), node.name or "session", found
         if not watched.plugins:
             return
@@ -53,7 +53,7 @@ class Objects:
 
     def _stashed(self, stash: pytest.Stash) -> dict[Any, object]:
         keys = self._watched.stash_keys
-        return {index: stash[key] for index, key in enumerate(keys) if key in stash}
+        return {index: stash[key] for index, key in enumerate(keys) if key in stash} if keys else {}
 
     def change(self, place: Place, changes: Keyed) -> None:
         """Make these changes to the attributes of one object."""

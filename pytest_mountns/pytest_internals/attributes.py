@@ -31,8 +31,6 @@ def foreign_attributes(node: Node) -> dict[str, object]:
     """The attributes of ``node`` that neither pytest nor the class of the node sets, by name."""
     own, attributes = _own_names(type(node)), vars(node)
     # The names alone: in a test process each value that is looked at has its page copied.
-    if attributes.keys() <= own:
-        return {}
     return {name: attributes[name] for name in attributes if name not in own}
 
 

@@ -75,18 +75,24 @@ def expects_failure(item: pytest.Item) -> str | None:
 
 def failed_subtests(item: pytest.Item) -> int:
     """How many of the item's subtests failed so far (pytest 9's ``subtests``)."""
-    if failed_subtests_key is None or failed_subtests_key not in item.config.stash:
-        return 0
-    return item.config.stash[failed_subtests_key].get(_item_id(item), 0)
+    counts = _subtest_counts(item)
+    return 0 if counts is None else counts.get(_item_id(item), 0)
 
 
 def set_failed_subtests(item: pytest.Item, count: int) -> None:
     """Note how many have failed: the terminal fails a test that has failed subtests."""
-    if failed_subtests_key is not None and failed_subtests_key in item.config.stash:
-        item.config.stash[failed_subtests_key][_item_id(item)] = count
+    counts = _subtest_counts(item)
+    if counts is not None:
+        counts[_item_id(item)] = count
 
 
-def _item_id(item: pytest.Item) -> Any:
+def _subtest_counts(item: pytest.Item) -> dict[object, int] | None:
+    if failed_subtests_key is None:
+        return None
+    return cast("dict[object, int] | None", item.config.stash.get(failed_subtests_key, None))
+
+
+def _item_id(item: pytest.Item) -> object:
     # From pytest 9.2 on the key is a NodeId, before that its text.
     return cast(Any, item).id if _has_node_ids else item.nodeid
 

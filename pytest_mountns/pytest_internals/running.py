@@ -449,15 +449,13 @@ def _own_hook(item: pytest.Item, name: str, besides: object = None) -> pluggy.Ho
     return item.config.pluginmanager.subset_hook_caller(name, others)
 
 
-_OURS: Final = ("_pytest.", "pytest_mountns.")
-
-
 def others_wrap_setup(item: pytest.Item) -> bool:
     """Whether a plugin that is not pytest's has a wrapper around ``pytest_runtest_setup``."""
-    for impl in item.ihook.pytest_runtest_setup.get_hookimpls():
-        if (impl.hookwrapper or impl.wrapper) and not impl.function.__module__.startswith(_OURS):
-            return True
-    return False
+    return any(
+        (impl.hookwrapper or impl.wrapper)
+        and not impl.function.__module__.startswith(("_pytest.", "pytest_mountns."))
+        for impl in item.ihook.pytest_runtest_setup.get_hookimpls()
+    )
 
 
 def keep_reporters_quiet(config: pytest.Config, keep: Sequence[object]) -> None:

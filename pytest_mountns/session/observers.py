@@ -232,11 +232,7 @@ class Observers:
 
     def want_pause(self, report: pytest.TestReport) -> bool:
         """Whether any observer wants the test to wait; see :meth:`Observer.wants_pause`."""
-        # A generator in place of this loop would cost calls in each test process.
-        for wants in self._hearing["wants_pause"]:  # noqa: SIM110 - see above
-            if wants(report):
-                return True
-        return False
+        return any(wants(report) for wants in self._hearing["wants_pause"])
 
     def on_report(
         self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None

@@ -435,36 +435,19 @@ def privileged(dropped: bool) -> Iterator[None]:
             _twice(lambda: sys.capset(effective, permitted, inheritable))
 
 
-@final
-class explained:  # noqa: N801 - it is used as contextlib.suppress is
-    """Turns an :class:`OSError` into an error of ``error_type`` that says what helps.
-
-    A context manager made of a generator takes twice as many calls, and this one is in the way of
-    every test.
-    """
-
-    __slots__ = ("_doing", "_error_type", "_user_namespace", "_what")
-
-    def __init__(
-        self,
-        what: str,
-        user_namespace: bool,
-        doing: Doing = "",
-        error_type: type[SandboxError] = SandboxError,
-    ) -> None:
-        self._what = what
-        self._user_namespace = user_namespace
-        self._doing: Doing = doing
-        self._error_type = error_type
-
-    def __enter__(self) -> None:
-        """Nothing is to be done."""
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Raise the other error in place of an :class:`OSError`."""
-        if isinstance(error, OSError):
-            cause, remedy = explain(error.errno or 0, self._user_namespace, self._doing)
-            raise self._error_type(self._what, said(error), cause, remedy) from error
+@contextmanager
+def explained(
+    what: str,
+    user_namespace: bool,
+    doing: Doing = "",
+    error_type: type[SandboxError] = SandboxError,
+) -> Iterator[None]:
+    """Turn an :class:`OSError` into an error of ``error_type`` that says what helps."""
+    try:
+        yield
+    except OSError as error:
+        cause, remedy = explain(error.errno or 0, user_namespace, doing)
+        raise error_type(what, said(error), cause, remedy) from error
 
 
 def working_directory() -> str:
