@@ -30,7 +30,7 @@ import pytest
 
 from .. import pytest_internals
 from ..engine.linux.namespaces import high
-from ..engine.linux.sockets import _socket, socket
+from ..engine.linux.sockets import socket
 from ..engine.linux.untouched import os, struct
 from . import messages
 from .messages import Message
@@ -385,7 +385,6 @@ def pair() -> tuple[socket.socket, socket.socket]:
     With each message the kernel tells the pytest process who has sent it, by the process id that
     it knows it by (``SO_PASSCRED``, unix(7)).
     """
-    first, second = _socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours, theirs = socket.socket(fileno=first.detach()), socket.socket(fileno=second.detach())
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     return ours, theirs

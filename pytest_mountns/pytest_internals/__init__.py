@@ -74,13 +74,8 @@ from .running import (
 )
 from .screen import (
     Screen,
-    capture_resumed,
     capture_suspended,
     captured_so_far,
-    cursor,
-    flush_output,
-    set_cursor,
-    set_live_log_state,
 )
 from .settings import (
     Watchdog,
@@ -107,11 +102,9 @@ __all__ = [
     "base_temporary_directory",
     "basetemp",
     "cache_directory",
-    "capture_resumed",
     "capture_suspended",
     "captured_so_far",
     "choose_basetemp",
-    "cursor",
     "drop",
     "drop_unseen",
     "expects_failure",
@@ -120,7 +113,6 @@ __all__ = [
     "fields_of",
     "fill_wider_fixtures",
     "finalize_last",
-    "flush_output",
     "flush_trace",
     "foreign_attributes",
     "foreign_config_attributes",
@@ -151,9 +143,7 @@ __all__ = [
     "report_of",
     "run_in_protocol",
     "set_basetemp",
-    "set_cursor",
     "set_failed_subtests",
-    "set_live_log_state",
     "set_stopping",
     "set_up_own_session_fixtures",
     "sets_up_wider_fixtures",

@@ -21,45 +21,6 @@ def capture_suspended(config: pytest.Config) -> Iterator[None]:
             yield
 
 
-@contextlib.contextmanager
-def capture_resumed(config: pytest.Config) -> Iterator[None]:
-    """In the pytest process, within :func:`capture_suspended`: output is captured.
-
-    It goes to the end of what the test process has written: both processes share that file.
-    """
-    manager = cast(Any, config.pluginmanager.get_plugin("capturemanager"))
-    flush_output(config)
-    manager.resume_global_capture()
-    try:
-        yield
-    finally:
-        flush_output(config)
-        manager.suspend_global_capture(in_=False)
-
-
-def flush_output(config: pytest.Config) -> None:
-    """Write out what is buffered in this process."""
-    _flush(getattr(config.pluginmanager.get_plugin("terminalreporter"), "_tw", None))
-
-
-def _flush(writer: object) -> None:
-    for stream in (sys.stdout, sys.stderr, writer):
-        try:
-            cast(Any, stream).flush()
-        except (OSError, ValueError, AttributeError):
-            # The test may have closed it, or set it to None.
-            continue
-
-
-def cursor(config: pytest.Config) -> tuple[str, object]:
-    """The line up to the cursor and whose it is, as the terminal reporter has them.
-
-    Uses ``TerminalWriter._current_line`` and ``TerminalReporter.currentfspath``.
-    """
-    reporter = _reporter_with_cursor(config)
-    return ("", None) if reporter is None else (reporter._tw._current_line, reporter.currentfspath)
-
-
 def _reporter_with_cursor(config: pytest.Config) -> Any:
     """The terminal reporter; None if another plugin has put one of another kind in its place."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
@@ -74,22 +35,7 @@ class _Unmoved(str):
     __slots__ = ()
 
 
-def set_cursor(config: pytest.Config, line: str, owner: object) -> None:
-    """Set the cursor to where it is in the other process, which has written meanwhile."""
-    reporter = _reporter_with_cursor(config)
-    if reporter is not None:
-        reporter._tw._current_line = _Unmoved(line)
-        reporter.currentfspath = owner
-
-
 _LIVE_LOG_STATE = ("_first_record_emitted", "_when", "_section_name_shown", "_test_outcome_written")
-
-
-def set_live_log_state(config: pytest.Config, state: dict[str, object]) -> None:
-    """Set what the live log has written in the other process."""
-    handler = _live_log(config)
-    if handler:
-        vars(handler).update(state)
 
 
 def _live_log(config: pytest.Config) -> Any:
@@ -103,7 +49,7 @@ def _live_log(config: pytest.Config) -> Any:
 class Moved(NamedTuple):
     """What a test process has done to the screen, and how it is connected to it now."""
 
-    #: See :func:`cursor`; None if this process has written nothing since it was set.
+    #: See :attr:`Screen.cursor`; None if this process has written nothing since it was set.
     cursor: tuple[str, object] | None
     #: Which headings and line ends the live log has already written; None if the pytest process
     #: knows.
@@ -116,10 +62,9 @@ class Moved(NamedTuple):
 
 @final
 class Screen:
-    """The terminal, as a test process writes to it.
+    """The terminal, to which the pytest process and its test processes write in turn.
 
-    It is made in the pytest process, where plugins are looked up once: each function that a test
-    process calls costs copies of pages.
+    It is made in the pytest process, when all plugins are loaded, and each test process has a copy.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -129,7 +74,7 @@ class Screen:
         self._capture: Any = get_plugin("capturemanager")
         self._live_log = _live_log(config)
         #: What of the live log both processes know.
-        self._told: dict[str, object] | None = None
+        self._told: dict[str, object] = {}
         #: Whether what is written while a test runs goes to the terminal, too. With
         #: ``--capture=sys`` that is what pytest's own terminal writer writes.
         self.is_seen_at_once = bool(config.getoption("capture", "no") != "fd")
@@ -141,11 +86,9 @@ class Screen:
         ``capsys.disabled()`` and ``--setup-show`` all suspend the capture
         (``CaptureManager.suspend_global_capture``).
         """
-        reporter, manager = self._reporter, self._capture
-        if reporter is not None:
-            self.set_cursor(reporter._tw._current_line, reporter.currentfspath)
-        if self._live_log is not None:
-            self._told = self._live_log_state()
+        manager = self._capture
+        self.set_cursor(*self.cursor)
+        self._told = self._live_log_state()
         if manager is None:
             return
         original = manager.suspend_global_capture
@@ -158,38 +101,69 @@ class Screen:
 
         manager.suspend_global_capture = suspend_global_capture
 
+    @property
+    def cursor(self) -> tuple[str, object]:
+        """The line up to the cursor and whose it is, as the terminal reporter has them.
+
+        Uses ``TerminalWriter._current_line`` and ``TerminalReporter.currentfspath``.
+        """
+        reporter = self._reporter
+        return (
+            ("", None) if reporter is None else (reporter._tw._current_line, reporter.currentfspath)
+        )
+
     def set_cursor(self, line: str, owner: object) -> None:
-        """See :func:`set_cursor`."""
+        """Set the cursor to where it is in the other process, which has written meanwhile."""
         if self._reporter is not None:
             self._reporter._tw._current_line = _Unmoved(line)
             self._reporter.currentfspath = owner
 
+    def set_live_log(self, state: dict[str, object]) -> None:
+        """Set what the live log has written in the other process."""
+        if self._live_log is not None:
+            vars(self._live_log).update(state)
+
     def _live_log_state(self) -> dict[str, object]:
-        attributes = vars(self._live_log)
-        return {name: attributes[name] for name in _LIVE_LOG_STATE}
+        """Which headings and line ends the live log has already written; empty if it is off."""
+        handler = self._live_log
+        return {} if handler is None else {name: vars(handler)[name] for name in _LIVE_LOG_STATE}
 
     def flush(self) -> None:
         """Write out what is buffered in this process."""
-        _flush(self._writer)
+        for stream in (sys.stdout, sys.stderr, self._writer):
+            # The test may have closed it, or set it to None.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                cast(Any, stream).flush()
+
+    @contextlib.contextmanager
+    def capture_resumed(self) -> Iterator[None]:
+        """In the pytest process, within :func:`capture_suspended`: output is captured.
+
+        It goes to the end of what the test process has written: both processes share that file.
+        """
+        self.flush()
+        self._capture.resume_global_capture()
+        try:
+            yield
+        finally:
+            self.flush()
+            self._capture.suspend_global_capture(in_=False)
 
     def moved(self) -> Moved:
         """Write out what is buffered. Returns what has been written since the last call."""
         self.flush()
-        cursor: tuple[str, object] | None = None
-        reporter, handler, manager = self._reporter, self._live_log, self._capture
-        if reporter is not None:
-            line = reporter._tw._current_line
-            if type(line) is not _Unmoved:
-                cursor = line, reporter.currentfspath
-                reporter._tw._current_line = _Unmoved(line)
-        live_log = None
-        if handler is not None and self._live_log_state() != self._told:
-            live_log = self._told = self._live_log_state()
+        line, owner = self.cursor
+        unmoved = self._reporter is None or isinstance(line, _Unmoved)
+        if not unmoved:
+            self.set_cursor(line, owner)
+        live_log = self._live_log_state()
+        same, self._told = live_log == self._told, live_log
+        manager = self._capture
         captures = False
         if manager is not None and not self.is_seen_at_once and manager._capture_fixture is None:
             capture = manager._global_capturing
             captures = capture is not None and capture._state in ("started", "resumed")
-        return Moved(cursor, live_log, captures)
+        return Moved(None if unmoved else (line, owner), None if same else live_log, captures)
 
 
 @contextlib.contextmanager

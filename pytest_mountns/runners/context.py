@@ -166,8 +166,8 @@ class RunnerContext:
 
     @property
     def screen(self) -> pytest_internals.Screen:
-        """The terminal, as test processes write to it."""
-        # Looked up for the first of them, when every plugin is loaded.
+        """The terminal, to which test processes write, too."""
+        # Looked up before the first of them is forked, when every plugin is loaded.
         if self._screen is None:
             self._screen = pytest_internals.Screen(self.config)
         return self._screen

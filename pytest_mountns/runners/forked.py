@@ -150,12 +150,7 @@ class ForkedTest:
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
         inheritance = Inheritance(
-            os.getpid(),
-            theirs,
-            status_writer,
-            random.getstate(),
-            context.screen,
-            context.fork_pages.before_fork(),
+            os.getpid(), theirs, status_writer, random.getstate(), context.fork_pages.before_fork()
         )
         try:
             with Interrupts() as interrupts:
@@ -332,7 +327,7 @@ def prepare_fork(context: RunnerContext, item: pytest.Item, timers: Timers) -> N
     timers.stop()
     with pytest_internals.capture_suspended(item.config):
         # Or both processes would write what is buffered.
-        pytest_internals.flush_output(item.config)
+        context.screen.flush()
     context.session.trace.flush()
 
 

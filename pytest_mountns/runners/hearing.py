@@ -56,7 +56,7 @@ class Hearing:
 
     def hear(self, message: messages.FromTest, receiver: Receiver) -> None:
         """Do what one message asks for."""
-        item, config = self._item, self._item.config
+        item = self._item
         match message:
             case messages.Report():
                 self._report(message)
@@ -70,8 +70,8 @@ class Hearing:
                 self._finish.hold(hook, nodeid=message.nodeid, location=message.location)
             case messages.Screen():
                 if message.cursor is not None:
-                    pytest_internals.set_cursor(config, *message.cursor)
-                pytest_internals.set_live_log_state(config, message.live_log)
+                    self._context.screen.set_cursor(*message.cursor)
+                self._context.screen.set_live_log(message.live_log)
             case messages.ShownByDebugger():
                 if self.last_report is not None:
                     pytest_internals.mark_as_shown(self.last_report)
@@ -80,7 +80,7 @@ class Hearing:
                     vars(self.last_report).update(channel.unpack_fields(message.fields))
             case messages.Settle():
                 self._finish.log_teardown_early()
-                cursor = pytest_internals.cursor(config)
+                cursor = self._context.screen.cursor
                 stopping = pytest_internals.stopping(item.session)
                 notes = list(self._context.plugin_states.pack_early(item))
                 receiver.answer(messages.Settled(message.reports, notes, cursor, stopping))
@@ -131,8 +131,7 @@ class Hearing:
         self._session.observers.on_report(self._item, report, written)
         # What wider scopes print when they are torn down belongs into the report of the teardown.
         tell = self._finish.hold if report.when == "teardown" else self._finish.log
-        config = self._item.config
-        with pytest_internals.capture_resumed(config) if message.captured else nullcontext():
+        with self._context.screen.capture_resumed() if message.captured else nullcontext():
             tell("pytest_runtest_logreport", report=report)
 
     def _warn(self, message: messages.WarningRecorded) -> None:

@@ -277,8 +277,7 @@ class ModuleTest:
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
-        randomness = random.getstate()
-        inheritance = Inheritance(os.getpid(), theirs, -1, randomness, context.screen, bell=bell)
+        inheritance = Inheritance(os.getpid(), theirs, -1, random.getstate(), bell=bell)
         try:
             with Interrupts() as interrupts:
                 try:
@@ -356,7 +355,7 @@ class ModuleTest:
         self._ends = self._find_whether_it_ends()
         numbers = self._module_processes.numbers
         following = numbers.get(id(self._nextitem)) if self._nextitem is not None else None
-        cursor = pytest_internals.cursor(item.config)
+        cursor = context.screen.cursor
         now.receiver.begin_test()
         try:
             with Interrupts() as interrupts, pytest_internals.capture_suspended(item.config):

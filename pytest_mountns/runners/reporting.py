@@ -36,8 +36,6 @@ class Inheritance(NamedTuple):
     status: int
     #: ``random.getstate()``: Python seeds its generator anew after a fork.
     randomness: tuple[Any, ...]
-    #: The terminal.
-    screen: pytest_internals.Screen
     #: Returns which pages the process has written to; None if nobody wants to know.
     written_pages: Callable[[], bytes] | None = None
     #: See :class:`.Sender`.
@@ -62,7 +60,7 @@ class ReportingProcess:
         self.sender = Sender(
             inheritance.channel, item.config, context.session.trace, inheritance.bell
         )
-        self._screen = inheritance.screen
+        self._screen = context.screen
         self._has_printed = False
         #: The warnings that pytest records while an item runs.
         self._warnings: list[warnings.WarningMessage] = []
