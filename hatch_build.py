@@ -1,9 +1,10 @@
 """Compiles the part of the package that is written in C.
 
-It moves threads between namespaces, performs lists of system calls, and finds open directories. It
-is a library without Python's API, so one wheel serves all versions of Python on a platform. Without
-a C compiler the wheel is a pure one. It lacks nothing but that part: ``process="auto"`` then forks
-where other threads are alive, and making a sandbox costs some more.
+It moves threads between namespaces, performs lists of system calls, finds open directories, and
+starts the process that closes descriptors. It is a library without Python's API, so one wheel
+serves all versions of Python on a platform. Without a C compiler the wheel is a pure one. It lacks
+nothing but that part: ``process="auto"`` then forks where other threads are alive, and making a
+sandbox costs some more.
 
 ``MOUNTNS_PURE=1`` in the environment makes a pure wheel in any case, and with ``MOUNTNS_NATIVE=1``
 the build fails if the part cannot be compiled.
@@ -23,9 +24,10 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _DIRECTORY = Path("pytest_mountns/engine/linux")
-_SOURCES = ("find_directories.c", "move_threads.c", "perform_calls.c")
+_SOURCES = ("close_descriptors.c", "find_directories.c", "move_threads.c", "perform_calls.c")
 _LIBRARY = "native.so"
-_FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-s"]
+# Bound at once: what binds a function at its first call is not for a process that shares memory.
+_FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-s", "-Wl,-z,now"]
 
 
 class NativeHook(BuildHookInterface):  # type: ignore[type-arg]

@@ -24,8 +24,9 @@ from typing import Final, NoReturn, final
 
 from . import syscalls
 from .ablation import is_left_out
+from .compiled import library
 from .open_directories import pair
-from .processes import fork, reap, withdraw
+from .processes import HELPER_NAME, fork, reap, withdraw
 from .sockets import socket
 from .untouched import os, select
 
@@ -104,10 +105,11 @@ class BackgroundCloser:
             self._failed = True
             return
         try:
-            child = fork()
-            if child == 0:
-                _become_helper(theirs, watched, self._at_rest)
-            reap(child)
+            if not _start_compiled(theirs, watched, self._at_rest):
+                child = fork()
+                if child == 0:
+                    _become_helper(theirs, watched, self._at_rest)
+                reap(child)
             self._socket = ours
         except OSError:
             ours.close()
@@ -124,6 +126,17 @@ class BackgroundCloser:
         self._failed = True
 
 
+def _start_compiled(channel: socket.socket, watched: int, at_rest: int) -> bool:
+    """Have the compiled library start the helper. Returns whether it has.
+
+    Before Linux 5.9 it cannot, nor on a processor that it has no system calls for.
+    """
+    compiled = library()
+    if compiled is None:
+        return False
+    return not compiled.mountns_start_closer(channel.fileno(), watched, at_rest)
+
+
 def _become_helper(channel: socket.socket, watched: int, at_rest: int) -> NoReturn:
     try:
         if os.fork() == 0:
@@ -134,6 +147,7 @@ def _become_helper(channel: socket.socket, watched: int, at_rest: int) -> NoRetu
 
 def _serve(channel: socket.socket, watched: int, at_rest: int) -> None:
     withdraw((channel.fileno(), watched))
+    syscalls.set_thread_name(HELPER_NAME)
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(watched, select.POLLIN)

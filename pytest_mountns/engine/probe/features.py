@@ -16,7 +16,12 @@ from ..linux.attributes import OVERFLOW_ID
 from ..linux.diagnosis import diagnose
 from ..linux.environment import Environment, apparmor_profile, read_environment
 from ..linux.mountinfo import is_below
-from ..linux.namespaces import enter_mount_namespace, enter_user_namespace
+from ..linux.namespaces import (
+    change_directory,
+    enter_mount_namespace,
+    enter_user_namespace,
+    working_directory,
+)
 from ..linux.pid_namespace import NAMESPACES
 from ..linux.sockets import _socket
 from ..linux.untouched import os
@@ -192,7 +197,8 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
         known = Environment(apparmor_userns=steps.get("apparmor", ""))
         return ProbeResult(tuple(trials), None, environment=known)
     features = Features(user_namespace, **steps["features"])
-    # If a tmpfs cannot be an upper, each of the two processes below has a directory on disk.
+    # If a tmpfs cannot be an upper, each of the two processes below has a directory on disk, and if
+    # uppers cannot lie on detached mounts, the trials have covered the root.
     directories: list[str | None] = [None] * 2
     if not features.memory_upper:
         log, on_disk = TrialLog(user_namespace), list[str | None]()
@@ -209,8 +215,10 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
         if any(trial.needed and not trial.works for trial in trials):
             return ProbeResult(tuple(trials), None)
     unlayerable = frozenset(steps["unlayerable"])
-    host = replace(found[0], unlayerable=unlayerable)
-    answer = try_in_child(lambda: _try_whole(host, features, directories[1]))
+    answer = steps.get("whole")
+    if answer is None:
+        host = replace(found[0], unlayerable=unlayerable)
+        answer = try_in_child(lambda: _try_whole(host, features, directories[1]))
     whole = Trial(**answer["trials"][0])
     return ProbeResult((*trials, whole), features if whole.works else None, unlayerable)
 
@@ -218,9 +226,11 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
 def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answer:
     """Try the namespaces and filesystems of a sandbox one by one, in this process.
 
-    In at least one of the directories ``wanted`` it must be possible to write.
+    In at least one of the directories ``wanted`` it must be possible to write. If all works as on a
+    new kernel, a whole sandbox is tried, too: ``whole`` of the answer is that of :func:`_try_whole`.
     """
     log = TrialLog(user_namespace)
+    directory = working_directory()
     before = apparmor_profile()
     if user_namespace and not log.attempt("user namespace", enter_user_namespace):
         return log.answer(apparmor=_other_profile(before))
@@ -260,7 +270,14 @@ def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answe
         return log.answer(features=kinds)
     refused, detached = _try_overlays(log, host, wanted, features, None)
     kinds["detached_uppers"] = detached
-    return log.answer(features=kinds, unlayerable=refused)
+    answer = log.answer(features=kinds, unlayerable=refused)
+    if detached and all(trial.works for trial in log.trials if trial.needed):
+        # Nothing of the trials is mounted in this namespace.
+        change_directory(directory)
+        host = replace(host, unlayerable=frozenset(refused))
+        features = Features(user_namespace, **kinds)
+        answer["whole"] = _try_whole(host, features, None, is_mapped=True)
+    return answer
 
 
 def _other_profile(before: str) -> str:
@@ -348,12 +365,17 @@ def _use_new_api() -> None:
         os.close(tree)
 
 
-def _try_whole(host: Host, features: Features, directory: str | None) -> Answer:
-    """Enter a sandbox as tests will have it, pivot_root included."""
+def _try_whole(
+    host: Host, features: Features, directory: str | None, *, is_mapped: bool = False
+) -> Answer:
+    """Enter a sandbox as tests will have it, pivot_root included.
+
+    ``is_mapped``: this process is in the user namespace already, if there is to be one.
+    """
     log = TrialLog(features.user_namespace)
 
     def make() -> None:
-        if features.user_namespace:
+        if features.user_namespace and not is_mapped:
             enter_user_namespace()
         enter(plan(SandboxSpec(), host, features), directory)
 
