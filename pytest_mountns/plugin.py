@@ -44,9 +44,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
         begin_in_worker(early_config)
     elif (keys := options.early_keys(early_config)) is not None:
-        from .session.early import begin_early
+        with activation.collector_paused():
+            from .session.early import begin_early
 
-        begin_early(early_config, keys)
+            begin_early(early_config, keys)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -28,7 +28,7 @@ _Measured: TypeAlias = dict["str | None", dict[str, set[Any]]]
 _Traced: TypeAlias = Mapping[str, Collection[Any]]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Collected:
     """Has the methods of ``CoverageData`` that a collector calls, and keeps the data in sets.
 

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
 from typing import Any, Final
 
 from ..engine.planning.planner import Planner
@@ -31,11 +30,11 @@ def examine(places: Sequence[str] = ()) -> ProbeResult:
         findings = planner.findings
         if findings.features is not None:
             trial = probe_pid_namespace(findings, planner.places)
-            findings = probe_optional(replace(findings, trials=(*findings.trials, trial)))
+            findings = probe_optional(findings._replace(trials=(*findings.trials, trial)))
         more = [probe_guard().trial]
         if findings.user_namespace:
             more.insert(0, probe_subordinate_ids()[0])
-        return replace(findings, trials=(*findings.trials, *more))
+        return findings._replace(trials=(*findings.trials, *more))
     finally:
         planner.close()
 
@@ -58,7 +57,7 @@ def facts(findings: ProbeResult) -> dict[str, Any]:
         "version": FACTS_VERSION,
         "possible": features is not None,
         "here": findings.environment.as_data(),
-        "trials": [asdict(trial) for trial in findings.trials],
+        "trials": [trial._asdict() for trial in findings.trials],
         "modes": modes(findings),
         "capabilities": None
         if features is None

@@ -27,12 +27,11 @@ _LONGEST_PATH: Final = 4096
 #: Programs that give files to other users.
 _PROGRAMS: Final = frozenset(["chown", "chgrp", "setfacl", "install"])
 #: How programs say that a user namespace does not map an id, and which functions of Python meet it.
-_SAID_OF_IDS: Final = re.compile(
-    r"(?:chown|chgrp|changing (?:owner|group)|set(?:e|re|res)?[ug]id|setgroups|initgroups"
-    r"|cannot set groups)[^\n]*?(?:Invalid argument|Operation not permitted)",
-    re.IGNORECASE,
+_SAID_OF_IDS: Final = (
+    r"(?i)(?:chown|chgrp|changing (?:owner|group)|set(?:e|re|res)?[ug]id|setgroups|initgroups"
+    r"|cannot set groups)[^\n]*?(?:Invalid argument|Operation not permitted)"
 )
-_OF_IDS: Final = re.compile(r"\b(?:[fl]?chown|set(?:e|re|res)?[ug]id|setgroups|initgroups)\(")
+_OF_IDS: Final = r"\b(?:[fl]?chown|set(?:e|re|res)?[ug]id|setgroups|initgroups)\("
 
 
 @final
@@ -244,7 +243,8 @@ def _missing_ids(report: pytest.TestReport, error: BaseException, plan: Plan) ->
         written = (getattr(one, name, None) for name in ("stdout", "stderr"))
         texts += [os.fsdecode(text) for text in written if isinstance(text, str | bytes)]
     is_own = isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EPERM)
-    found = next(filter(None, map((_OF_IDS if is_own else _SAID_OF_IDS).search, texts)), None)
+    pattern = _OF_IDS if is_own else _SAID_OF_IDS
+    found = next(filter(None, (re.search(pattern, text) for text in texts)), None)
     if found is None:
         return ""
     return (

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from ..engine.sandbox.uppers import UppersDescription
 
 #: What nobody misses: caches, and files that are brought to the host by other ways.
-_CACHES: Final = re.compile(
-    r"__pycache__|\.(pytest|mypy|ruff)_cache|\.hypothesis|\.coverage(\..*)?|.*\.pyc"
-)
+_CACHES: Final = r"__pycache__|\.(pytest|mypy|ruff)_cache|\.hypothesis|\.coverage(\..*)?|.*\.pyc"
 #: How many files of one test are counted, and how many directories the line names.
 _MOST_FILES: Final = 1000
 _MOST_DIRECTORIES: Final = 3
@@ -93,7 +91,7 @@ class ProjectFilesReport(Observer):
 
         def leave_out(path: str) -> bool:
             known = path in self._temporary or path == chosen or path in uppers.created
-            return known or _CACHES.fullmatch(path.rpartition("/")[2]) is not None
+            return known or re.fullmatch(_CACHES, path.rpartition("/")[2]) is not None
 
         count = 0
         for path, directory, deleted in self._touched.find(uppers.overlays, scratch, leave_out):

@@ -24,9 +24,9 @@ _QUOTES: Final = "'\"\u2018\u2019"
 #: How programs name the file that they were refused: "cannot create /x: Permission denied" and
 #: "cannot touch '/x': Permission denied" (shells, coreutils), "[Errno 13] Permission denied: '/x'".
 _NAMED: Final = (
-    re.compile(rf"[{_QUOTES}]([^{_QUOTES}\n]+)[{_QUOTES}]: Permission denied"),
-    re.compile(rf"([^\s{_QUOTES}:]+): Permission denied"),
-    re.compile(rf"Permission denied: b?[{_QUOTES}]([^{_QUOTES}\n]+)[{_QUOTES}]"),
+    rf"[{_QUOTES}]([^{_QUOTES}\n]+)[{_QUOTES}]: Permission denied",
+    rf"([^\s{_QUOTES}:]+): Permission denied",
+    rf"Permission denied: b?[{_QUOTES}]([^{_QUOTES}\n]+)[{_QUOTES}]",
 )
 _MOST: Final = 5
 
@@ -64,7 +64,7 @@ def _refused(report: pytest.TestReport, error: BaseException, guard: Guard) -> I
         texts += [os.fsdecode(text) for text in written if isinstance(text, str | bytes)]
     for text in texts:
         for pattern in _NAMED:
-            for name in pattern.findall(text):
+            for name in re.findall(pattern, text):
                 yield from _if_refused(name, "EACCES", guard)
 
 

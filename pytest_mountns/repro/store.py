@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ def write(path: str, repro: Repro, content: Content) -> None:
 
     Raises :class:`OSError` if it cannot be written.
     """
-    partial = f"{os.path.dirname(path)}/{_PARTIAL}{secrets.token_hex(8)}"
+    partial = f"{os.path.dirname(path)}/{_PARTIAL}{os.urandom(8).hex()}"
     os.mkdir(partial, 0o700)
     try:
         for name, file in content.files.items():
@@ -91,7 +90,7 @@ class Bundles:
             path, repro, sum(os.fstat(f.fileno()).st_size for f in content.files.values())
         )
         if os.path.lexists(path):
-            old = f"{self.directory}/{_PARTIAL}{secrets.token_hex(8)}"
+            old = f"{self.directory}/{_PARTIAL}{os.urandom(8).hex()}"
             os.rename(path, old)
             write(path, repro, content)
             self._remove([old])

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import gc
-import mmap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Protocol, final
 
 import pytest
 
 from .. import pytest_internals
-from ..engine.linux.fork_pages import ForkPages
 from ..engine.linux.untouched import os
 from ..plugin_state import PluginStates
 from ..session.fixture_scopes import FixtureScopes
 from ..session.session import Session
 
 if TYPE_CHECKING:
+    import mmap
     import warnings
 
+    from ..engine.linux.fork_pages import ForkPages
     from ..forking.timers import Timers
     from .finisher import Finisher
     from .shared_directory import SharedDirectory
@@ -126,9 +126,6 @@ class RunnerContext:
         self.plugin_states = PluginStates(config)
         #: Sandboxes of wider fixtures.
         self.fixture_scopes = FixtureScopes(session.selection, session.sandboxes)
-        #: A byte that a test process and this process share: how far the test has got. It is read
-        #: when the test process has died.
-        self.phase = mmap.mmap(-1, 1)
         #: This process, if it is a test process.
         self.process: ProcessOfTest | None = None
         #: The same if it is the process of a module.
@@ -141,6 +138,7 @@ class RunnerContext:
         #: What inline tests have in common with this process; None before the first of them.
         self.shared_directory: SharedDirectory | None = None
         self._fork_pages: ForkPages | None = None
+        self._phase: mmap.mmap | None = None
         self._screen: pytest_internals.Screen | None = None
         self._collected = False
         self._noted: set[str] = set()
@@ -173,9 +171,26 @@ class RunnerContext:
         return self._screen
 
     @property
+    def phase(self) -> mmap.mmap:
+        """A byte that a test process and this process share: how far the test has got.
+
+        It is read when the test process has died. This process writes to it before it forks.
+        """
+        if self._phase is None:
+            from mmap import mmap
+
+            self._phase = mmap(-1, 1)
+        return self._phase
+
+    @property
     def fork_pages(self) -> ForkPages:
-        """The pages of memory that the kernel copies for a test process within fork(2)."""
+        """The pages of memory that the kernel copies for a test process within fork(2).
+
+        First used before a fork, as :attr:`phase`: what only forks need is loaded then.
+        """
         if self._fork_pages is None:
+            from ..engine.linux.fork_pages import ForkPages
+
             self._fork_pages = ForkPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
         return self._fork_pages
 
@@ -194,4 +209,5 @@ class RunnerContext:
         """At the end of the session."""
         if self._fork_pages is not None:
             self._fork_pages.close()
-        self.phase.close()
+        if self._phase is not None:
+            self._phase.close()

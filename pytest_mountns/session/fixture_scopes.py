@@ -31,7 +31,7 @@ _SCOPES: Final = ("function", "class", "module", "package", "session")
 
 
 @final
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _NodeSandbox:
     """The sandbox in which the captured fixtures of one node are set up."""
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,9 +159,9 @@ def test_a_wrong_argument_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 # The reason, where what is known of the place leaves only one.
 
 PLAIN = Environment(kernel="6.8.0-45-generic", sys_admin=False)
-UBUNTU = replace(PLAIN, sysctls={"kernel.apparmor_restrict_unprivileged_userns": 1})
-CONFINED = replace(PLAIN, apparmor_userns="unprivileged_userns")
-DEBIAN = replace(PLAIN, sysctls={"kernel.unprivileged_userns_clone": 0})
+UBUNTU = PLAIN._replace(sysctls={"kernel.apparmor_restrict_unprivileged_userns": 1})
+CONFINED = PLAIN._replace(apparmor_userns="unprivileged_userns")
+DEBIAN = PLAIN._replace(sysctls={"kernel.unprivileged_userns_clone": 0})
 ROOT = Environment(kernel="6.8.0-45-generic")
 
 
@@ -177,7 +176,7 @@ ROOT = Environment(kernel="6.8.0-45-generic")
         (
             "mount namespace",
             "EACCES",
-            replace(ROOT, apparmor="docker-default", container="docker", seccomp=True),
+            ROOT._replace(apparmor="docker-default", container="docker", seccomp=True),
             False,
             "the AppArmor profile docker-default",
             "apparmor=unconfined",
@@ -185,7 +184,7 @@ ROOT = Environment(kernel="6.8.0-45-generic")
         (
             "mount namespace",
             "EPERM",
-            replace(ROOT, sys_admin=False, container="podman"),
+            ROOT._replace(sys_admin=False, container="podman"),
             False,
             "CAP_SYS_ADMIN",
             "podman run --privileged",
@@ -193,22 +192,22 @@ ROOT = Environment(kernel="6.8.0-45-generic")
         (
             "a PID namespace with its own /proc",
             "EPERM",
-            replace(PLAIN, container="podman"),
+            PLAIN._replace(container="podman"),
             True,
             "covered by the container engine",
             "unmask=ALL",
         ),
-        ("overlay", "ENODEV", replace(ROOT, overlay=False), False, "OverlayFS", "modprobe overlay"),
-        ("overlay", "EPERM", replace(PLAIN, kernel="5.10.0-32"), True, "5.10.0-32", "5.11"),
-        ("new mount API", "ENOSYS", replace(ROOT, kernel="5.10.0-32"), False, "5.10", "5.12"),
-        ("new mount API", "ENOSYS", replace(ROOT, seccomp=True), False, "seccomp", "unconfined"),
+        ("overlay", "ENODEV", ROOT._replace(overlay=False), False, "OverlayFS", "modprobe overlay"),
+        ("overlay", "EPERM", PLAIN._replace(kernel="5.10.0-32"), True, "5.10.0-32", "5.11"),
+        ("new mount API", "ENOSYS", ROOT._replace(kernel="5.10.0-32"), False, "5.10", "5.12"),
+        ("new mount API", "ENOSYS", ROOT._replace(seccomp=True), False, "seccomp", "unconfined"),
         ("uppers on a detached mount", "EINVAL", ROOT, False, "older than 6.15", "6.15"),
-        ("extended attributes on tmpfs", "ENOTSUP", replace(PLAIN, kernel="6.1.0-18"), True, "6.6",
+        ("extended attributes on tmpfs", "ENOTSUP", PLAIN._replace(kernel="6.1.0-18"), True, "6.6",
          "6.6"),
         (
             "mount namespace",
             "ENOSPC",
-            replace(ROOT, sysctls={"user.max_mnt_namespaces": 0}),
+            ROOT._replace(sysctls={"user.max_mnt_namespaces": 0}),
             False,
             "user.max_mnt_namespaces is 0",
             "sysctl -w user.max_mnt_namespaces",
@@ -229,12 +228,12 @@ def test_the_reason_here(
     [
         # A newer kernel without a filter has the calls, so that the cause must be another.
         ("new mount API", "ENOSYS", ROOT, False),
-        ("uppers on a detached mount", "EINVAL", replace(ROOT, kernel="6.15.0"), False),
+        ("uppers on a detached mount", "EINVAL", ROOT._replace(kernel="6.15.0"), False),
         # Two things may have refused it.
-        ("tmpfs", "EPERM", replace(ROOT, seccomp=True, apparmor="docker-default"), False),
+        ("tmpfs", "EPERM", ROOT._replace(seccomp=True, apparmor="docker-default"), False),
         ("user namespace", "EPERM", PLAIN, True),
         ("overlay", "EINVAL", ROOT, False),
-        ("user namespace", "ENOSPC", replace(PLAIN, sysctls={"user.max_user_namespaces": 9}), True),
+        ("user namespace", "ENOSPC", PLAIN._replace(sysctls={"user.max_user_namespaces": 9}), True),
     ],
 )
 def test_where_it_is_not_sure_nothing_is_claimed(

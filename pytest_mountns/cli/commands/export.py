@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import tempfile
 from contextlib import ExitStack
 
@@ -36,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         raise SandboxError(
             f"write {out}", cause="it is there already", remedy="choose another name, or remove it"
         )
-    partial = f"{out}.{secrets.token_hex(4)}"
+    partial = f"{out}.{os.urandom(4).hex()}"
     try:
         with ExitStack() as stack, open(partial, "x+b") as file:
             stack.callback(_remove, partial)

@@ -183,9 +183,7 @@ def compile_globs(globs: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(_translated, globs)) or "(?!)", re.DOTALL)
 
 
-_GLOB = re.compile(
-    r"(?<![^/])\*\*/|\*\*|\*|\?|\[(?P<negated>!|(?!!))(?P<members>\]?[^]]+|\])\]|.", re.DOTALL
-)
+_GLOB = r"(?<![^/])\*\*/|\*\*|\*|\?|\[(?P<negated>!|(?!!))(?P<members>\]?[^]]+|\])\]|."
 _WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
@@ -196,7 +194,7 @@ def _translated(glob: str) -> str:
     if not re.search(r"[*?[]", glob):
         return f"{re.escape(glob)}(?:/.*)?"
     parts = []
-    for token in _GLOB.finditer(glob):
+    for token in re.finditer(_GLOB, glob, re.DOTALL):
         text = token[0]
         if token["members"] is None:
             parts.append(_WILDCARDS.get(text) or re.escape(text))

@@ -81,7 +81,7 @@ class _Directory(NamedTuple):
 
 
 @final
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Walk:
     """Compares one upper with what lies below it, once."""
 

@@ -13,12 +13,12 @@ _NOTHING: Final = "/dev/null"
 _NO_NEWLINE: Final = "\\ No newline at end of file"
 # What would move a terminal's cursor or change its colours, and lone surrogates, which cannot be
 # encoded.
-_UNPRINTABLE: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNPRINTABLE: Final = "[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 
 
 def printable(text: str) -> str:
     """Returns ``text`` on one line, with escapes for what a terminal must not receive."""
-    return _UNPRINTABLE.sub(_escape, text)
+    return re.sub(_UNPRINTABLE, _escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:

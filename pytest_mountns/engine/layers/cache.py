@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,7 +149,7 @@ class Cache:
             self._remove_partial(name)
             # A directory without its marker is not a layer: it was made by hand, or is damaged.
             self._remove("layers", name)
-            place = f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
+            place = f"{name}.{os.getpid()}.{os.urandom(4).hex()}"
             partial = self._path("partial", place)
             os.mkdir(partial, 0o700)
             try:
@@ -270,7 +269,7 @@ class Cache:
             if fd >= 0 and (os.fstat(fd).st_mtime > before or not _lock_alone(fd)):
                 return False
             if not dry_run:
-                gone = f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
+                gone = f"{name}.{os.getpid()}.{os.urandom(4).hex()}"
                 os.rename(self._path("layers", name), self._path("partial", gone))
                 self._remove("partial", gone)
             return True

@@ -8,8 +8,7 @@ an error number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 from . import syscalls as sys
 from .untouched import open, os
@@ -31,8 +30,7 @@ SYSCTLS: Final = {
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Environment:
+class Environment(NamedTuple):
     """The environment of a process.
 
     The names of the fields are those in the JSON of ``pytest-mountns doctor``.
@@ -63,7 +61,7 @@ class Environment:
     #: How many threads the process has.
     threads: int = 1
     #: The values of those settings in :data:`SYSCTLS` that exist.
-    sysctls: Mapping[str, int] = field(default_factory=dict)
+    sysctls: Mapping[str, int] = {}
 
     @property
     def version(self) -> tuple[int, int]:
@@ -74,8 +72,7 @@ class Environment:
 
     def as_data(self) -> dict[str, Any]:
         """The fields and their values, for JSON."""
-        names = [name for name in self.__slots__ if name != "sysctls"]
-        return {**{name: getattr(self, name) for name in names}, "sysctls": dict(self.sysctls)}
+        return {**self._asdict(), "sysctls": dict(self.sysctls)}
 
     def describe(self) -> str:
         """The environment in one line, for people."""

@@ -14,7 +14,7 @@ from .untouched import os, signal, time
 
 #: Helpers of multiprocessing and of libraries like it (loky, billiard). They end with the process
 #: that they belong to, and nobody starts them on purpose.
-_HELPER: Final = re.compile(rb"(resource_tracker|semaphore_tracker|forkserver) import main")
+_HELPER: Final = rb"(resource_tracker|semaphore_tracker|forkserver) import main"
 #: How many processes are named: a test may have left thousands.
 _MOST: Final = 50
 #: How many characters of a command line are a name.
@@ -43,7 +43,7 @@ def _running(tops: Collection[int]) -> Iterator[int]:
     for pid in tops:
         if processes.has_ended(pid) or _is_ending(pid):
             continue
-        if _HELPER.search(_command(pid)):
+        if re.search(_HELPER, _command(pid)):
             yield from _running(processes.children(pid))
         else:
             yield pid

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, final
 
 from .untouched import open
 
-_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
+_ESCAPE: Final = rb"\\([0-7]{3})"
 
 
 @final
@@ -46,8 +46,9 @@ class Mount(NamedTuple):
 
 
 def _decode(field: bytes) -> str:
-    raw = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field)
-    return raw.decode("utf-8", "surrogateescape")
+    if b"\\" in field:
+        field = re.sub(_ESCAPE, lambda match: bytes([int(match[1], 8)]), field)
+    return field.decode("utf-8", "surrogateescape")
 
 
 def parse(table: bytes) -> list[Mount]:

@@ -40,7 +40,7 @@ _MOST_COPIED: Final = 4 << 20
 
 
 @final
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Parts:
     """What is to be mounted in an assembled directory, each by its name in there."""
 

@@ -81,8 +81,7 @@ class UpperState(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(NamedTuple):
     """Mounts that sandboxes of one plan are made from."""
 
     #: A descriptor of the mount namespace that is copied.
@@ -383,7 +382,7 @@ def _is_filled(scratch: int, overlay: Layered) -> bool:
 
 
 @final
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Kept:
     """The templates of one plan."""
 

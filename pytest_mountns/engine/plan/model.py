@@ -6,7 +6,6 @@ them out, and :meth:`Plan.describe` prints them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias, final
 
 from ..linux.mountinfo import Mount
@@ -65,8 +64,7 @@ class WritableRoot(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(NamedTuple):
     """What the machine shows. It is read once, and again when its mount table changes."""
 
     #: The visible mounts, the root first, without those that are ``dead``.

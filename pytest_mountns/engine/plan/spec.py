@@ -9,9 +9,9 @@ from typing import Final, Literal, final
 
 from ..linux.errors import SandboxError
 
-_SIZE: Final = re.compile(r"(\d+)([kmgKMG]?)")
+_SIZE: Final = r"(\d+)([kmgKMG]?)"
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-_HOSTNAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
+_HOSTNAME: Final = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?"
 _OWN_TREES: Final = ("/proc", "/sys", "/dev")
 
 
@@ -24,7 +24,7 @@ def parse_size(text: str | int) -> int:
 
     Raises :class:`SpecError` if it is anything else, or zero.
     """
-    match = _SIZE.fullmatch(str(text))
+    match = re.fullmatch(_SIZE, str(text))
     size = int(match[1]) * _UNITS[match[2].lower()] if match else 0
     if size <= 0:
         raise SpecError(
@@ -195,7 +195,7 @@ class SandboxSpec:
                     remedy="give each its own target",
                 )
             targets[part.target] = str(part)
-        if self.hostname is not None and not _HOSTNAME.fullmatch(self.hostname):
+        if self.hostname is not None and not re.fullmatch(_HOSTNAME, self.hostname):
             raise SpecError(
                 f"{self.hostname!r} is not a host name",
                 remedy="write at most 64 letters, digits, '-' and '.', hostname(7)",

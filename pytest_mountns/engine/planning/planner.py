@@ -262,8 +262,7 @@ class Planner:
             self._copies = Copies(self._session_sources().report)
         wanted = self._copies.divide(spec.writable, host)
         refused = self._refused(wanted.whole, features)
-        return dataclasses.replace(
-            host,
+        return host._replace(
             writable_root=self._copies.make(wanted.without(refused)),
             unlayerable=self._unlayerable,
         )
@@ -292,7 +291,7 @@ class Planner:
             self._tried_lowers = set(possible_lowers(host))
             self._unlayerable = self.findings.unlayerable
         self._refused(possible_lowers(host), features)
-        return dataclasses.replace(host, unlayerable=self._unlayerable, uses_shm=self._used_shm)
+        return host._replace(unlayerable=self._unlayerable, uses_shm=self._used_shm)
 
     def _refused(self, directories: Sequence[str], features: Features) -> frozenset[str]:
         """Which of the directories cannot be the lower of an overlay; each is tried once."""

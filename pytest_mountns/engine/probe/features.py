@@ -8,8 +8,7 @@ decides how the sandboxes of a session are made, and it is what the doctor shows
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from ..linux import syscalls as sys
 from ..linux.attributes import OVERFLOW_ID
@@ -52,8 +51,7 @@ _NEED_LAYERED_UPPERS: Final = "scope=, checkpoint(), crashes(), fault_points() a
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
+class ProbeResult(NamedTuple):
     """What a probe has found out about this machine."""
 
     #: All steps that were tried, in order.
@@ -63,7 +61,7 @@ class ProbeResult:
     #: Directories that the kernel has refused as the lower of an overlay.
     unlayerable: frozenset[str] = frozenset()
     #: The environment of the process that has probed.
-    environment: Environment = field(default_factory=Environment)
+    environment: Environment = Environment()
 
     @property
     def user_namespace(self) -> bool:
@@ -93,9 +91,9 @@ def probe(places: Sequence[str]) -> ProbeResult:
                 findings, user_namespace = as_user, True
     finally:
         uppers.close()
-    here = replace(here, apparmor_userns=findings.environment.apparmor_userns)
+    here = here._replace(apparmor_userns=findings.environment.apparmor_userns)
     trials = tuple(_diagnosed(trial, here, user_namespace) for trial in findings.trials)
-    return replace(findings, trials=trials, environment=here)
+    return findings._replace(trials=trials, environment=here)
 
 
 def probe_pid_namespace(findings: ProbeResult, places: Sequence[str]) -> Trial:
@@ -112,7 +110,7 @@ def probe_pid_namespace(findings: ProbeResult, places: Sequence[str]) -> Trial:
     def prepare() -> None:
         host = survey(user_namespace=features.user_namespace, places=places)
         directory = None if features.memory_upper else uppers.new()
-        made.append((replace(host, unlayerable=findings.unlayerable), directory))
+        made.append((host._replace(unlayerable=findings.unlayerable), directory))
 
     try:
         if not log.attempt(PID_NAMESPACE, prepare, needed=False):
@@ -120,7 +118,7 @@ def probe_pid_namespace(findings: ProbeResult, places: Sequence[str]) -> Trial:
         answer = try_in_child(lambda: _try_pid_namespace(made[0][0], features, made[0][1]))
     finally:
         uppers.close()
-    trial = replace(Trial(**answer["trials"][0]), needed=False)
+    trial = Trial(**answer["trials"][0])._replace(needed=False)
     return _diagnosed(trial, findings.environment, features.user_namespace)
 
 
@@ -138,7 +136,7 @@ def probe_optional(findings: ProbeResult) -> ProbeResult:
         _diagnosed(Trial(**trial), findings.environment, user_namespace)
         for trial in answer["trials"]
     )
-    return replace(findings, trials=(*findings.trials, *trials))
+    return findings._replace(trials=(*findings.trials, *trials))
 
 
 def _try_keys(user_namespace: bool) -> Answer:
@@ -177,7 +175,7 @@ def _diagnosed(trial: Trial, here: Environment, user_namespace: bool) -> Trial:
     if trial.works:
         return trial
     advice = diagnose(trial.name, trial.errno, here, user_namespace=user_namespace)
-    return trial if advice is None else replace(trial, cause=advice[0], remedy=advice[1])
+    return trial if advice is None else trial._replace(cause=advice[0], remedy=advice[1])
 
 
 def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool) -> ProbeResult:
@@ -217,7 +215,7 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     unlayerable = frozenset(steps["unlayerable"])
     answer = steps.get("whole")
     if answer is None:
-        host = replace(found[0], unlayerable=unlayerable)
+        host = found[0]._replace(unlayerable=unlayerable)
         answer = try_in_child(lambda: _try_whole(host, features, directories[1]))
     whole = Trial(**answer["trials"][0])
     return ProbeResult((*trials, whole), features if whole.works else None, unlayerable)
@@ -227,7 +225,8 @@ def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answe
     """Try the namespaces and filesystems of a sandbox one by one, in this process.
 
     In at least one of the directories ``wanted`` it must be possible to write. If all works as on a
-    new kernel, a whole sandbox is tried, too: ``whole`` of the answer is that of :func:`_try_whole`.
+    new kernel, a whole sandbox is tried, too: ``whole`` of the answer is that of
+    :func:`_try_whole`.
     """
     log = TrialLog(user_namespace)
     directory = working_directory()
@@ -274,7 +273,7 @@ def _try_steps(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answe
     if detached and all(trial.works for trial in log.trials if trial.needed):
         # Nothing of the trials is mounted in this namespace.
         change_directory(directory)
-        host = replace(host, unlayerable=frozenset(refused))
+        host = host._replace(unlayerable=frozenset(refused))
         features = Features(user_namespace, **kinds)
         answer["whole"] = _try_whole(host, features, None, is_mapped=True)
     return answer
@@ -397,9 +396,9 @@ def _try_pid_namespace(host: Host, features: Features, directory: str | None) ->
     log.attempt("PID namespace", make_in_pid_namespace, needed=False)
     works = all(trial.works for trial in log.trials)
     failed = next((trial for trial in log.trials if not trial.works), None)
-    last = Trial(PID_NAMESPACE, True) if failed is None else replace(failed, name=PID_NAMESPACE)
+    last = Trial(PID_NAMESPACE, True) if failed is None else failed._replace(name=PID_NAMESPACE)
     without = "" if works else "pid=True and isolated_proc do not work"
-    return {"trials": [asdict(replace(last, needed=False, without=without))]}
+    return {"trials": [last._replace(needed=False, without=without)._asdict()]}
 
 
 def _try_proc(host: Host, features: Features, directory: str | None) -> Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final, NamedTuple
 
 from ..linux import syscalls
@@ -45,7 +44,7 @@ def probe_guard() -> GuardProbe:
         return GuardProbe(trial, answer.get("abi", 0))
     advice = diagnose_guard(trial.errno, read_environment())
     return GuardProbe(
-        trial if advice is None else replace(trial, cause=advice[0], remedy=advice[1])
+        trial if advice is None else trial._replace(cause=advice[0], remedy=advice[1])
     )
 
 

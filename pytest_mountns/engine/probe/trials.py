@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from ..linux.errno_advice import Doing, explain
 from ..linux.errors import SandboxError, SyscallError, errno_name, said
@@ -18,8 +17,7 @@ Answer: TypeAlias = dict[str, Any]
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(NamedTuple):
     """One step that was tried. If it has worked, the texts are empty.
 
     The names of the fields are those in the JSON of ``pytest-mountns doctor``.
@@ -102,7 +100,7 @@ class TrialLog:
 
     def answer(self, **more: object) -> Answer:
         """The trials and ``more``, as plain types."""
-        return {"trials": [asdict(trial) for trial in self.trials], **more}
+        return {"trials": [trial._asdict() for trial in self.trials], **more}
 
 
 def _in_words(error: SandboxError) -> str:
@@ -129,5 +127,5 @@ def try_in_child(action: Callable[[], Answer]) -> Answer:
     try:
         answer, _ = call_in_helper(lambda: (action(), ()), "try a sandbox", timeout=_TIMEOUT)
     except SandboxError as error:
-        return {"trials": [asdict(Trial("try a sandbox", False, error.kernel, error.cause))]}
+        return {"trials": [Trial("try a sandbox", False, error.kernel, error.cause)._asdict()]}
     return answer

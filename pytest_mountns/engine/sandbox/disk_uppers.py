@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
 from collections.abc import Callable, Sequence
 from typing import NoReturn, final
 
@@ -37,7 +36,7 @@ class DiskUppers:
         guard.
         """
         if self._base is None:
-            base = os.path.join(_find_place(), f"mountns-uppers-{secrets.token_hex(8)}")
+            base = os.path.join(_find_place(), f"mountns-uppers-{os.urandom(8).hex()}")
             with _explained(f"start a process that removes {base} in the end"):
                 # It is started first, so that the directory never exists without it.
                 self._guard = Guard(base)
@@ -49,7 +48,7 @@ class DiskUppers:
                 self.close()
                 raise
         with _explained(f"make a directory for an upper in {self._base}"):
-            upper = f"{self._base}/{secrets.token_hex(8)}"
+            upper = f"{self._base}/{os.urandom(8).hex()}"
             os.mkdir(upper, 0o700)
             return upper
 

@@ -43,7 +43,7 @@ from .sandbox import Layers, Sandbox
 
 
 @final
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Entered:
     """A sandbox that the process has entered, and what it needs to return from it."""
 

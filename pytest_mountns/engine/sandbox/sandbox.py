@@ -89,7 +89,7 @@ class Usage(NamedTuple):
 
 
 @final
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Sandbox:
     """A root in a mount namespace of its own, and the uppers that take what is written there."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from pytest_mountns.engine.linux import syscalls
@@ -53,7 +51,7 @@ def test_a_directory_of_its_own_needs_a_kernel_that_mounts_it() -> None:
         found = planner.findings
         assert found.features is not None
         features = found.features._replace(detached_uppers=False)
-        planner.findings = dataclasses.replace(found, features=features)
+        planner.findings = found._replace(features=features)
         try:
             assert planner.plan(SandboxSpec())
             with pytest.raises(Unavailable, match="tmp_path a mount of its own") as info:

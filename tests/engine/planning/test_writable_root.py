@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import shutil
@@ -77,7 +76,7 @@ def planned(writable: tuple[str, ...] | None, copies: Copies, api: str) -> Plan:
     host = survey(user_namespace=True, places=[BASE])
     made = copies.make(copies.divide(writable, host))
     spec = SandboxSpec(user="root", writable=writable)
-    return plan(spec, dataclasses.replace(host, writable_root=made), features)
+    return plan(spec, host._replace(writable_root=made), features)
 
 
 def as_root_of(
@@ -255,9 +254,7 @@ def test_a_mount_that_does_not_answer_is_left_alone() -> None:
     """It is an empty directory in the sandbox, and nothing asks about it."""
 
     def world() -> tuple[str, ...]:
-        host = dataclasses.replace(
-            survey(user_namespace=True, places=[BASE]), dead=(f"{TREE}/a/dead",)
-        )
+        host = survey(user_namespace=True, places=[BASE])._replace(dead=(f"{TREE}/a/dead",))
         copies = Copies(cache=Cache(CACHE))
         division = copies.divide((TREE,), host)
         copies.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 
 import pytest
 
@@ -32,8 +31,8 @@ def probe_where(monkeypatch: pytest.MonkeyPatch, number: int, here: Environment)
     [
         (OLD, "Linux 5.10.0-32-cloud-amd64 is older than 5.13", "Linux 5.13 or later"),
         # Whether a filter hides the call makes no difference.
-        (replace(OLD, seccomp=True), "older than 5.13", "Linux 5.13 or later"),
-        (replace(OLD, kernel="6.12.113"), "Linux 6.12.113 was built without Landlock", "CONFIG_"),
+        (OLD._replace(seccomp=True), "older than 5.13", "Linux 5.13 or later"),
+        (OLD._replace(kernel="6.12.113"), "Linux 6.12.113 was built without Landlock", "CONFIG_"),
     ],
 )
 def test_a_kernel_without_landlock_is_named(
@@ -49,9 +48,9 @@ def test_a_kernel_without_landlock_is_named(
     ("number", "here", "cause", "remedy"),
     [
         # The kernel was built without it, or a filter hides it: that cannot be told apart.
-        (errno.ENOSYS, replace(OLD, kernel="6.1.0-50", seccomp=True), "seccomp", "container"),
-        (errno.ENOSYS, replace(OLD, kernel="odd"), "seccomp", "Linux 5.13"),
-        (errno.EOPNOTSUPP, replace(OLD, kernel="6.1.0-50"), "not enabled", "lsm="),
+        (errno.ENOSYS, OLD._replace(kernel="6.1.0-50", seccomp=True), "seccomp", "container"),
+        (errno.ENOSYS, OLD._replace(kernel="odd"), "seccomp", "Linux 5.13"),
+        (errno.EOPNOTSUPP, OLD._replace(kernel="6.1.0-50"), "not enabled", "lsm="),
     ],
 )
 def test_other_causes(
