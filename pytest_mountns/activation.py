@@ -66,14 +66,14 @@ def activate(config: pytest.Config) -> Active:
 
 
 def _activate(config: pytest.Config) -> Active:
-    # Loaded before a test process becomes a user who cannot read this package.
-    from .reports import assertrepr  # noqa: F401
+    from .held_modules import HeldModules
+
+    config.add_cleanup(HeldModules().close)
     from .reports.changes import ChangesHook, ChangesReport
     from .reports.count import CountTests
-    from .reports.explain import FailureExplanation
+    from .reports.failures import FailureExplanation, RefusalExplanation
     from .reports.left_processes import LeftProcesses
     from .reports.project_files import ProjectFilesReport
-    from .reports.refusals import RefusalExplanation
     from .reports.summary import summary_key
     from .reports.told import ToldInReport
     from .reports.waiting import WaitingTests

@@ -42,7 +42,8 @@ ARROWS: Final[Mapping[str, str]] = {
     "reports": "session config pytest_internals engine",
     "repro": "reports config session engine",
     "cli": "repro reports session config engine activation",
-    "activation": "runners reports repro session config",
+    "activation": "runners reports repro session config held_modules",
+    "held_modules": "",
     # The faces: hooks and fixtures, a few lines each. Their types are the engine's.
     "plugin": "activation hookspecs fixtures runners reports session config",
     "fixtures": "activation runners reports session config engine",

@@ -14,7 +14,8 @@ To add the state of another plugin:
 2. Add a function ``find_...`` to the module. It takes pytest's config and returns the object, or
    None if the plugin is not loaded. It must not import the plugin: it looks for it in the plugin
    manager, in attributes of the config, or in :data:`sys.modules`.
-3. Add that function to :data:`_FINDERS` below.
+3. Add that function to :data:`.finders.FINDERS`; or, if inline tests concern it, too, to
+   :data:`_OF_ALL_TESTS` below.
 4. Add a test that compares a run with ``--mountns`` to a run without.
 """
 
@@ -28,31 +29,15 @@ from typing import TypeAlias
 import pytest
 
 from .base import PluginState, StateError
-from .benchmark import find_benchmark
 from .coverage import find_coverage
-from .flaky import find_flaky
-from .junit import find_junit
-from .notes import find_notes
-from .pickling import pack, unpack
-from .rerunfailures import find_rerunfailures
-from .stop_requests import find_stop_requests
 from .syrupy import find_syrupy
 
 __all__ = ["PluginState", "PluginStates"]
 
 _Find: TypeAlias = Callable[[pytest.Config], "PluginState | None"]
 
-#: In the order in which the states are collected and merged.
-_FINDERS: tuple[_Find, ...] = (
-    find_coverage,
-    find_junit,
-    find_flaky,
-    find_benchmark,
-    find_syrupy,
-    find_stop_requests,
-    find_rerunfailures,
-    find_notes,
-)
+#: Of plugins that work with files, which are not those of the host while a test runs inline.
+_OF_ALL_TESTS: tuple[_Find, ...] = (find_coverage, find_syrupy)
 
 
 class PluginStates:
@@ -64,15 +49,26 @@ class PluginStates:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._found: dict[str, PluginState] | None = None
+        self._of_all_tests: dict[str, PluginState] | None = None
+        self._of_forks: dict[str, PluginState] | None = None
+
+    # These are first called for the first isolated test, and before the first fork. By then every
+    # plugin is loaded and has set up what it keeps for the session.
+    def _common(self) -> dict[str, PluginState]:
+        if self._of_all_tests is None:
+            self._of_all_tests = self._find(_OF_ALL_TESTS)
+        return self._of_all_tests
 
     def _all(self) -> dict[str, PluginState]:
-        # This is first called for the first isolated test. By then every plugin is loaded and has
-        # set up what it keeps for the session.
-        if self._found is None:
-            found = (find(self._config) for find in _FINDERS)
-            self._found = {one.name: one for one in found if one is not None}
-        return self._found
+        if self._of_forks is None:
+            from .finders import FINDERS
+
+            self._of_forks = {**self._common(), **self._find(FINDERS)}
+        return self._of_forks
+
+    def _find(self, finders: Sequence[_Find]) -> dict[str, PluginState]:
+        found = (find(self._config) for find in finders)
+        return {one.name: one for one in found if one is not None}
 
     def before_fork(self, item: pytest.Item) -> None:
         """Find the plugins, and what their states need to know once, in the pytest process."""
@@ -86,7 +82,7 @@ class PluginStates:
 
     def before_reset(self) -> None:
         """Save what plugins have in files of the sandbox that are about to be dropped."""
-        for plugin_state in self._all().values():
+        for plugin_state in self._common().values():
             plugin_state.before_reset()
 
     def pack(self, item: pytest.Item) -> Iterator[tuple[str, bytes | None]]:
@@ -115,6 +111,8 @@ class PluginStates:
     def _pack(
         self, item: pytest.Item, states: Sequence[PluginState]
     ) -> Iterator[tuple[str, bytes | None]]:
+        from .pickling import pack
+
         for plugin_state in states:
             name = plugin_state.name
             try:
@@ -134,6 +132,8 @@ class PluginStates:
         report: pytest.TestReport | None = None,
     ) -> None:
         """Add in one process what :meth:`pack` or :meth:`pack_early` has yielded in the other."""
+        from .pickling import unpack
+
         plugin_state = self._all()[name]
         plugin_state.report = report
         with _failure_as_warning(name, item):
@@ -158,23 +158,23 @@ class PluginStates:
 
     def before_enter(self, item: pytest.Item) -> None:
         """Prepare plugins on the host for an inline test in a sandbox."""
-        for plugin_state in self._all().values():
+        for plugin_state in self._common().values():
             plugin_state.before_enter(item)
 
     def after_enter(self, item: pytest.Item) -> None:
         """Prepare plugins in the sandbox for an inline test."""
-        for plugin_state in self._all().values():
+        for plugin_state in self._common().values():
             plugin_state.after_enter(item)
 
     def before_leave(self, item: pytest.Item) -> None:
         """Save what plugins have in files of the sandbox, after an inline test."""
-        for name, plugin_state in self._all().items():
+        for name, plugin_state in self._common().items():
             with _failure_as_warning(name, item):
                 plugin_state.before_leave(item)
 
     def after_leave(self, item: pytest.Item) -> None:
         """Restore plugins on the host, after an inline test."""
-        for name, plugin_state in self._all().items():
+        for name, plugin_state in self._common().items():
             with _failure_as_warning(name, item):
                 plugin_state.after_leave(item)
 
@@ -190,7 +190,7 @@ class PluginStates:
 
     def finish(self) -> None:
         """Tell plugins in the pytest process that the last test has run."""
-        for plugin_state in (self._found or {}).values():
+        for plugin_state in (self._of_forks or self._of_all_tests or {}).values():
             plugin_state.finish()
 
 

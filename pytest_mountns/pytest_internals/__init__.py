@@ -3,19 +3,11 @@
 Each function says which internal it uses. All of them work with pytest 8.0 to 9.x.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from _pytest.outcomes import OutcomeException
 
-from .attributes import (
-    Watched,
-    foreign_attributes,
-    foreign_config_attributes,
-    kept_open,
-    named_plugins,
-    number_of_plugins,
-    value_of_fixture,
-    watched_plugins,
-)
-from .failures import noted_failures
 from .frames import drop_unseen, unseen
 from .reports import (
     Phase,
@@ -72,11 +64,6 @@ from .running import (
     wider_teardown_is_due,
     wider_teardown_runs_code,
 )
-from .screen import (
-    Screen,
-    capture_suspended,
-    captured_so_far,
-)
 from .settings import (
     Watchdog,
     base_temporary_directory,
@@ -88,6 +75,24 @@ from .settings import (
     user_name,
     watchdog,
 )
+
+if TYPE_CHECKING:
+    from .attributes import (
+        Watched,
+        foreign_attributes,
+        foreign_config_attributes,
+        kept_open,
+        named_plugins,
+        number_of_plugins,
+        value_of_fixture,
+        watched_plugins,
+    )
+    from .failures import noted_failures
+    from .screen import (
+        Screen,
+        capture_suspended,
+        captured_so_far,
+    )
 
 __all__ = [
     "Delegated",
@@ -166,3 +171,14 @@ __all__ = [
     "wider_teardown_is_due",
     "wider_teardown_runs_code",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        # Only forked tests need these modules, so they are loaded before the first fork.
+        for place in ("attributes", "failures", "screen") if name in __all__ else ():
+            module = import_module(f".{place}", __name__)
+            if hasattr(module, name):
+                value = globals()[name] = getattr(module, name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

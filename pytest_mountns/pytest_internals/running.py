@@ -19,7 +19,6 @@ from _pytest.runner import SetupState
 from _pytest.unittest import TestCaseFunction
 
 from .frames import unseen
-from .screen import live_log_of_one_teardown
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -414,6 +413,8 @@ def tear_down_wider(
     Returns the call and the captured sections. Only pytest's own hooks run (capture, logging,
     warnings): the hooks of other plugins have seen this item's teardown in the test process.
     """
+    from .screen import live_log_of_one_teardown
+
     hook = _own_hook(item, "pytest_runtest_teardown")
     before = len(item._report_sections)
     item.stash.setdefault(caplog_records_key, {})

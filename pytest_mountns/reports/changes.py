@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import pytest
 
 from ..config import options
-from ..engine.changes.changes import Changes
-from ..engine.changes.render import COLOURS, Limits, styled, text_of
 from ..engine.linux.errors import SandboxError
 from ..session.observers import Observer, WrittenByTest
 from ..session.temporary import temporary_directories
 from . import SECTION
-from .filter import FilteredChanges, filter_changes
+
+if TYPE_CHECKING:
+    from ..engine.changes.changes import Changes
+    from .filter import FilteredChanges
 
 PROPERTY: Final = "mountns_changes"
 #: How many paths the user property has.
@@ -37,6 +38,8 @@ def section(found: FilteredChanges) -> str:
     """The text of the section; "" if there is nothing to show."""
     if not found.changes:
         return ""
+    from ..engine.changes.render import Limits, text_of
+
     return "\n".join(text_of(found.changes, Limits(), found.note()))
 
 
@@ -97,6 +100,8 @@ class ChangesReport(Observer):
 
     def _shown(self, changes: Changes) -> tuple[FilteredChanges, str]:
         """What is shown of them, and the text of the section; diffs can only be read now."""
+        from .filter import filter_changes
+
         found = filter_changes(changes, temporary_directories(self._config))
         return found, section(found)
 
@@ -184,6 +189,8 @@ def _with_section(stats: Mapping[str, Sequence[object]]) -> Iterator[Any]:
 
 
 def _coloured(text: str, writer: Any) -> str:
+    from ..engine.changes.render import COLOURS, styled
+
     return "\n".join(
         writer.markup(line, **{COLOURS[style]: True}) if style else line
         for style, line in styled(text)

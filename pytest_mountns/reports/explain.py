@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from os import PathLike
 from types import FrameType, TracebackType
-from typing import Final, NamedTuple, final
+from typing import Final, NamedTuple
 
 import pytest
 
@@ -18,7 +18,6 @@ from ..engine.linux.mountinfo import is_below
 from ..engine.linux.untouched import os
 from ..engine.plan.model import SHM, Bind, Plan
 from ..engine.sandbox.sandbox import Sandbox
-from ..session.observers import Observer
 
 #: How many frames of a failure are looked at, from the innermost on.
 _FRAMES: Final = 8
@@ -32,15 +31,6 @@ _SAID_OF_IDS: Final = (
     r"|cannot set groups)[^\n]*?(?:Invalid argument|Operation not permitted)"
 )
 _OF_IDS: Final = r"\b(?:[fl]?chown|set(?:e|re|res)?[ug]id|setgroups|initgroups)\("
-
-
-@final
-class FailureExplanation(Observer):
-    """Adds a section to reports of tests that may have failed because of the sandbox."""
-
-    def on_failure(self, report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
-        """Explain ``error`` in the report."""
-        explain_failure(report, error, sandbox)
 
 
 def explain_failure(report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:

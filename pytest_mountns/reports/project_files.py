@@ -18,7 +18,6 @@ import pytest
 
 from .. import pytest_internals
 from ..config import options
-from ..engine.changes.diffs import printable
 from ..engine.changes.touched import TouchedBelow
 from ..engine.linux.untouched import os
 from ..session.observers import Observer
@@ -39,6 +38,8 @@ def line(tests: int, files: Mapping[str, Collection[str]], *, toml: bool) -> str
 
     ``toml``: ini values are shown as the configuration file has them, as TOML.
     """
+    from ..engine.changes.diffs import printable
+
     directories = sorted(files, key=lambda one: (-len(files[one]), one))
     # A volume has all that is below it.
     volumes = [one for one in directories if not _is_in_any(one, directories)]
@@ -60,6 +61,8 @@ def _is_in_any(directory: str, others: Collection[str]) -> bool:
 
 def _setting(directories: list[str], toml: bool) -> str:
     """The ini value that makes these directories volumes."""
+    from ..engine.changes.diffs import printable
+
     # A colon separates source and target.
     shown = [printable(one).replace(":", "\\:") for one in directories[:_MOST_DIRECTORIES]]
     more = ", ..." if len(directories) > _MOST_DIRECTORIES else ""

@@ -6,12 +6,11 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from ..engine.linux.errors import errno_name
-from ..session.observers import Observer
 from .explain import chain
 
 if TYPE_CHECKING:
@@ -31,23 +30,17 @@ _NAMED: Final = (
 _MOST: Final = 5
 
 
-@final
-class RefusalExplanation(Observer):
-    """Adds a section to reports of tests that the guard may have made fail."""
-
-    def on_failure_under_guard(
-        self, report: pytest.TestReport, error: BaseException, guard: Guard
-    ) -> None:
-        """Say which path was refused, and what is allowed."""
-        found = dict.fromkeys(_refused(report, error, guard))
-        if not found and guard.plan.no_network and _is_of_network(error):
-            text = (
-                'network="none": a guard refuses every TCP connection, those of one process with'
-                " itself as well. A sandbox has a network of its own."
-            )
-            report.sections.append(("mountns", text))
-        elif found:
-            report.sections.append(("mountns", _explanation(list(found), guard)))
+def explain_refusal(report: pytest.TestReport, error: BaseException, guard: Guard) -> None:
+    """Say in the report which path was refused, and what is allowed."""
+    found = dict.fromkeys(_refused(report, error, guard))
+    if not found and guard.plan.no_network and _is_of_network(error):
+        text = (
+            'network="none": a guard refuses every TCP connection, those of one process with'
+            " itself as well. A sandbox has a network of its own."
+        )
+        report.sections.append(("mountns", text))
+    elif found:
+        report.sections.append(("mountns", _explanation(list(found), guard)))
 
 
 def _refused(report: pytest.TestReport, error: BaseException, guard: Guard) -> Iterator[str]:

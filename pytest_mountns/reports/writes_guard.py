@@ -6,19 +6,19 @@ What the test runs may have replaced any function, so the pytest process does th
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
 from .. import pytest_internals
-from ..engine.changes.changes import Change, Changes, compile_globs
-from ..engine.changes.render import describe
 from ..engine.linux.errors import SandboxError
 from ..session.current import RunningTest
 from ..session.observers import Observer, WrittenByTest
 from ..session.selection import Selection
 from ..session.temporary import temporary_directories
-from .filter import filter_changes
+
+if TYPE_CHECKING:
+    from ..engine.changes.changes import Change, Changes
 
 #: How many paths the message of a failing test lists.
 _MESSAGE_PATHS: Final = 20
@@ -28,6 +28,8 @@ _accused_key: Final = pytest.StashKey["set[str]"]()
 
 def outside(changes: Changes, globs: Sequence[str]) -> list[Change]:
     """Those that no glob allows. Of a renamed directory both paths have to be allowed."""
+    from ..engine.changes.changes import compile_globs
+
     allowed = compile_globs(globs)
     return [
         change
@@ -64,6 +66,8 @@ class WritesGuard(Observer):
         globs = self._selection.spec(item).writes
         if globs is None:
             return ""
+        from .filter import filter_changes
+
         try:
             with written.changes() as changes:
                 found = filter_changes(changes, temporary_directories(self._config))
@@ -115,6 +119,8 @@ class _GuardHooks:
 
 
 def _message(new: Sequence[Change], globs: Sequence[str]) -> str:
+    from ..engine.changes.render import describe
+
     # pytest's short summary shows the first line only.
     more = f" and {len(new) - 1} more" if len(new) > 1 else ""
     first = f"{new[0].path}{more} changed, outside of writes=[{', '.join(map(repr, globs))}]"

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Protocol, cast, final
+from typing import TYPE_CHECKING, Any, Protocol, cast, final
 
 import pytest
 
 from .. import pytest_internals
-from ..engine.changes.changes import Changes
 from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.namespaces import real_stderr
@@ -28,13 +27,16 @@ from ..engine.plan.model import Plan
 from ..engine.sandbox import disk_uppers
 from ..engine.sandbox.sandbox import Sandbox
 from ..engine.sandbox.stack import SandboxStack
-from ..engine.sandbox.written import Written
 from ..session.observers import Observers, WrittenByTest
 from .context import RunnerContext
 from .in_sandbox import TestInSandbox
 from .prepare import Preparation
 from .process_state import ProcessState
 from .shared_directory import SharedDirectory
+
+if TYPE_CHECKING:
+    from ..engine.changes.changes import Changes
+    from ..engine.sandbox.written import Written
 
 #: Set by pytest itself in each phase.
 _OF_PYTEST = b"PYTEST_CURRENT_TEST"
@@ -352,6 +354,8 @@ class _WrittenInline:
 
     @contextlib.contextmanager
     def layers(self) -> Iterator[Sequence[Written]]:
+        from ..engine.sandbox.written import Written
+
         if self._test.is_gone:
             raise SandboxError(
                 "look at what the test has written", cause="it failed when wider fixtures had ended"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import pytest
 
 from .current import Current, RunningTest
-from .exploring import Exploring
 from .guards import Guards
 from .observers import Observers
 from .other_plugins import OtherPlugins
 from .sandboxes import Sandboxes
 from .selection import Selection
 from .trace import Trace
+
+if TYPE_CHECKING:
+    from .exploring import Exploring
 
 
 @final
@@ -66,6 +68,8 @@ class Session:
 
     def exploring(self, test: RunningTest, only: int | None) -> Exploring:
         """The crashes that ``test`` goes through; of their crash points ``only`` this one."""
+        from .exploring import Exploring
+
         return Exploring(test, self.current, only)
 
     def close(self) -> None:

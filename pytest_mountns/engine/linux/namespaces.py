@@ -16,14 +16,16 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from . import mountinfo, threads
 from . import syscalls as sys
 from .errno_advice import Doing, explain
 from .errors import SandboxError, Unavailable, said
-from .subordinate_ids import IdMaps, enter_mapped
 from .untouched import _signal, fcntl, open, os, posix, signal
+
+if TYPE_CHECKING:
+    from .subordinate_ids import IdMaps
 
 T = TypeVar("T")
 
@@ -91,6 +93,8 @@ def enter_user_namespace(
         # A process that has changed its uid since its exec could not write its own maps otherwise.
         sys.prctl(sys.PR_SET_DUMPABLE, 1)
         if maps is not None:
+            from .subordinate_ids import enter_mapped
+
             enter_mapped(maps, lambda: sys.unshare(sys.CLONE_NEWUSER))
             return
         sys.unshare(sys.CLONE_NEWUSER)

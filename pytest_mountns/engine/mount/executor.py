@@ -36,7 +36,6 @@ from ..plan.model import (
     Step,
 )
 from .api import NOSUID_NODEV, MountApi
-from .assemble import make_lower
 from .dev import mount_dev
 from .mountpoint import make_mountpoint
 
@@ -288,6 +287,8 @@ class PlanExecutor:
             if self._reused_uppers
             else f"{step.name}.lower"
         )
+        from .assemble import make_lower
+
         parts = make_lower(step, self._plan, lower)
         if parts.has_lower:
             lowers = (*step.layers, lower)

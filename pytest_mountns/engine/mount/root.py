@@ -19,7 +19,6 @@ from ..linux.namespaces import current_namespace, explained, high, mounting
 from ..linux.untouched import os
 from ..plan.model import Features, Layered, Plan, Step
 from .api import MountApi
-from .classic_api import ClassicMountApi
 from .executor import PlanExecutor, open_scratch
 from .new_api import DeferredMountApi, NewMountApi, forget_entries
 from .template import Template
@@ -106,6 +105,8 @@ def mount_api_for(features: Features) -> MountApi:
     """Returns the mount API that works here, as :mod:`.probe.features` has found out."""
     if features.new_api:
         return NewMountApi(attach_scratch=not features.detached_uppers)
+    from .classic_api import ClassicMountApi
+
     return ClassicMountApi()
 
 

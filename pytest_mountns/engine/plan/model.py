@@ -6,11 +6,13 @@ them out, and :meth:`Plan.describe` prints them.
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple, TypeAlias, final
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, final
 
 from ..linux.mountinfo import Mount
 from ..linux.overlayfs import TRUSTED, USER
-from ..linux.subordinate_ids import IdMaps
+
+if TYPE_CHECKING:
+    from ..linux.subordinate_ids import IdMaps
 
 #: Filesystems that show the state of the kernel, over which an overlay makes no sense.
 PSEUDO: Final = frozenset(

@@ -12,7 +12,6 @@ from typing import Final, NamedTuple, final
 
 from ..linux import syscalls as sys
 from ..linux.attributes import OVERFLOW_ID
-from ..linux.diagnosis import diagnose
 from ..linux.environment import Environment, apparmor_profile, read_environment
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import (
@@ -29,9 +28,7 @@ from ..plan.decide import plan
 from ..plan.model import Features, Host, User
 from ..plan.spec import SandboxSpec
 from ..sandbox.create import enter
-from ..sandbox.credentials import become_user
 from ..sandbox.disk_uppers import DiskUppers
-from ..sandbox.uts_and_network import bring_up_loopback
 from .host import survey
 from .lowerdirs import (
     change_to_scratch,
@@ -141,6 +138,9 @@ def probe_optional(findings: ProbeResult) -> ProbeResult:
 
 def _try_keys(user_namespace: bool) -> Answer:
     """Try the steps of :func:`probe_optional`, in this process."""
+    from ..sandbox.credentials import become_user
+    from ..sandbox.uts_and_network import bring_up_loopback
+
     log = TrialLog(user_namespace)
     if user_namespace:
         enter_user_namespace()
@@ -174,6 +174,8 @@ def _diagnosed(trial: Trial, here: Environment, user_namespace: bool) -> Trial:
     """The trial with the cause and the remedy for this environment, if they are sure."""
     if trial.works:
         return trial
+    from ..linux.diagnosis import diagnose
+
     advice = diagnose(trial.name, trial.errno, here, user_namespace=user_namespace)
     return trial if advice is None else trial._replace(cause=advice[0], remedy=advice[1])
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import final
 
 from ..linux.background_close import BackgroundCloser
-from ..linux.diagnosis import diagnosed
 from ..linux.environment import read_environment
 from ..linux.errors import SandboxError, Unavailable
 from ..linux.namespaces import (
@@ -110,6 +109,8 @@ class SandboxManager:
             if step == "mount namespace":
                 # It stays in the user namespace, and must not have more rights than before.
                 drop_user_capabilities()
+            from ..linux.diagnosis import diagnosed
+
             raise diagnosed(error, step, here) from error.__cause__
         self.in_user_namespace = True
         posix.close(self._host_namespace)

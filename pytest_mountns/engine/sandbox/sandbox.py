@@ -20,8 +20,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, final
 
-from ..changes.changes import Changes
-from ..changes.entries import Contents, Side
 from ..linux import syscalls as sys
 from ..linux.attributes import copy_attributes
 from ..linux.errors import SandboxError, Unavailable
@@ -46,11 +44,13 @@ from ..mount.new_api import clone_own, set_read_only
 from ..mount.root import ReusedUppers, mount_root_filesystem
 from ..mount.template import Template
 from ..plan.model import Bind, Layered, MountTmpfs, OwnDirectory, Plan
-from .uppers import Uppers, UppersDescription
 
 if TYPE_CHECKING:
+    from ..changes.changes import Changes
+    from ..changes.entries import Side
     from ..layers.layer_writer import WrittenLayer
     from ..layers.tar_writer import Compression
+    from .uppers import Uppers, UppersDescription
 
 
 #: For the flags of statvfs(3) those of mount_setattr(2).
@@ -238,6 +238,8 @@ class Sandbox:
         What the changes hold can be read until the sandbox is reset. Raises :class:`SandboxError`
         if something cannot be read.
         """
+        from ..changes.entries import Contents
+
         dropped = self.plan.drops_capabilities
         overlays = self.overlays
 
@@ -299,11 +301,15 @@ class Sandbox:
                 return None
 
     def _uppers(self) -> Uppers:
+        from .uppers import Uppers
+
         overlays = [*self.overlays, *self.written_template_overlays()]
         return Uppers(self.scratch, overlays, self.created, self.plan.features.xattr_prefix)
 
     def describe_uppers(self) -> UppersDescription:
         """Returns what another process has to know to read the uppers, besides the template's."""
+        from .uppers import UppersDescription
+
         overlays = [(overlay.mountpoint, overlay.upper) for overlay in self.overlays]
         return UppersDescription(overlays, list(self.created))
 
