@@ -28,6 +28,7 @@ HELD: Final = (
     "engine.linux.diagnosis",
     "engine.linux.subordinate_ids",
     "engine.mount.assemble",
+    "engine.mount.classic_api",
     "engine.sandbox.uppers",
     "engine.sandbox.written",
     "reports.assertrepr",

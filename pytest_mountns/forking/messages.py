@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
-    from ..engine.plan.model import Plan
-    from ..engine.sandbox.uppers import UppersDescription
+    from ..engine.plan.model import Plan, UppersDescription
 
 # Named tuples: making one and pickling it costs less than a dataclass does, and each test sends
 # about ten of them.

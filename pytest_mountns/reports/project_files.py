@@ -24,7 +24,7 @@ from ..session.observers import Observer
 from ..session.temporary import temporary_directories
 
 if TYPE_CHECKING:
-    from ..engine.sandbox.uppers import UppersDescription
+    from ..engine.plan.model import UppersDescription
 
 #: What nobody misses: caches, and files that are brought to the host by other ways.
 _CACHES: Final = r"__pycache__|\.(pytest|mypy|ruff)_cache|\.hypothesis|\.coverage(\..*)?|.*\.pyc"

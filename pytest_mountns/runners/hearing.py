@@ -14,8 +14,7 @@ from ..engine.linux.c_stdout import put_stdout
 from ..engine.linux.errors import SandboxError, Unavailable
 from ..engine.linux.threads import libraries_with_threads
 from ..engine.linux.untouched import time
-from ..engine.plan.model import Plan
-from ..engine.sandbox.uppers import UppersDescription
+from ..engine.plan.model import Plan, UppersDescription
 from ..engine.sandbox.written import Written
 from ..forking import channel, deadlock, messages
 from ..forking.deadlock import EXPLANATION

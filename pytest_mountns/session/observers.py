@@ -17,11 +17,10 @@ import pytest
 
 if TYPE_CHECKING:
     from ..engine.changes.changes import Changes
-    from ..engine.plan.model import Plan
+    from ..engine.plan.model import Plan, UppersDescription
     from ..engine.plan.spec import SandboxSpec
     from ..engine.sandbox.guard import Guard
     from ..engine.sandbox.sandbox import Sandbox
-    from ..engine.sandbox.uppers import UppersDescription
     from ..engine.sandbox.written import Written
     from .current import RunningTest
 

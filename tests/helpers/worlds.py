@@ -24,19 +24,20 @@ from typing import Final, Literal, NoReturn, TypeAlias, TypeVar
 
 import pytest
 
-# The engine loads it when changes are read, which a world's user may not do: the checkout may be
+# The engine loads these when they are needed, which a world's user may not do: the checkout may be
 # closed to him.
-from pytest_mountns.engine.changes import compare  # noqa: F401
-from pytest_mountns.engine.linux import syscalls
+from pytest_mountns.engine.linux import diagnosis, subordinate_ids, syscalls  # noqa: F401
 from pytest_mountns.engine.linux.errors import SandboxError
 from pytest_mountns.engine.linux.mountinfo import is_below, read, visible
 from pytest_mountns.engine.linux.namespaces import drop_user_capabilities, enter_user_namespace
 from pytest_mountns.engine.linux.pid_namespace import die_with_parent
+from pytest_mountns.engine.mount import assemble, classic_api  # noqa: F401
 from pytest_mountns.engine.plan.decide import plan
 from pytest_mountns.engine.plan.model import Features, Plan
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.probe.features import ProbeResult, probe, probe_pid_namespace
 from pytest_mountns.engine.probe.host import survey
+from pytest_mountns.engine.sandbox import written  # noqa: F401
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 from pytest_mountns.engine.sandbox.sandbox import Sandbox

@@ -36,6 +36,7 @@ real_stderr: Final[ContextVar[int]] = ContextVar("real_stderr", default=2)
 #: numbers that they have without the plugin.
 FD_FLOOR: Final = 500
 _NAMESPACE: Final = "/proc/thread-self/ns/mnt"
+_UTS_NAMESPACE: Final = "/proc/thread-self/ns/uts"
 
 
 def high(fd: int) -> int:
@@ -182,6 +183,17 @@ class WayBack:
         sys.unshare(sys.CLONE_FS)
         self._away = True
 
+    def try_out(self) -> None:
+        """Go away and return to where this thread is. From then on it counts as away.
+
+        Raises :class:`OSError` if the kernel refuses it, as it would refuse the return later. Then
+        this thread has not moved.
+        """
+        sys.unshare(sys.CLONE_FS)
+        sys.setns(self._namespace, sys.CLONE_NEWNS)
+        self._away = True
+        self._return()
+
     def leave_for(self, namespace: int) -> None:
         """Move there. Raises :class:`OSError` if the kernel refuses."""
         self.away()
@@ -220,6 +232,26 @@ class WayBack:
             posix.fchdir(self._root)
             posix.chroot(".")
         posix.fchdir(self._cwd)
+
+
+@contextmanager
+def uts_namespace_kept() -> Iterator[None]:
+    """When the context ends, this thread is in the UTS namespace in which it is now.
+
+    Raises :class:`OSError` if that cannot be noted. If it cannot be entered again, the process
+    ends: see :func:`give_up`.
+    """
+    kept = posix.open(_UTS_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        try:
+            if not os.path.samestat(posix.fstat(kept), posix.stat(_UTS_NAMESPACE)):
+                sys.setns(kept, sys.CLONE_NEWUTS)
+        except OSError as error:
+            give_up(error)
+        finally:
+            posix.close(kept)
 
 
 def give_up(error: BaseException) -> None:

@@ -183,6 +183,19 @@ class Layered(NamedTuple):
 
 
 @final
+class UppersDescription(NamedTuple):
+    """What a process has to know of a sandbox that another one has made, to read its uppers.
+
+    It consists of plain types, since it is pickled for each test that makes its sandbox itself.
+    """
+
+    #: The mountpoint and the upper of each overlay, as in :class:`Layered`.
+    overlays: list[tuple[str, str]]
+    #: The paths that were made only to be mounted on.
+    created: list[str]
+
+
+@final
 class OwnDirectory(NamedTuple):
     """A directory of a sandbox that is a mount of its own, without an overlay.
 

@@ -167,18 +167,18 @@ def _subdirectories(path: str) -> list[str]:
         return []
 
 
+def is_remote(mount: Mount) -> bool:
+    """Whether it is of a kind that may not answer: a network filesystem, or one of FUSE."""
+    return mount.fstype in _REMOTE or mount.fstype.partition(".")[0] in ("fuse", "fuseblk")
+
+
 def _dead(mounts: Iterable[Mount]) -> set[str]:
     """Mountpoints of remote filesystems that do not answer, and those below them.
 
     A process is forked for each, as it may block for ever.
     """
     mounts = list(mounts)
-    remote = [
-        mount.mountpoint
-        for mount in mounts
-        if mount.mountpoint != "/"
-        and (mount.fstype in _REMOTE or mount.fstype.partition(".")[0] in ("fuse", "fuseblk"))
-    ]
+    remote = [mount.mountpoint for mount in mounts if mount.mountpoint != "/" and is_remote(mount)]
     asked = {path: fork() or _look_and_exit(path) for path in remote}
     deadline = time.monotonic() + _PATIENCE
     silent = [path for path, child in asked.items() if not _answers(child, deadline)]

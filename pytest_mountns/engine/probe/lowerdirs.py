@@ -51,7 +51,7 @@ def refused_lowers(paths: Sequence[str], features: Features) -> frozenset[str]:
         if features.user_namespace:
             enter_user_namespace()
         enter_mount_namespace(features.user_namespace)
-        api = change_to_scratch(features, directory)
+        api = change_to_scratch(features, [], directory)
         log = TrialLog(features.user_namespace)
         refused = find_refused(log, api, paths, features)
         return log.answer() if log.trials else {"refused": refused, "trials": []}
@@ -86,13 +86,20 @@ def find_refused(
     return refused
 
 
-def change_to_scratch(features: Features, directory: str | None = None) -> MountApi:
-    """Change to a new directory for uppers of trials: in memory, or in ``directory`` on disk."""
+def change_to_scratch(
+    features: Features, opened: list[int], directory: str | None = None
+) -> MountApi:
+    """Change to a new directory for uppers of trials: in memory, or in ``directory`` on disk.
+
+    What has to stay open meanwhile is put into ``opened``.
+    """
     api = mount_api_for(features)
     if directory is None:
-        os.fchdir(api.make_scratch([("mode", "0755")]))
+        scratch = api.make_scratch([("mode", "0755")])
     else:
-        os.fchdir(api.make_scratch_on_disk(directory))
+        scratch = api.make_scratch_on_disk(directory)
+    opened.append(scratch)
+    os.fchdir(scratch)
     return api
 
 

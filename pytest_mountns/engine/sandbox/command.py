@@ -22,10 +22,9 @@ from ..linux.job_control import take_terminal_back
 from ..linux.pid_namespace import read_status
 from ..linux.sockets import socket
 from ..linux.untouched import os, signal
-from ..plan.model import Plan
+from ..plan.model import Plan, UppersDescription
 from .forked import ForkedEntry
 from .sandbox import Layers
-from .uppers import UppersDescription
 from .written import Written
 
 #: Exit statuses of a command that could not be started, as shells have them, see bash(1).

@@ -43,14 +43,14 @@ from ..mount.mountpoint import make_mountpoint
 from ..mount.new_api import clone_own, set_read_only
 from ..mount.root import ReusedUppers, mount_root_filesystem
 from ..mount.template import Template
-from ..plan.model import Bind, Layered, MountTmpfs, OwnDirectory, Plan
+from ..plan.model import Bind, Layered, MountTmpfs, OwnDirectory, Plan, UppersDescription
 
 if TYPE_CHECKING:
     from ..changes.changes import Changes
     from ..changes.entries import Side
     from ..layers.layer_writer import WrittenLayer
     from ..layers.tar_writer import Compression
-    from .uppers import Uppers, UppersDescription
+    from .uppers import Uppers
 
 
 #: For the flags of statvfs(3) those of mount_setattr(2).
@@ -308,8 +308,6 @@ class Sandbox:
 
     def describe_uppers(self) -> UppersDescription:
         """Returns what another process has to know to read the uppers, besides the template's."""
-        from .uppers import UppersDescription
-
         overlays = [(overlay.mountpoint, overlay.upper) for overlay in self.overlays]
         return UppersDescription(overlays, list(self.created))
 

@@ -13,23 +13,11 @@ from typing import IO, TYPE_CHECKING, NamedTuple, final
 from ..changes.changes import Changes
 from ..changes.compare import read_changes
 from ..changes.entries import Contents
-from ..plan.model import Layered, Plan
+from ..plan.model import Layered, Plan, UppersDescription
 
 if TYPE_CHECKING:
     from ..layers.layer_writer import WrittenLayer
     from ..layers.tar_writer import Compression
-
-
-class UppersDescription(NamedTuple):
-    """What a process has to know of a sandbox that another one has made, to read its uppers.
-
-    It consists of plain types, since it is pickled for each test that makes its sandbox itself.
-    """
-
-    #: The mountpoint and the upper of each overlay, as in :class:`.plan.model.Layered`.
-    overlays: list[tuple[str, str]]
-    #: The paths that were made only to be mounted on.
-    created: list[str]
 
 
 @final

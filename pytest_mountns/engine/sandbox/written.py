@@ -19,9 +19,9 @@ from ..linux.namespaces import enter_mount_namespace, enter_user_namespace, make
 from ..linux.subordinate_ids import IdMaps
 from ..linux.untouched import os
 from ..mount.root import mount_root_filesystem
-from ..plan.model import Layered, Plan
+from ..plan.model import Layered, Plan, UppersDescription
 from .sandbox import Layers, Sandbox
-from .uppers import Uppers, UppersDescription
+from .uppers import Uppers
 
 if TYPE_CHECKING:
     from ..layers.layer_writer import WrittenLayer

@@ -22,10 +22,10 @@ from pytest_mountns.engine.changes.render import Limits, describe, diffs, styled
 from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.errors import SandboxError
 from pytest_mountns.engine.linux.namespaces import enter_user_namespace
+from pytest_mountns.engine.plan.model import UppersDescription
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
-from pytest_mountns.engine.sandbox.uppers import UppersDescription
 from pytest_mountns.engine.sandbox.written import Written
 from tests.helpers.worlds import (
     Mode,
