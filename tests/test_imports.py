@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from pytest_mountns.held_modules import HELD
+
 ASLEEP = {
     "pytest_mountns",
     "pytest_mountns.activation",
@@ -83,3 +85,52 @@ def test_a_session_that_isolates(pytester: pytest.Pytester) -> None:
         "repro",
     ):
         assert f"pytest_mountns.{name}" not in found
+
+
+@pytest.mark.sandboxes
+def test_a_session_whose_tests_pass(pytester: pytest.Pytester) -> None:
+    """Nor is what reads changes and explains failures, or what only forks need."""
+    pytester.makepyfile("def test(): pass")
+    found = _modules(pytester, "-p", "pytest_mountns.plugin", "--mountns")
+    assert "pytest_mountns.runners.inline" in found
+    needless = {f"pytest_mountns.{name}" for name in (*HELD, "plugin_state.notes")}
+    assert found.isdisjoint(needless)
+
+
+#: What the second test finds in its process, and what the pytest process had before it forked.
+IN_TEST_PROCESSES = """
+import sys
+
+before = set()
+
+def loaded():
+    return {name for name in sys.modules if name.startswith("pytest_mountns")}
+
+def pytest_runtest_logstart():
+    before.update(loaded())
+"""
+TWO_TESTS = """
+import os
+from conftest import before, loaded
+
+PYTEST = os.getpid()
+
+def test_one(): pass
+
+def test_two(overlay_root, request):
+    assert os.getpid() != PYTEST
+    request.addfinalizer(check)
+    check()
+
+def check():
+    assert loaded() == before
+"""
+
+
+@pytest.mark.sandboxes
+def test_a_test_process_loads_nothing(pytester: pytest.Pytester) -> None:
+    """Each would load it anew."""
+    pytester.makepyfile(TWO_TESTS)
+    pytester.makeconftest(IN_TEST_PROCESSES)
+    options = ("-p", "pytest_mountns.plugin", "--mountns", "--mountns-process=fork")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=2)

@@ -1,0 +1,110 @@
+"""What is loaded late needs no file of the package: it was read when the plugin was activated."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pytest_mountns
+from pytest_mountns.held_modules import HELD, HeldModules
+from tests.helpers.recording import Record
+
+PACKAGE = Path(pytest_mountns.__file__).parent
+
+#: Each test runs in a sandbox without the package.
+SUITE = """
+import os, shutil, sqlite3
+from pathlib import Path
+import pytest
+import pytest_mountns
+
+HOME = os.readlink("/proc/self/ns/mnt")
+
+@pytest.fixture
+def gone(overlay_root):
+    assert os.readlink("/proc/self/ns/mnt") != HOME
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    assert any(line.split()[4] == "/" and " - overlay " in line for line in mounts)
+    package = Path(pytest_mountns.__file__).parent
+    shutil.rmtree(package)
+    assert not package.exists()
+
+@pytest.fixture(scope="session")
+def connection(tmp_path_factory):
+    connection = sqlite3.connect(tmp_path_factory.mktemp("db") / "file.sqlite")
+    connection.execute("create table t (x)")
+    connection.commit()
+    yield connection
+    connection.close()
+
+def test_changes(gone, overlay_root):
+    Path("/srv/new").write_text("new")
+    assert overlay_root.changes() == {}
+
+def test_explained(connection, gone):
+    connection.execute("insert into t values (1)")
+
+@pytest.mark.mountns(writes=["/nowhere"])
+def test_writes(gone):
+    Path("/srv/other").write_text("other")
+
+def test_layers(gone, overlay_root):
+    Path("/srv/more").write_text("more")
+    overlay_root.reset()
+    assert not overlay_root.changes()
+"""
+
+
+@pytest.fixture(params=["fork", "inline"])
+def process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.sandboxes
+def test_failures_are_explained_where_the_package_is_gone(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makepyfile(SUITE)
+    recorded = record("-pno:rerunfailures", "--mountns")
+    failed = {one.name: one for one in recorded.not_passed}
+    assert set(failed) == {"test_changes", "test_explained", "test_writes"}
+    sections = {name: dict(one.sections) for name, one in failed.items()}
+    assert "changes found, 0 expected" in failed["test_changes"].text
+    assert "/srv/new" in sections["test_changes"]["filesystem changes"]
+    assert "opened before the test had its sandbox" in sections["test_explained"]["mountns"]
+    assert "changed, outside of writes=['/nowhere']" in failed["test_writes"].text
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module of the package that is held, and whose file is gone."""
+    (tmp_path / "made_for_a_test.py").write_text("class Some: pass\n")
+    monkeypatch.setattr(pytest_mountns, "__path__", [*pytest_mountns.__path__, str(tmp_path)])
+    yield tmp_path / "made_for_a_test.py"
+    sys.modules.pop("pytest_mountns.made_for_a_test", None)
+
+
+def test_a_module_is_executed_once(held: Path) -> None:
+    """Or there would be two classes of the same name, if a test restores ``sys.modules``."""
+    name = "pytest_mountns.made_for_a_test"
+    modules = HeldModules(["made_for_a_test"])
+    try:
+        held.unlink()
+        assert name not in sys.modules
+        first = importlib.import_module(name)
+        del sys.modules[name]
+        assert importlib.import_module(name).Some is first.Some
+        del sys.modules[name]
+    finally:
+        modules.close()
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(name)
+
+
+def test_what_is_held_exists() -> None:
+    files = [PACKAGE.joinpath(*name.split(".")).with_suffix(".py") for name in HELD]
+    assert [file for file in files if not file.exists()] == []
