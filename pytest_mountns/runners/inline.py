@@ -354,8 +354,6 @@ class _WrittenInline:
 
     @contextlib.contextmanager
     def layers(self) -> Iterator[Sequence[Written]]:
-        from ..engine.sandbox.written import Written
-
         if self._test.is_gone:
             raise SandboxError(
                 "look at what the test has written", cause="it failed when wider fixtures had ended"
@@ -363,6 +361,8 @@ class _WrittenInline:
         scopes = self._context.fixture_scopes.sandboxes(self._test.item)
         sandboxes = (*scopes, self._test.stack.sandbox)
         with self._context.session.sandboxes.manager.on_host():
+            from ..engine.sandbox.written import Written
+
             yield [Written.of_sandbox(one) for one in sandboxes]
 
 

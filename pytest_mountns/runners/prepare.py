@@ -13,7 +13,6 @@ from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.plan.spec import SandboxSpec
 from ..engine.sandbox.sandbox import Layers
-from . import own_tmp_path
 from .choice import worker_processes
 from .context import RunnerContext
 from .process_state import worker_names
@@ -47,6 +46,8 @@ class Preparation:
         plan = self.plan()
         self._tell(plan)
         if self._session.selection.spec(self._item).tmp_path == "own":
+            from . import own_tmp_path
+
             own_tmp_path.watch(self._item.config, self._session)
         # If a wider fixture of the item's sandbox chose it, no other test would know of it.
         pytest_internals.choose_basetemp(self._item)

@@ -12,7 +12,6 @@ suite runs, and so do all its threads.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -111,6 +110,8 @@ def hand_on_capabilities(config: pytest.Config) -> None:
 
 def send_findings(config: pytest.Config, input: MutableMapping[str, Any]) -> None:
     """In the controller: put what its probe has found into what a worker is sent."""
+    import pickle
+
     if (entered := config.stash.get(entered_key, None)) is not None:
         input[_FINDINGS] = pickle.dumps(entered.findings)
 
@@ -121,4 +122,9 @@ def early_findings(config: pytest.Config) -> ProbeResult | None:
     if entered is None or entered.findings is not None:
         return entered and entered.findings
     sent: bytes | None = getattr(config, "workerinput", {}).get(_FINDINGS)
-    return pickle.loads(sent) if sent is not None else None
+    if sent is None:
+        return None
+    import pickle
+
+    found: ProbeResult = pickle.loads(sent)
+    return found

@@ -25,7 +25,6 @@ from ..linux.namespaces import (
     way_back,
     working_directory,
 )
-from ..linux.pid_namespace import NAMESPACES
 from ..linux.sockets import _socket
 from ..linux.untouched import os
 from ..mount.new_api import set_read_only
@@ -455,6 +454,8 @@ def _try_whole(wanted: Plan, directory: str | None, *, is_mapped: bool = False) 
 def _try_pid_namespace(host: Host, features: Features, directory: str | None) -> Answer:
     """Enter a sandbox with a PID namespace, from a process in between."""
     log = TrialLog(features.user_namespace)
+
+    from ..linux.pid_namespace import NAMESPACES
 
     def make_in_pid_namespace() -> None:
         if features.user_namespace:

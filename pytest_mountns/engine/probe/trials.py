@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from ..linux.errno_advice import Doing, explain
 from ..linux.errors import SandboxError, SyscallError, errno_name, said
-from ..linux.helper_process import call_in_helper
 from ..linux.threads import ThreadsAfterFork
 
 #: Seconds after which a process that tries something is ended.
@@ -124,6 +123,9 @@ def try_in_child(action: Callable[[], Answer]) -> Answer:
 
     If the process ends without an answer, or ``action`` raises, the answer is a failed trial.
     """
+    # Root's probe forks no process, as a rule.
+    from ..linux.helper_process import call_in_helper
+
     try:
         answer, _ = call_in_helper(lambda: (action(), ()), "try a sandbox", timeout=_TIMEOUT)
     except SandboxError as error:

@@ -18,7 +18,7 @@ import pytest
 from pytest_mountns.engine.linux import processes, untouched
 from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
 from pytest_mountns.engine.plan.spec import SandboxSpec
-from pytest_mountns.engine.sandbox import disk_uppers
+from pytest_mountns.engine.sandbox import disk_guard, disk_uppers
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
 from tests.helpers.processes import fork
 from tests.helpers.worlds import BASE, Mode, content, host_unchanged, in_sandbox, in_world, write
@@ -207,7 +207,7 @@ def test_an_upper_that_cannot_be_made_is_named(
     place: Path, monkeypatch: pytest.MonkeyPatch, call: str, succeed: int, number: int
 ) -> None:
     """The first ``succeed`` calls succeed."""
-    where: Any = {"mkdir": untouched.os, "fork": disk_uppers}[call]
+    where: Any = {"mkdir": untouched.os, "fork": disk_guard}[call]
     original = getattr(where, call)
     calls = 0
 
