@@ -65,6 +65,7 @@ _DESCRIPTORS: dict[str, tuple[int, ...]] = {
     "symlinkat": (1,),
     "umask": (),
     "umount2": (),
+    "unlinkat": (0,),
     "unshare": (),
 }
 _OPENING = frozenset({"dup", "fcntl", "fsmount", "fsopen", "open", "openat", "open_tree"})
@@ -72,6 +73,8 @@ _MAKING = frozenset({"mkdir", "mkdirat", "mknod", "mknodat", "chmod", "chown", "
 _DUPLICATE = (0, 0x406)  # F_DUPFD, F_DUPFD_CLOEXEC
 _SET_FD = 5  # FSCONFIG_SET_FD
 
+# All that is ever removed: a directory in the overlay on which the probe tries that.
+_REMOVED = "s" + b"directory".hex()
 _BY_NUMBER = "s" + b"/proc/self/fd/".hex()
 
 _LINE = re.compile(r"\[\s*(\d+)\] (\w+)\((.*)\)\s+= (-?\w+)")
@@ -161,6 +164,8 @@ def _call(line: str) -> Call | None:
     if name == "fsconfig" and int(texts[1], 0) == _SET_FD:
         descriptors.add(4)
     arguments = tuple(_argument(text, index in descriptors) for index, text in enumerate(texts))
+    if name == "unlinkat" and arguments[1] != _REMOVED:
+        return None
     if not name.startswith("symlink") and any(text.startswith(_BY_NUMBER) for text in arguments):
         raise FloorError(f"a path that {name} is given names a descriptor by its number")
     if name in _MAKING and arguments[len(_DESCRIPTORS[name])].startswith("s2f"):
