@@ -22,9 +22,10 @@ from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
 from ..linux.attributes import without_overlay
 from ..linux.call_list import Call, CallList, Result, is_available
+from ..linux.mountinfo import is_below
 from ..linux.namespaces import FD_FLOOR
 from ..linux.untouched import fcntl, open, os, struct
-from ..plan.model import Layered, MakeDev, Overlay, Plan, Seed, Step
+from ..plan.model import DEV, Bind, Layered, MakeDev, Overlay, Plan, Seed, Step
 from .api import NOSUID_NODEV, Options, escape_lower, fits_one_option
 from .dev import DEVICE_NUMBERS, LINKS, TERMINALS, terminal_options
 from .executor import LARGEST_SEED, copy_seed
@@ -131,6 +132,8 @@ class RootCalls:
                 self._add_overlay(step)
             elif isinstance(step, MakeDev) and step.part != "shm":
                 self._add_dev(step)
+            elif isinstance(step, Bind):
+                self._add_bind(step)
         proc = calls.open(Call.OPENAT, sys.AT_FDCWD, b"/proc", _DIRECTORY)
         calls.add(Call.SETNS, namespace, sys.CLONE_NEWNS)
         calls.add(Call.UNSHARE, sys.CLONE_NEWNS)
@@ -219,6 +222,12 @@ class RootCalls:
         self._mount("overlay", step.target, options, step.attributes)
         self.overlays.append(Layered(step.target, upper))
 
+    def _add_bind(self, step: Bind) -> None:
+        flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
+        source = os.fsencode(step.source)
+        tree = self._list.open(Call.OPEN_TREE, sys.AT_FDCWD, source, flags | sys.AT_NO_AUTOMOUNT)
+        self._mounts.append((tree, step.target))
+
     def _add_dev(self, step: MakeDev) -> None:
         calls, dev = self._list, step.target
         directory = self._mount("tmpfs", dev, [("mode", "0755")], sys.MOUNT_ATTR_NOSUID)
@@ -274,4 +283,8 @@ def _is_simple(step: Step) -> bool:
             return True
         case MakeDev(mqueue="" | "own", more=(), host_shm=False):
             return True
+        case Bind(source=source, target=target, read_only=False, optional=False):
+            # A directory that the host has at the same path, so that it need not be made: that of
+            # pytest's cache, for example. Below /dev the order would be another one.
+            return source == target and not is_below(target, DEV)
     return False
