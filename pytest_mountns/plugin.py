@@ -106,10 +106,18 @@ class Hooks:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._summary = config.stash[summary_key]
+        self._known: activation.Active | None = None
+
+    @property
+    def _active(self) -> activation.Active | None:
+        """What was activated; it stays active."""
+        if self._known is None:
+            self._known = activation.find(self._config)
+        return self._known
 
     @property
     def _runner(self) -> Runner | None:
-        active = activation.find(self._config)
+        active = self._active
         return active.runner if active is not None else None
 
     @property
@@ -120,13 +128,13 @@ class Hooks:
 
     def _activated_for(self, item: pytest.Item) -> activation.Active | None:
         """The active plugin if ``item`` asks for a sandbox, else None."""
-        active = activation.find(self._config)
+        active = self._active
         everything = active.session.selection.everything if active is not None else None
         return activation.activate(self._config) if is_wanted(item, everything) else None
 
     def pytest_report_header(self) -> str | None:
         """Say how tests are isolated."""
-        active = activation.find(self._config)
+        active = self._active
         if active is None or active.session.selection.everything is None:
             return None
         from .reports import terminal
@@ -241,13 +249,13 @@ class Hooks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:
         """Note the phase, for the report of a process that dies."""
-        if (active := activation.find(self._config)) is not None:
+        if (active := self._active) is not None:
             active.session.current.enter_phase("call")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
         """Note the phase, for the report of a process that dies."""
-        if (active := activation.find(self._config)) is not None:
+        if (active := self._active) is not None:
             active.session.current.enter_phase("teardown")
 
     @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast, final
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import pytest
 
@@ -45,9 +45,13 @@ def is_wanted(item: pytest.Item, everything: bool | None) -> bool:
     ``everything`` is what :func:`.options.sandbox_everything` has returned. The nearest mark
     decides; without one, a fixture of the plugin or ``--mountns`` does.
     """
-    for mark in item.iter_markers():
-        if mark.name in ("mountns", "no_mountns"):
-            return mark.name == "mountns"
+    # As iter_markers() of the item, which takes 25 calls of functions, and this is asked often.
+    node: Any = item
+    while node is not None:
+        for mark in node.own_markers:
+            if mark.name in ("mountns", "no_mountns"):
+                return bool(mark.name == "mountns")
+        node = node.parent
     return bool(everything) or options.uses_fixture(item)
 
 
@@ -67,6 +71,8 @@ class Selection:
         self._made: Final = made_directories(config)
         #: The marker keys that every spec starts from: those of options, profile and ini.
         self.keys: Final = options.session_keys(config)
+        # The test that is asked about again and again while it runs.
+        self._latest: tuple[pytest.Item, SandboxSpec] | None = None
 
     def make_volumes(self) -> None:
         """Make the directories of the project that are volumes of every test and are not there yet.
@@ -91,9 +97,12 @@ class Selection:
 
         Raises :class:`pytest.UsageError` if its marks are not valid.
         """
+        if self._latest is not None and self._latest[0] is item:
+            return self._latest[1]
         spec = item.stash.get(_spec_key, None)
         if spec is None:
             spec = item.stash[_spec_key] = options.item_spec(item, self.keys)
+        self._latest = item, spec
         return spec
 
     def valid_spec(self, item: pytest.Item) -> SandboxSpec | None:

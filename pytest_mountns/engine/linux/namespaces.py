@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
@@ -360,17 +360,23 @@ def root_of(namespace: int, user_namespace: bool) -> Iterator[int]:
         posix.close(root)
 
 
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """No handler of a signal runs, except for signals that another thread takes."""
-    before = sys.block_all_signals()
-    try:
-        # Signals that came before are handled here, and not later in another tree. The function of
-        # :mod:`signal` would make enumeration members of all 64 signals that it returns.
-        _signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        yield
-    finally:
-        sys.set_signal_mask(before)
+class signals_held:  # noqa: N801 - used as a function, like those of contextlib
+    """A context in which no handler of a signal runs, but for signals that another thread takes."""
+
+    # Entered several times for each test, as is explained(): a generator in place of a class would
+    # take twice as many calls of functions.
+    def __enter__(self) -> None:
+        self._before = sys.block_all_signals()
+        try:
+            # Signals that came before are handled here, and not later in another tree. The function
+            # of :mod:`signal` would make enumeration members of all 64 signals that it returns.
+            _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        except BaseException:
+            sys.set_signal_mask(self._before)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        sys.set_signal_mask(self._before)
 
 
 def drop_user_capabilities() -> None:
@@ -442,16 +448,17 @@ def drop_inherited_capabilities() -> bool:
     return True
 
 
-@contextmanager
-def privileged(dropped: bool) -> Iterator[None]:
+def privileged(dropped: bool) -> AbstractContextManager[None]:
     """Within the context, what :func:`drop_user_capabilities` has dropped is effective.
 
     ``dropped``: whether capabilities may have been dropped. Raises :class:`SandboxError` if they
     cannot be taken back.
     """
-    if not dropped:
-        yield
-        return
+    return _privileged() if dropped else nullcontext()
+
+
+@contextmanager
+def _privileged() -> Iterator[None]:
     with explained("take back the capabilities that were given up", True):
         effective, permitted, inheritable = _twice(sys.capget)
         if effective != permitted:
@@ -471,19 +478,30 @@ def privileged(dropped: bool) -> Iterator[None]:
             _twice(lambda: sys.capset(effective, permitted, inheritable))
 
 
-@contextmanager
-def explained(
-    what: str,
-    user_namespace: bool,
-    doing: Doing = "",
-    error_type: type[SandboxError] = SandboxError,
-) -> Iterator[None]:
-    """Turn an :class:`OSError` into an error of ``error_type`` that says what helps."""
-    try:
-        yield
-    except OSError as error:
-        cause, remedy = explain(error.errno or 0, user_namespace, doing)
-        raise error_type(what, said(error), cause, remedy) from error
+class explained:  # noqa: N801 - used as a function, like those of contextlib
+    """A context that turns an :class:`OSError` into an error that says what helps."""
+
+    def __init__(
+        self,
+        what: str,
+        user_namespace: bool,
+        doing: Doing = "",
+        error_type: type[SandboxError] = SandboxError,
+    ) -> None:
+        self._what = what
+        self._user_namespace = user_namespace
+        self._doing = doing
+        self._error_type = error_type
+
+    def __enter__(self) -> None:
+        """Nothing has to be done."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if isinstance(error, OSError):
+            cause, remedy = explain(error.errno or 0, self._user_namespace, self._doing)
+            raise self._error_type(self._what, said(error), cause, remedy) from error
 
 
 def working_directory() -> str:

@@ -120,6 +120,9 @@ _SYS_LANDLOCK_RESTRICT_SELF: Final = 446
 
 # sigset_t of glibc and musl.
 _SIGSET_SIZE: Final = 128
+_ALL_SIGNALS: Final = b"\xff" * _SIGSET_SIZE
+# Made once: create_string_buffer() looks the type up.
+_SignalSet = ctypes.c_char * _SIGSET_SIZE
 _CAP_VERSION_3: Final = 0x20080522
 _IO_URING_PARAMS_SIZE: Final = 120
 
@@ -391,8 +394,8 @@ def block_all_signals() -> bytes:
 
     The standard library's function makes a set of 64 enumeration members, twice.
     """
-    before = ctypes.create_string_buffer(_SIGSET_SIZE)
-    number = _libc.pthread_sigmask(signal.SIG_SETMASK, b"\xff" * _SIGSET_SIZE, before)
+    before = _SignalSet()
+    number = _libc.pthread_sigmask(signal.SIG_SETMASK, _ALL_SIGNALS, before)
     if number:
         raise SyscallError(number, "pthread_sigmask()")
     return before.raw

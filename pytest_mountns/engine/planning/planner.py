@@ -89,7 +89,9 @@ class Planner:
         It is probed when this is first read. If a trial has failed for a reason that may pass, as
         a lack of memory, it is probed again the next time.
         """
-        findings = self._findings or probe(self.places)
+        if self._findings is not None:
+            return self._findings
+        findings = probe(self.places)
         if not any(one.errno in TRANSIENT_ERRNOS or one.of_process for one in findings.trials):
             self._findings = findings
         return findings
