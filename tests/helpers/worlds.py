@@ -37,7 +37,7 @@ from pytest_mountns.engine.plan.model import Features, Plan
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.probe.features import ProbeResult, probe, probe_pid_namespace
 from pytest_mountns.engine.probe.host import survey
-from pytest_mountns.engine.sandbox import written  # noqa: F401
+from pytest_mountns.engine.sandbox import disk_guard, written  # noqa: F401
 from pytest_mountns.engine.sandbox.create import enter
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 from pytest_mountns.engine.sandbox.sandbox import Sandbox

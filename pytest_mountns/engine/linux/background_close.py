@@ -19,6 +19,7 @@ free, and costs CPU time where there is none.
 from __future__ import annotations
 
 import array
+import errno
 from collections.abc import Sequence
 from typing import Final, NoReturn, final
 
@@ -73,9 +74,8 @@ class BackgroundCloser:
             try:
                 self._socket.sendmsg([_CLOSE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
                 self._is_behind = True
-            except OSError:
-                # A test may have closed the socket.
-                self._socket, self._failed = None, True
+            except OSError as error:
+                self._give_up(error)
         for fd in descriptors:
             os.close(fd)
 
@@ -90,8 +90,19 @@ class BackgroundCloser:
             poll.register(self._socket, select.POLLIN)
             if poll.poll(_PATIENCE * 1000):
                 self._socket.recv(1)
-        except OSError:
-            self._socket, self._failed = None, True
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """From now on this process closes everything itself."""
+        assert self._socket is not None
+        if error.errno in (errno.EBADF, errno.ENOTSOCK):
+            # A test has closed it, and the number may be that of another descriptor by now.
+            self._socket.detach()
+        else:
+            # The helper was killed.
+            self._socket.close()
+        self._socket, self._failed = None, True
 
     def _start(self) -> None:
         ours, theirs = pair()

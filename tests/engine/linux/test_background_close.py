@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine.linux import processes
+from pytest_mountns.engine.linux import background_close, compiled, processes
 from pytest_mountns.engine.linux.background_close import BackgroundCloser
 
 _NEVER = 3_600_000
+
+
+@pytest.fixture(params=["compiled", "forked"], autouse=True)
+def is_compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the compiled library starts the helper, or it is forked."""
+    if request.param == "forked":
+        monkeypatch.setattr(background_close, "library", lambda: None)
+    elif compiled.library() is None:
+        pytest.skip("installed without a C compiler")
+    return bool(request.param == "compiled")
 
 
 @pytest.fixture
@@ -84,3 +98,80 @@ def test_a_fork_of_the_process_waits_for_nobody(closer: BackgroundCloser) -> Non
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(pipe.writer)
     assert not pipe.is_closed(within=0)
+
+
+def _helper_of(pipe: _Pipe) -> int:
+    """The helper that keeps the writer of this pipe. Other tests have helpers as well."""
+    wanted = os.readlink(f"/proc/self/fd/{pipe.reader}")
+    for _ in range(600):
+        for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_bytes().strip() != processes.HELPER_NAME:
+                    continue
+                numbers = os.listdir(f"/proc/{pid}/fd")
+                if wanted in [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in numbers]:
+                    return pid
+        time.sleep(0.1)
+    raise AssertionError("no helper has the writer")
+
+
+def test_the_helper_has_nothing_of_this_process_but_its_channel(closer: BackgroundCloser) -> None:
+    pipe = _Pipe()
+    kept = os.open("/", os.O_PATH)
+    closer.close([os.dup(pipe.writer)], may_start=True)
+    helper = _helper_of(pipe)
+    assert helper not in processes.own_children()
+    # The channel, what says that this process has ended, and what was sent.
+    numbers = os.listdir(f"/proc/{helper}/fd")
+    opened = [os.readlink(f"/proc/{helper}/fd/{fd}") for fd in numbers]
+    assert all(one.startswith(("socket:", "anon_inode:", "pipe:", "/dev/null")) for one in opened)
+    assert os.readlink(f"/proc/{helper}/cwd") == "/"
+    os.close(kept)
+    os.close(pipe.writer)
+    closer.stop()
+    assert pipe.is_closed(within=60)
+
+
+def test_signals_do_not_end_the_helper(closer: BackgroundCloser, is_compiled: bool) -> None:
+    """Those of a terminal. Nor does a handler of this process run in it, whose memory it shares."""
+    heard: list[int] = []
+    former = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    try:
+        first, second = _Pipe(), _Pipe()
+        closer.close([first.writer], may_start=True)
+        helper = _helper_of(first)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            os.kill(helper, number)
+        if is_compiled:
+            os.kill(helper, signal.SIGUSR1)
+        closer.close([second.writer], may_start=True)
+        assert first.is_closed(within=60)
+        closer.finish()
+        assert second.is_closed(within=0)
+        assert heard == []
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+
+
+def test_many_helpers_serve_at_once() -> None:
+    closers = [BackgroundCloser(at_rest=_NEVER) for _ in range(8)]
+    pipes = [_Pipe() for _ in range(64)]
+    for index, pipe in enumerate(pipes):
+        closers[index % 8].close([pipe.writer], may_start=True)
+    for closer in closers:
+        closer.finish()
+    assert all(pipe.is_closed(within=0) for pipe in pipes)
+    for closer in closers:
+        closer.stop()
+
+
+def test_a_helper_that_was_killed_leaves_the_work_to_this_process(closer: BackgroundCloser) -> None:
+    pipe = _Pipe()
+    closer.close([pipe.writer], may_start=True)
+    helper = _helper_of(pipe)
+    os.kill(helper, signal.SIGKILL)
+    pipes = [_Pipe() for _ in range(3)]
+    for pipe in pipes:
+        closer.close([pipe.writer], may_start=True)
+    closer.finish()
+    assert pipes[-1].is_closed(within=60)

@@ -11,6 +11,7 @@ import pytest
 
 from pytest_mountns.engine.linux import ablation
 from pytest_mountns.engine.linux.call_list import Call, is_available
+from pytest_mountns.engine.linux.errors import SandboxError
 from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 from pytest_mountns.engine.sandbox.manager import SandboxManager
@@ -40,6 +41,8 @@ SPECS = {
     "limits": SandboxSpec(size=1 << 20, inodes=1000),
     "read-only": SandboxSpec(read_only=True),
     "volume": SandboxSpec(volumes=(Volume("/usr", f"{BASE}/volume"),)),
+    # As the cache directory of pytest is one, of every suite that was run before.
+    "own-volume": SandboxSpec(volumes=(Volume(f"{BASE}/cache", f"{BASE}/cache"),)),
     "disk": SandboxSpec(upper="disk"),
     "devices": SandboxSpec(devices=("/dev/kmsg",)),
 }
@@ -86,6 +89,8 @@ def test_a_root_is_the_same_as_step_by_step(mode: Mode, name: str) -> None:
     skip_unless(mode)
 
     def both() -> list[tuple[bool, dict[str, object]]]:
+        mkdir("cache")
+        write("cache/file", "of the host")
         plan = plan_here(SPECS[name], mode)
         found = []
         for left_out in (False, True):
@@ -102,12 +107,52 @@ def test_a_root_is_the_same_as_step_by_step(mode: Mode, name: str) -> None:
 
     (at_once, one), (step_by_step, other) = in_world(both, mode)
     assert not step_by_step
-    if name == "default":
+    if name in ("default", "own-volume"):
         assert at_once
     if name in ("tmpfs", "volume"):
         # A directory to mount it on was made just now.
         del one["times"], other["times"]
     assert one == other
+
+
+def test_a_volume_at_its_own_path_is_the_hosts(mode: Mode) -> None:
+    """Also while the host removes it, makes it anew, or puts a link in its place."""
+    skip_unless(mode)
+
+    def volume() -> list[object]:
+        place = f"{BASE}/cache"
+        os.mkdir(place)
+        plan = plan_here(SandboxSpec(volumes=(Volume(place, place),)), mode)
+        manager = _manager(mode)
+        found: list[object] = []
+        for step in ("there", "anew", "gone", "link"):
+            if step == "anew":
+                os.rename(place, f"{BASE}/before")
+                os.mkdir(place)
+            elif step == "gone":
+                os.rename(place, f"{BASE}/later")
+            elif step == "link":
+                os.symlink(f"{BASE}/before", place)
+            try:
+                sandbox = manager.make(plan)
+            except SandboxError as error:
+                found.append(type(error).__name__)
+                continue
+            manager.enter(sandbox, "/")
+            try:
+                write(f"{place}/{step}", step)
+            finally:
+                manager.leave()
+                manager.release([sandbox])
+            found.append((step, os.listdir(f"{BASE}/before" if step == "link" else place)))
+        manager.close()
+        return found
+
+    found = in_world(volume, mode)
+    assert found[:2] == [("there", ["there"]), ("anew", ["anew"])]
+    assert found[2] == "SandboxError"
+    # Nothing but the directory that the link leads to may have changed on the host.
+    assert found[3] in ("SandboxError", ("link", ["there", "link"]), ("link", ["link", "there"]))
 
 
 def test_attributes_are_those_of_the_host_now(mode: Mode) -> None:
