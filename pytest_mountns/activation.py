@@ -68,7 +68,8 @@ def activate(config: pytest.Config) -> Active:
 def _activate(config: pytest.Config) -> Active:
     from .held_modules import HeldModules
 
-    config.add_cleanup(HeldModules().close)
+    held = HeldModules()
+    config.add_cleanup(held.close)
     from .reports.changes import ChangesHook, ChangesReport
     from .reports.count import CountTests
     from .reports.failures import FailureExplanation, RefusalExplanation
@@ -85,7 +86,8 @@ def _activate(config: pytest.Config) -> Active:
     manager = config.pluginmanager
     finisher = manager.get_plugin("mountns-finisher")
     assert isinstance(finisher, Finisher)
-    session = Session(config)
+    held.remember()
+    session = Session(config, held)
     runner = Runner(config, session, manager.get_plugin("mountns-hooks"), finisher)
     active = config.stash[_active_key] = Active(session, runner)
     observers = session.observers
@@ -98,6 +100,8 @@ def _activate(config: pytest.Config) -> Active:
     observers.add(ProjectFilesReport(config, summary.wrote))
     observers.add(LeftProcesses(config, session.selection, summary.left_running))
     changes = ChangesReport(config)
+    if options.changes_policy(config) == "all":
+        held.load()
     observers.add(changes)
     observers.add(WritesGuard(config, session.selection))
     manager.register(changes, "mountns-changes")
@@ -106,12 +110,14 @@ def _activate(config: pytest.Config) -> Active:
 
         audit = Audit(config)
         observers.add(audit)
+        held.load()
         manager.register(audit, "mountns-audit")
     if options.keep_policy(config) != "none":
         from .repro.keeper import Keeper
 
         keeper = Keeper(config)
         observers.add(keeper)
+        held.load()
         manager.register(keeper, "mountns-keeper")
     observers.add(ChangesHook(config))
     return active

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,111 @@ def test_failures_are_explained_where_the_package_is_gone(
     assert "/srv/new" in sections["test_changes"]["filesystem changes"]
     assert "opened before the test had its sandbox" in sections["test_explained"]["mountns"]
     assert "changed, outside of writes=['/nowhere']" in failed["test_writes"].text
+
+
+#: What a test does to what importing takes, and undoes when it is torn down.
+REPLACED = """
+import builtins, importlib, sys
+import pytest
+
+original = builtins.__import__
+
+def no_import(name, globals=None, locals=None, fromlist=(), level=0):
+    # pytest itself imports when a test has failed, and so does pickle.
+    if level and (globals or {}).get("__name__", "").startswith("pytest_mountns"):
+        raise ImportError(name)
+    return original(name, globals, locals, fromlist, level)
+
+class Blocking:
+    def find_spec(self, name, path=None, target=None):
+        raise ImportError(name)
+
+@pytest.fixture(params=["empty", "blocking", "import", "modules"])
+def replaced(request, monkeypatch):
+    if request.param == "empty":
+        monkeypatch.setattr(sys, "meta_path", [])
+    elif request.param == "blocking":
+        monkeypatch.setattr(sys, "meta_path", [Blocking(), *sys.meta_path])
+    elif request.param == "import":
+        monkeypatch.setattr(builtins, "__import__", no_import)
+    else:
+        for name in [one for one in sys.modules if one.startswith("pytest_mountns")]:
+            monkeypatch.delitem(sys.modules, name)
+
+def test_fails(replaced):
+    assert not "failed"
+
+def test_skips(replaced):
+    pytest.skip("skipped")
+
+def test_after():
+    pass
+
+@pytest.mark.mountns
+def test_changes(overlay_root):
+    open("/srv/new", "w").close()
+    assert overlay_root.changes() == {"/srv/new": "added"}
+    overlay_root.reset()
+"""
+
+
+@pytest.fixture(params=["fork", "inline", "module"])
+def each_process(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.sandboxes
+def test_failures_are_reported_whatever_a_test_has_replaced(
+    pytester: pytest.Pytester, each_process: str
+) -> None:
+    pytester.makepyfile(REPLACED)
+    result = pytester.runpytest_subprocess("--mountns", f"--mountns-process={each_process}")
+    result.assert_outcomes(failed=4, skipped=4, passed=2)
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+@pytest.mark.sandboxes
+def test_a_wider_fixture_may_replace_what_importing_takes(
+    pytester: pytest.Pytester, each_process: str
+) -> None:
+    pytester.makepyfile(
+        """
+        import sys, pytest
+
+        @pytest.fixture(scope="session", autouse=True)
+        def nothing_can_be_imported():
+            former, sys.meta_path = sys.meta_path, []
+            yield
+            sys.meta_path = former
+
+        def test_one(): pass
+        def test_two(): assert not "failed"
+        """
+    )
+    result = pytester.runpytest_subprocess("--mountns", f"--mountns-process={each_process}")
+    result.assert_outcomes(passed=1, failed=1)
+
+
+#: To be run in an interpreter of its own.
+LOADED = """
+import sys
+from pytest_mountns import fixtures, plugin
+from pytest_mountns.held_modules import HELD, HeldModules
+from pytest_mountns.reports import changes, failures
+from pytest_mountns.runners import protocol
+held = HeldModules()
+held.remember()
+before = {name for name in sys.modules if name.startswith("pytest_mountns")}
+held.load()
+after = {name for name in sys.modules if name.startswith("pytest_mountns")}
+print(sorted(after - before - {f"pytest_mountns.{name}" for name in HELD}))
+"""
+
+
+def test_what_is_held_needs_nothing_else() -> None:
+    command = [sys.executable, "-c", LOADED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.fixture

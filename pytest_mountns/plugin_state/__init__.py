@@ -52,8 +52,8 @@ class PluginStates:
         self._of_all_tests: dict[str, PluginState] | None = None
         self._of_forks: dict[str, PluginState] | None = None
 
-    # These are first called for the first isolated test, and before the first fork. By then every
-    # plugin is loaded and has set up what it keeps for the session.
+    # The one is first called for the first isolated test, the other before the first fork. By then
+    # every plugin is loaded and has set up what it keeps for the session.
     def _common(self) -> dict[str, PluginState]:
         if self._of_all_tests is None:
             self._of_all_tests = self._find(_OF_ALL_TESTS)
@@ -61,8 +61,10 @@ class PluginStates:
 
     def _all(self) -> dict[str, PluginState]:
         if self._of_forks is None:
+            from . import pickling
             from .finders import FINDERS
 
+            self._pickling = pickling
             self._of_forks = {**self._common(), **self._find(FINDERS)}
         return self._of_forks
 
@@ -111,13 +113,13 @@ class PluginStates:
     def _pack(
         self, item: pytest.Item, states: Sequence[PluginState]
     ) -> Iterator[tuple[str, bytes | None]]:
-        from .pickling import pack
-
         for plugin_state in states:
             name = plugin_state.name
             try:
                 state = plugin_state.collect(item)
-                packed = None if state is None else pack(state, plugin_state.shared(item))
+                packed = (
+                    None if state is None else self._pickling.pack(state, plugin_state.shared(item))
+                )
             except Exception:  # noqa: BLE001 - objects of other plugins may raise anything
                 yield name, None
                 continue
@@ -132,15 +134,13 @@ class PluginStates:
         report: pytest.TestReport | None = None,
     ) -> None:
         """Add in one process what :meth:`pack` or :meth:`pack_early` has yielded in the other."""
-        from .pickling import unpack
-
         plugin_state = self._all()[name]
         plugin_state.report = report
         with _failure_as_warning(name, item):
             if packed is None:
                 plugin_state.lost()
                 raise StateError("its objects cannot be pickled")
-            plugin_state.merge(item, unpack(packed, plugin_state.shared(item)))
+            plugin_state.merge(item, self._pickling.unpack(packed, plugin_state.shared(item)))
 
     def before_wrappers_end(self, item: pytest.Item) -> None:
         """Prepare plugins in the pytest process for the end of wrappers around a setup."""

@@ -17,7 +17,7 @@ from .stop_requests import find_stop_requests
 
 _Find: TypeAlias = Callable[[pytest.Config], "PluginState | None"]
 
-#: In the order in which the states are collected and merged.
+#: In the order in which the states are collected and merged, after those of all tests.
 FINDERS: Final[tuple[_Find, ...]] = (
     find_junit,
     find_flaky,

@@ -9,6 +9,26 @@ from typing import TYPE_CHECKING
 from _pytest.outcomes import OutcomeException
 
 from .frames import drop_unseen, unseen
+from .reports import (
+    Phase,
+    expects_failure,
+    failed_report,
+    failed_subtests,
+    fields_of,
+    interrupt_text,
+    junit_log,
+    junit_reporter,
+    mark_as_shown,
+    merge_teardown,
+    passed_report,
+    record_warnings,
+    recorded_warnings,
+    report_of,
+    set_failed_subtests,
+    show_interrupt,
+    shown_by_debugger,
+    take_recorded_warnings,
+)
 from .running import (
     Delegated,
     Reporters,
@@ -68,26 +88,6 @@ if TYPE_CHECKING:
         watched_plugins,
     )
     from .failures import noted_failures
-    from .reports import (
-        Phase,
-        expects_failure,
-        failed_report,
-        failed_subtests,
-        fields_of,
-        interrupt_text,
-        junit_log,
-        junit_reporter,
-        mark_as_shown,
-        merge_teardown,
-        passed_report,
-        record_warnings,
-        recorded_warnings,
-        report_of,
-        set_failed_subtests,
-        show_interrupt,
-        shown_by_debugger,
-        take_recorded_warnings,
-    )
     from .screen import (
         Screen,
         capture_suspended,
@@ -175,8 +175,8 @@ __all__ = [
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        # Only forks and failing tests need these modules.
-        for place in ("reports", "attributes", "failures", "screen") if name in __all__ else ():
+        # Only forked tests need these modules, so they are loaded before the first fork.
+        for place in ("attributes", "failures", "screen") if name in __all__ else ():
             module = import_module(f".{place}", __name__)
             if hasattr(module, name):
                 value = globals()[name] = getattr(module, name)

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner", "TimeoutSettings"]
 
+#: What is not loaded for suites that run inline: that saves them 15 ms.
+_FOR_FORKS: Final = (
+    ".forked",
+    "..engine.linux.fork_pages",
+    "..forking.timers",
+    "..plugin_state.finders",
+    "mmap",
+)
 _GUARDED: Final = "a guarded test has a process of its own, since a guard cannot be taken off"
 
 
@@ -54,6 +62,7 @@ class Runner:
         self._threads_before: frozenset[int] = frozenset()
         #: Those that were there when it was last looked at them.
         self._threads_looked_at: frozenset[int] = frozenset()
+        self._has_loaded_for_forks = False
 
     @property
     def process(self) -> ProcessOfTest | None:
@@ -68,10 +77,26 @@ class Runner:
         specs = [self._session.selection.valid_spec(item) for item in items]
         forks = any(spec.is_forked for spec in specs if spec is not None)
         if forks or self._session.guards.are_made:
-            # Loaded now, since a test or fixture may replace what an import needs.
-            importlib.import_module(".forked", __package__)
+            self._load_for_forks()
+        if forks or any(map(self._session.selection.may_read_changes, items)):
+            self._session.late_modules.load()
         if any(spec.process == "module" for spec in specs if spec is not None):
             importlib.import_module(".module", __package__)
+
+    def _load_for_forks(self) -> None:
+        """Load what only forks need.
+
+        It is loaded at the start or, where one test is forked by ``process="auto"``, later: then a
+        test or fixture may have replaced what an import needs.
+        """
+        if self._has_loaded_for_forks:
+            return
+        with self._session.late_modules.importable():
+            for name in _FOR_FORKS:
+                importlib.import_module(name, __package__)
+            for name in pytest_internals.__all__:
+                getattr(pytest_internals, name)
+        self._has_loaded_for_forks = True
 
     def _note_threads(self) -> None:
         """Tell observers once which threads a test process will lack."""
@@ -137,7 +162,7 @@ class Runner:
             )
         if choice.why_not_inline and choice.error is None and not choice.guarded:
             self._session.observers.not_inline(item, choice.why_not_inline)
-        # What forks is not loaded for suites that run inline: that saves them 15 ms.
+        self._load_for_forks()
         from ..forking.timers import Timers
         from .forked import ForkedTest
 
@@ -239,6 +264,7 @@ class Runner:
     def _protocol_module(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
+        self._load_for_forks()
         from ..forking.timers import Timers
         from .module import ModuleProcesses, ModuleTest
 

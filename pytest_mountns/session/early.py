@@ -1,7 +1,7 @@
 """Probes the machine early, and enters an ordinary user's user namespace.
 
 Early is before conftest files and tests are loaded, which may load libraries and start threads. The
-probe forks, and a library that is in use may not bear that (gRPC). And only a process with one
+probe may fork, and a library that is in use may not bear that (gRPC). And only a process with one
 thread can enter a user namespace, unshare(2).
 
 A worker of pytest-xdist has several threads from its beginning. So the controller enters the

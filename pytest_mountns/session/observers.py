@@ -10,7 +10,7 @@ overrides its method. Each docstring says in which process the event is called, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 import pytest
@@ -157,11 +157,24 @@ class Observer:
         """Pytest process: the session ends."""
 
 
+class LateModules(Protocol):
+    """Modules that are loaded when a test fails or reads its changes."""
+
+    def load(self) -> None:
+        """Load them, on the host."""
+        ...
+
+    def importable(self) -> AbstractContextManager[None]:
+        """Within the context they are loaded, whatever a test has replaced."""
+        ...
+
+
 @final
 class Observers:
     """The observers of one session, called in the order in which they were added."""
 
-    def __init__(self) -> None:
+    def __init__(self, late_modules: LateModules) -> None:
+        self._late_modules = late_modules
         #: For each event, the methods of those that hear it, so that an event that nobody hears
         #: costs nothing.
         self._hearing: dict[str, list[Callable[..., Any]]] = {
@@ -219,15 +232,17 @@ class Observers:
 
     def on_failure(self, report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
         """See :meth:`Observer.on_failure`."""
-        for hear in self._hearing["on_failure"]:
-            hear(report, error, sandbox)
+        with self._late_modules.importable():
+            for hear in self._hearing["on_failure"]:
+                hear(report, error, sandbox)
 
     def on_failure_under_guard(
         self, report: pytest.TestReport, error: BaseException, guard: Guard
     ) -> None:
         """See :meth:`Observer.on_failure_under_guard`."""
-        for hear in self._hearing["on_failure_under_guard"]:
-            hear(report, error, guard)
+        with self._late_modules.importable():
+            for hear in self._hearing["on_failure_under_guard"]:
+                hear(report, error, guard)
 
     def want_pause(self, report: pytest.TestReport) -> bool:
         """Whether any observer wants the test to wait; see :meth:`Observer.wants_pause`."""
@@ -237,12 +252,15 @@ class Observers:
         self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
     ) -> None:
         """See :meth:`Observer.on_report`."""
-        for hear in self._hearing["on_report"]:
-            hear(item, report, written)
+        # What passes is hardly ever read.
+        with nullcontext() if report.passed else self._late_modules.importable():
+            for hear in self._hearing["on_report"]:
+                hear(item, report, written)
 
     def objection(self, item: pytest.Item, written: WrittenByTest) -> str:
         """The first objection, "" if there is none; see :meth:`Observer.objection`."""
-        return next(filter(None, (hear(item, written) for hear in self._hearing["objection"])), "")
+        said = (hear(item, written) for hear in self._hearing["objection"])
+        return next(filter(None, said), "")
 
     def want_end(self, *, died: bool) -> bool:
         """Whether any observer wants to hear of the end; see :meth:`Observer.wants_end`."""
@@ -260,7 +278,7 @@ class Observers:
         if not wanting:
             return None
         failed: pytest.CallInfo[None] | None = None
-        with ExitStack() as stack:
+        with self._late_modules.importable(), ExitStack() as stack:
             once = _ReadOnce(written, stack)
             for observer in wanting:
 

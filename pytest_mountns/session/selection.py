@@ -105,6 +105,11 @@ class Selection:
         self._latest = item, spec
         return spec
 
+    def may_read_changes(self, item: pytest.Item) -> bool:
+        """Whether changes of ``item`` may be read though it passes: in it, or for ``writes``."""
+        spec = self.valid_spec(item)
+        return spec is not None and (options.uses_fixture(item) or spec.writes is not None)
+
     def valid_spec(self, item: pytest.Item) -> SandboxSpec | None:
         """The spec of ``item`` if it is to be isolated and its marks are valid, else None.
 

@@ -9,7 +9,7 @@ import pytest
 
 from .current import Current, RunningTest
 from .guards import Guards
-from .observers import Observers
+from .observers import LateModules, Observers
 from .other_plugins import OtherPlugins
 from .sandboxes import Sandboxes
 from .selection import Selection
@@ -27,7 +27,9 @@ class Session:
     option or ini value is not valid.
     """
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, late_modules: LateModules) -> None:
+        #: What reads changes and explains failures.
+        self.late_modules: Final = late_modules
         #: Which tests are isolated, and by which spec.
         self.selection: Final = Selection(config)
         #: Plans, and what sandboxes are made with.
@@ -39,7 +41,7 @@ class Session:
         #: The test that runs in this process.
         self.current: Final = Current()
         #: Who hears of tests.
-        self.observers: Final = Observers()
+        self.observers: Final = Observers(late_modules)
         #: What ``pytest --debug`` shows.
         self.trace: Final = Trace(config)
 

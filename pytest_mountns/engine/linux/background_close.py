@@ -6,6 +6,9 @@ It keeps what was sent last until more is sent, or nothing is sent for a moment:
 copies at once, it would often be done before this process has closed its own, and this process
 would wait.
 
+The compiled library starts a helper that shares the memory of this process: see
+``close_descriptors.c``. So that memory is free when both have ended.
+
 The helper is not a child of this process, since tests may wait for all children. It ends when this
 process does, however that comes.
 

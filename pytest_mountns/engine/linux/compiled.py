@@ -22,7 +22,7 @@ def library() -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(LIBRARY), use_errno=True)
         found.mountns_perform.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
         found.mountns_kinds_of_calls.argtypes = []
-        found.mountns_find_directories.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        found.mountns_find_directories.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         found.mountns_start_closer.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]
     except (OSError, AttributeError):
         # The second is for one that was compiled before these functions were written.

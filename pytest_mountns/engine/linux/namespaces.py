@@ -186,8 +186,8 @@ class WayBack:
     def try_out(self) -> None:
         """Go away and return to where this thread is. From then on it counts as away.
 
-        Raises :class:`OSError` if the kernel refuses it, as it would refuse the return later. Then
-        this thread has not moved.
+        Raises :class:`OSError` if the kernel refuses it, as it would refuse the return later. If
+        setns(2) is refused, this thread has not moved; else the context returns it once more.
         """
         sys.unshare(sys.CLONE_FS)
         sys.setns(self._namespace, sys.CLONE_NEWNS)
@@ -238,20 +238,36 @@ class WayBack:
 def uts_namespace_kept() -> Iterator[None]:
     """When the context ends, this thread is in the UTS namespace in which it is now.
 
-    Raises :class:`OSError` if that cannot be noted. If it cannot be entered again, the process
-    ends: see :func:`give_up`.
+    Raises :class:`OSError` if the kernel would refuse the return. If it refuses it later, the
+    process ends: see :func:`give_up`.
     """
     kept = posix.open(_UTS_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield
-    finally:
+        # Who owns another user namespace only may leave this one, and not return to it.
+        sys.setns(kept, sys.CLONE_NEWUTS)
         try:
-            if not os.path.samestat(posix.fstat(kept), posix.stat(_UTS_NAMESPACE)):
-                sys.setns(kept, sys.CLONE_NEWUTS)
-        except OSError as error:
-            give_up(error)
+            yield
         finally:
-            posix.close(kept)
+            _return_to_uts_namespace(kept)
+    finally:
+        posix.close(kept)
+
+
+def _return_to_uts_namespace(kept: int) -> None:
+    interruption: BaseException | None = None
+    for attempt in range(3):
+        try:
+            sys.setns(kept, sys.CLONE_NEWUTS)
+        except OSError as error:
+            # The kernel may have had no memory for a moment.
+            if attempt:
+                give_up(error)
+        except BaseException as error:  # noqa: BLE001 - raised below, as in WayBack.take()
+            interruption = error
+        else:
+            break
+    if interruption is not None:
+        raise interruption
 
 
 def give_up(error: BaseException) -> None:

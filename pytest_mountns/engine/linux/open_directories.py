@@ -17,7 +17,7 @@ from typing import Final, TypeAlias, final
 
 from .compiled import library
 from .errors import SandboxError
-from .namespaces import explained, high
+from .namespaces import FD_FLOOR, explained, high
 from .sockets import _socket, socket
 from .untouched import fcntl, os, posix
 
@@ -53,7 +53,7 @@ def _open_directories(besides: Collection[int]) -> Iterator[Opened]:
 def _find_directories() -> Iterable[int]:
     if (compiled := library()) is not None:
         found = (ctypes.c_int * _MOST_FOUND)()
-        count = compiled.mountns_find_directories(found, _MOST_FOUND)
+        count = compiled.mountns_find_directories(found, _MOST_FOUND, FD_FLOOR)
         if count < 0:
             raise OSError(-count, os.strerror(-count))
         if count <= _MOST_FOUND:

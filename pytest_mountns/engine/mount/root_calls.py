@@ -3,7 +3,8 @@
 A suite makes the same root for each of its tests: what differs are numbers of descriptors and the
 attributes of the directories that are shown. So the list is made once for a template. It is the
 same as what :class:`.executor.PlanExecutor` does there, for the steps that most plans consist of:
-overlays of one directory, ``/dev``, and files that are mounts. For other steps, or where the
+overlays of one directory, ``/dev``, volumes at their own path, and files that are mounts outside of
+volumes. For other steps, or where the
 library is missing or a call fails, the root is made step by step. That says what has failed, and
 why.
 
@@ -270,9 +271,21 @@ def root_calls(
     The arguments are those of :class:`RootCalls`.
     """
     possible = plan.upper.medium == "memory" and all(map(_is_simple, steps))
+    possible = possible and not _seeds_a_volume(steps)
     if not possible or is_left_out("root_calls") or not is_available():
         return None
     return RootCalls(plan, steps, namespace, trees, shared)
+
+
+def _seeds_a_volume(steps: tuple[Step, ...]) -> bool:
+    """Whether a file is copied to where a volume is mounted afterwards: the list copies it last."""
+    binds = [step.target for step in steps if isinstance(step, Bind)]
+    return any(
+        step.path == target or is_below(step.path, target)
+        for step in steps
+        if isinstance(step, Seed)
+        for target in binds
+    )
 
 
 def _is_simple(step: Step) -> bool:
@@ -284,7 +297,7 @@ def _is_simple(step: Step) -> bool:
         case MakeDev(mqueue="" | "own", more=(), host_shm=False):
             return True
         case Bind(source=source, target=target, read_only=False, optional=False):
-            # A directory that the host has at the same path, so that it need not be made: that of
-            # pytest's cache, for example. Below /dev the order would be another one.
+            # What the host has at the same path need not be made: pytest's cache, for example.
+            # Below /dev the order would be another one.
             return source == target and not is_below(target, DEV)
     return False

@@ -1,7 +1,8 @@
 """Finds out what this kernel lets this user do, by trying every step of making a sandbox.
 
-The user id decides nothing. :func:`probe` forks processes that make a sandbox step by step and
-report what came of each step; nothing of these sandboxes is left when they have ended. The result
+The user id decides nothing. :func:`probe` makes a sandbox step by step and notes what came of each
+step: in processes that it forks or, as root, in this one if all works. Nothing of these sandboxes is
+left. The result
 decides how the sandboxes of a session are made, and it is what the doctor shows.
 """
 
@@ -33,7 +34,7 @@ from ..plan.model import Features, Host, Plan, User
 from ..plan.spec import SandboxSpec
 from ..sandbox.create import enter, make
 from ..sandbox.disk_uppers import DiskUppers
-from .host import is_remote, survey
+from .host import never_waits, survey
 from .lowerdirs import (
     change_to_scratch,
     find_refused,
@@ -241,7 +242,7 @@ def _try_here(host: Host, wanted: Sequence[str]) -> Answer | None:
     each page of memory that this process writes to costs a page fault, 6,000 of them in a session
     with one test. It takes 0.8 times the CPU time that such a session costs with a fork.
     """
-    if host.dead or any(map(is_remote, host.mounts)):
+    if host.dead or not all(map(never_waits, host.mounts)):
         return None
     opened: list[int] = []
     try:
@@ -423,9 +424,11 @@ def _try_overlays(
 def _use_new_api() -> None:
     """Make every call of the new mount API that is needed, the newest one (Linux 5.12) last."""
     context = sys.fsopen("tmpfs")
-    sys.fsconfig_create(context, "tmpfs")
-    os.close(sys.fsmount(context, 0))
-    os.close(context)
+    try:
+        sys.fsconfig_create(context, "tmpfs")
+        os.close(sys.fsmount(context, 0))
+    finally:
+        os.close(context)
     # The tree that is cloned is attached: before Linux 6.15 detached trees cannot be cloned.
     flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
     tree = sys.open_tree(sys.AT_FDCWD, "/proc", flags)

@@ -11,7 +11,7 @@ from ..linux.errors import Unavailable
 from ..linux.mountinfo import Mount, is_below, read, visible
 from ..linux.processes import fork
 from ..linux.untouched import os, select, signal, time
-from ..plan.model import PROTECTED_PROC, Host
+from ..plan.model import PROTECTED_PROC, PSEUDO, Host
 
 #: Device nodes that a sandbox has if the host has them.
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
@@ -33,6 +33,32 @@ _REMOTE: Final = frozenset(
         "nfs4",
         "smb3",
         "smbfs",
+    ]
+)
+#: Filesystems on disks of this machine, and in its memory.
+_LOCAL: Final = frozenset(
+    [
+        "bcachefs",
+        "btrfs",
+        "devtmpfs",
+        "erofs",
+        "exfat",
+        "ext2",
+        "ext3",
+        "ext4",
+        "f2fs",
+        "iso9660",
+        "jfs",
+        "ntfs3",
+        "overlay",
+        "ramfs",
+        "rootfs",
+        "squashfs",
+        "tmpfs",
+        "udf",
+        "vfat",
+        "xfs",
+        "zfs",
     ]
 )
 #: Seconds that a remote mount has to answer.
@@ -167,8 +193,12 @@ def _subdirectories(path: str) -> list[str]:
         return []
 
 
-def is_remote(mount: Mount) -> bool:
-    """Whether it is of a kind that may not answer: a network filesystem, or one of FUSE."""
+def never_waits(mount: Mount) -> bool:
+    """Whether it is of a kind that answers by itself: not over a network, nor from a process."""
+    return mount.fstype in _LOCAL or mount.fstype in PSEUDO
+
+
+def _is_remote(mount: Mount) -> bool:
     return mount.fstype in _REMOTE or mount.fstype.partition(".")[0] in ("fuse", "fuseblk")
 
 
@@ -178,7 +208,7 @@ def _dead(mounts: Iterable[Mount]) -> set[str]:
     A process is forked for each, as it may block for ever.
     """
     mounts = list(mounts)
-    remote = [mount.mountpoint for mount in mounts if mount.mountpoint != "/" and is_remote(mount)]
+    remote = [mount.mountpoint for mount in mounts if mount.mountpoint != "/" and _is_remote(mount)]
     asked = {path: fork() or _look_and_exit(path) for path in remote}
     deadline = time.monotonic() + _PATIENCE
     silent = [path for path, child in asked.items() if not _answers(child, deadline)]

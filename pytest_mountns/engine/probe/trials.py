@@ -1,4 +1,4 @@
-"""Tries steps of making a sandbox in processes that end afterwards, and notes what came of them."""
+"""Tries steps of making a sandbox, and notes what came of them; also in a process of their own."""
 
 from __future__ import annotations
 

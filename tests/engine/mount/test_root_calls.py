@@ -9,7 +9,7 @@ import stat
 
 import pytest
 
-from pytest_mountns.engine.linux import ablation
+from pytest_mountns.engine.linux import ablation, syscalls
 from pytest_mountns.engine.linux.call_list import Call, is_available
 from pytest_mountns.engine.linux.errors import SandboxError
 from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
@@ -46,6 +46,11 @@ SPECS = {
     "disk": SandboxSpec(upper="disk"),
     "devices": SandboxSpec(devices=("/dev/kmsg",)),
 }
+
+
+def read_text(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 def _manager(mode: Mode) -> SandboxManager:
@@ -153,6 +158,30 @@ def test_a_volume_at_its_own_path_is_the_hosts(mode: Mode) -> None:
     assert found[2] == "SandboxError"
     # Nothing but the directory that the link leads to may have changed on the host.
     assert found[3] in ("SandboxError", ("link", ["there", "link"]), ("link", ["link", "there"]))
+
+
+def test_a_mounted_file_in_a_volume_keeps_its_content(mode: Mode) -> None:
+    """What is copied for the sandbox lies below the volume then, which is the host's."""
+    skip_unless(mode)
+
+    def volume() -> list[str]:
+        plan = plan_here(SandboxSpec(volumes=(Volume(f"{BASE}/app", f"{BASE}/app"),)), mode)
+        manager = _manager(mode)
+        for _ in range(3):
+            sandbox = manager.make(plan)
+            manager.enter(sandbox, "/")
+            manager.leave()
+            manager.release([sandbox])
+        manager.close()
+        return [read_text(f"{BASE}/app/file"), read_text(f"{BASE}/source")]
+
+    def prepare() -> None:
+        mkdir("app")
+        write("app/file", "below")
+        write("source", "of the host")
+        syscalls.mount("source", "app/file", None, syscalls.MS_BIND)
+
+    assert in_world(volume, mode, prepare) == ["of the host", "of the host"]
 
 
 def test_attributes_are_those_of_the_host_now(mode: Mode) -> None:

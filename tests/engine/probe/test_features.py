@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -414,3 +416,15 @@ def _fail(monkeypatch: pytest.MonkeyPatch, lower: str, number: int, times: int) 
         return original(path, *arguments)
 
     monkeypatch.setattr(lowerdirs, "mount_trial_overlay", overlay)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="of root")
+@pytest.mark.parametrize("options", ["-Urm", "-Um", "-Urmu"])
+def test_root_of_another_user_namespace_is_not_stuck(options: str) -> None:
+    """It could leave namespaces of the first one, and not return to them."""
+    code = "from pytest_mountns.engine.probe.features import probe; print(probe(['/tmp']).obstacle)"
+    command = ["unshare", *options.split(), sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "unshare" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
