@@ -94,7 +94,8 @@ def test_a_session_whose_tests_pass(pytester: pytest.Pytester) -> None:
     found = _modules(pytester, "-p", "pytest_mountns.plugin", "--mountns")
     assert "pytest_mountns.runners.inline" in found
     needless = {f"pytest_mountns.{name}" for name in (*HELD, "plugin_state.notes")}
-    assert found.isdisjoint(needless)
+    # What looks for files in the project needs it, too.
+    assert found & needless <= {"pytest_mountns.engine.linux.openat"}
 
 
 #: What the second test finds in its process, and what the pytest process had before it forked.

@@ -1,9 +1,8 @@
 """Finds out what this kernel lets this user do, by trying every step of making a sandbox.
 
 The user id decides nothing. :func:`probe` makes a sandbox step by step and notes what came of each
-step: in processes that it forks or, as root, in this one if all works. Nothing of these sandboxes is
-left. The result
-decides how the sandboxes of a session are made, and it is what the doctor shows.
+step: in processes that it forks or, as root, in this one if all works. Nothing of these sandboxes
+is left. The result decides how the sandboxes of a session are made, and it is what the doctor shows.
 """
 
 from __future__ import annotations
