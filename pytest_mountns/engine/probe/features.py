@@ -2,7 +2,7 @@
 
 The user id decides nothing. :func:`probe` makes a sandbox step by step and notes what came of each
 step: in processes that it forks or, as root, in this one if all works. Nothing of these sandboxes
-is left. The result decides how the sandboxes of a session are made, and it is what the doctor shows.
+is left. The result decides how the sandboxes of a session are made. The doctor shows it.
 """
 
 from __future__ import annotations
