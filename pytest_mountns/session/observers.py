@@ -252,8 +252,8 @@ class Observers:
         self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
     ) -> None:
         """See :meth:`Observer.on_report`."""
-        # What passes is hardly ever read.
-        with nullcontext() if report.passed else self._late_modules.importable():
+        # What a test that does not fail has changed is hardly ever read.
+        with self._late_modules.importable() if report.failed else nullcontext():
             for hear in self._hearing["on_report"]:
                 hear(item, report, written)
 
