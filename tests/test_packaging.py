@@ -30,6 +30,7 @@ DATA = {
     "pytest_mountns/py.typed",
     "pytest_mountns/engine/linux/find_directories.c",
     "pytest_mountns/engine/linux/move_threads.c",
+    "pytest_mountns/engine/linux/close_descriptors.c",
     "pytest_mountns/engine/linux/perform_calls.c",
 }
 #: Compiled, where there is a compiler.
