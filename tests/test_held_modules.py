@@ -12,13 +12,16 @@ import pytest
 
 import pytest_mountns
 from pytest_mountns.held_modules import HELD, HeldModules
+from tests.helpers.connections import CONNECTION
 from tests.helpers.recording import Record
 
 PACKAGE = Path(pytest_mountns.__file__).parent
 
 #: Each test runs in a sandbox without the package.
-SUITE = """
-import os, shutil, sqlite3
+SUITE = (
+    CONNECTION
+    + """
+import os, shutil
 from pathlib import Path
 import pytest
 import pytest_mountns
@@ -36,14 +39,6 @@ def gone(overlay_root):
     shutil.rmtree(package)
     assert not package.exists()
 
-@pytest.fixture(scope="session")
-def connection(tmp_path_factory):
-    connection = sqlite3.connect(tmp_path_factory.mktemp("db") / "file.sqlite")
-    connection.execute("create table t (x)")
-    connection.commit()
-    yield connection
-    connection.close()
-
 def test_changes(gone, overlay_root):
     Path("new").write_text("new")
     assert overlay_root.changes() == {}
@@ -60,6 +55,7 @@ def test_layers(gone, overlay_root):
     overlay_root.reset()
     assert not overlay_root.changes()
 """
+)
 
 
 @pytest.fixture(params=["fork", "inline"])

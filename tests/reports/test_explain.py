@@ -13,24 +13,14 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_mountns.reports import explain
+from tests.helpers.connections import CONNECTION
 from tests.helpers.recording import Record, Recorded
 
 pytestmark = pytest.mark.sandboxes
 
 #: The connection is opened on the host, and the test finds another file at its path.
-SQLITE = """
-import sqlite3
-import pytest
-
+SQLITE = f"""{CONNECTION}
 class Wrapped(Exception): pass
-
-@pytest.fixture(scope="session")
-def connection(tmp_path_factory):
-    connection = sqlite3.connect(tmp_path_factory.mktemp("db") / "file.sqlite")
-    connection.execute("create table t (x)")
-    connection.commit()
-    yield connection
-    connection.close()
 
 def test_plain(connection):
     connection.execute("insert into t values (1)")
