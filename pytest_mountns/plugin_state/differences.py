@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, MutableMapping
 from io import BytesIO, StringIO
+from operator import is_
 from typing import Any, Final, NamedTuple, TypeAlias
 
 
@@ -54,6 +55,7 @@ class Included(NamedTuple):
 Difference: TypeAlias = Replaced | Counted | Listed | Keyed | Written | Included
 
 _LISTS: Final = (list, deque)
+_MISSING: Final = object()
 #: What a copy is more than its attributes of.
 _BUILTIN: Final = (
     *(dict, list, set, frozenset, tuple, deque, str, bytes, bytearray, int, float, complex),
@@ -108,8 +110,11 @@ def difference(before: object, after: object, seen: set[int]) -> Difference | No
 def _of_lists(before: Any, after: Any, seen: set[int]) -> Difference | None:
     if len(after) < len(before) or getattr(after, "maxlen", None) is not None:
         return None if _is_equal(before, after) else Replaced(after)
-    pairs = enumerate(zip(before, after, strict=False))
-    changed = {index: found for index, (a, b) in pairs if (found := difference(a, b, seen))}
+    changed: dict[int, Difference] = {}
+    # Nearly always, and looked at much faster.
+    if not all(map(is_, before, after)):
+        pairs = enumerate(zip(before, after, strict=False))
+        changed = {index: found for index, (a, b) in pairs if (found := difference(a, b, seen))}
     added = list(after)[len(before) :]
     return Listed(changed, added) if changed or added else None
 
@@ -120,9 +125,10 @@ def _of_mappings(
     changed = {
         key: found
         for key, value in after.items()
-        if (found := difference(before[key], value, seen) if key in before else Replaced(value))
+        if before.get(key, _MISSING) is not value
+        and (found := difference(before[key], value, seen) if key in before else Replaced(value))
     }
-    removed = [key for key in before if key not in after]
+    removed = [] if before.keys() <= after.keys() else [key for key in before if key not in after]
     return Keyed(changed, removed) if changed or removed else None
 
 

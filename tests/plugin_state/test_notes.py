@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pytest_mountns.plugin_state.notes import Notes
+from pytest_mountns.plugin_state.pickling import dump_small
 from pytest_mountns.pytest_internals import foreign_attributes
 from tests.helpers.recording import Record
 
@@ -426,3 +428,75 @@ def test_a_connection_of_a_plugin_is_said_to_be_lost(
     lost = [one.message for one in recorded.warnings if "is lost" in one.message]
     assert len(lost) == 1
     assert "connecting_plugin.connection cannot be pickled" in lost[0]
+
+
+GROWING = """
+import pytest
+from collections import OrderedDict, defaultdict, deque
+
+names, seen, last = [], set(), deque(maxlen=3)
+times, counts, kinds = {}, defaultdict(int), OrderedDict()
+mixed, flags = [], [1, 2, 3]
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    key = item.name, report.when
+    names.append((item.nodeid, call.start > 0, 1.5))
+    seen.add(key)
+    last.append(item.name)
+    times[key] = report.outcome
+    counts[report.outcome] += 1
+    kinds.pop(report.when, None)
+    kinds[report.when] = item.name
+    # First of values that cannot change, then not, and changed in their inside.
+    if len(mixed) < 4:
+        mixed.append(item.name)
+    else:
+        mixed.append({"n": len(mixed)})
+        if isinstance(mixed[4], dict):
+            mixed[4]["n"] += 1
+    # Equal, but not the same.
+    flags[:2] = (True, 2.0) if flags[0] is not True else (1, 2)
+    return report
+
+def pytest_sessionfinish(session):
+    everything = names, sorted(seen), last, times, dict(counts), list(kinds), mixed, flags
+    with open("notes", "w") as file:
+        print(*everything, sep="\\n", file=file)
+"""
+
+
+@pytest.mark.parametrize("process", ["fork", "module"])
+def test_containers_that_grow(pytester: pytest.Pytester, record: Record, process: str) -> None:
+    pytester.makeconftest(GROWING)
+    for name in "ab":
+        pytester.path.joinpath(f"test_{name}.py").write_text(
+            "import pytest\n@pytest.mark.parametrize('n', range(6))\ndef test_it(n): assert n != 2"
+        )
+    notes = []
+    for option in ("-pno:mountns", "--mountns"):
+        record(option)
+        notes.append((pytester.path / "notes").read_text())
+    assert notes[1] == notes[0]
+
+
+def test_containers_of_constants_are_not_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test costs must not grow with what plugins have noted of those before it."""
+    pickled: list[object] = []
+
+    def dump(value: object, names: Any, most: int) -> bytes | None:
+        pickled.append(value)
+        return dump_small(value, names, most)
+
+    monkeypatch.setattr("pytest_mountns.plugin_state.notes.dump_small", dump)
+    state = Notes()
+    list_, dict_ = [("a", 1.0)], {"a": ("b", 1)}
+    known = [state._look(list_), state._look(dict_)]
+    list_.append(("b", 2.0))
+    dict_["b"] = ("c", 2)
+    known = [state._look(one.value, one) for one in known]
+    assert [one.copy for one in known] == [list_, dict_]
+    assert not pickled
+    state._look([[]])
+    assert pickled
