@@ -306,7 +306,7 @@ class Notes(PluginState):
         """What :meth:`_change` returns for a difference; without ``or_lost`` it may be left out."""
         if change is None:
             return False, False, None
-        if isinstance(change, Counted):
+        if isinstance(change, Counted) or stays_flat(change):
             return True, False, change
         if isinstance(change, Replaced) and type(change.value) in _SIMPLE:
             return True, False, change
@@ -357,9 +357,8 @@ class Notes(PluginState):
 
         What this process has changed meanwhile, the other one does not know.
         """
-        now = {place: found for place, _, found in objects.all()} if changes else {}
         for place, keyed in changes.items():
-            known, found = self._known.setdefault(place, {}), now.get(place, {})
+            known, found = self._known.setdefault(place, {}), objects.at(place)
             for name in keyed.removed:
                 known.pop(name, None)
             for name, change in keyed.changed.items():

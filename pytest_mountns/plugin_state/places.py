@@ -17,6 +17,9 @@ Place: TypeAlias = tuple[str, object]
 #: What is compared element by element where it cannot be pickled.
 CONTAINERS: Final = frozenset({list, dict, OrderedDict, defaultdict, set, deque})
 
+#: Places that there is one of, if plugins are watched, and how each is called.
+_OF_SESSION: Final = (("config", "config"), ("config stash", "config"), ("fixtures", "fixture"))
+
 
 @final
 class Objects:
@@ -28,28 +31,39 @@ class Objects:
 
     def all(self) -> Iterator[tuple[Place, str, Mapping[Any, object]]]:
         """Each place, how it is called, and what is in it; without empty ones."""
-        item, watched = self._item, self._watched
-        for index, node in enumerate(item.listchain()):
+        for index, node in enumerate(self._item.listchain()):
             if found := pytest_internals.foreign_attributes(node):
                 yield ("node", index), node.name or "session", found
             if found := self._stashed(node.stash):
                 yield ("stash", index), node.name or "session", found
-        if not watched.plugins:
+        if not self._watched.plugins:
             return
-        if found := pytest_internals.foreign_config_attributes(item.config):
-            yield ("config", None), "config", found
-        if found := self._stashed(item.config.stash):
-            yield ("config stash", None), "config", found
-        if found := {
-            name: value
-            for name, definition in watched.fixtures.items()
-            if type(value := pytest_internals.value_of_fixture(definition)) in CONTAINERS
-        }:
-            yield ("fixtures", None), "fixture", found
-        for name, plugin in watched.plugins.items():
-            code = watched.code[name]
-            if found := {key: value for key, value in vars(plugin).items() if key not in code}:
+        for kind, title in _OF_SESSION:
+            if found := self.at((kind, None)):
+                yield (kind, None), title, found
+        for name in self._watched.plugins:
+            if found := self.at(("plugin", name)):
                 yield ("plugin", name), name, found
+
+    def at(self, place: Place) -> dict[Any, object]:
+        """What is in one place."""
+        watched = self._watched
+        match place[0]:
+            case "node":
+                return pytest_internals.foreign_attributes(cast(pytest.Item, self._owner(place)))
+            case "config":
+                return pytest_internals.foreign_config_attributes(self._item.config)
+            case "stash" | "config stash":
+                return self._stashed(cast(pytest.Stash, self._owner(place)))
+            case "fixtures":
+                return {
+                    name: value
+                    for name, definition in watched.fixtures.items()
+                    if type(value := pytest_internals.value_of_fixture(definition)) in CONTAINERS
+                }
+        code = watched.code[str(place[1])]
+        attributes = vars(self._owner(place))
+        return {key: value for key, value in attributes.items() if key not in code}
 
     def _stashed(self, stash: pytest.Stash) -> dict[Any, object]:
         keys = self._watched.stash_keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, Protocol, final
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, final
 
 import pytest
 
@@ -138,6 +138,7 @@ class RunnerContext:
         #: What inline tests have in common with this process; None before the first of them.
         self.shared_directory: SharedDirectory | None = None
         self._fork_pages: ForkPages | None = None
+        self._module_pages: ForkPages | None = None
         self._phase: mmap.mmap | None = None
         self._screen: pytest_internals.Screen | None = None
         self._collected = False
@@ -189,10 +190,18 @@ class RunnerContext:
         First used before a fork, as :attr:`phase`: what only forks need is loaded then.
         """
         if self._fork_pages is None:
-            from ..engine.linux.fork_pages import ForkPages
-
-            self._fork_pages = ForkPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+            self._fork_pages = _fork_pages()
         return self._fork_pages
+
+    @property
+    def module_pages(self) -> ForkPages:
+        """As :attr:`fork_pages`, for the process of a module.
+
+        It runs many tests, so what the first of them has written to is typical.
+        """
+        if self._module_pages is None:
+            self._module_pages = _fork_pages(1, (1, 16, 256))
+        return self._module_pages
 
     def collect_garbage(self) -> None:
         """Collect garbage once, before the first fork, so that test processes need not.
@@ -205,9 +214,20 @@ class RunnerContext:
             self._collected = True
             gc.collect()
 
+    def let_go_of_pages(self) -> None:
+        """In a forked process: the pages of the pytest process are not its own."""
+        for pages in (self._fork_pages, self._module_pages):
+            if pages is not None:
+                pages.close()
+
     def close(self) -> None:
         """At the end of the session."""
-        if self._fork_pages is not None:
-            self._fork_pages.close()
+        self.let_go_of_pages()
         if self._phase is not None:
             self._phase.close()
+
+
+def _fork_pages(*learning: Any) -> ForkPages:
+    from ..engine.linux.fork_pages import ForkPages
+
+    return ForkPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), *learning)

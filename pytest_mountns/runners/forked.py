@@ -165,7 +165,7 @@ class ForkedTest:
                 if child == 0:
                     ours.close()
                     os.close(status_reader)
-                    context.fork_pages.in_child()
+                    context.let_go_of_pages()
                     context.fixture_scopes.closed = True
                     process = TestProcess(context, item, entry, inheritance)
                     context.process = session.current.test = process

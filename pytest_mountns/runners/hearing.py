@@ -33,12 +33,20 @@ class Hearing:
     """Does what the messages of a test process ask for, while it runs one item."""
 
     def __init__(
-        self, context: RunnerContext, item: pytest.Item, finish: Finish, *, guarded: bool = False
+        self,
+        context: RunnerContext,
+        item: pytest.Item,
+        finish: Finish,
+        *,
+        of_module: bool = False,
+        guarded: bool = False,
     ) -> None:
         self._context = context
         self._session = context.session
         self._item = item
         self._finish = finish
+        #: Whether the process runs all tests of a module.
+        self._of_module = of_module
         self._guarded = guarded
         #: The last report that was sent.
         self.last_report: pytest.TestReport | None = None
@@ -104,7 +112,9 @@ class Hearing:
             case messages.PluginNotes():
                 self._context.plugin_states.merge(item, message.plugin, message.packed)
             case messages.WrittenPages():
-                self._context.fork_pages.learn(message.numbers)
+                context = self._context
+                pages = context.module_pages if self._of_module else context.fork_pages
+                pages.learn(message.numbers)
             case messages.Noted():
                 self._context.note_once(message.kind, message.why)
             case messages.Skipped():

@@ -110,7 +110,7 @@ class ModuleProcesses:
         if now is None:
             return
         finish = Finish(self._context, now.item, None)
-        hearing = Hearing(self._context, now.item, finish)
+        hearing = Hearing(self._context, now.item, finish, of_module=True)
         problem = self.end_after_test(hearing, None)[1]
         if problem:
             finish.warn(f"mountns: {problem}")
@@ -188,7 +188,7 @@ class ModuleTest:
         self._ends = True
         #: The end of the test, as this process reports it.
         self.finish = Finish(context, item, nextitem)
-        self._hearing = Hearing(context, item, self.finish)
+        self._hearing = Hearing(context, item, self.finish, of_module=True)
         self._preparation = Preparation(context, item)
         #: Whether the module's process has run the item, or is to.
         self.delegated = False
@@ -277,7 +277,9 @@ class ModuleTest:
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
-        inheritance = Inheritance(os.getpid(), theirs, -1, random.getstate(), bell=bell)
+        pages = context.module_pages
+        randomness = random.getstate()
+        inheritance = Inheritance(os.getpid(), theirs, -1, randomness, pages.before_fork(), bell)
         try:
             with Interrupts() as interrupts:
                 try:
@@ -291,7 +293,7 @@ class ModuleTest:
                     return error
                 if child == 0:
                     ours.close()
-                    context.fork_pages.in_child()
+                    context.let_go_of_pages()
                     process = ModuleChild(context, item, inheritance, ends=self._ends)
                     context.process = context.module_child = process
                     process.begin(self._timers)

@@ -27,7 +27,7 @@ import sys as _sys
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Final, NamedTuple, TypeAlias, final
 
@@ -44,9 +44,7 @@ _MOST: Final = 2048
 _CAP_IPC_LOCK: Final = 14
 #: How many pages a child reports; what is more is data of its test.
 _MOST_SAID: Final = 1 << 15
-#: How many children report what they have written to, and after how many forks they do so again:
-#: the first tests may not be typical.
-_CHILDREN: Final = 4
+#: After how many forks children report what they have written to: the first may not be typical.
 _AFTER: Final = (4, 64, 1024)
 
 _MAPPING: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw.p \S+ \S+ (\d+)")
@@ -149,11 +147,14 @@ def written_pages() -> bytes:
 class ForkPages:
     """Learns which pages children write to, and pins them in this process.
 
-    ``processes`` is the number of such processes of the same user.
+    ``processes`` is the number of such processes of the same user. ``children`` report one after
+    the other, each time it has been forked ``after`` times.
     """
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, children: int = 4, after: Collection[int] = _AFTER) -> None:
         self._processes = processes
+        self._children = children
+        self._after = after
         self._forks = 0
         self._written: list[array[int]] = []
         self._ring = -1
@@ -166,23 +167,17 @@ class ForkPages:
         Returns the function that the child calls at its end; what that returns is to be passed to
         :meth:`learn`. None if nothing is to be learned from this child.
         """
-        if self._forks in _AFTER and not self._refused:
+        if self._forks in self._after and not self._refused:
             self._learning = True
             # A child could not tell its copies of pinned pages from pages it has written to.
             self._unpin()
         self._forks += 1
         return written_pages if self._learning else None
 
-    def in_child(self) -> None:
-        """In the child: close the ring, which is the parent's."""
-        if self._ring >= 0:
-            posix.close(self._ring)
-            self._ring = -1
-
     def learn(self, pages: bytes) -> None:
         """Take what a child has reported. After some children, pin the pages."""
         self._written.append(array("Q", pages))
-        if len(self._written) == _CHILDREN:
+        if len(self._written) == self._children:
             try:
                 self._pin(self._written)
             except OSError:
@@ -224,7 +219,7 @@ class ForkPages:
         self._refused, self._learning = True, False
 
     def close(self) -> None:
-        """Unpin all pages."""
+        """Unpin all pages. In a child: close the ring, which is the parent's."""
         if self._ring >= 0:
             posix.close(self._ring)
             self._ring = -1

@@ -110,7 +110,7 @@ def child(hot, action=lambda: None):
     learns = hot.before_fork()
     pid = os.fork()
     if pid == 0:
-        hot.in_child()
+        hot.close()
         answer = action()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         memory[::4096] = b"c" * PAGES
