@@ -115,16 +115,18 @@ class Hooks:
             self._known = activation.find(self._config)
         return self._known
 
+    # Asked for several times for each test, and each function that a test process calls copies
+    # pages of memory: so these look at `_known` first.
     @property
     def _runner(self) -> Runner | None:
-        active = self._active
+        active = self._known or self._active
         return active.runner if active is not None else None
 
     @property
     def _process(self) -> ProcessOfTest | None:
         """This process, if it is a test process."""
-        runner = self._runner
-        return runner.process if runner is not None else None
+        active = self._known or self._active
+        return active.runner.process if active is not None else None
 
     def _activated_for(self, item: pytest.Item) -> activation.Active | None:
         """The active plugin if ``item`` asks for a sandbox, else None."""
@@ -249,13 +251,13 @@ class Hooks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:
         """Note the phase, for the report of a process that dies."""
-        if (active := self._active) is not None:
+        if (active := self._known or self._active) is not None:
             active.session.current.enter_phase("call")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self) -> None:
         """Note the phase, for the report of a process that dies."""
-        if (active := self._active) is not None:
+        if (active := self._known or self._active) is not None:
             active.session.current.enter_phase("teardown")
 
     @pytest.hookimpl(wrapper=True)

@@ -67,7 +67,7 @@ class _Known:
 def as_frame(message: Message) -> bytes:
     """The bytes of a frame."""
     data = dumps(tuple(message), protocol=5)
-    return _HEADER.pack(_MAGIC, messages.number_of(message), len(data)) + data
+    return _HEADER.pack(_MAGIC, messages.NUMBERS[type(message)], len(data)) + data
 
 
 class Garbled(Exception):
@@ -157,7 +157,7 @@ class Sender:
         frame = self._kept + as_frame(message)
         self._kept = b""
         self._unheard += len(frame)
-        is_much = self._unheard > _MOST_UNHEARD
+        is_much = self._bell >= 0 and self._unheard > _MOST_UNHEARD
         if is_much:
             # The socket may be full, and then this waits for the pytest process.
             self._ring()
@@ -167,13 +167,12 @@ class Sender:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
             sent = self._socket.sendmsg([frame], rights)
         self._socket.sendall(frame[sent:])
-        if is_much or isinstance(message, _URGENT):
+        if self._bell >= 0 and (is_much or isinstance(message, _URGENT)):
             self._unheard = 0
             self._ring()
 
     def _ring(self) -> None:
-        if self._bell >= 0:
-            os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self._bell, 1)
 
     def keep(self, message: messages.FromTest) -> None:
         """Send a message together with the next one, since nobody waits for it."""

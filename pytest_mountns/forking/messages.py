@@ -7,7 +7,7 @@ so it can only be a mistake of ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
@@ -281,7 +281,8 @@ Answer: TypeAlias = Settled | Objection | PipesHeld | RunTest | EndProcess
 Message: TypeAlias = FromTest | Answer
 #: In the channel, the number of a class stands for it: pickle would look up its name each time.
 _CLASSES: Final[Sequence[Any]] = (*FromTest.__args__, *Answer.__args__)
-_NUMBERS: Final = {kind: number for number, kind in enumerate(_CLASSES)}
+#: The number of each class, from 0 to 255.
+NUMBERS: Final[Mapping[type, int]] = {kind: number for number, kind in enumerate(_CLASSES)}
 
 
 class UnknownMessage(Exception):
@@ -289,11 +290,6 @@ class UnknownMessage(Exception):
 
     def __init__(self, message: object) -> None:
         super().__init__(f"mountns: unknown message from a test process: {message!r:.200}")
-
-
-def number_of(message: Message) -> int:
-    """The number of the class of ``message``, from 0 to 255."""
-    return _NUMBERS[type(message)]
 
 
 def made_of(number: int, fields: Sequence[Any]) -> Any:

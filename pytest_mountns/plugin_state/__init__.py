@@ -108,7 +108,8 @@ class PluginStates:
         early = [one for one in self._all().values() if one.early]
         for plugin_state in early:
             plugin_state.report = report
-        yield from self._pack(item, early)
+        if early:
+            yield from self._pack(item, early)
 
     def _pack(
         self, item: pytest.Item, states: Sequence[PluginState]

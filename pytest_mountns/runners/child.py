@@ -72,32 +72,30 @@ class TestProcess(ReportingProcess, TestInSandbox):
             if trace.enabled and isinstance(self._entry, ForkedEntry) and not self._entry.sandbox:
                 trace("mounted", *(one.mountpoint for one in self.stack.sandbox.overlays))
             trace("entered", self._item.nodeid)
-            self._start_faults()
+            if faults := self._session.selection.spec(self._item).faults:
+                self._start_faults(faults)
         # In the process that runs the test: with a PID namespace there was another fork.
         self._context.plugin_states.begin(self._item)
         if self._stack is not None:
             self._session.observers.entered(self._item, self)
         timers.start_in_child()
 
-    def _start_faults(self) -> None:
-        """Have system calls fail from here on, if the marks of the item ask for it."""
-        faults = self._session.selection.spec(self._item).faults
-        if faults:
-            dropped = self.stack.sandbox.plan.drops_capabilities
-            # More may be asked for in the test, and the filter cannot be changed then.
-            everything = "overlay_root" in getattr(self._item, "fixturenames", ())
-            current = self._session.current
-            try:
-                start_faults(current, faults, dropped=dropped, everything=everything)
-            except SandboxError as error:
-                self._refuse(error)
+    def _start_faults(self, faults: tuple[str, ...]) -> None:
+        """Have system calls fail from here on, as the marks of the item ask for it."""
+        dropped = self.stack.sandbox.plan.drops_capabilities
+        # More may be asked for in the test, and the filter cannot be changed then.
+        everything = "overlay_root" in getattr(self._item, "fixturenames", ())
+        current = self._session.current
+        try:
+            start_faults(current, faults, dropped=dropped, everything=everything)
+        except SandboxError as error:
+            self._refuse(error)
 
     def _enter_guard(self, guard: Guard) -> None:
         try:
             guard.enter(self._inheritance.parent)
         finally:
             self.sender.adopt()
-        os.close(self._inheritance.status)
 
     def _enter(self, entry: ForkedEntry) -> Sandbox:
         parent, status = self._inheritance.parent, self._inheritance.status
@@ -107,7 +105,8 @@ class TestProcess(ReportingProcess, TestInSandbox):
         finally:
             # With a PID namespace this is another process than before.
             self.sender.adopt()
-        os.close(status)
+        if status >= 0:
+            os.close(status)
         if user is not None:
             self._make_temporary_directory(user)
         entry.drop_privileges(parent)

@@ -133,10 +133,12 @@ class ForkedTest:
             return error
         forked_entry = entry if isinstance(entry, ForkedEntry) else None
         sandbox = forked_entry.sandbox if forked_entry is not None else None
+        status_reader = status_writer = -1
         try:
             ours, theirs = channel.pair()
             try:
-                status_reader, status_writer = os.pipe()
+                if apart:
+                    status_reader, status_writer = os.pipe()
             except OSError:
                 ours.close()
                 theirs.close()
@@ -164,7 +166,8 @@ class ForkedTest:
                     return error
                 if child == 0:
                     ours.close()
-                    os.close(status_reader)
+                    if apart:
+                        os.close(status_reader)
                     context.let_go_of_pages()
                     context.fixture_scopes.closed = True
                     process = TestProcess(context, item, entry, inheritance)
@@ -202,8 +205,9 @@ class ForkedTest:
                     self._hearing.uppers = None
         finally:
             if context.process is None:
-                os.close(status_reader)
-                os.close(status_writer)
+                if apart:
+                    os.close(status_reader)
+                    os.close(status_writer)
                 self._timers.resume()
                 if forked_entry is not None:
                     forked_entry.close()
@@ -293,7 +297,8 @@ class ForkedTest:
         died = leave is None and self._hearing.refusal is None
         self._hearing.test_has_ended(died=died)
         if died:
-            status = read_status(status_reader, status)
+            if receiver.apart:
+                status = read_status(status_reader, status)
             how = self._hearing.how_ended(receiver, status, garbled=garbled)
             self._hearing.process_has_died(how)
         elif leave is not None:

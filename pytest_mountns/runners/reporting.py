@@ -32,7 +32,7 @@ class Inheritance(NamedTuple):
     parent: int
     #: Its end of the channel.
     channel: socket.socket
-    #: See :meth:`.ForkedEntry.enter`.
+    #: See :meth:`.ForkedEntry.enter`; -1 without a PID namespace.
     status: int
     #: ``random.getstate()``: Python seeds its generator anew after a fork.
     randomness: tuple[Any, ...]
@@ -212,9 +212,11 @@ class ReportingProcess:
                 self.sender.hand_over(pipes)
             if self._inheritance.written_pages is not None:
                 self.sender.send(messages.WrittenPages(self._inheritance.written_pages()))
-            leave = leave_message(error)._replace(
-                torn_down=pytest_internals.is_torn_down(self._item)
-            )
+            torn_down = pytest_internals.is_torn_down(self._item)
+            if error is None:
+                leave = messages.Leave(torn_down=torn_down)
+            else:
+                leave = leave_message(error)._replace(torn_down=torn_down)
             if isinstance(error, KeyboardInterrupt):
                 leave = leave._replace(interrupt=self.sender.pack_interrupt(error))
             self.sender.send(leave)
@@ -227,10 +229,8 @@ class ReportingProcess:
             self.sender.send(messages.PluginNotes(name, packed))
 
 
-def leave_message(error: BaseException | None) -> messages.Leave:
-    """The last message: by what the protocol of the item was ended, None if it has returned."""
-    if error is None:
-        return messages.Leave()
+def leave_message(error: BaseException) -> messages.Leave:
+    """The last message, where ``error`` has ended the protocol of the item."""
     if isinstance(error, KeyboardInterrupt):
         return messages.Leave("KeyboardInterrupt")
     if isinstance(error, pytest.exit.Exception):

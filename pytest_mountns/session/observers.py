@@ -246,7 +246,10 @@ class Observers:
 
     def want_pause(self, report: pytest.TestReport) -> bool:
         """Whether any observer wants the test to wait; see :meth:`Observer.wants_pause`."""
-        return any(wants(report) for wants in self._hearing["wants_pause"])
+        for wants in self._hearing["wants_pause"]:  # noqa: SIM110 - any() needs another function
+            if wants(report):
+                return True
+        return False
 
     def on_report(
         self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
