@@ -14,13 +14,12 @@ import resource
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 HOME = os.readlink("/proc/self/ns/mnt")
-#: The name of each test, and the wall and CPU time at which it began.
-STARTS: list[tuple[str, float, float]] = []
 
 #: What a module of a large program consists of, more or less.
 MODULE = """
@@ -80,29 +79,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.mountns(**keys))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """From here to the next test, in the pytest process: the way in and out again is in it."""
-    if "BENCHMARK_TRACED" in os.environ:
-        # A system call that does nothing and is found again in the trace.
-        os.access("/mountns-benchmark/next-test", os.F_OK)
-    STARTS.append((item.nodeid, time.perf_counter(), cpu()))
-
-
 def cpu() -> float:
     """The CPU time of this process, and of the processes that it has waited for."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def pytest_sessionfinish() -> None:
-    if "BENCHMARK_TIMES" in os.environ and STARTS:
-        ends = [*STARTS[1:], ("", time.perf_counter(), cpu())]
-        times = {
-            name.rpartition("::")[2] if len(STARTS) < 10 else name: (end - start, cpu_end - cpu)
-            for (name, start, cpu), (_, end, cpu_end) in zip(STARTS, ends, strict=True)
-        }
-        Path(os.environ["BENCHMARK_TIMES"]).write_text(json.dumps(times))
+def _hooks() -> tuple[Callable[[pytest.Item], None], Callable[[], None]]:
+    # Not in a global variable: those of conftest files are compared in each forked test.
+    starts: list[tuple[str, float, float]] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(item: pytest.Item) -> None:
+        """From here to the next test, in the pytest process: the way in and out again is in it."""
+        if "BENCHMARK_TRACED" in os.environ:
+            # A system call that does nothing and is found again in the trace.
+            os.access("/mountns-benchmark/next-test", os.F_OK)
+        starts.append((item.nodeid, time.perf_counter(), cpu()))
+
+    def pytest_sessionfinish() -> None:
+        if "BENCHMARK_TIMES" in os.environ and starts:
+            ends = [*starts[1:], ("", time.perf_counter(), cpu())]
+            times = {
+                name.rpartition("::")[2] if len(starts) < 10 else name: (end - start, cpu_end - cpu)
+                for (name, start, cpu), (_, end, cpu_end) in zip(starts, ends, strict=True)
+            }
+            Path(os.environ["BENCHMARK_TIMES"]).write_text(json.dumps(times))
+
+    return pytest_runtest_protocol, pytest_sessionfinish
+
+
+pytest_runtest_protocol, pytest_sessionfinish = _hooks()
 
 
 @pytest.fixture
