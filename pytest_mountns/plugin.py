@@ -268,7 +268,8 @@ class Hooks:
         runner = self._runner
         if runner is None:
             return (yield)
-        return (yield from runner.make_report(item, call))
+        runner.before_report(call)
+        return runner.complete_report(item, call, (yield))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:

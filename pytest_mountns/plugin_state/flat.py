@@ -17,8 +17,11 @@ from .differences import Counted, Difference, Included, Keyed, Listed
 
 _CONSTANTS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _TUPLES: Final = frozenset({tuple, frozenset})
-_SEQUENCES: Final = frozenset({list, deque})
-_MAPPINGS: Final = frozenset({dict, OrderedDict, defaultdict})
+_CONTAINERS: Final = frozenset({list, deque, dict, OrderedDict, defaultdict, set})
+#: How deep tuples are looked into. What is deeper is pickled.
+_DEPTH: Final = 8
+#: How many elements. What has more is larger than what is pickled, too.
+_MOST: Final = 1 << 14
 
 
 def flat_copy(value: object, before: object = None) -> object:
@@ -28,32 +31,24 @@ def flat_copy(value: object, before: object = None) -> object:
     was added since is looked into.
     """
     kind = type(value)
+    if kind not in _CONTAINERS or (kind is OrderedDict and vars(value)):
+        return None
+    # At once, since another thread may change it.
     container: Any = value
+    if len(container) > _MOST:
+        return None
+    copy = container.copy()
     known: Any = before
-    if known is not None and (type(known) is not kind or not begins_with(container, known)):
-        known = None
-    start = 0 if known is None else len(known)
+    if type(known) is not kind or not begins_with(copy, known):
+        known = ()
     added: Iterable[object]
-    if kind in _SEQUENCES:
-        added = islice(container, start, None)
-    elif kind in _MAPPINGS:
-        new = islice(container.items(), start, None)
-        added = chain.from_iterable(new)
-    elif kind is set:
-        added = container if known is None else container - known
+    if kind is set:
+        added = copy.difference(known)
+    elif isinstance(copy, dict):
+        added = chain.from_iterable(islice(copy.items(), len(known), None))
     else:
-        return None
-    if not _are_constant(added):
-        return None
-    if known is None:
-        return container.copy()
-    if kind in _SEQUENCES:
-        known.extend(islice(container, start, None))
-    elif kind is set:
-        known |= container
-    else:
-        known.update(islice(container.items(), start, None))
-    return known
+        added = islice(copy, len(known), None)
+    return copy if _are_constant(added) else None
 
 
 def begins_with(container: Any, copy: Any) -> bool:
@@ -74,14 +69,14 @@ def begins_with(container: Any, copy: Any) -> bool:
 
 
 def stays_flat(change: Difference) -> bool:
-    """Whether a change to such a container puts only values into it that cannot change."""
+    """Whether a change to a container puts in, and takes out, only values that cannot change."""
     match change:
         case Listed(changed, added):
             values = [*added, *map(_new_value, changed.values())]
-        case Keyed(changed_entries, _):
-            values = [*changed_entries, *map(_new_value, changed_entries.values())]
-        case Included(added_members, _):
-            values = [*added_members]
+        case Keyed(entries, removed):
+            values = [*entries, *removed, *map(_new_value, entries.values())]
+        case Included(added_members, removed_members):
+            values = [*added_members, *removed_members]
         case _:
             return False
     return _are_constant(values)
@@ -93,11 +88,18 @@ def _new_value(change: Difference) -> object:
 
 
 def _are_constant(values: Iterable[object]) -> bool:
-    inner: list[Any] = []
-    for value in values:
-        kind = type(value)
-        if kind in _TUPLES:
-            inner.append(value)
-        elif kind not in _CONSTANTS:
-            return False
-    return not inner or _are_constant(chain.from_iterable(inner))
+    seen: set[int] = set()
+    for _ in range(_DEPTH):
+        inner: list[Any] = []
+        for value in values:
+            kind = type(value)
+            if kind in _TUPLES:
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    inner.append(value)
+            elif kind not in _CONSTANTS:
+                return False
+        if not inner:
+            return True
+        values = chain.from_iterable(inner)
+    return False

@@ -198,8 +198,10 @@ class Notes(PluginState):
         is_known = before is not None and before.value is value
         if type(value) in CONTAINERS:
             earlier = before.copy if before is not None and is_known and before.flat else None
-            if (copy := flat_copy(value, earlier)) is not None:
-                return _Known(value, None, copy, flat=True)
+            with contextlib.suppress(Exception):
+                # What another thread changes meanwhile, and keys with methods of their own.
+                if (copy := flat_copy(value, earlier)) is not None:
+                    return _Known(value, None, copy, flat=True)
         same = is_known and before is not None and before.pickled is None and not before.flat
         if not same and (pickled := self._pickled(value)) is not None:
             return _Known(value, pickled)
@@ -250,7 +252,7 @@ class Notes(PluginState):
                 elif is_lost and place != ("node", len(item.listchain()) - 1):
                     lost.append(f"{title}.{name}")
                 if differs:
-                    known[name] = self._look(value, before)
+                    known[name] = self._look(value, before if before and before.flat else None)
             removed = [name for name in known if name not in found]
             for name in removed:
                 del known[name]
@@ -275,7 +277,7 @@ class Notes(PluginState):
         if before is None:
             change: Difference | None = Replaced(value)
         elif before.flat and type(value) is type(before.copy):
-            change = difference(before.copy, value, seen)
+            change = _difference_of_flat(before.copy, value, seen)
         elif before.pickled is not None:
             pickled = self._pickled(value)
             if pickled == before.pickled:
@@ -297,7 +299,9 @@ class Notes(PluginState):
         else:
             change = None if before.value is value else Replaced(value)
         if change is None:
-            return before is None or before.value is not value or bool(before.pickled), False, None
+            # It may differ all the same, if another attribute is the same object.
+            differs = before is None or before.value is not value or bool(before.pickled)
+            return differs or (before is not None and before.flat), False, None
         return self._sendable(change)
 
     def _sendable(
@@ -387,13 +391,29 @@ class Notes(PluginState):
                     inner = self._advanced(known.inner.get(name), getattr(value, name), part)
                     known.inner[name] = inner
             return known
+        if known.flat:
+            before = applied(known.copy, change)
+            if stays_flat(change):
+                return known._replace(copy=before)
+            return self._look(before)._replace(value=value)
         if known.copy is not None:
             # Its elements are those of the value itself, which are changed already.
             _take_over(cast(Any, known.copy), cast(Any, value), change)
-            if known.flat and not stays_flat(change):
-                return self._look(known.copy)._replace(value=value)
             return known
         return _Known(applied(known.value, change)) if type(value) in _SIMPLE else _Known(value)
+
+
+def _difference_of_flat(before: object, value: Any, seen: set[int]) -> Difference | None:
+    """:func:`.difference` for a container that another thread may change meanwhile."""
+    if id(value) in seen:
+        return None
+    seen.add(id(value))
+    now = value.copy()
+    try:
+        return difference(before, now, seen)
+    finally:
+        # The next object may get the same id.
+        seen.discard(id(now))
 
 
 def _take_over(copy: Any, value: Any, change: Difference) -> None:
@@ -405,9 +425,6 @@ def _take_over(copy: Any, value: Any, change: Difference) -> None:
         for key in change.removed:
             copy.pop(key, None)
     elif isinstance(change, Listed):
-        for index in change.changed:
-            if index < min(len(copy), len(value)):
-                copy[index] = value[index]
         copy.extend(change.added)
     elif isinstance(change, Included):
         copy |= change.added

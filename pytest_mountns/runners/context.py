@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, final
+from typing import TYPE_CHECKING, NoReturn, Protocol, final
 
 import pytest
 
@@ -137,8 +137,7 @@ class RunnerContext:
         self.timers: Timers | None = None
         #: What inline tests have in common with this process; None before the first of them.
         self.shared_directory: SharedDirectory | None = None
-        self._fork_pages: ForkPages | None = None
-        self._module_pages: ForkPages | None = None
+        self._pages: tuple[bool, ForkPages] | None = None
         self._phase: mmap.mmap | None = None
         self._screen: pytest_internals.Screen | None = None
         self._collected = False
@@ -183,25 +182,22 @@ class RunnerContext:
             self._phase = mmap(-1, 1)
         return self._phase
 
-    @property
-    def fork_pages(self) -> ForkPages:
-        """The pages of memory that the kernel copies for a test process within fork(2).
+    def pages(self, *, of_module: bool) -> ForkPages | None:
+        """The pages of memory that the kernel copies for a forked process within fork(2).
 
-        First used before a fork, as :attr:`phase`: what only forks need is loaded then.
+        ``of_module``: for the process of a module, else for one of a test. In a run that has both
+        it is None for those that come second: the two kinds write to different pages. First called
+        before a fork, as :attr:`phase`: what only forks need is loaded then.
         """
-        if self._fork_pages is None:
-            self._fork_pages = _fork_pages()
-        return self._fork_pages
+        if self._pages is None:
+            from ..engine.linux.fork_pages import ForkPages
 
-    @property
-    def module_pages(self) -> ForkPages:
-        """As :attr:`fork_pages`, for the process of a module.
-
-        It runs many tests, so what the first of them has written to is typical.
-        """
-        if self._module_pages is None:
-            self._module_pages = _fork_pages(1, (1, 16, 256))
-        return self._module_pages
+            workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+            # The first process of a module runs many tests, so what it writes to is typical.
+            learning = (1, (1, 16, 256)) if of_module else ()
+            self._pages = of_module, ForkPages(workers, *learning)
+        is_of_module, pages = self._pages
+        return pages if is_of_module == of_module else None
 
     def collect_garbage(self) -> None:
         """Collect garbage once, before the first fork, so that test processes need not.
@@ -215,19 +211,12 @@ class RunnerContext:
             gc.collect()
 
     def let_go_of_pages(self) -> None:
-        """In a forked process: the pages of the pytest process are not its own."""
-        for pages in (self._fork_pages, self._module_pages):
-            if pages is not None:
-                pages.close()
+        """In a forked process, whose pages they are not; and at the end."""
+        if self._pages is not None:
+            self._pages[1].close()
 
     def close(self) -> None:
         """At the end of the session."""
         self.let_go_of_pages()
         if self._phase is not None:
             self._phase.close()
-
-
-def _fork_pages(*learning: Any) -> ForkPages:
-    from ..engine.linux.fork_pages import ForkPages
-
-    return ForkPages(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), *learning)

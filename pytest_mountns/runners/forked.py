@@ -151,8 +151,13 @@ class ForkedTest:
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
+        pages = context.pages(of_module=False)
         inheritance = Inheritance(
-            os.getpid(), theirs, status_writer, random.getstate(), context.fork_pages.before_fork()
+            os.getpid(),
+            theirs,
+            status_writer,
+            random.getstate(),
+            pages.before_fork() if pages is not None else None,
         )
         try:
             with Interrupts() as interrupts:

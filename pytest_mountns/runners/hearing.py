@@ -112,9 +112,9 @@ class Hearing:
             case messages.PluginNotes():
                 self._context.plugin_states.merge(item, message.plugin, message.packed)
             case messages.WrittenPages():
-                context = self._context
-                pages = context.module_pages if self._of_module else context.fork_pages
-                pages.learn(message.numbers)
+                pages = self._context.pages(of_module=self._of_module)
+                if pages is not None:
+                    pages.learn(message.numbers)
             case messages.Noted():
                 self._context.note_once(message.kind, message.why)
             case messages.Skipped():

@@ -277,9 +277,15 @@ class ModuleTest:
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
-        pages = context.module_pages
-        randomness = random.getstate()
-        inheritance = Inheritance(os.getpid(), theirs, -1, randomness, pages.before_fork(), bell)
+        pages = context.pages(of_module=True)
+        inheritance = Inheritance(
+            os.getpid(),
+            theirs,
+            -1,
+            random.getstate(),
+            pages.before_fork() if pages is not None else None,
+            bell,
+        )
         try:
             with Interrupts() as interrupts:
                 try:

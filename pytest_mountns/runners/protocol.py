@@ -132,12 +132,12 @@ class Runner:
             self._note_threads()
             obstacle = sandboxes.obstacle if spec.process == "module" and not guarded else _GUARDED
             choice = choose(spec, obstacle=obstacle, stuck=(), lost=(), libraries=())
-            return choice._replace(guarded=guarded)
+            return choice._replace(guarded=True) if guarded else choice
         stuck = sandboxes.stuck_threads
         obstacle = _GUARDED if guarded else sandboxes.obstacle
         lost, libraries = sandboxes.lost_by_fork() if stuck or obstacle else ([], [])
         choice = choose(spec, obstacle=obstacle, stuck=stuck, lost=lost, libraries=libraries)
-        return choice._replace(guarded=guarded)
+        return choice._replace(guarded=True) if guarded else choice
 
     def protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
@@ -305,17 +305,19 @@ class Runner:
         self._end_module()
         self._session.sandboxes.before_host_changes()
 
-    def make_report(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Around ``pytest_runtest_makereport`` of any item."""
+    def before_report(self, call: pytest.CallInfo[None]) -> None:
+        """Before other plugins make a report in ``pytest_runtest_makereport``."""
         if self._context.delegated is not None:
             # A wrapper around the setup has failed at its end, or let the setup seem to pass. Its
             # other half in the test process has been reported already.
             raise self._context.delegated
         if call.excinfo is not None:
             pytest_internals.drop_unseen(call.excinfo.value)
-        report = yield
+
+    def complete_report(
+        self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+    ) -> pytest.TestReport:
+        """Have observers complete a report of any item, when other plugins have made it."""
         test = self._session.current.test
         if call.excinfo is not None and test is not None:
             observers, error = self._session.observers, call.excinfo.value

@@ -10,7 +10,7 @@ overrides its method. Each docstring says in which process the event is called, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 import pytest
@@ -255,8 +255,12 @@ class Observers:
         self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
     ) -> None:
         """See :meth:`Observer.on_report`."""
-        # What a test that does not fail has changed is hardly ever read.
-        with self._late_modules.importable() if report.failed else nullcontext():
+        if not report.failed:
+            # What it has changed is hardly ever read.
+            for hear in self._hearing["on_report"]:
+                hear(item, report, written)
+            return
+        with self._late_modules.importable():
             for hear in self._hearing["on_report"]:
                 hear(item, report, written)
 

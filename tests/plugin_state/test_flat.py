@@ -120,6 +120,34 @@ def test_what_was_added_is_looked_into() -> None:
     assert flat_copy(names, copy) is None
 
 
+def test_deep_and_doubled_tuples() -> None:
+    """Each is looked at once, and what is too deep is left to pickle."""
+    doubled: tuple[object, ...] = ()
+    for _ in range(6):
+        doubled = (doubled, doubled)
+    assert flat_copy([doubled]) == [doubled]
+    for _ in range(100):
+        doubled = (doubled, doubled)
+    assert flat_copy([doubled]) is None
+    chain: tuple[object, ...] = ()
+    for number in range(5000):
+        chain = (number, chain)
+    assert flat_copy([chain]) is None
+
+
+def test_what_is_very_large_is_left_to_others() -> None:
+    assert flat_copy([0] * 10_000) is not None
+    assert flat_copy([0] * 100_000) is None
+
+
+def test_an_ordered_dict_with_attributes() -> None:
+    """A copy has none of them."""
+    ordered = OrderedDict(a=1)
+    assert flat_copy(ordered) == ordered
+    vars(ordered)["more"] = 1
+    assert flat_copy(ordered) is None
+
+
 @pytest.mark.parametrize(
     ("before", "after", "stays"),
     [
@@ -132,6 +160,9 @@ def test_what_was_added_is_looked_into() -> None:
         ({"a": 1}, {"a": [1]}, False),
         ({1}, {1, 2}, True),
         ({1}, {1, int}, False),
+        ({1, int}, {1}, False),
+        ({1: 2, int: 3}, {1: 2}, False),
+        ({1, 2}, {1}, True),
         ([1], (1,), False),
     ],
 )

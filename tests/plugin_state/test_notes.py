@@ -481,6 +481,110 @@ def test_containers_that_grow(pytester: pytest.Pytester, record: Record, process
     assert notes[1] == notes[0]
 
 
+SHARED = """
+KEY = lambda: None
+
+class Plugin:
+    def __init__(self):
+        self.active, self.names, self.count = {KEY: 1}, [], 0
+        self.current = self.log = []
+        self.both, self.counts = {"n": 0}, [0]
+        self.kind = [1, 2]
+
+    def pytest_runtest_call(self, item):
+        # Something that cannot be pickled is taken out.
+        self.active.pop(KEY, None)
+        self.names.append(item.name)
+        self.count += 1
+        # Two ways to one list, one of which ends.
+        self.current = self.log
+        self.current.append(item.name)
+        # Both processes count.
+        self.both["n"] += 100
+        self.counts[0] += 100
+        if isinstance(self.kind, list):
+            self.kind[0] = 5
+
+    def pytest_runtest_teardown(self, item):
+        self.current = None
+
+    def pytest_runtest_logreport(self, report):
+        self.both["n"] += 1
+        self.counts[0] += 1
+        self.kind = {7, 8}
+
+    def pytest_exception_interact(self, node):
+        self.names.append((self.both["n"], self.counts[0]))
+
+    def pytest_sessionfinish(self):
+        left = self.names, self.count, self.log, self.both, self.counts, self.kind
+        with open("notes", "w") as file:
+            print(*left, sep="\\n", file=file)
+
+def pytest_configure(config):
+    config.pluginmanager.register(Plugin(), "noting")
+"""
+
+
+@pytest.mark.parametrize("process", ["fork", "module"])
+def test_containers_that_both_processes_change(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    pytester.makeconftest(SHARED)
+    pytester.makepyfile("def test_a(): assert 0\ndef test_b(): pass\ndef test_c(): pass")
+    notes, runs = [], []
+    for option in ("-pno:mountns", "--mountns"):
+        runs.append(record(option))
+        notes.append((pytester.path / "notes").read_text())
+    assert notes[1] == notes[0]
+    # What cannot be pickled is said, and nothing else is lost with it.
+    assert "noting.active cannot be pickled" in runs[1].out
+    assert len(runs[1].warnings) == 1
+
+
+GROWN_BY_A_THREAD = """
+import threading, time
+from collections import deque
+
+class Plugin:
+    def __init__(self):
+        self.samples, self.last, self.done = {}, deque(maxlen=1000), threading.Event()
+
+    def sample(self):
+        while not self.done.is_set():
+            for _ in range(100):
+                self.samples[len(self.samples) % 5000] = time.monotonic()
+                self.last.append(len(self.samples))
+            time.sleep(0)
+
+    def pytest_runtest_call(self, item):
+        pass
+
+    def pytest_sessionstart(self):
+        self.thread = threading.Thread(target=self.sample)
+        self.thread.start()
+
+    def pytest_sessionfinish(self):
+        self.done.set()
+        self.thread.join()
+
+def pytest_configure(config):
+    config.pluginmanager.register(Plugin(), "sampling")
+"""
+
+
+@pytest.mark.parametrize("process", ["fork", "module"])
+def test_containers_that_another_thread_changes(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    pytester.makeconftest(GROWN_BY_A_THREAD)
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.parametrize('n', range(20))\ndef test_it(n): pass"
+    )
+    recorded = record("--mountns")
+    assert recorded.status == 0
+
+
 def test_containers_of_constants_are_not_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test costs must not grow with what plugins have noted of those before it."""
     pickled: list[object] = []
