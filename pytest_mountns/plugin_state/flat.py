@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from .differences import Counted, Difference, Included, Keyed, Listed
 
+#: What is compared element by element.
+CONTAINERS: Final = frozenset({list, dict, OrderedDict, defaultdict, set, deque})
 _CONSTANTS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _TUPLES: Final = frozenset({tuple, frozenset})
-_CONTAINERS: Final = frozenset({list, deque, dict, OrderedDict, defaultdict, set})
 #: How deep tuples are looked into. What is deeper is pickled.
 _DEPTH: Final = 8
 #: How many elements. What has more is larger than what is pickled, too.
@@ -31,7 +32,7 @@ def flat_copy(value: object, before: object = None) -> object:
     was added since is looked into.
     """
     kind = type(value)
-    if kind not in _CONTAINERS or (kind is OrderedDict and vars(value)):
+    if kind not in CONTAINERS or (kind is OrderedDict and vars(value)):
         return None
     # At once, since another thread may change it.
     container: Any = value

@@ -36,9 +36,9 @@ from .differences import (
     is_plain_object,
     returned,
 )
-from .flat import flat_copy, stays_flat
+from .flat import CONTAINERS, flat_copy, stays_flat
 from .pickling import Names, dump, dump_small, load
-from .places import CONTAINERS, Objects, Place
+from .places import Objects, Place
 
 #: Bytes. In what is larger, only new elements of the outermost container are seen.
 _MOST: Final = 1 << 16
@@ -348,9 +348,11 @@ class Notes(PluginState):
         objects = self._objects(item)
         with self._names.naming("report", self.report):
             changes = cast("dict[Place, Keyed]", load(state.changes, self._names))
+        around = self._look_around(objects, changes)
         for place, keyed in changes.items():
             objects.change(place, keyed)
         self._know_too(objects, changes)
+        self._know_around(objects, around)
         new = [title for title in state.lost if title not in self._said]
         if new:
             self._said.update(new)
@@ -377,6 +379,44 @@ class Notes(PluginState):
                     for other, one in each.items():
                         if one.value is value or (each is known and other == name):
                             each[other] = self._advanced(one, value, change)
+
+    def _look_around(
+        self, objects: Objects, changes: Mapping[Place, Keyed]
+    ) -> list[tuple[Place, Any, _Known]]:
+        """What other attributes hold: it may be, somewhere inside, what is about to be changed."""
+        parts = [one for keyed in changes.values() for one in keyed.changed.values()]
+        if all(isinstance(one, Replaced | Counted) for one in parts):
+            return []
+        places = {place: found for place, _, found in objects.all()}
+        changed = {
+            id(places[place][name])
+            for place, keyed in changes.items()
+            for name in keyed.changed
+            if place in places and name in places[place]
+        }
+        looks = (
+            (place, name, self._look(value, self._known.get(place, {}).get(name)))
+            for place, found in places.items()
+            for name, value in found.items()
+            if type(value) not in _SIMPLE and id(value) not in changed
+        )
+        return [one for one in looks if one[2].pickled is not None or one[2].flat]
+
+    def _know_around(self, objects: Objects, before: list[tuple[Place, Any, _Known]]) -> None:
+        """Note that the other process knows what has changed inside of other attributes."""
+        places = {place: found for place, _, found in objects.all()} if before else {}
+        for place, name, look in before:
+            value, known = places.get(place, {}).get(name), self._known.get(place, {}).get(name)
+            if known is None or value is not look.value:
+                continue
+            if look.pickled is None:
+                old = look.copy
+            elif self._pickled(value) != look.pickled:
+                old = load(look.pickled, self._names)
+            else:
+                continue
+            if (change := difference(old, value, set())) is not None:
+                self._known[place][name] = self._advanced(known, value, change)
 
     def _advanced(self, known: _Known | None, value: object, change: Difference) -> _Known:
         """What is known of ``value`` when ``change`` was made to it."""

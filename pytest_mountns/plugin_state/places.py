@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, cast, final
 
@@ -11,12 +10,10 @@ import pytest
 
 from .. import pytest_internals
 from .differences import Keyed, applied
+from .flat import CONTAINERS
 
 #: Which kind of object, and which one of them.
 Place: TypeAlias = tuple[str, object]
-#: What is compared element by element where it cannot be pickled.
-CONTAINERS: Final = frozenset({list, dict, OrderedDict, defaultdict, set, deque})
-
 #: Places that there is one of, if plugins are watched, and how each is called.
 _OF_SESSION: Final = (("config", "config"), ("config stash", "config"), ("fixtures", "fixture"))
 

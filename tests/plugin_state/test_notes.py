@@ -487,7 +487,9 @@ KEY = lambda: None
 class Plugin:
     def __init__(self):
         self.active, self.names, self.count = {KEY: 1}, [], 0
-        self.current = self.log = []
+        self.groups = {"all": [], "more": [[]]}
+        self.current = self.log = self.groups["all"]
+        self.inner = self.groups["more"][0]
         self.both, self.counts = {"n": 0}, [0]
         self.kind = [1, 2]
 
@@ -499,6 +501,7 @@ class Plugin:
         # Two ways to one list, one of which ends.
         self.current = self.log
         self.current.append(item.name)
+        self.inner.append(item.name)
         # Both processes count.
         self.both["n"] += 100
         self.counts[0] += 100
@@ -517,7 +520,7 @@ class Plugin:
         self.names.append((self.both["n"], self.counts[0]))
 
     def pytest_sessionfinish(self):
-        left = self.names, self.count, self.log, self.both, self.counts, self.kind
+        left = self.names, self.count, self.groups, self.log, self.both, self.counts, self.kind
         with open("notes", "w") as file:
             print(*left, sep="\\n", file=file)
 

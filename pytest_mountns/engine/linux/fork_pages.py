@@ -44,7 +44,7 @@ _MOST: Final = 2048
 _CAP_IPC_LOCK: Final = 14
 #: How many pages a child reports; what is more is data of its test.
 _MOST_SAID: Final = 1 << 15
-#: After how many forks children report what they have written to: the first may not be typical.
+#: The first tests may not be typical, so it is learned more than once.
 _AFTER: Final = (4, 64, 1024)
 
 _MAPPING: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw.p \S+ \S+ (\d+)")
@@ -147,8 +147,8 @@ def written_pages() -> bytes:
 class ForkPages:
     """Learns which pages children write to, and pins them in this process.
 
-    ``processes`` is the number of such processes of the same user. ``children`` report one after
-    the other, each time it has been forked ``after`` times.
+    ``processes`` is the number of such processes of the same user. After each number of forks in
+    ``after``, the next ``children`` processes report what they have written to.
     """
 
     def __init__(self, processes: int, children: int = 4, after: Collection[int] = _AFTER) -> None:
