@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,17 @@ from hypothesis import strategies as st
 from pytest_mountns.plugin_state.differences import applied, difference
 from pytest_mountns.plugin_state.flat import begins_with, flat_copy, stays_flat
 
-CONSTANTS = st.recursive(
-    st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=2),
-    lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=2),
-    max_leaves=4,
+# Tuples that are equal count as the same, and so do zeros: (False,) and (0,), -0.0 and 0.0.
+CONSTANTS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from([0.5, 1.0, -2.0, math.nan, math.inf])
+    | st.recursive(
+        st.text(max_size=2),
+        lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=2),
+        max_leaves=4,
+    )
 )
 KEYS = st.integers(0, 5) | st.text(max_size=1)
 #: What is done to a container one after the other.
