@@ -383,7 +383,10 @@ class Notes(PluginState):
     def _look_around(
         self, objects: Objects, changes: Mapping[Place, Keyed]
     ) -> list[tuple[Place, Any, _Known]]:
-        """What other attributes hold: it may be, somewhere inside, what is about to be changed."""
+        """Look at the attributes that ``changes`` does not name, before these are made.
+
+        Somewhere inside, they may hold the same objects. Each is returned with its place and name.
+        """
         parts = [one for keyed in changes.values() for one in keyed.changed.values()]
         if all(isinstance(one, Replaced | Counted) for one in parts):
             return []
@@ -403,19 +406,21 @@ class Notes(PluginState):
         return [one for one in looks if one[2].pickled is not None or one[2].flat]
 
     def _know_around(self, objects: Objects, before: list[tuple[Place, Any, _Known]]) -> None:
-        """Note that the other process knows what has changed inside of other attributes."""
+        """Note that the other process knows how these attributes have changed with the others.
+
+        ``before`` is what :meth:`_look_around` has returned.
+        """
         places = {place: found for place, _, found in objects.all()} if before else {}
         for place, name, look in before:
             value, known = places.get(place, {}).get(name), self._known.get(place, {}).get(name)
             if known is None or value is not look.value:
                 continue
+            change: Difference | None = None
             if look.pickled is None:
-                old = look.copy
+                change = _difference_of_flat(look.copy, value, set())
             elif self._pickled(value) != look.pickled:
-                old = load(look.pickled, self._names)
-            else:
-                continue
-            if (change := difference(old, value, set())) is not None:
+                change = difference(load(look.pickled, self._names), value, set())
+            if change is not None:
                 self._known[place][name] = self._advanced(known, value, change)
 
     def _advanced(self, known: _Known | None, value: object, change: Difference) -> _Known:

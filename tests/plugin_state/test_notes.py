@@ -10,7 +10,7 @@ import pytest
 from pytest_mountns.plugin_state.notes import Notes
 from pytest_mountns.plugin_state.pickling import dump_small
 from pytest_mountns.pytest_internals import foreign_attributes
-from tests.helpers.recording import Record
+from tests.helpers.recording import Record, Recorded
 
 pytestmark = pytest.mark.sandboxes
 
@@ -40,6 +40,16 @@ def same_as_plain(record: Record, *arguments: str) -> None:
     assert isolated.status == plain.status
     assert [one.name for one in isolated.not_passed] == [one.name for one in plain.not_passed]
     assert not isolated.warnings
+
+
+def same_notes(pytester: pytest.Pytester, record: Record, *arguments: str) -> list[Recorded]:
+    """Run plainly and isolated. Fails unless the suite writes the same to the file ``notes``."""
+    notes, runs = [], []
+    for option in ("-pno:mountns", "--mountns"):
+        runs.append(record(option, *arguments))
+        notes.append((pytester.path / "notes").read_text())
+    assert notes[1] == notes[0]
+    return runs
 
 
 @pytest.mark.parametrize("workers", [[], ["-n2", "--dist=loadfile"]], ids=["alone", "xdist"])
@@ -329,11 +339,7 @@ def test_notes_of_plugins(pytester: pytest.Pytester, record: Record) -> None:
             def test_four(self): pass
         """,
     )
-    notes, runs = [], []
-    for option in ("-pno:mountns", "--mountns"):
-        runs.append(record(option, "-p", "noting_plugin"))
-        notes.append((pytester.path / "notes").read_text())
-    assert notes[1] == notes[0]
+    runs = same_notes(pytester, record, "-p", "noting_plugin")
     assert "about it" in runs[0].out
     assert "about it" in runs[1].out
     assert not runs[1].warnings
@@ -474,11 +480,7 @@ def test_containers_that_grow(pytester: pytest.Pytester, record: Record, process
         pytester.path.joinpath(f"test_{name}.py").write_text(
             "import pytest\n@pytest.mark.parametrize('n', range(6))\ndef test_it(n): assert n != 2"
         )
-    notes = []
-    for option in ("-pno:mountns", "--mountns"):
-        record(option)
-        notes.append((pytester.path / "notes").read_text())
-    assert notes[1] == notes[0]
+    same_notes(pytester, record)
 
 
 SHARED = """
@@ -535,11 +537,7 @@ def test_containers_that_both_processes_change(
 ) -> None:
     pytester.makeconftest(SHARED)
     pytester.makepyfile("def test_a(): assert 0\ndef test_b(): pass\ndef test_c(): pass")
-    notes, runs = [], []
-    for option in ("-pno:mountns", "--mountns"):
-        runs.append(record(option))
-        notes.append((pytester.path / "notes").read_text())
-    assert notes[1] == notes[0]
+    runs = same_notes(pytester, record)
     # What cannot be pickled is said, and nothing else is lost with it.
     assert "noting.active cannot be pickled" in runs[1].out
     assert len(runs[1].warnings) == 1
