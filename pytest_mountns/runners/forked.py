@@ -77,6 +77,7 @@ class ForkedTest:
         self._context = context
         self._session = context.session
         self._item = item
+        self._nextitem = nextitem
         #: The end of the test, as this process reports it.
         self.finish = Finish(context, item, nextitem)
         self._timers = timers
@@ -151,6 +152,7 @@ class ForkedTest:
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
+        session.sandboxes.drop_ahead()
         pages = context.pages(of_module=False)
         inheritance = Inheritance(
             os.getpid(),
@@ -201,6 +203,8 @@ class ForkedTest:
                         with contextlib.suppress(OSError):
                             # Too many files are open: then this process waits for the unmounting.
                             sandbox.leave_to_child()
+                        if self._goes_on_alike():
+                            session.sandboxes.manager.make_ahead(sandbox)
                     # Reporters write to the terminal. It takes a tenth of a millisecond, so once.
                     with pytest_internals.capture_suspended(item.config):
                         self._listen(receiver, interrupts, child, status_reader)
@@ -253,6 +257,15 @@ class ForkedTest:
         if self._session.trace.enabled:
             self._session.trace("mounted", *(one.mountpoint for one in sandbox.overlays))
         return ForkedEntry(plan, cwd, directory, manager.stage, layers, sandbox)
+
+    def _goes_on_alike(self) -> bool:
+        """Whether the next test is one like this, and the host stays as it is until then."""
+        selection, nextitem = self._session.selection, self._nextitem
+        return (
+            nextitem is not None
+            and selection.valid_spec(nextitem) == selection.spec(self._item)
+            and not pytest_internals.wider_teardown_runs_code(self._item, nextitem)
+        )
 
     def _listen(
         self,

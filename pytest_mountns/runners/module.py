@@ -277,6 +277,7 @@ class ModuleTest:
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
+        session.sandboxes.drop_ahead()
         pages = context.pages(of_module=True)
         inheritance = Inheritance(
             os.getpid(),

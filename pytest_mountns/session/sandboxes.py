@@ -160,6 +160,11 @@ class Sandboxes:
         if self._manager is not None:
             self._manager.drop_caches()
 
+    def drop_ahead(self) -> None:
+        """See :meth:`.SandboxManager.drop_ahead`."""
+        if self._manager is not None:
+            self._manager.drop_ahead()
+
     def begin_in_fork(self) -> None:
         """In a process that was forked to make sandboxes itself: share no state with its parent.
 

@@ -46,6 +46,7 @@ _NUMBERS: Final = {
     "fsopen": (430, 430),
     "fsconfig": (431, 431),
     "fsmount": (432, 432),
+    "fspick": (433, 433),
     "clone3": (435, 435),
     "mount_setattr": (442, 442),
     "landlock_create_ruleset": (444, 444),

@@ -76,9 +76,10 @@ class Lost(Exception):
     """A process ended without a result, or with an exception of an unexpected type."""
 
 
-def in_child(function: Callable[[], T]) -> T:
+def in_child(function: Callable[[], T], meanwhile: Callable[[], object] = lambda: None) -> T:
     """Call ``function`` in a forked process. Returns its result, and raises what it raises.
 
+    This process calls ``meanwhile`` before it waits for the result.
     Exceptions other than :class:`SandboxError` and skips are raised as :class:`Lost`, with the
     traceback as its text.
     """
@@ -88,8 +89,11 @@ def in_child(function: Callable[[], T]) -> T:
     if child == 0:
         _child(function, parent, writer)
     os.close(writer)
-    with open(reader, "rb") as file:
-        data = file.read()
+    try:
+        meanwhile()
+    finally:
+        with open(reader, "rb") as file:
+            data = file.read()
     _, status = os.waitpid(child, 0)
     if not data:
         raise Lost(f"ended by {os.waitstatus_to_exitcode(status)}")

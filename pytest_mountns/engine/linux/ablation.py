@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Final, Literal, TypeAlias, get_args
 
-Part: TypeAlias = Literal["fork_pages", "background_close", "templates", "root_calls"]
+Part: TypeAlias = Literal["fork_pages", "background_close", "templates", "root_calls", "made_ahead"]
 
 VARIABLE: Final = "MOUNTNS_ABLATE"
 PARTS: Final[tuple[Part, ...]] = get_args(Part)

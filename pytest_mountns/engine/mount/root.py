@@ -14,13 +14,14 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, final
 
 from ..linux import syscalls as sys
-from ..linux.errors import Unavailable
-from ..linux.namespaces import current_namespace, explained, high, mounting
+from ..linux.errors import SandboxError, Unavailable
+from ..linux.namespaces import current_namespace, explained, high, mounting, privileged
 from ..linux.untouched import os
 from ..plan.model import Features, Layered, Plan, Step
 from .api import MountApi
 from .executor import PlanExecutor, open_scratch
 from .new_api import DeferredMountApi, NewMountApi, forget_entries
+from .root_calls import RootAtOnce, RootCalls, ShownFiles
 from .template import Template
 
 
@@ -79,7 +80,8 @@ def make_new_root(
             with explained("make a root", user_namespace):
                 at_once = template.calls.perform()
             if at_once is not None:
-                return NewRoot(*at_once, set(), list(template.calls.overlays))
+                os.close(at_once.root)
+                return _of_calls(at_once, template.calls)
             with _making_a_namespace(user_namespace):
                 back.leave_for(stage)
         if template is None:
@@ -88,6 +90,65 @@ def make_new_root(
             executor = _make_from_template(plan, directory, lowers, more, opened, template)
     namespace, scratch = opened
     return NewRoot(namespace, scratch, executor.created, executor.overlays)
+
+
+@final
+class RootAhead:
+    """A root that was made before it is needed, for the next sandbox of the same plan."""
+
+    def __init__(
+        self, plan: Plan, template: Template, calls: RootCalls, made: RootAtOnce, files: ShownFiles
+    ) -> None:
+        self._plan = plan
+        self._template = template
+        self._calls = calls
+        self._made = made
+        self._files = files
+
+    def take(self, plan: Plan, template: Template | None) -> NewRoot | None:
+        """The root, if it is the one that would be made now: of this plan, from this template.
+
+        That of the same template it is by its identity: a template is another one when the mounts
+        of the host or its own overlays have changed. None is returned if the root is another one,
+        or if it cannot be found out; it is to be closed then.
+        """
+        if plan is not self._plan or template is not self._template:
+            return None
+        try:
+            if self._calls.look_at_files() != self._files:
+                return None
+            with privileged(plan.drops_capabilities):
+                self._calls.refresh(self._made.root)
+        except (OSError, SandboxError):
+            return None
+        os.close(self._made.root)
+        return _of_calls(self._made, self._calls)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What is to be closed if the root is not taken."""
+        return self._made
+
+
+def make_root_ahead(plan: Plan, stage: int, template: Template) -> RootAhead | None:
+    """Make the root that :func:`make_new_root` would make of this template, for later.
+
+    Returns None if it cannot be told later whether that root shows the host of then. Raises as
+    :func:`make_new_root`.
+    """
+    calls = template.calls
+    if calls is None:
+        return None
+    user_namespace = plan.user_namespace
+    with mounting(user_namespace, dropped=plan.drops_capabilities) as (back, _):
+        with _making_a_namespace(user_namespace):
+            back.leave_for(stage)
+        with explained("make a root", user_namespace):
+            files = calls.look_at_files()
+            if files is None or files.have_just_changed():
+                return None
+            made = calls.perform(files.models)
+    return RootAhead(plan, template, calls, made, files) if made is not None else None
 
 
 def mount_root_filesystem(plan: Plan, stage: int) -> int:
@@ -108,6 +169,10 @@ def mount_api_for(features: Features) -> MountApi:
     from .classic_api import ClassicMountApi
 
     return ClassicMountApi()
+
+
+def _of_calls(made: RootAtOnce, calls: RootCalls) -> NewRoot:
+    return NewRoot(made.namespace, made.scratch, set(), list(calls.overlays))
 
 
 def _making_a_namespace(user_namespace: bool) -> AbstractContextManager[None]:

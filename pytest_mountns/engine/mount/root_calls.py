@@ -16,8 +16,8 @@ of 2.69 ms, of which 0.81 ms are pytest's (medians of nine runs of 500 tests, on
 from __future__ import annotations
 
 import stat
-from contextlib import ExitStack
-from typing import Final, NamedTuple, final
+from contextlib import ExitStack, suppress
+from typing import Final, NamedTuple, TypeAlias, final
 
 from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
@@ -25,15 +25,24 @@ from ..linux.attributes import without_overlay
 from ..linux.call_list import Call, CallList, Result, is_available
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import FD_FLOOR
-from ..linux.untouched import fcntl, open, os, struct
+from ..linux.untouched import fcntl, open, os, struct, time
 from ..plan.model import DEV, Bind, Layered, MakeDev, Overlay, Plan, Seed, Step
 from .api import NOSUID_NODEV, Options, escape_lower, fits_one_option
 from .dev import DEVICE_NUMBERS, LINKS, TERMINALS, terminal_options
 from .executor import LARGEST_SEED, copy_seed
+from .new_api import forget_entries
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 #: Access and modification time as utimensat(2) takes them.
 _TIMES: Final = struct.Struct("=4q")
+
+
+#: Nanoseconds, longer than any tick.
+_TICK: Final = 1_000_000_000
+
+#: Of directories whose attributes uppers have: mode, owner, group, and the times of access and
+#: modification in nanoseconds.
+Models: TypeAlias = "tuple[tuple[int, int, int, int, int], ...]"
 
 
 class _Upper(NamedTuple):
@@ -43,6 +52,38 @@ class _Upper(NamedTuple):
     chown: int
     chmod: int
     utime: int
+
+
+class ShownFiles(NamedTuple):
+    """What a root has taken over from files of the host when it was made.
+
+    A root that is made later from the same template is the same if these are.
+    """
+
+    #: See :data:`Models`.
+    models: Models
+    #: Of the lowers of overlays and the sources of bind mounts: device and inode.
+    sources: tuple[tuple[int, int], ...]
+    #: Of the files that are copied, and of the directories that are copied up with them, all that
+    #: stat(2) says but the time of access. The last number of each is the time of the last change
+    #: in nanoseconds.
+    copied: tuple[tuple[int, ...], ...]
+
+    def have_just_changed(self) -> bool:
+        """Whether what is copied may be changed once more without another time of change.
+
+        The kernel's clock for these times ticks every few milliseconds.
+        """
+        return any(state[-1] > time.time_ns() - _TICK for state in self.copied)
+
+
+class RootAtOnce(NamedTuple):
+    """A root that was made by one list of calls, as descriptors."""
+
+    namespace: int
+    scratch: int
+    #: A descriptor of the root itself, which leads out of any other.
+    root: int
 
 
 @final
@@ -66,23 +107,31 @@ class RootCalls:
         self._uppers: list[_Upper] = []
         self._mounts: list[tuple[Result, str]] = []
         self._seeds = [step.path for step in steps if isinstance(step, Seed)]
+        self._copied = sorted({path for seed in self._seeds for path in _with_parents(seed)})
+        self._sources = [path for step in steps for path in _sources(step)]
+        # Relative to the root.
+        self._shared = [path_in_root(path, trees) for path in shared]
         #: The overlays of such a root, without those of the template.
         self.overlays: list[Layered] = []
         opened = self._add_calls(steps, namespace, trees, shared)
         #: Where the list returns scratch, namespace and root.
         self._places = [self._list.left_open.index(one) for one in opened]
 
-    def perform(self) -> tuple[int, int] | None:
-        """Make a root. Returns descriptors of its mount namespace and of its scratch.
+    def perform(self, models: Models | None = None) -> RootAtOnce | None:
+        """Make a root. The descriptors are the caller's.
 
-        This thread is on the stage, and afterwards somewhere else. None is returned if it is to be
-        made in another way; nothing is left then. Raises :class:`OSError` if a directory that is to
-        be shown is gone.
+        ``models`` are those of :meth:`look_at_files`, which looks now if they are None. This thread
+        is on the stage, and afterwards somewhere else. None is returned if the root is to be made
+        in another way; nothing is left then. Raises :class:`OSError` if a directory that is to be
+        shown is gone.
         """
-        if not all(map(self._has_attributes, self._uppers)):
+        if models is None:
+            models = self._look_at_models()
+        if models is None:
             return None
         if any(os.stat(path).st_size > LARGEST_SEED for path in self._seeds):
             return None
+        self._take_over(models)
         with ExitStack() as stack:
             # While the host's files are here.
             sources = [stack.enter_context(open(path, "rb")) for path in self._seeds]
@@ -90,31 +139,58 @@ class RootCalls:
             if made is None:
                 return None
             scratch, namespace, root = (made[index] for index in self._places)
-            stack.callback(os.close, root)
             try:
                 for source, path in zip(sources, self._seeds, strict=True):
                     copy_seed(source, root, path)
             except OSError:
-                os.close(namespace)
-                os.close(scratch)
+                for fd in (root, namespace, scratch):
+                    os.close(fd)
                 return None
-        return namespace, scratch
+        return RootAtOnce(namespace, scratch, root)
 
-    def _has_attributes(self, upper: _Upper) -> bool:
-        """Note the attributes that the upper gets now. Returns whether that is all of them."""
-        status = os.stat(upper.model)
+    def look_at_files(self) -> ShownFiles | None:
+        """What a root that is made now takes over from the host's files.
+
+        None if an upper has attributes that :meth:`perform` does not copy. Raises :class:`OSError`
+        if a file is gone.
+        """
+        models = self._look_at_models()
+        if models is None:
+            return None
+        sources = tuple((one.st_dev, one.st_ino) for one in map(os.stat, self._sources))
+        return ShownFiles(models, sources, tuple(map(_state, self._copied)))
+
+    def _look_at_models(self) -> Models | None:
+        """The attributes that the uppers get now; None if that is not all of them."""
+        models = []
+        for upper in self._uppers:
+            status = os.stat(upper.model)
+            times = status.st_atime_ns, status.st_mtime_ns
+            models.append((stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, *times))
+            with suppress(OSError):
+                if without_overlay(dict.fromkeys(os.listxattr(upper.model), b"")):
+                    return None
+        return tuple(models)
+
+    def refresh(self, root: int) -> None:
+        """Have the overlays that this root shares with others forget what they know of the host.
+
+        It is done when a root is made, and again if it is entered some time after that. Raises
+        :class:`OSError`.
+        """
+        for path in self._shared:
+            forget_entries(root, path)
+
+    def _take_over(self, models: Models) -> None:
+        """Have the uppers get these attributes."""
         change = self._list.change
-        change(upper.chmod, 2, stat.S_IMODE(status.st_mode))
-        if upper.chown >= 0:
-            change(upper.chown, 2, status.st_uid)
-            change(upper.chown, 3, status.st_gid)
-        atime, mtime = status.st_atime_ns, status.st_mtime_ns
-        times = *divmod(atime, 1_000_000_000), *divmod(mtime, 1_000_000_000)
-        change(upper.utime, 2, _TIMES.pack(*times))
-        try:
-            return not without_overlay(dict.fromkeys(os.listxattr(upper.model), b""))
-        except OSError:
-            return True
+        for upper, (mode, uid, gid, atime, mtime) in zip(self._uppers, models, strict=True):
+            change(upper.chmod, 2, mode)
+            if upper.chown >= 0:
+                change(upper.chown, 2, uid)
+                change(upper.chown, 3, gid)
+            times = *divmod(atime, 1_000_000_000), *divmod(mtime, 1_000_000_000)
+            change(upper.utime, 2, _TIMES.pack(*times))
 
     def _add_calls(
         self,
@@ -122,7 +198,7 @@ class RootCalls:
         namespace: int,
         trees: tuple[tuple[str, str], ...],
         shared: tuple[str, ...],
-    ) -> tuple[Result, Result, Result]:
+    ) -> tuple[Result, ...]:
         calls, plan = self._list, self._plan
         limits = (("size", plan.upper.size), ("nr_inodes", plan.upper.inodes))
         options = [("mode", "0755"), *((key, str(value)) for key, value in limits if value)]
@@ -259,6 +335,16 @@ class RootCalls:
         self._mount("tmpfs", f"{step.target}/shm", [("mode", "1777")], NOSUID_NODEV)
 
 
+def path_in_root(path: str, trees: tuple[tuple[str, str], ...]) -> str:
+    """Where a path below the root of a template is in a root that is made from it.
+
+    Both are relative, and ``trees`` are those of the template.
+    """
+    name, _, rest = path.partition("/")
+    target = next(target for known, target in trees if known == name)
+    return f"{target}/{rest}".strip("/")
+
+
 def root_calls(
     plan: Plan,
     steps: tuple[Step, ...],
@@ -275,6 +361,32 @@ def root_calls(
     if not possible or is_left_out("root_calls") or not is_available():
         return None
     return RootCalls(plan, steps, namespace, trees, shared)
+
+
+def _sources(step: Step) -> list[str]:
+    """What a step mounts of the host."""
+    match step:
+        case Overlay(lowers=(lower,)):
+            return [lower]
+        case Bind(source=source):
+            return [source]
+        case MakeDev(bind=True, part=part) if part != "shm":
+            return [f"/dev/{name}" for name in step.devices]
+    return []
+
+
+def _with_parents(path: str) -> list[str]:
+    found = [path]
+    while path != "/":
+        path = os.path.dirname(path)
+        found.append(path)
+    return found
+
+
+def _state(path: str) -> tuple[int, ...]:
+    status = os.stat(path)
+    identity = status.st_dev, status.st_ino, status.st_mode, status.st_uid, status.st_gid
+    return *identity, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _seeds_a_volume(steps: tuple[Step, ...]) -> bool:

@@ -57,7 +57,7 @@ from ..plan.model import (
 )
 from .executor import PlanExecutor
 from .new_api import NewMountApi, forget_entries
-from .root_calls import RootCalls, root_calls
+from .root_calls import RootCalls, path_in_root, root_calls
 
 #: A step that can be carried out in a template.
 _Shared: TypeAlias = Overlay | Bind | Protect | MakeDev
@@ -76,7 +76,7 @@ class UpperState(NamedTuple):
     inodes: int
     #: The time at which each upper directory itself was changed last (``st_ctime_ns``).
     changed: tuple[int, ...]
-    #: What each of them has taken over from the directory that it lies on: mode, owner and time.
+    #: What each of them has taken over from the directory that it lies on: mode, owner, times.
     models: tuple[tuple[int, ...], ...]
 
 
@@ -161,6 +161,8 @@ def shared_steps(plan: Plan, *, unshared: Collection[str] | None) -> tuple[_Shar
     """
     shared: list[_Shared] = []
     made_each_time: list[str] = []
+    # Each sandbox writes its own copies of these.
+    seeds = [step.path for step in plan.steps if isinstance(step, Seed)]
     for step in plan.steps:
         match step:
             case Overlay(target="/"):
@@ -169,7 +171,7 @@ def shared_steps(plan: Plan, *, unshared: Collection[str] | None) -> tuple[_Shar
                 can_be_shared = (
                     isinstance(step, Overlay)
                     and unshared is not None
-                    and not any(place == target or is_below(place, target) for place in unshared)
+                    and not any(_is_in(place, [target]) for place in (*unshared, *seeds))
                 )
             case Bind(target=target, create=False):
                 can_be_shared = True
@@ -263,7 +265,8 @@ def make_template(
             for path in shared[:1]:
                 forget_entries(sys.AT_FDCWD, path)
         overlays = tuple(
-            Layered(_sandbox_path(one.mountpoint, trees), one.upper) for one in executor.overlays
+            Layered(f"/{path_in_root(path, trees)}", one.upper)
+            for path, one in zip(shared, executor.overlays, strict=True)
         )
         state = _upper_state(scratch, overlays, attributes)
     namespace, scratch = opened
@@ -342,13 +345,6 @@ def _make_placeholder(template_root: int, name: str, step: _Shared) -> None:
         os.close(os.open(name, os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=template_root))
 
 
-def _sandbox_path(path: str, trees: tuple[tuple[str, str], ...]) -> str:
-    """Returns the path in the sandbox of a path below the template's root."""
-    name, _, rest = path[1:].partition("/")
-    top = next(target for known, target in trees if known == name)
-    return f"{top.rstrip('/')}/{rest}" if rest else top
-
-
 def _is_in(target: str, places: Collection[str]) -> bool:
     """Whether ``target`` is one of the places, or lies below one."""
     return any(place == target or is_below(target, place) for place in places)
@@ -369,7 +365,9 @@ def _model_state(path: str) -> tuple[int, ...]:
     except OSError:
         # An ordinary user may not look at it.
         return ()
-    return status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns
+    # An extended attribute changes nothing but the last of these.
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return status.st_mode, status.st_uid, status.st_gid, *times
 
 
 def _is_filled(scratch: int, overlay: Layered) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..linux.errors import Unavailable
 from ..linux.namespaces import enter_mount_namespace, make_stage, working_directory
-from ..mount.root import ReusedUppers, make_new_root
+from ..mount.root import NewRoot, ReusedUppers, make_new_root
 from ..mount.template import Template
 from ..plan.model import Bind, OwnDirectory, Plan
 from .sandbox import Layers, Sandbox
@@ -29,6 +29,7 @@ def make(
     template: Template | None = None,
     template_without_overlays: Template | None = None,
     reused: ReusedUppers | None = None,
+    root: NewRoot | None = None,
 ) -> Sandbox:
     """Make a sandbox as planned, on a copy of the stage's mounts. This thread stays where it is.
 
@@ -38,7 +39,8 @@ def make(
     ``bound`` are bind mounts besides those of the plan, ``own`` the directories of their own among
     the layers. ``template`` is one of the same plan to make the sandbox from;
     ``template_without_overlays`` is for sandboxes on its layers. ``reused`` are uppers of another
-    sandbox that this one goes on with; there is no template then.
+    sandbox that this one goes on with; there is no template then. ``root`` is the root of the
+    sandbox, if it was made already.
 
     Raises :class:`Unavailable` if this machine cannot do it, and :class:`SandboxError` if a step
     fails.
@@ -50,16 +52,17 @@ def make(
             remedy='Linux 6.15 or later; before, scope="function", and reset() in place of'
             " checkpoint()",
         )
-    root = make_new_root(
-        plan,
-        stage,
-        directory=directory,
-        directory_is_used=directory_is_used,
-        additional_lowers=layers.lowers if layers else None,
-        more=(*bound, *(one.on_layers() for one in own)),
-        template=template,
-        reused=reused,
-    )
+    if root is None:
+        root = make_new_root(
+            plan,
+            stage,
+            directory=directory,
+            directory_is_used=directory_is_used,
+            additional_lowers=layers.lowers if layers else None,
+            more=(*bound, *(one.on_layers() for one in own)),
+            template=template,
+            reused=reused,
+        )
     return Sandbox(
         plan,
         stage,

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
 
+from ..linux.ablation import is_left_out
 from ..linux.background_close import BackgroundCloser
 from ..linux.environment import read_environment
 from ..linux.errors import SandboxError, Unavailable
@@ -35,10 +36,14 @@ from ..linux.namespaces import (
 from ..linux.open_directories import ParkedDescriptors
 from ..linux.threads import explain_stuck, move_other_threads, other_threads, stuck_threads
 from ..linux.untouched import os, posix
-from ..mount.template import Templates
+from ..mount.root import NewRoot, RootAhead, make_root_ahead
+from ..mount.template import Template, Templates
 from ..plan.model import Bind, Plan
 from .create import make
 from .sandbox import Layers, Sandbox
+
+#: After so many roots in a row that were made ahead, and then not taken, no more are made.
+_MOST_IN_VAIN: Final = 3
 
 
 @final
@@ -80,6 +85,9 @@ class SandboxManager:
         self._parked: list[ParkedDescriptors] = []
         self._closer = BackgroundCloser()
         self._in_chroot: bool | None = None
+        # See make_ahead().
+        self._ahead: RootAhead | None = None
+        self._made_in_vain = 0
 
     def move_to_user_namespace(self) -> None:
         """Move this process into a user namespace of its own: an ordinary user's, who needs one.
@@ -149,6 +157,7 @@ class SandboxManager:
         As long as they are open, the host's old mounts are in use, and as long as sandboxes that
         were released are not unmounted.
         """
+        self.drop_ahead()
         self._closer.finish()
         self._templates.close()
         if self._stage >= 0 and self._stage != self._host_namespace:
@@ -173,6 +182,8 @@ class SandboxManager:
         template = without_overlays = self._templates.without_overlays(plan, stage)
         if shared and not layers:
             template = self._templates.with_overlays(plan, stage)
+        unusual = bool(layers or bound or directory is not None) or not shared
+        root = self._take_ahead(None if unusual else plan, template)
         return make(
             plan,
             stage,
@@ -181,7 +192,48 @@ class SandboxManager:
             bound=bound,
             template=template,
             template_without_overlays=without_overlays,
+            root=root,
         )
+
+    def make_ahead(self, sandbox: Sandbox) -> None:
+        """Make the root of the sandbox that comes after ``sandbox`` now, if it has the same plan.
+
+        :meth:`make` gives it to that one if it is what would be made then. So the time that it
+        takes is that of a process which has to wait anyway. If it cannot be made, nothing is raised
+        here: :meth:`make` tries again. This process enters no sandbox before it has called that.
+
+        It exists for speed alone; ``MOUNTNS_ABLATE=made_ahead`` leaves it out.
+        """
+        template = sandbox.template
+        usual = sandbox.directory is None and not sandbox.layers and not sandbox.bound
+        if self._ahead is not None or template is None or not usual:
+            return
+        if self._made_in_vain >= _MOST_IN_VAIN or is_left_out("made_ahead"):
+            return
+        with suppress(SandboxError):
+            self._ahead = make_root_ahead(sandbox.plan, sandbox.stage, template)
+
+    def _take_ahead(self, plan: Plan | None, template: Template | None) -> NewRoot | None:
+        """The root that was made ahead, if it is of this plan and template; it is let go else."""
+        ahead = self._ahead
+        if ahead is None:
+            return None
+        root = ahead.take(plan, template) if plan is not None else None
+        if root is None:
+            self.drop_ahead()
+        else:
+            self._ahead, self._made_in_vain = None, 0
+        return root
+
+    def drop_ahead(self) -> None:
+        """Let go of a root that was made ahead.
+
+        It is to be called before a fork, unless that process enters the root: it would hold it.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            self._made_in_vain += 1
+            self._closer.close(ahead.descriptors, may_start=not self._entered)
 
     def enter(self, sandbox: Sandbox, cwd: str) -> None:
         """Enter a sandbox from the host, with ``cwd`` as working directory.
@@ -198,6 +250,7 @@ class SandboxManager:
                 cause="this process is in a chroot: it would return to the root outside of that",
                 remedy='process="fork" and scope="function", or run outside of the chroot',
             )
+        self.drop_ahead()
         parked = self._free_parking()
         with signals_held():
             directories = sandbox.directories_to_reopen()

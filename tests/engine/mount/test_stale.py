@@ -14,10 +14,22 @@ import pytest
 
 from pytest_mountns.engine.linux import ablation, syscalls
 from pytest_mountns.engine.linux.mountinfo import is_below
+from pytest_mountns.engine.mount import root_calls
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.planning.planner import Planner
+from pytest_mountns.engine.sandbox import manager as manager_module
 from pytest_mountns.engine.sandbox.manager import SandboxManager
-from tests.helpers.worlds import BASE, bind, in_world, mkdir, mount_tmpfs, skip_unless, write
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
+from tests.helpers.worlds import (
+    BASE,
+    bind,
+    in_child,
+    in_world,
+    mkdir,
+    mount_tmpfs,
+    skip_unless,
+    write,
+)
 
 pytestmark = pytest.mark.layered
 
@@ -110,6 +122,8 @@ class Host:
         root = self._random.choice((BASE, f"{BASE}/m"))
         os.chmod(root, self._random.choice((0o755, 0o700, 0o1777)))
         os.utime(root, (5, self._random.randrange(1000)))
+        if self._random.random() < 0.5:
+            os.setxattr(root, "user.y", str(self._random.random()).encode())
 
     def _mount(self, entry: str) -> None:
         if len(self._mounted) < 3:
@@ -135,20 +149,29 @@ def _scribble(generator: random.Random) -> None:
                 os.unlink(entry)
 
 
+def _prepare() -> None:
+    mkdir("d/e")
+    mkdir("m")
+    mount_tmpfs(f"{BASE}/m", "mode=0755")
+    mkdir("m/d/e")
+    # A mount of a file, as containers have for /etc/hosts.
+    for name in ("seed", "d/seeded"):
+        write(name, "first")
+    bind("seed", "d/seeded")
+
+
+def _differing(seen: dict[str, object], expected: dict[str, object]) -> dict[str, object]:
+    return {
+        path: (seen.get(path), expected.get(path))
+        for path in {*seen, *expected}
+        if seen.get(path) != expected.get(path)
+    }
+
+
 @pytest.mark.parametrize("left_out", ["", "root_calls", "templates"])
 @pytest.mark.parametrize("seed", range(SEQUENCES))
 def test_a_sandbox_shows_the_host_of_now(seed: int, left_out: str) -> None:
     skip_unless("root")
-
-    def prepare() -> None:
-        mkdir("d/e")
-        mkdir("m")
-        mount_tmpfs(f"{BASE}/m", "mode=0755")
-        mkdir("m/d/e")
-        # A mount of a file, as containers have for /etc/hosts.
-        for name in ("seed", "d/seeded"):
-            write(name, "first")
-        bind("seed", "d/seeded")
 
     def run() -> None:
         ablation.LEFT_OUT = frozenset(filter(None, [left_out]))  # type: ignore[misc]
@@ -168,18 +191,61 @@ def test_a_sandbox_shows_the_host_of_now(seed: int, left_out: str) -> None:
             finally:
                 manager.leave()
                 manager.release([sandbox])
-            differing = {
-                path: (seen.get(path), expected.get(path))
-                for path in {*seen, *expected}
-                if seen.get(path) != expected.get(path)
-            }
-            assert not differing, done
+            assert not _differing(seen, expected), done
             assert _looks(BASE) == expected
             done.append(host.change())
         planner.close()
         manager.close()
 
-    in_world(run, "root", prepare)
+    in_world(run, "root", _prepare)
+
+
+@pytest.mark.parametrize("seed", range(SEQUENCES))
+def test_a_sandbox_that_was_made_ahead_shows_the_host_of_now(seed: int) -> None:
+    """It is made while the test before it runs, which may write, and the host changes after it."""
+    skip_unless("root")
+
+    def run() -> None:
+        manager = SandboxManager([])
+        planner = Planner([], mounts_changed=manager.drop_caches)
+        host, generator = Host(seed), random.Random(seed)
+        done: list[str] = []
+        # Otherwise a file that is copied counts as changed just now for as long as this takes.
+        root_calls._TICK = 20_000_000  # type: ignore[misc]
+        manager_module._MOST_IN_VAIN = CHANGES  # type: ignore[misc]
+        time.sleep(0.05)
+        for _ in range(CHANGES):
+            expected = _looks(BASE)
+            sandbox = manager.make(planner.plan(SandboxSpec()))
+            reader, writer = os.pipe()
+
+            def test(sandbox: Sandbox = sandbox, reader: int = reader) -> dict[str, object]:
+                home = os.readlink("/proc/self/ns/mnt")
+                sandbox.enter("/")
+                assert os.readlink("/proc/self/ns/mnt") != home
+                seen = _looks(BASE)
+                os.read(reader, 1)
+                _scribble(generator)
+                return seen
+
+            def meanwhile(sandbox: Sandbox = sandbox, writer: int = writer) -> None:
+                # What the test writes may come before the next root is made, or after it.
+                if generator.random() < 0.5:
+                    manager.make_ahead(sandbox)
+                os.write(writer, b"x")
+
+            seen = in_child(test, meanwhile)
+            manager.make_ahead(sandbox)
+            os.close(reader)
+            os.close(writer)
+            manager.release([sandbox])
+            assert not _differing(seen, expected), done
+            assert _looks(BASE) == expected
+            done += [host.change() for _ in range(generator.choice((0, 0, 1, 2)))]
+        planner.close()
+        manager.close()
+
+    in_world(run, "root", _prepare)
 
 
 def test_an_open_mount_is_no_reason_for_staleness() -> None:
