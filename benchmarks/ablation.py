@@ -40,7 +40,7 @@ def _ways() -> tuple[Way, ...]:
     writing = Run("writing-inline", suite="writing", options=INLINE, isolated=True)
     inline, fork = (
         ("background_close", "templates", "root_calls"),
-        ("fork_pages", "templates", "root_calls"),
+        ("fork_pages", "templates", "root_calls", "made_ahead"),
     )
     return (
         _way("inline", plain, INLINE, inline),

@@ -255,12 +255,14 @@ def test_ablation_of_some_ways() -> None:
         "fork-without-fork_pages",
         "fork-without-templates",
         "fork-without-root_calls",
+        "fork-without-made_ahead",
     ]
     rows = {name: row for name, row in _measured().items() if name in names}
     assert [line[:2] for line in ablation.table(rows)] == [
         ["fork", "fork_pages"],
         ["fork", "templates"],
         ["fork", "root_calls"],
+        ["fork", "made_ahead"],
     ]
 
 
