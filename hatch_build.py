@@ -1,7 +1,7 @@
 """Compiles the part of the package that is written in C.
 
 It moves threads between namespaces, performs lists of system calls, finds open directories, and
-starts the process that closes descriptors. It is a library without Python's API, so one wheel
+starts the processes that do so and that close descriptors in the background. It is a library without Python's API, so one wheel
 serves all versions of Python on a platform. Without a C compiler the wheel is a pure one. It lacks
 nothing but that part: ``process="auto"`` then forks where other threads are alive, and making a
 sandbox costs some more.

@@ -32,6 +32,7 @@ DATA = {
     "pytest_mountns/engine/linux/move_threads.c",
     "pytest_mountns/engine/linux/close_descriptors.c",
     "pytest_mountns/engine/linux/perform_calls.c",
+    "pytest_mountns/engine/linux/helper.h",
 }
 #: Compiled, where there is a compiler.
 LIBRARY = "pytest_mountns/engine/linux/native.so"

@@ -203,7 +203,7 @@ class ForkedTest:
                         with contextlib.suppress(OSError):
                             # Too many files are open: then this process waits for the unmounting.
                             sandbox.leave_to_child()
-                        if self._goes_on_alike():
+                        if self._preparation.goes_on_alike(self._nextitem):
                             session.sandboxes.manager.make_ahead(sandbox)
                     # Reporters write to the terminal. It takes a tenth of a millisecond, so once.
                     with pytest_internals.capture_suspended(item.config):
@@ -257,15 +257,6 @@ class ForkedTest:
         if self._session.trace.enabled:
             self._session.trace("mounted", *(one.mountpoint for one in sandbox.overlays))
         return ForkedEntry(plan, cwd, directory, manager.stage, layers, sandbox)
-
-    def _goes_on_alike(self) -> bool:
-        """Whether the next test is one like this, and the host stays as it is until then."""
-        selection, nextitem = self._session.selection, self._nextitem
-        return (
-            nextitem is not None
-            and selection.valid_spec(nextitem) == selection.spec(self._item)
-            and not pytest_internals.wider_teardown_runs_code(self._item, nextitem)
-        )
 
     def _listen(
         self,

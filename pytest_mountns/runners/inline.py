@@ -214,6 +214,8 @@ class InlineTest(TestInSandbox):
         except SandboxError as error:
             _remove(directory)
             return error
+        if self._shares_overlays and self._preparation.goes_on_alike(self._nextitem):
+            sandboxes.manager.make_ahead(sandbox, beside=True)
         if session.trace.enabled:
             session.trace("mounted", *(one.mountpoint for one in sandbox.overlays))
         self._children = frozenset(processes.own_children())

@@ -164,6 +164,15 @@ class Preparation:
         """The test's working directory. It may exist only in the layer of a wider fixture."""
         return self._context.fixture_scopes.working_directory or os.getcwd()
 
+    def goes_on_alike(self, nextitem: pytest.Item | None) -> bool:
+        """Whether the next test has the same kind of sandbox, and no fixture runs before it."""
+        selection = self._session.selection
+        return (
+            nextitem is not None
+            and selection.valid_spec(nextitem) == selection.spec(self._item)
+            and not pytest_internals.wider_teardown_runs_code(self._item, nextitem)
+        )
+
     def refuse(self, error: SandboxError | pytest.UsageError) -> NoReturn:
         """Skip the item where the machine cannot isolate and that is allowed, else fail it.
 

@@ -58,7 +58,7 @@ class _Call(ctypes.Structure):
         ("optional", ctypes.c_int64),
         ("result", ctypes.c_int64),
         ("registers", ctypes.c_int64),
-        ("arguments", ctypes.c_int64 * 6),
+        ("arguments", ctypes.c_int64 * 5),
     ]
 
 
@@ -83,10 +83,19 @@ class CallList:
         # The list holds their addresses.
         self._kept: list[object] = []
         self._registers = 0
+        #: The first registers: descriptors that are there before.
+        self.given: list[int] = []
         #: What is open when all calls were made; the others are closed by calls of the list.
         self.left_open: list[Result] = []
         self._array: ctypes.Array[_Call] | None = None
         self._values: ctypes.Array[ctypes.c_int64] | None = None
+
+    def give(self, descriptor: int) -> Result:
+        """Returns what stands for a descriptor that is open already. Called before :meth:`open`."""
+        assert self._registers == len(self.given)
+        self.given.append(descriptor)
+        self._registers += 1
+        return Result(self._registers - 1)
 
     def add(self, call: int, *arguments: Argument, optional: bool = False) -> int:
         """Append a call. Returns its index. ``optional``: the list goes on if it fails."""
@@ -133,9 +142,10 @@ class CallList:
         """
         compiled = library()
         assert compiled is not None
-        if self._array is None or self._values is None:
+        if self._array is None:
             self._array = (_Call * len(self._calls))(*self._calls)
-            self._values = (ctypes.c_int64 * self._registers)()
+        if self._values is None:
+            self._values = (ctypes.c_int64 * self._registers)(*self.given)
         count, values = len(self._calls), self._values
         done = compiled.mountns_perform(self._array, count, values)
         if done == count:
@@ -143,6 +153,15 @@ class CallList:
         for register in _still_open(self._calls[:done]):
             posix.close(values[register])
         return None
+
+    def at(self) -> tuple[int, int, int]:
+        """The address of the calls, how many they are, and how many registers they use.
+
+        They stay there as long as this object lives.
+        """
+        if self._array is None:
+            self._array = (_Call * len(self._calls))(*self._calls)
+        return ctypes.addressof(self._array), len(self._calls), self._registers
 
     def _address(self, argument: int | bytes | None) -> int:
         if argument is None or isinstance(argument, int):

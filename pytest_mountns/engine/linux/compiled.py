@@ -21,6 +21,7 @@ def library() -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(LIBRARY), use_errno=True)
         found.mountns_perform.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        found.mountns_start_performer.argtypes = [ctypes.c_int, ctypes.c_int]
         found.mountns_kinds_of_calls.argtypes = []
         found.mountns_find_directories.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         found.mountns_start_closer.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]

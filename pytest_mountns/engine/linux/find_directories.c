@@ -33,29 +33,69 @@ static int look_at(int fd, int *found, int most, int *count)
     return 0;
 }
 
-/* Look at descriptors one by one, first where most of them are: the first ones, and those of the
- * plugin from `floor` on. It ends when as many were open as the kernel says there are: the size of
- * this directory, since Linux 6.2. To list the directory takes four times as long, since the kernel
- * makes an inode for each entry. Returns an errno, or -1 if not all were found. */
-static int try_numbers(int floor, int *found, int most, int *count)
-{
-    const int ranges[][2] = {{0, 64}, {floor, floor + 64}, {64, floor}, {floor + 64, 1024}};
-    struct stat status;
-    long left;
+#define WORDS 16
 
-    if (stat("/proc/self/fd", &status))
-        return errno;
-    left = status.st_size;
-    for (int range = 0; range < 4; range++)
-        for (int fd = ranges[range][0]; fd < ranges[range][1] && left; fd++) {
-            int error = look_at(fd, found, most, count);
+/* A bit for each number below 1024 that was open when it was last looked. Most are still open then:
+ * a test opens and closes its own. It is only where to look first, so threads may spoil it. */
+static uint64_t open_before[WORDS];
+
+/* Look at those that were open before. `left` is how many are open; it is what remains of it. */
+static int try_known(long *left, int *found, int most, int *count)
+{
+    for (int word = 0; word < WORDS; word++)
+        for (uint64_t bits = open_before[word]; bits && *left; bits &= bits - 1) {
+            int error = look_at(word * 64 + __builtin_ctzll(bits), found, most, count);
 
             if (!error)
-                left--;
+                (*left)--;
             else if (error != EBADF)
                 return error;
         }
-    return status.st_size && !left ? 0 : -1;
+    return 0;
+}
+
+/* Look at descriptors one by one, first where most of them are: the first ones, and those of the
+ * plugin from `floor` on. */
+static int try_numbers(int floor, long *left, int *found, int most, int *count)
+{
+    const int ranges[][2] = {{0, 64}, {floor, floor + 64}, {64, floor}, {floor + 64, WORDS * 64}};
+
+    for (int word = 0; word < WORDS; word++)
+        open_before[word] = 0;
+    for (int range = 0; range < 4; range++)
+        for (int fd = ranges[range][0]; fd < ranges[range][1] && *left; fd++) {
+            int error = look_at(fd, found, most, count);
+
+            if (!error) {
+                (*left)--;
+                open_before[fd / 64] |= UINT64_C(1) << fd % 64;
+            } else if (error != EBADF)
+                return error;
+        }
+    return 0;
+}
+
+/* Look at single numbers. It ends when as many were open as the kernel says there are: the size of
+ * this directory, since Linux 6.2. To list the directory takes four times as long, since the kernel
+ * makes an inode for each entry. Returns an errno, or -1 if not all were found. */
+static int try_all(int floor, int *found, int most, int *count)
+{
+    struct stat status;
+    long left;
+    int error;
+
+    if (stat("/proc/self/fd", &status))
+        return errno;
+    if (!status.st_size)
+        return -1;
+    left = status.st_size;
+    error = try_known(&left, found, most, count);
+    if (!error && left) {
+        *count = 0;
+        left = status.st_size;
+        error = try_numbers(floor, &left, found, most, count);
+    }
+    return error ? error : left ? -1 : 0;
 }
 
 /* Writes the descriptors to `found`, and returns how many there are. If they are more than `most`,
@@ -64,7 +104,7 @@ static int try_numbers(int floor, int *found, int most, int *count)
 int mountns_find_directories(int *found, int most, int floor)
 {
     _Alignas(struct entry) char buffer[4096];
-    int listing, count = 0, error = try_numbers(floor, found, most, &count);
+    int listing, count = 0, error = try_all(floor, found, most, &count);
     long length = 0;
 
     if (error >= 0)

@@ -1,12 +1,10 @@
-/* Performs system calls, one after another: the mounts of a sandbox in one call of this library.
+/* Performs system calls, one after another: the mounts of a sandbox in one call of this library, or
+ * in a process of its own while this one does something else.
  *
  * It decides nothing. What is done is a list that Python has made, and the first call that fails
  * ends it.
  */
-#define _GNU_SOURCE
-#include <stdint.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "helper.h"
 
 /* The numbers of the calls made since 2018 are the same on every architecture. */
 #define OPEN_TREE 428
@@ -31,20 +29,19 @@ struct call {
     int64_t optional;  /* Whether it may fail. */
     int64_t result;    /* The register for what it returns, or -1. */
     int64_t registers; /* A bit for each argument that is the number of a register. */
-    int64_t arguments[6];
+    int64_t arguments[5];
 };
 
-/* Returns how many calls were made. If that is less than `count`, the next one has failed, and errno
- * says why. */
+/* Returns how many calls were made. If that is less than `count`, the next one has failed. */
 int mountns_perform(const struct call *calls, int count, int64_t *registers)
 {
     for (int i = 0; i < count; i++) {
         const struct call *one = &calls[i];
-        long a[6], result;
+        long a[5], result;
 
-        for (int k = 0; k < 6; k++)
+        for (int k = 0; k < 5; k++)
             a[k] = one->registers >> k & 1 ? registers[one->arguments[k]] : one->arguments[k];
-        result = syscall(numbers[one->call], a[0], a[1], a[2], a[3], a[4], a[5]);
+        result = call(numbers[one->call], a[0], a[1], a[2], a[3], a[4]);
         if (result < 0 && !one->optional)
             return i;
         if (one->result >= 0)
@@ -52,3 +49,103 @@ int mountns_perform(const struct call *calls, int count, int64_t *registers)
     }
     return count;
 }
+
+/* As `Request` in call_helper.py. */
+struct request {
+    /* They stay where they are until the answer was received. */
+    const struct call *calls;
+    int64_t count;
+    int64_t registers;  /* How many registers they use. */
+    int64_t given;      /* How many of the first registers are descriptors that come along. */
+    int64_t results;    /* How many descriptors are sent back. */
+    int64_t result[4];  /* The registers of these. */
+};
+
+#define REGISTERS 256
+
+#ifdef NO_CALLS
+int mountns_start_performer(int channel, int watched)
+{
+    return start_helper(0, channel, watched, 0);
+}
+#else
+/* Send one byte, with descriptors. */
+static void answer(int channel, char byte, const int *descriptors, int count)
+{
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(4 * sizeof(int))];
+    } control = {.room = {0}};
+    struct iovec content = {&byte, 1};
+    struct msghdr message = {.msg_iov = &content, .msg_iovlen = 1};
+
+    if (count) {
+        control.header.cmsg_level = SOL_SOCKET;
+        control.header.cmsg_type = SCM_RIGHTS;
+        control.header.cmsg_len = CMSG_LEN(count * sizeof(int));
+        for (int i = 0; i < count; i++)
+            ((int *)CMSG_DATA(&control.header))[i] = descriptors[i];
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+    }
+    call(SYS_sendmsg, channel, (long)&message, MSG_NOSIGNAL, 0, 0);
+}
+
+/* Perform what is asked for, on the stage, which is the first descriptor that comes along. Returns
+ * whether it has worked. */
+static int perform_request(const struct request *request, const int *received, int *results)
+{
+    int64_t registers[REGISTERS];
+
+    if (request->registers > REGISTERS || request->results > 4)
+        return 0;
+    for (int i = 0; i < request->given; i++)
+        registers[i] = received[i + 1];
+    if (call(SYS_setns, received[0], CLONE_NEWNS, 0, 0, 0))
+        return 0;
+    if (mountns_perform(request->calls, request->count, registers) != request->count)
+        return 0;
+    for (int i = 0; i < request->results; i++)
+        results[i] = registers[request->result[i]];
+    return 1;
+}
+
+static int serve(void *argument)
+{
+    const struct helper *helper = argument;
+    int received[MOST], results[4], count;
+    long home;
+
+    call(SYS_prctl, PR_SET_NAME, (long)"mountns-helper", 0, 0, 0);
+    call(SYS_umask, 0, 0, 0, 0, 0);
+    home = call(SYS_openat, AT_FDCWD, (long)"/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC, 0, 0);
+    while (home >= 0) {
+        struct pollfd ready[2] = {{helper->channel, POLLIN, 0}, {helper->watched, POLLIN, 0}};
+        struct request request;
+        long found = call(SYS_ppoll, (long)ready, 2, 0, 0, 0), size;
+
+        if (found == -EINTR)
+            continue;
+        if (found < 0 || !ready[0].revents)
+            break;
+        size = receive(helper->channel, &request, sizeof request, received, &count);
+        if (size != sizeof request || count != request.given + 1)
+            break; /* The other end is closed, or its process is gone. */
+        if (perform_request(&request, received, results))
+            answer(helper->channel, '+', results, request.results);
+        else
+            answer(helper->channel, '-', results, 0);
+        /* Nothing of a sandbox and of the stage is in use any more. */
+        if (call(SYS_setns, home, CLONE_NEWNS, 0, 0, 0)
+            || close_others(helper->channel, helper->watched, home))
+            break;
+    }
+    leave();
+}
+
+/* Start a process that performs lists: see `start_helper`. Returns 0 or an errno. */
+int mountns_start_performer(int channel, int watched)
+{
+    return start_helper(serve, channel, watched, 0);
+}
+#endif

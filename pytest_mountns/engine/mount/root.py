@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, final
 
 from ..linux import syscalls as sys
+from ..linux.call_helper import CallHelper
 from ..linux.errors import SandboxError, Unavailable
 from ..linux.namespaces import current_namespace, explained, high, mounting, privileged
 from ..linux.untouched import os
@@ -94,16 +95,27 @@ def make_new_root(
 
 @final
 class RootAhead:
-    """A root that was made before it is needed, for the next sandbox of the same plan."""
+    """A root that is made before it is needed, for the next sandbox of the same plan."""
 
     def __init__(
-        self, plan: Plan, template: Template, calls: RootCalls, made: RootAtOnce, files: ShownFiles
+        self,
+        plan: Plan,
+        template: Template,
+        calls: RootCalls,
+        files: ShownFiles,
+        made: RootAtOnce | CallHelper,
     ) -> None:
+        """``made`` is the root or the helper that is at work on it. ``files`` are what it shows."""
         self._plan = plan
         self._template = template
         self._calls = calls
-        self._made = made
         self._files = files
+        self._made = made
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process has descriptors of it."""
+        return isinstance(self._made, RootAtOnce)
 
     def take(self, plan: Plan, template: Template | None) -> NewRoot | None:
         """The root, if it is the one that would be made now: of this plan, from this template.
@@ -114,41 +126,63 @@ class RootAhead:
         """
         if plan is not self._plan or template is not self._template:
             return None
+        made = self._receive()
+        if made is None:
+            return None
         try:
             if self._calls.look_at_files() != self._files:
                 return None
             with privileged(plan.drops_capabilities):
-                self._calls.refresh(self._made.root)
+                if not self._calls.complete(made):
+                    return None
         except (OSError, SandboxError):
             return None
-        os.close(self._made.root)
-        return _of_calls(self._made, self._calls)
+        os.close(made.root)
+        return _of_calls(made, self._calls)
 
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """What is to be closed if the root is not taken."""
+    def _receive(self) -> RootAtOnce | None:
+        """The root. None if it could not be made: then it is made later, and that says why."""
+        if isinstance(self._made, CallHelper):
+            received = self._made.end()
+            if received is None:
+                return None
+            namespace, scratch, root = received
+            self._made = RootAtOnce(high(namespace), high(scratch), root)
         return self._made
 
+    def descriptors(self) -> tuple[int, ...]:
+        """What is to be closed if the root is not taken."""
+        return self._receive() or ()
 
-def make_root_ahead(plan: Plan, stage: int, template: Template) -> RootAhead | None:
+
+def make_root_ahead(
+    plan: Plan, stage: int, template: Template, helper: CallHelper | None
+) -> RootAhead | None:
     """Make the root that :func:`make_new_root` would make of this template, for later.
 
-    Returns None if it cannot be told later whether that root shows the host of then. Raises as
-    :func:`make_new_root`.
+    The helper makes it, if there is one, while this process does something else. Returns None if
+    it cannot be made. Raises as :func:`make_new_root`.
     """
     calls = template.calls
     if calls is None:
         return None
     user_namespace = plan.user_namespace
+    if helper is not None:
+        calls = calls.of_helper()
+        with explained("make a root", user_namespace):
+            files = calls.look_at_files()
+        if files is None or not calls.begin_in(helper, stage, files.models):
+            return None
+        return RootAhead(plan, template, calls, files, helper)
     with mounting(user_namespace, dropped=plan.drops_capabilities) as (back, _):
         with _making_a_namespace(user_namespace):
             back.leave_for(stage)
         with explained("make a root", user_namespace):
             files = calls.look_at_files()
-            if files is None or files.have_just_changed():
+            if files is None:
                 return None
-            made = calls.perform(files.models)
-    return RootAhead(plan, template, calls, made, files) if made is not None else None
+            made = calls.perform_without_copies(files.models)
+    return RootAhead(plan, template, calls, files, made) if made is not None else None
 
 
 def mount_root_filesystem(plan: Plan, stage: int) -> int:

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import stat
 from contextlib import ExitStack, suppress
-from typing import Final, NamedTuple, TypeAlias, final
+from typing import BinaryIO, Final, NamedTuple, TypeAlias, final
 
 from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
 from ..linux.attributes import without_overlay
+from ..linux.call_helper import CallHelper
 from ..linux.call_list import Call, CallList, Result, is_available
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import FD_FLOOR
-from ..linux.untouched import fcntl, open, os, struct, time
+from ..linux.untouched import fcntl, open, os, struct
 from ..plan.model import DEV, Bind, Layered, MakeDev, Overlay, Plan, Seed, Step
 from .api import NOSUID_NODEV, Options, escape_lower, fits_one_option
 from .dev import DEVICE_NUMBERS, LINKS, TERMINALS, terminal_options
@@ -36,9 +37,6 @@ _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 #: Access and modification time as utimensat(2) takes them.
 _TIMES: Final = struct.Struct("=4q")
 
-
-#: Nanoseconds, longer than any tick.
-_TICK: Final = 1_000_000_000
 
 #: Of directories whose attributes uppers have: mode, owner, group, and the times of access and
 #: modification in nanoseconds.
@@ -55,26 +53,15 @@ class _Upper(NamedTuple):
 
 
 class ShownFiles(NamedTuple):
-    """What a root has taken over from files of the host when it was made.
+    """What a root takes over from files of the host when it is made, but for copies of files.
 
-    A root that is made later from the same template is the same if these are.
+    A root that is made later from the same template is the same if this is.
     """
 
     #: See :data:`Models`.
     models: Models
     #: Of the lowers of overlays and the sources of bind mounts: device and inode.
     sources: tuple[tuple[int, int], ...]
-    #: Of the files that are copied, and of the directories that are copied up with them, all that
-    #: stat(2) says but the time of access. The last number of each is the time of the last change
-    #: in nanoseconds.
-    copied: tuple[tuple[int, ...], ...]
-
-    def have_just_changed(self) -> bool:
-        """Whether what is copied may be changed once more without another time of change.
-
-        The kernel's clock for these times ticks every few milliseconds.
-        """
-        return any(state[-1] > time.time_ns() - _TICK for state in self.copied)
 
 
 class RootAtOnce(NamedTuple):
@@ -104,49 +91,95 @@ class RootCalls:
         """
         self._list = CallList()
         self._plan = plan
+        self._made_of = plan, steps, namespace, trees, shared
+        self._of_helper: RootCalls | None = None
         self._uppers: list[_Upper] = []
         self._mounts: list[tuple[Result, str]] = []
         self._seeds = [step.path for step in steps if isinstance(step, Seed)]
-        self._copied = sorted({path for seed in self._seeds for path in _with_parents(seed)})
         self._sources = [path for step in steps for path in _sources(step)]
         # Relative to the root.
         self._shared = [path_in_root(path, trees) for path in shared]
         #: The overlays of such a root, without those of the template.
         self.overlays: list[Layered] = []
-        opened = self._add_calls(steps, namespace, trees, shared)
-        #: Where the list returns scratch, namespace and root.
-        self._places = [self._list.left_open.index(one) for one in opened]
+        #: The fields of :class:`RootAtOnce`.
+        self._opened = self._add_calls(steps, self._list.give(namespace), trees, shared)
+        #: Where the list returns them.
+        self._places = [self._list.left_open.index(one) for one in self._opened]
 
-    def perform(self, models: Models | None = None) -> RootAtOnce | None:
+    def of_helper(self) -> RootCalls:
+        """The same calls once more, to be performed by a helper while this object is used."""
+        if self._of_helper is None:
+            self._of_helper = RootCalls(*self._made_of)
+        return self._of_helper
+
+    def perform(self) -> RootAtOnce | None:
         """Make a root. The descriptors are the caller's.
 
-        ``models`` are those of :meth:`look_at_files`, which looks now if they are None. This thread
-        is on the stage, and afterwards somewhere else. None is returned if the root is to be made
-        in another way; nothing is left then. Raises :class:`OSError` if a directory that is to be
-        shown is gone.
+        This thread is on the stage, and afterwards somewhere else. None is returned if the root is
+        to be made in another way; nothing is left then. Raises :class:`OSError` if a directory that
+        is to be shown is gone.
         """
-        if models is None:
-            models = self._look_at_models()
+        models = self._look_at_models()
         if models is None:
             return None
-        if any(os.stat(path).st_size > LARGEST_SEED for path in self._seeds):
-            return None
-        self._take_over(models)
         with ExitStack() as stack:
             # While the host's files are here.
-            sources = [stack.enter_context(open(path, "rb")) for path in self._seeds]
-            made = self._list.perform()
-            if made is None:
+            sources = self._open_seeds(stack)
+            made = self.perform_without_copies(models) if sources is not None else None
+            if made is None or sources is None:
                 return None
-            scratch, namespace, root = (made[index] for index in self._places)
-            try:
-                for source, path in zip(sources, self._seeds, strict=True):
-                    copy_seed(source, root, path)
-            except OSError:
-                for fd in (root, namespace, scratch):
-                    os.close(fd)
-                return None
-        return RootAtOnce(namespace, scratch, root)
+            return made if self._copy_seeds(sources, made) else None
+
+    def perform_without_copies(self, models: Models) -> RootAtOnce | None:
+        """Make a root that :meth:`complete` is to complete. ``models``: see :class:`ShownFiles`.
+
+        As :meth:`perform` otherwise.
+        """
+        self._take_over(models)
+        made = self._list.perform()
+        return RootAtOnce(*(made[index] for index in self._places)) if made is not None else None
+
+    def begin_in(self, helper: CallHelper, stage: int, models: Models) -> bool:
+        """Have a helper do what :meth:`perform_without_copies` does. Returns whether it does.
+
+        The helper returns the fields of :class:`RootAtOnce`. This object is not to be used before.
+        """
+        self._take_over(models)
+        return helper.begin(self._list, stage, self._opened)
+
+    def complete(self, made: RootAtOnce) -> bool:
+        """Complete a root that was made some time ago. Returns whether that has worked.
+
+        This thread is where the host's files are. Raises :class:`OSError`. In both cases the
+        descriptors stay open.
+        """
+        # What the overlays that it shares with other roots know of the host may be outdated.
+        for path in self._shared:
+            forget_entries(made.root, path)
+        with ExitStack() as stack:
+            sources = self._open_seeds(stack)
+            if sources is None:
+                return False
+            for source, path in zip(sources, self._seeds, strict=True):
+                copy_seed(source, made.root, path)
+        return True
+
+    def _open_seeds(self, stack: ExitStack) -> list[BinaryIO] | None:
+        """The files of the host that are copied; None if one is too long for that."""
+        if any(os.stat(path).st_size > LARGEST_SEED for path in self._seeds):
+            return None
+        return [stack.enter_context(open(path, "rb")) for path in self._seeds]
+
+    def _copy_seeds(self, sources: list[BinaryIO], made: RootAtOnce) -> bool:
+        """Copy them into a root. If that fails, the root is closed."""
+        try:
+            for source, path in zip(sources, self._seeds, strict=True):
+                copy_seed(source, made.root, path)
+        except OSError:
+            for fd in made:
+                os.close(fd)
+            return False
+        return True
 
     def look_at_files(self) -> ShownFiles | None:
         """What a root that is made now takes over from the host's files.
@@ -158,7 +191,7 @@ class RootCalls:
         if models is None:
             return None
         sources = tuple((one.st_dev, one.st_ino) for one in map(os.stat, self._sources))
-        return ShownFiles(models, sources, tuple(map(_state, self._copied)))
+        return ShownFiles(models, sources)
 
     def _look_at_models(self) -> Models | None:
         """The attributes that the uppers get now; None if that is not all of them."""
@@ -171,15 +204,6 @@ class RootCalls:
                 if without_overlay(dict.fromkeys(os.listxattr(upper.model), b"")):
                     return None
         return tuple(models)
-
-    def refresh(self, root: int) -> None:
-        """Have the overlays that this root shares with others forget what they know of the host.
-
-        It is done when a root is made, and again if it is entered some time after that. Raises
-        :class:`OSError`.
-        """
-        for path in self._shared:
-            forget_entries(root, path)
 
     def _take_over(self, models: Models) -> None:
         """Have the uppers get these attributes."""
@@ -195,7 +219,7 @@ class RootCalls:
     def _add_calls(
         self,
         steps: tuple[Step, ...],
-        namespace: int,
+        namespace: Result,
         trees: tuple[tuple[str, str], ...],
         shared: tuple[str, ...],
     ) -> tuple[Result, ...]:
@@ -234,7 +258,7 @@ class RootCalls:
             calls.close(mount)
         for descriptor in (top, proc):
             calls.close(descriptor)
-        return scratch, new, root
+        return new, scratch, root
 
     def _take_root(self, top: Result, trees: tuple[tuple[str, str], ...]) -> Result:
         """The mount that is to be the root: one of this list's, or of the template's."""
@@ -373,20 +397,6 @@ def _sources(step: Step) -> list[str]:
         case MakeDev(bind=True, part=part) if part != "shm":
             return [f"/dev/{name}" for name in step.devices]
     return []
-
-
-def _with_parents(path: str) -> list[str]:
-    found = [path]
-    while path != "/":
-        path = os.path.dirname(path)
-        found.append(path)
-    return found
-
-
-def _state(path: str) -> tuple[int, ...]:
-    status = os.stat(path)
-    identity = status.st_dev, status.st_ino, status.st_mode, status.st_uid, status.st_gid
-    return *identity, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _seeds_a_volume(steps: tuple[Step, ...]) -> bool:

@@ -13,6 +13,7 @@ from typing import Final, final
 
 from ..linux.ablation import is_left_out
 from ..linux.background_close import BackgroundCloser
+from ..linux.call_helper import CallHelper
 from ..linux.environment import read_environment
 from ..linux.errors import SandboxError, Unavailable
 from ..linux.namespaces import (
@@ -88,6 +89,7 @@ class SandboxManager:
         # See make_ahead().
         self._ahead: RootAhead | None = None
         self._made_in_vain = 0
+        self._helper: CallHelper | None = None
 
     def move_to_user_namespace(self) -> None:
         """Move this process into a user namespace of its own: an ordinary user's, who needs one.
@@ -195,12 +197,13 @@ class SandboxManager:
             root=root,
         )
 
-    def make_ahead(self, sandbox: Sandbox) -> None:
+    def make_ahead(self, sandbox: Sandbox, *, beside: bool = False) -> None:
         """Make the root of the sandbox that comes after ``sandbox`` now, if it has the same plan.
 
-        :meth:`make` gives it to that one if it is what would be made then. So the time that it
-        takes is that of a process which has to wait anyway. If it cannot be made, nothing is raised
-        here: :meth:`make` tries again. This process enters no sandbox before it has called that.
+        :meth:`make` gives it to that one if it is what would be made then. A process that has to
+        wait anyway makes it itself. With ``beside``, a helper makes it while this process goes on,
+        as long as a processor is idle. If it cannot be made, nothing is raised here: :meth:`make`
+        tries again.
 
         It exists for speed alone; ``MOUNTNS_ABLATE=made_ahead`` leaves it out.
         """
@@ -210,8 +213,12 @@ class SandboxManager:
             return
         if self._made_in_vain >= _MOST_IN_VAIN or is_left_out("made_ahead"):
             return
-        with suppress(SandboxError):
-            self._ahead = make_root_ahead(sandbox.plan, sandbox.stage, template)
+        if beside and self._helper is None:
+            self._helper = CallHelper(dropped=self._drops_capabilities)
+        helper = self._helper if beside else None
+        if helper is None or helper.is_worth_it:
+            with suppress(SandboxError):
+                self._ahead = make_root_ahead(sandbox.plan, sandbox.stage, template, helper)
 
     def _take_ahead(self, plan: Plan | None, template: Template | None) -> NewRoot | None:
         """The root that was made ahead, if it is of this plan and template; it is let go else."""
@@ -233,7 +240,7 @@ class SandboxManager:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             self._made_in_vain += 1
-            self._closer.close(ahead.descriptors, may_start=not self._entered)
+            self._closer.close(ahead.descriptors(), may_start=not self._entered)
 
     def enter(self, sandbox: Sandbox, cwd: str) -> None:
         """Enter a sandbox from the host, with ``cwd`` as working directory.
@@ -250,7 +257,9 @@ class SandboxManager:
                 cause="this process is in a chroot: it would return to the root outside of that",
                 remedy='process="fork" and scope="function", or run outside of the chroot',
             )
-        self.drop_ahead()
+        if self._ahead is not None and self._ahead.is_here:
+            # Its directories would be opened again.
+            self.drop_ahead()
         parked = self._free_parking()
         with signals_held():
             directories = sandbox.directories_to_reopen()
@@ -413,6 +422,8 @@ class SandboxManager:
         """Close everything. This process is on the host."""
         self.drop_caches()
         self._closer.stop()
+        if self._helper is not None:
+            self._helper.close()
         for parked in self._parked:
             parked.close()
         posix.close(self._host_namespace)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from pytest_mountns.engine.linux.call_list import is_available
 from pytest_mountns.engine.linux.errors import SandboxError
-from pytest_mountns.engine.mount import root_calls
+from pytest_mountns.engine.mount.executor import LARGEST_SEED
+from pytest_mountns.engine.mount.root import NewRoot, RootAhead
 from pytest_mountns.engine.plan.model import Plan
 from pytest_mountns.engine.plan.spec import SandboxSpec, Volume
 from pytest_mountns.engine.sandbox.manager import SandboxManager
@@ -37,6 +40,8 @@ pytestmark = [
     pytest.mark.skipif(not is_available(), reason="installed without a C compiler"),
 ]
 
+#: Whether a helper makes the root.
+BESIDE = pytest.mark.parametrize("beside", [False, True], ids=["waiting", "beside"])
 VOLUME = f"{BASE}/volume"
 SPEC = SandboxSpec(volumes=(Volume(VOLUME, VOLUME),))
 
@@ -58,12 +63,20 @@ def prepare() -> None:
 
 
 def is_ahead(manager: SandboxManager, make: Callable[[], Sandbox]) -> bool:
-    """Whether the sandbox that is made has a mount namespace that was there before. Closes it."""
-    before = set(descriptors().values())
-    sandbox = make()
-    here = os.readlink(f"/proc/self/fd/{sandbox.namespace}") in before
+    """Whether the sandbox that is made has a root that was there before. Closes it."""
+    taken: list[bool] = []
+
+    def take(self: RootAhead, *arguments: Any) -> NewRoot | None:
+        root = original(self, *arguments)
+        taken.append(root is not None)
+        return root
+
+    original = RootAhead.take
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RootAhead, "take", take)
+        sandbox = make()
     manager.release([sandbox])
-    return here
+    return any(taken)
 
 
 def seen(sandbox: Sandbox, path: str) -> str:
@@ -78,7 +91,8 @@ def seen(sandbox: Sandbox, path: str) -> str:
     return in_child(look)
 
 
-def test_the_next_sandbox_has_the_root_that_was_made_ahead(mode: Mode) -> None:
+@BESIDE
+def test_the_next_sandbox_has_the_root_that_was_made_ahead(mode: Mode, beside: bool) -> None:
     skip_unless(mode)
 
     def run() -> list[object]:
@@ -87,12 +101,12 @@ def test_the_next_sandbox_has_the_root_that_was_made_ahead(mode: Mode) -> None:
         with managing(mode) as manager:
             first = manager.make(plan)
             manager.release([first])
-            manager.make_ahead(first)
+            manager.make_ahead(first, beside=beside)
             # There is one at a time.
-            manager.make_ahead(first)
+            manager.make_ahead(first, beside=beside)
             found.append(is_ahead(manager, lambda: manager.make(plan)))
             found.append(is_ahead(manager, lambda: manager.make(plan)))
-            manager.make_ahead(first)
+            manager.make_ahead(first, beside=beside)
             write("volume/file", "second")
             write("new", "of the host")
             sandbox = manager.make(plan)
@@ -103,23 +117,29 @@ def test_the_next_sandbox_has_the_root_that_was_made_ahead(mode: Mode) -> None:
     assert in_world(run, mode, prepare) == [True, False, "second", "of the host"]
 
 
+@functools.cache
+def _another(plan: Plan) -> Plan:
+    """An equal plan. It is the same each time: the templates of each plan are kept."""
+    return plan._replace()
+
+
 def _other_plan(manager: SandboxManager, plan: Plan) -> Sandbox:
-    return manager.make(plan._replace())
+    return manager.make(_another(plan))
 
 
 def _volume_replaced(manager: SandboxManager, plan: Plan) -> Sandbox:
-    os.rename(VOLUME, f"{VOLUME}-before")
+    os.rename(VOLUME, f"{VOLUME}-before-{len(os.listdir(BASE))}")
     prepare()
     return manager.make(plan)
 
 
 def _mode_of_a_root(manager: SandboxManager, plan: Plan) -> Sandbox:
-    os.chmod(BASE, 0o700)
+    os.chmod(BASE, 0o700 ^ os.stat(BASE).st_mode & 0o055)
     return manager.make(plan)
 
 
 def _attribute_of_a_root(manager: SandboxManager, plan: Plan) -> Sandbox:
-    if not set_attribute(BASE, "user.x", b"x"):
+    if not set_attribute(BASE, f"user.x{len(os.listxattr(BASE))}", b"x"):
         pytest.skip("no extended attributes here")
     return manager.make(plan)
 
@@ -155,29 +175,31 @@ CHANGES = [
 ]
 
 
+@BESIDE
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_root_than_was_made_ahead_is_made_anew(
-    mode: Mode, change: Callable[[SandboxManager, Plan], Sandbox]
+    mode: Mode, change: Callable[[SandboxManager, Plan], Sandbox], beside: bool
 ) -> None:
     skip_unless(mode)
 
-    def run() -> tuple[bool, set[str]]:
+    def run() -> tuple[bool, int]:
         plan = plan_here(SPEC, mode)
+        numbers = []
         with managing(mode) as manager:
             first = manager.make(plan)
             manager.release([first])
-            without = set(descriptors().values())
-            manager.make_ahead(first)
-            made = set(descriptors().values()) - without
-            assert made
-            found = is_ahead(manager, lambda: change(manager, plan))
-            return found, made.intersection(descriptors().values())
+            for _ in range(2):
+                manager.make_ahead(first, beside=beside)
+                found = is_ahead(manager, lambda: change(manager, plan))
+                numbers.append(len(descriptors()))
+            return found, numbers[1] - numbers[0]
 
     # Nothing of what was made in vain is open any more.
-    assert in_world(run, mode, prepare) == (False, set())
+    assert in_world(run, mode, prepare) == (False, 0)
 
 
-def test_a_file_that_is_copied_and_then_changed_is_copied_anew() -> None:
+@BESIDE
+def test_a_file_that_is_copied_is_that_of_now(beside: bool) -> None:
     """As containers have ``/etc/hosts``: a mounted file that a test may write to."""
     skip_unless("root")
 
@@ -194,34 +216,32 @@ def test_a_file_that_is_copied_and_then_changed_is_copied_anew() -> None:
         with managing("root") as manager:
             first = manager.make(plan)
             manager.release([first])
-            # It was changed a moment ago, and may be again within one tick of the clock.
-            manager.make_ahead(first)
-            found.append(is_ahead(manager, lambda: manager.make(plan)))
-            root_calls._TICK = 0  # type: ignore[misc]
-            manager.make_ahead(first)
-            found.append(is_ahead(manager, lambda: manager.make(plan)))
-            manager.make_ahead(first)
+            manager.make_ahead(first, beside=beside)
             write("hosts", "later")
             os.chmod(f"{BASE}/etc", 0o700)
             sandbox = manager.make(plan)
             found.append(seen(sandbox, f"{BASE}/etc/hosts"))
+            manager.make_ahead(first, beside=beside)
+            write("hosts", "x" * (LARGEST_SEED + 1))
+            found.append(is_ahead(manager, lambda: manager.make(plan)))
             manager.release([sandbox])
         return found
 
-    assert in_world(run, "root", prepare_files) == [False, True, "later"]
+    assert in_world(run, "root", prepare_files) == ["later", False]
 
 
-def test_no_more_are_made_where_they_are_made_in_vain(mode: Mode) -> None:
+@BESIDE
+def test_no_more_are_made_where_they_are_made_in_vain(mode: Mode, beside: bool) -> None:
     skip_unless(mode)
 
     def run() -> list[bool]:
         plan = plan_here(SPEC, mode)
-        found = []
+        found: list[bool] = []
         with managing(mode) as manager:
             first = manager.make(plan)
             manager.release([first])
             for used in (False, False, True, False, False, False, True):
-                manager.make_ahead(first)
+                manager.make_ahead(first, beside=beside)
                 if used:
                     found.append(is_ahead(manager, lambda: manager.make(plan)))
                 else:
