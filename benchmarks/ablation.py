@@ -39,7 +39,7 @@ def _ways() -> tuple[Way, ...]:
     # Plain, they would write to the disk, and that is no measure for a sandbox in memory.
     writing = Run("writing-inline", suite="writing", options=INLINE, isolated=True)
     inline, fork = (
-        ("background_close", "templates", "root_calls"),
+        ("background_close", "templates", "root_calls", "made_ahead"),
         ("fork_pages", "templates", "root_calls", "made_ahead"),
     )
     return (

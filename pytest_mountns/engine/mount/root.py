@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, final
+from typing import Final, NamedTuple, final
 
 from ..linux import syscalls as sys
 from ..linux.call_helper import CallHelper
@@ -105,12 +105,13 @@ class RootAhead:
         files: ShownFiles,
         made: RootAtOnce | CallHelper,
     ) -> None:
-        """``made`` is the root or the helper that is at work on it. ``files`` are what it shows."""
+        """``made`` is the root or the helper that is at work on it."""
         self._plan = plan
         self._template = template
         self._calls = calls
-        self._files = files
         self._made = made
+        #: What it shows of the host.
+        self.files: Final = files
 
     @property
     def is_here(self) -> bool:
@@ -130,7 +131,7 @@ class RootAhead:
         if made is None:
             return None
         try:
-            if self._calls.look_at_files() != self._files:
+            if self._calls.look_at_files() != self.files:
                 return None
             with privileged(plan.drops_capabilities):
                 if not self._calls.complete(made):
@@ -156,12 +157,17 @@ class RootAhead:
 
 
 def make_root_ahead(
-    plan: Plan, stage: int, template: Template, helper: CallHelper | None
+    plan: Plan,
+    stage: int,
+    template: Template,
+    helper: CallHelper | None,
+    files: ShownFiles | None = None,
 ) -> RootAhead | None:
     """Make the root that :func:`make_new_root` would make of this template, for later.
 
-    The helper makes it, if there is one, while this process does something else. Returns None if
-    it cannot be made. Raises as :func:`make_new_root`.
+    The helper makes it, if there is one, while this process does something else. ``files`` are
+    those of the root that was just taken, if they are known. Returns None if it cannot be made.
+    Raises as :func:`make_new_root`.
     """
     calls = template.calls
     if calls is None:
@@ -169,8 +175,9 @@ def make_root_ahead(
     user_namespace = plan.user_namespace
     if helper is not None:
         calls = calls.of_helper()
-        with explained("make a root", user_namespace):
-            files = calls.look_at_files()
+        if files is None:
+            with explained("make a root", user_namespace):
+                files = calls.look_at_files()
         if files is None or not calls.begin_in(helper, stage, files.models):
             return None
         return RootAhead(plan, template, calls, files, helper)

@@ -38,6 +38,7 @@ from ..linux.open_directories import ParkedDescriptors
 from ..linux.threads import explain_stuck, move_other_threads, other_threads, stuck_threads
 from ..linux.untouched import os, posix
 from ..mount.root import NewRoot, RootAhead, make_root_ahead
+from ..mount.root_calls import ShownFiles
 from ..mount.template import Template, Templates
 from ..plan.model import Bind, Plan
 from .create import make
@@ -90,6 +91,8 @@ class SandboxManager:
         self._ahead: RootAhead | None = None
         self._made_in_vain = 0
         self._helper: CallHelper | None = None
+        # Of the root that the last sandbox was made from, if that was made ahead.
+        self._just_seen: ShownFiles | None = None
 
     def move_to_user_namespace(self) -> None:
         """Move this process into a user namespace of its own: an ordinary user's, who needs one.
@@ -218,11 +221,14 @@ class SandboxManager:
         helper = self._helper if beside else None
         if helper is None or helper.is_worth_it:
             with suppress(SandboxError):
-                self._ahead = make_root_ahead(sandbox.plan, sandbox.stage, template, helper)
+                self._ahead = make_root_ahead(
+                    sandbox.plan, sandbox.stage, template, helper, self._just_seen
+                )
 
     def _take_ahead(self, plan: Plan | None, template: Template | None) -> NewRoot | None:
         """The root that was made ahead, if it is of this plan and template; it is let go else."""
         ahead = self._ahead
+        self._just_seen = None
         if ahead is None:
             return None
         root = ahead.take(plan, template) if plan is not None else None
@@ -230,6 +236,7 @@ class SandboxManager:
             self.drop_ahead()
         else:
             self._ahead, self._made_in_vain = None, 0
+            self._just_seen = ahead.files
         return root
 
     def drop_ahead(self) -> None:
