@@ -297,6 +297,8 @@ class Floor:
             options=run.options,
             keys=run.keys,
             isolated=True,
+            # All calls are to be this process's.
+            left_out="made_ahead",
             part=part,
             traced=str(record / "of"),
         ).measure(setting)

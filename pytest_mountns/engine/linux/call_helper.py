@@ -38,7 +38,8 @@ _TRIALS: Final = 16
 class CallHelper:
     """A helper of this process. It performs one list at a time.
 
-    ``dropped``: the process has capabilities that are not in effect. The helper has them in effect.
+    It has the user and group that this process had when it was first asked. ``dropped``: the process
+    has capabilities that are not in effect. The helper has them in effect.
     """
 
     def __init__(self, *, dropped: bool) -> None:
@@ -49,6 +50,8 @@ class CallHelper:
         self._list: CallList | None = None
         #: How many descriptors are to come.
         self._expected = 0
+        #: Its effective user and group.
+        self._user = -1, -1
         #: Whether it is gone, or cannot be started.
         self._failed = False
         #: How many lists it has performed, and how many of them were waited for.
@@ -74,7 +77,8 @@ class CallHelper:
             return False
         if self._socket is None and not self._start():
             return False
-        assert self._socket is not None
+        if self._socket is None or self._user != (os.geteuid(), os.getegid()):
+            return False
         registers = [one.register for one in results]
         registers += [0] * (_RESULTS - len(registers))
         request = _REQUEST.pack(*calls.at(), len(calls.given), len(results), *registers)
@@ -145,7 +149,7 @@ class CallHelper:
             ours.close()
             self._failed = True
             return False
-        self._socket = ours
+        self._socket, self._user = ours, (os.geteuid(), os.getegid())
         return True
 
     def _give_up(self, error: OSError) -> None:

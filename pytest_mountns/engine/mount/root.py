@@ -110,6 +110,8 @@ class RootAhead:
         self._template = template
         self._calls = calls
         self._made = made
+        # What is made in it belongs to these.
+        self._user = os.geteuid(), os.getegid()
         #: What it shows of the host.
         self.files: Final = files
 
@@ -122,10 +124,13 @@ class RootAhead:
         """The root, if it is the one that would be made now: of this plan, from this template.
 
         That of the same template it is by its identity: a template is another one when the mounts
-        of the host or its own overlays have changed. None is returned if the root is another one,
+        of the host or its own overlays have changed. The process has the user and group that it had
+        when the root was begun. None is returned if the root is another one,
         or if it cannot be found out; it is to be closed then.
         """
         if plan is not self._plan or template is not self._template:
+            return None
+        if (os.geteuid(), os.getegid()) != self._user:
             return None
         made = self._receive()
         if made is None:

@@ -55,7 +55,8 @@ class _Upper(NamedTuple):
 class ShownFiles(NamedTuple):
     """What a root takes over from files of the host when it is made, but for copies of files.
 
-    A root that is made later from the same template is the same if this is.
+    A root that is made later from the same template is the same if this is, and if the process has
+    the same user and group then.
     """
 
     #: See :data:`Models`.

@@ -96,6 +96,7 @@ class Host:
             "limit": lambda entry: resource.setrlimit(
                 resource.RLIMIT_NOFILE, (self._random.choice((400, 900)), 4096)
             ),
+            "group": lambda entry: os.setegid(self._random.choice((0, 7))),
             "umask": lambda entry: os.umask(self._random.choice((0, 0o22, 0o77))),
         }
         kind = self._random.choice(list(kinds))
