@@ -38,8 +38,8 @@ _TRIALS: Final = 16
 class CallHelper:
     """A helper of this process. It performs one list at a time.
 
-    It has the user and group that this process had when it was first asked. ``dropped``: the process
-    has capabilities that are not in effect. The helper has them in effect.
+    It has the user and group that this process had when it was first asked. ``dropped``: this
+    process has capabilities that are not in effect. The helper has them in effect.
     """
 
     def __init__(self, *, dropped: bool) -> None:
