@@ -247,7 +247,8 @@ class SandboxManager:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             self._made_in_vain += 1
-            self._closer.close(ahead.descriptors(), may_start=not self._entered)
+            # It happens too seldom for a helper of its own.
+            self._closer.close(ahead.descriptors(), may_start=False)
 
     def enter(self, sandbox: Sandbox, cwd: str) -> None:
         """Enter a sandbox from the host, with ``cwd`` as working directory.
