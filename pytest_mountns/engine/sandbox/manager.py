@@ -90,6 +90,8 @@ class SandboxManager:
         # See make_ahead().
         self._ahead: RootAhead | None = None
         self._made_in_vain = 0
+        # With one processor both processes take their turns, and forked tests would cost 4 % more.
+        self._makes_ahead = len(os.sched_getaffinity(0)) > 1 and not is_left_out("made_ahead")
         self._helper: CallHelper | None = None
         # Of the root that the last sandbox was made from, if that was made ahead.
         self._just_seen: ShownFiles | None = None
@@ -208,13 +210,17 @@ class SandboxManager:
         as long as a processor is idle. If it cannot be made, nothing is raised here: :meth:`make`
         tries again.
 
-        It exists for speed alone; ``MOUNTNS_ABLATE=made_ahead`` leaves it out.
+        It exists for speed alone; ``MOUNTNS_ABLATE=made_ahead`` leaves it out. Measured on Linux
+        6.18 with two processors, with and without it in turn, 400 empty tests and the start of
+        pytest: 1.13 times the wall time without it with ``process="inline"``, of which half is
+        pytest's, and 1.07 times with ``process="fork"``. With two workers of pytest-xdist there
+        is no difference.
         """
         template = sandbox.template
         usual = sandbox.directory is None and not sandbox.layers and not sandbox.bound
         if self._ahead is not None or template is None or not usual:
             return
-        if self._made_in_vain >= _MOST_IN_VAIN or is_left_out("made_ahead"):
+        if not self._makes_ahead or self._made_in_vain >= _MOST_IN_VAIN:
             return
         if beside and self._helper is None:
             self._helper = CallHelper(dropped=self._drops_capabilities)

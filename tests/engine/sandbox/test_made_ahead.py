@@ -38,6 +38,7 @@ from tests.helpers.worlds import (
 pytestmark = [
     pytest.mark.layered,
     pytest.mark.skipif(not is_available(), reason="installed without a C compiler"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor"),
 ]
 
 #: Whether a helper makes the root.
@@ -257,6 +258,23 @@ def test_no_more_are_made_where_they_are_made_in_vain(mode: Mode, beside: bool) 
         return found
 
     assert in_world(run, mode, prepare) == [True, False]
+
+
+@BESIDE
+def test_none_is_made_on_one_processor(beside: bool) -> None:
+    """There it costs time."""
+    skip_unless("root")
+
+    def run() -> bool:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        plan = plan_here(SPEC, "root")
+        with managing("root") as manager:
+            first = manager.make(plan)
+            manager.release([first])
+            manager.make_ahead(first, beside=beside)
+            return is_ahead(manager, lambda: manager.make(plan))
+
+    assert not in_world(run, "root", prepare)
 
 
 @pytest.mark.parametrize("call", ["fsopen", "fspick", "unshare", "move_mount"])
