@@ -51,6 +51,7 @@ from .reporting import Inheritance
 
 if TYPE_CHECKING:
     from ..engine.sandbox.guard import Guard
+    from ..engine.sandbox.sandbox import Sandbox
 
 #: How many test processes may be on their way out while the next one runs.
 LEAVING: Final = 8
@@ -132,6 +133,8 @@ class ForkedTest:
         except SandboxError as error:
             self._timers.resume()
             return error
+        # One that was made for another kind of sandbox.
+        session.sandboxes.drop_ahead()
         forked_entry = entry if isinstance(entry, ForkedEntry) else None
         sandbox = forked_entry.sandbox if forked_entry is not None else None
         status_reader = status_writer = -1
@@ -152,7 +155,6 @@ class ForkedTest:
             return SandboxError(what, said(error), *explain(error.errno or 0, False))
         alone = is_alone()
         forget_failures = pytest_internals.noted_failures(item.config)
-        session.sandboxes.drop_ahead()
         pages = context.pages(of_module=False)
         inheritance = Inheritance(
             os.getpid(),
@@ -203,11 +205,9 @@ class ForkedTest:
                         with contextlib.suppress(OSError):
                             # Too many files are open: then this process waits for the unmounting.
                             sandbox.leave_to_child()
-                        if self._preparation.goes_on_alike(self._nextitem):
-                            session.sandboxes.manager.make_ahead(sandbox)
                     # Reporters write to the terminal. It takes a tenth of a millisecond, so once.
                     with pytest_internals.capture_suspended(item.config):
-                        self._listen(receiver, interrupts, child, status_reader)
+                        self._listen(receiver, interrupts, child, status_reader, sandbox)
                 finally:
                     receiver.close()
                     # From here on nothing can be read.
@@ -264,6 +264,7 @@ class ForkedTest:
         interrupts: Interrupts,
         child: int,
         status_reader: int,
+        sandbox: Sandbox | None,
     ) -> None:
         """Report what the test process sends until it has left or died, and reap it.
 
@@ -274,6 +275,9 @@ class ForkedTest:
         leave: messages.Leave | None = None
         ended = garbled = False
         try:
+            if sandbox is not None and self._preparation.goes_on_alike(self._nextitem):
+                # There is time: the test runs now.
+                session.sandboxes.manager.make_ahead(sandbox)
             for message in receiver.messages(interrupts):
                 if isinstance(message, messages.Leave):
                     leave = message

@@ -70,7 +70,10 @@ class BackgroundCloser:
         """
         is_owner = os.getpid() == self._owner
         if self._socket is None and may_start and not self._failed and is_owner:
-            self._start()
+            # Its helper would be a child of this process, and tests may wait for all children.
+            self._failed = syscalls.adopts_orphans()
+            if not self._failed:
+                self._start()
         # In a fork of the owner they are not the last descriptors, so nothing has to be waited for.
         if self._socket is not None and is_owner:
             rights = array.array("i", descriptors)
@@ -148,7 +151,7 @@ def _start_compiled(channel: socket.socket, watched: int, at_rest: int) -> bool:
     compiled = library()
     if compiled is None:
         return False
-    return not compiled.mountns_start_closer(channel.fileno(), watched, at_rest)
+    return int(compiled.mountns_start_closer(channel.fileno(), watched, at_rest)) > 0
 
 
 def _become_helper(channel: socket.socket, watched: int, at_rest: int) -> NoReturn:

@@ -11,23 +11,26 @@ process does, however that comes.
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import errno
 from collections.abc import Sequence
 from typing import Final, final
 
+from . import syscalls as sys
 from .call_list import CallList, Result
 from .compiled import library
 from .errors import SandboxError
-from .namespaces import privileged
+from .namespaces import privileged, signals_held
 from .open_directories import pair
 from .sockets import socket
-from .untouched import os, select, struct
+from .untouched import os, posix, select, signal, struct
 
 #: As in ``perform_calls.c``: address of the calls, how many, registers, descriptors that are given,
 #: descriptors that are returned, and their registers.
 _REQUEST: Final = struct.Struct("=9q")
 _RESULTS: Final = 4
+_ARE_YOU_DONE: Final = b"?"
 #: Milliseconds to wait for an answer. A list takes less than one.
 _PATIENCE: Final = 2000
 #: After so many lists it is known whether the helper is worth it.
@@ -50,6 +53,8 @@ class CallHelper:
         self._list: CallList | None = None
         #: How many descriptors are to come.
         self._expected = 0
+        #: What its end of the channel is known by, and its process id.
+        self._inode = self._pid = 0
         #: Its effective user and group.
         self._user = -1, -1
         #: Whether it is gone, or cannot be started.
@@ -77,55 +82,97 @@ class CallHelper:
             return False
         if self._socket is None and not self._start():
             return False
-        if self._socket is None or self._user != (os.geteuid(), os.getegid()):
+        if self._user != (os.geteuid(), os.getegid()):
             return False
         registers = [one.register for one in results]
         registers += [0] * (_RESULTS - len(registers))
         request = _REQUEST.pack(*calls.at(), len(calls.given), len(results), *registers)
         rights = array.array("i", [stage, *calls.given])
-        try:
-            self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        except OSError as error:
-            self._give_up(error)
-            return False
-        self._list, self._expected = calls, len(results)
+        # A handler that raises between the request and its answer would mix up the answers.
+        with signals_held():
+            self._list, self._expected = calls, len(results)
+            try:
+                channel = self._known_socket()
+                channel.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            except OSError:
+                self._give_up()
+                return False
+            except BaseException:
+                self._give_up()
+                raise
         return True
 
     def end(self) -> list[int] | None:
         """Wait for the list. Returns the results; None if a call has failed or the helper is gone.
 
-        It waits for two seconds at most, and then the helper is given up.
+        It waits for two seconds at most, and then the helper is ended.
         """
-        if not self.is_busy or self._socket is None:
+        if not self.is_busy:
             return None
         try:
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            self._done += 1
-            if not poll.poll(0):
-                self._late += 1
-                if not poll.poll(_PATIENCE):
-                    raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-            room, flags = socket.CMSG_SPACE(4 * _RESULTS), socket.MSG_CMSG_CLOEXEC
-            data, messages, _, _ = self._socket.recvmsg(1, room, flags)
-        except OSError as error:
-            self._give_up(error)
+            self._wait()
+            with signals_held():
+                room, flags = socket.CMSG_SPACE(4 * _RESULTS), socket.MSG_CMSG_CLOEXEC
+                data, messages, _, _ = self._known_socket().recvmsg(1, room, flags)
+                received = [fd for _, _, content in messages for fd in array.array("i", content)]
+                if data:
+                    self._list = None
+        except OSError:
+            self._give_up()
             return None
-        received = [fd for _, _, content in messages for fd in array.array("i", content)]
+        except BaseException:
+            self._give_up()
+            raise
         if not data:
-            self._give_up(OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
-            return None
-        self._list = None
-        if len(received) == self._expected and data == b"+":
+            self._give_up()
+        elif len(received) == self._expected and data == b"+":
             return received
         # There are fewer where this process may open no more files.
         for fd in received:
             os.close(fd)
         return None
 
+    def _wait(self) -> None:
+        """Raises :class:`TimeoutError` if there is no answer in time."""
+        poll = select.poll()
+        poll.register(self._known_socket(), select.POLLIN)
+        self._done += 1
+        if not poll.poll(0):
+            self._late += 1
+            if not poll.poll(_PATIENCE):
+                # It has a sandbox, or what is below, in use.
+                with contextlib.suppress(OSError):
+                    os.kill(self._pid, signal.SIGKILL)
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    def finish(self) -> None:
+        """Wait until the helper has nothing of the host's mounts in use. Nothing is to be received.
+
+        It waits for two seconds at most, and then the helper is ended.
+        """
+        if self._socket is None or self._failed or self.is_busy or self._owner != os.getpid():
+            return
+        try:
+            self._known_socket().send(_ARE_YOU_DONE)
+            self._wait()
+            self._known_socket().recv(1)
+        except OSError:
+            self._give_up()
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _known_socket(self) -> socket.socket:
+        """The channel. Raises :class:`OSError` if its number stands for something else by now."""
+        # A test may have closed it.
+        if self._socket is None or posix.fstat(self._socket.fileno()).st_ino != self._inode:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._socket
+
     def _start(self) -> bool:
         compiled = library()
-        if compiled is None:
+        # It would be a child of such a process, and tests may wait for all children.
+        if compiled is None or sys.adopts_orphans():
             self._failed = True
             return False
         try:
@@ -133,34 +180,41 @@ class CallHelper:
         except OSError:
             self._failed = True
             return False
+        started = 0
         try:
             watched = os.pidfd_open(self._owner)
             try:
                 with privileged(self._dropped):
-                    failed = compiled.mountns_start_performer(theirs.fileno(), watched)
+                    started = compiled.mountns_start_performer(theirs.fileno(), watched)
             finally:
                 os.close(watched)
         except (OSError, SandboxError):
             # The first is for kernels before Linux 5.3.
-            failed = True
+            self._failed = True
         finally:
             theirs.close()
-        if failed:
+        if started <= 0:
             ours.close()
             self._failed = True
             return False
-        self._socket, self._user = ours, (os.geteuid(), os.getegid())
+        self._socket, self._pid = ours, started
+        self._inode = posix.fstat(ours.fileno()).st_ino
+        self._user = os.geteuid(), os.getegid()
         return True
 
-    def _give_up(self, error: OSError) -> None:
-        assert self._socket is not None
-        if error.errno in (errno.EBADF, errno.ENOTSOCK):
-            # A test has closed it, and the number may be that of another descriptor by now.
-            self._socket.detach()
-        else:
-            # The helper was killed, or does not answer.
-            self._socket.close()
-        self._socket, self._failed = None, True
+    def _give_up(self) -> None:
+        """Use the helper no more: it was killed, does not answer, or its channel is closed."""
+        channel, self._socket, self._failed = self._socket, None, True
+        if channel is not None:
+            try:
+                is_ours = posix.fstat(channel.fileno()).st_ino == self._inode
+            except OSError:
+                is_ours = False
+            if is_ours:
+                channel.close()
+            else:
+                # The number may be that of another descriptor by now.
+                channel.detach()
         if self._list is not None:
             # It may still be read, so its memory is never free.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._list))
@@ -168,7 +222,4 @@ class CallHelper:
 
     def close(self) -> None:
         """Have the helper end. Nothing is to be received."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        self._failed = True
+        self._give_up()

@@ -49,7 +49,8 @@ static int serve(void *argument)
     leave();
 }
 
-/* Start the process: see `start_helper`. `at_rest` is in milliseconds. Returns 0 or an errno. */
+/* Start the process: see `start_helper`. `at_rest` is in milliseconds. Returns its process id or a negative
+ * errno. */
 int mountns_start_closer(int channel, int watched, int at_rest)
 {
     return start_helper(serve, channel, watched, at_rest);

@@ -31,12 +31,12 @@
 struct helper {
     /* What it does, until the other end of the channel is closed or `watched` is ready. */
     int (*serve)(void *);
-    int channel, watched, option, error;
+    int channel, watched, option, error, pid;
     char *stack;
 };
 
-#if defined __x86_64__
-static long call(long number, long a, long b, long c, long d, long e)
+#if defined __x86_64__ && !defined NO_CALLS
+static inline long call(long number, long a, long b, long c, long d, long e)
 {
     register long r10 __asm__("r10") = d, r8 __asm__("r8") = e;
     long result;
@@ -47,8 +47,8 @@ static long call(long number, long a, long b, long c, long d, long e)
                      : "rcx", "r11", "memory");
     return result;
 }
-#elif defined __aarch64__
-static long call(long number, long a, long b, long c, long d, long e)
+#elif defined __aarch64__ && !defined NO_CALLS
+static inline long call(long number, long a, long b, long c, long d, long e)
 {
     register long x8 __asm__("x8") = number, x0 __asm__("x0") = a, x1 __asm__("x1") = b;
     register long x2 __asm__("x2") = c, x3 __asm__("x3") = d, x4 __asm__("x4") = e;
@@ -59,13 +59,13 @@ static long call(long number, long a, long b, long c, long d, long e)
                      : "memory", "cc");
     return x0;
 }
-#else
+#elif !defined NO_CALLS
 #define NO_CALLS
 #endif
 
 #ifdef NO_CALLS
 /* In this process alone: no helper is started. */
-static long call(long number, long a, long b, long c, long d, long e)
+static inline long call(long number, long a, long b, long c, long d, long e)
 {
     long result = syscall(number, a, b, c, d, e);
 
@@ -74,7 +74,7 @@ static long call(long number, long a, long b, long c, long d, long e)
 
 static inline int start_helper(int (*serve)(void *), int channel, int watched, int option)
 {
-    return (void)serve, (void)channel, (void)watched, (void)option, ENOSYS;
+    return (void)serve, (void)channel, (void)watched, (void)option, -ENOSYS;
 }
 #else
 static inline _Noreturn void leave(void)
@@ -140,14 +140,18 @@ static int make_helper(void *argument)
 
     if (!failed)
         failed = call(SYS_chdir, (long)"/", 0, 0, 0, 0);
-    if (!failed && clone(helper->serve, helper->stack + STACK, CLONE_VM, helper) < 0)
-        failed = -errno;
+    if (!failed) {
+        helper->pid = clone(helper->serve, helper->stack + STACK, CLONE_VM, helper);
+        if (helper->pid < 0)
+            failed = -errno;
+    }
     helper->error = (int)-failed;
     leave();
 }
 
 /* Start the process. It ends when nobody has the other end of `channel` open, or `watched`, a
- * descriptor of this process, says that this process has ended. Returns 0 or an errno.
+ * descriptor of this process, says that this process has ended. Returns its process id or a negative
+ * errno.
  *
  * Its memory, 32 KiB of which few pages are used, stays mapped: nobody says when it has ended. */
 static inline int start_helper(int (*serve)(void *), int channel, int watched, int option)
@@ -162,9 +166,9 @@ static inline int start_helper(int (*serve)(void *), int channel, int watched, i
 
     memory = mmap(NULL, 2 * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
-        return errno;
+        return -errno;
     helper = (struct helper *)memory;
-    *helper = (struct helper){serve, channel, watched, option, 0, memory + STACK};
+    *helper = (struct helper){serve, channel, watched, option, 0, 0, memory + STACK};
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof all);
     /* With no signal at its end: it is nobody's business. */
     middle = clone(make_helper, memory + STACK, CLONE_VM | CLONE_VFORK, helper);
@@ -175,8 +179,9 @@ static inline int start_helper(int (*serve)(void *), int channel, int watched, i
             ;
         error = helper->error;
     }
-    if (error)
-        munmap(memory, 2 * STACK);
-    return error;
+    if (!error)
+        return helper->pid;
+    munmap(memory, 2 * STACK);
+    return -error;
 }
 #endif

@@ -69,8 +69,8 @@ int mountns_start_performer(int channel, int watched)
     return start_helper(0, channel, watched, 0);
 }
 #else
-/* Send one byte, with descriptors. */
-static void answer(int channel, char byte, const int *descriptors, int count)
+/* Send one byte, with descriptors. Returns a negative errno if that fails. */
+static long answer(int channel, char byte, const int *descriptors, int count)
 {
     union {
         struct cmsghdr header;
@@ -88,7 +88,7 @@ static void answer(int channel, char byte, const int *descriptors, int count)
         message.msg_control = &control;
         message.msg_controllen = CMSG_SPACE(count * sizeof(int));
     }
-    call(SYS_sendmsg, channel, (long)&message, MSG_NOSIGNAL, 0, 0);
+    return call(SYS_sendmsg, channel, (long)&message, MSG_NOSIGNAL, 0, 0);
 }
 
 /* Perform what is asked for, on the stage, which is the first descriptor that comes along. Returns
@@ -113,7 +113,7 @@ static int perform_request(const struct request *request, const int *received, i
 static int serve(void *argument)
 {
     const struct helper *helper = argument;
-    int received[MOST], results[4], count;
+    int received[MOST], results[4], count, done;
     long home;
 
     call(SYS_prctl, PR_SET_NAME, (long)"mountns-helper", 0, 0, 0);
@@ -129,21 +129,32 @@ static int serve(void *argument)
         if (found < 0 || !ready[0].revents)
             break;
         size = receive(helper->channel, &request, sizeof request, received, &count);
+        if (size == 1 && !count) {
+            /* Whether the last request is done with. */
+            if (answer(helper->channel, '!', results, 0) < 0)
+                break;
+            continue;
+        }
         if (size != sizeof request || count != request.given + 1)
             break; /* The other end is closed, or its process is gone. */
-        if (perform_request(&request, received, results))
-            answer(helper->channel, '+', results, request.results);
-        else
-            answer(helper->channel, '-', results, 0);
-        /* Nothing of a sandbox and of the stage is in use any more. */
-        if (call(SYS_setns, home, CLONE_NEWNS, 0, 0, 0)
-            || close_others(helper->channel, helper->watched, home))
+        done = perform_request(&request, received, results);
+        /* When it is answered, nothing of the stage and of other mounts is in use here. */
+        if (call(SYS_setns, home, CLONE_NEWNS, 0, 0, 0))
             break;
+        for (int i = 0; done && i < count; i++)
+            call(SYS_close, received[i], 0, 0, 0, 0);
+        if (!done && close_others(helper->channel, helper->watched, home))
+            break;
+        if (answer(helper->channel, done ? '+' : '-', results, done ? request.results : 0) < 0)
+            break;
+        for (int i = 0; done && i < request.results; i++)
+            call(SYS_close, results[i], 0, 0, 0, 0);
     }
     leave();
 }
 
-/* Start a process that performs lists: see `start_helper`. Returns 0 or an errno. */
+/* Start a process that performs lists: see `start_helper`. Returns its process id or a negative
+ * errno. */
 int mountns_start_performer(int channel, int watched)
 {
     return start_helper(serve, channel, watched, 0);

@@ -346,6 +346,11 @@ def is_subreaper() -> bool:
     return bool(found.value)
 
 
+def adopts_orphans() -> bool:
+    """Whether orphans become children of this process: PID 1 of its namespace, or a subreaper."""
+    return os.getpid() == 1 or is_subreaper()
+
+
 def set_thread_name(name: bytes) -> None:
     """prctl(2) ``PR_SET_NAME``: the name of this thread, of at most 15 bytes."""
     buffer = ctypes.create_string_buffer(name)

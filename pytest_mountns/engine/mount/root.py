@@ -103,9 +103,9 @@ class RootAhead:
         template: Template,
         calls: RootCalls,
         files: ShownFiles,
-        made: RootAtOnce | CallHelper,
+        made: RootAtOnce | CallHelper | None,
     ) -> None:
-        """``made`` is the root or the helper that is at work on it."""
+        """``made`` is the root or the helper that is at work on it; None when it was taken."""
         self._plan = plan
         self._template = template
         self._calls = calls
@@ -143,6 +143,7 @@ class RootAhead:
                     return None
         except (OSError, SandboxError):
             return None
+        self._made = None
         os.close(made.root)
         return _of_calls(made, self._calls)
 
@@ -186,7 +187,7 @@ def make_root_ahead(
         if files is None or not calls.begin_in(helper, stage, files.models):
             return None
         return RootAhead(plan, template, calls, files, helper)
-    with mounting(user_namespace, dropped=plan.drops_capabilities) as (back, _):
+    with mounting(user_namespace, dropped=plan.drops_capabilities) as (back, opened):
         with _making_a_namespace(user_namespace):
             back.leave_for(stage)
         with explained("make a root", user_namespace):
@@ -194,6 +195,8 @@ def make_root_ahead(
             if files is None:
                 return None
             made = calls.perform_without_copies(files.models)
+        # They are closed if the way back ends by an exception.
+        opened += made or ()
     return RootAhead(plan, template, calls, files, made) if made is not None else None
 
 

@@ -27,7 +27,7 @@ from ..linux.call_list import Call, CallList, Result, is_available
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import FD_FLOOR
 from ..linux.untouched import fcntl, open, os, struct
-from ..plan.model import DEV, Bind, Layered, MakeDev, Overlay, Plan, Seed, Step
+from ..plan.model import DEV, Bind, Layered, MakeDev, Overlay, Plan, Protect, Seed, Step
 from .api import NOSUID_NODEV, Options, escape_lower, fits_one_option
 from .dev import DEVICE_NUMBERS, LINKS, TERMINALS, terminal_options
 from .executor import LARGEST_SEED, copy_seed
@@ -63,6 +63,9 @@ class ShownFiles(NamedTuple):
     models: Models
     #: Of the lowers of overlays and the sources of bind mounts: device and inode.
     sources: tuple[tuple[int, int], ...]
+    #: Of the directories in which something is mounted, what stat(2) says of identity, mode, owner
+    #: and time of change. An overlay goes on to use what it knows of them, as long as it is there.
+    parents: tuple[tuple[int, ...], ...]
 
 
 class RootAtOnce(NamedTuple):
@@ -104,6 +107,9 @@ class RootCalls:
         self.overlays: list[Layered] = []
         #: The fields of :class:`RootAtOnce`.
         self._opened = self._add_calls(steps, self._list.give(namespace), trees, shared)
+        parents = parents_in_overlays(plan)
+        own = [step.target for step in steps if isinstance(step, Overlay)]
+        self._parents = sorted({path for target in own for path in parents.get(target, ())})
         #: Where the list returns them.
         self._places = [self._list.left_open.index(one) for one in self._opened]
 
@@ -145,6 +151,8 @@ class RootCalls:
 
         The helper returns the fields of :class:`RootAtOnce`. This object is not to be used before.
         """
+        if helper.is_busy:
+            return False
         self._take_over(models)
         return helper.begin(self._list, stage, self._opened)
 
@@ -192,7 +200,7 @@ class RootCalls:
         if models is None:
             return None
         sources = tuple((one.st_dev, one.st_ino) for one in map(os.stat, self._sources))
-        return ShownFiles(models, sources)
+        return ShownFiles(models, sources, tuple(map(state_of_directory, self._parents)))
 
     def _look_at_models(self) -> Models | None:
         """The attributes that the uppers get now; None if that is not all of them."""
@@ -264,9 +272,10 @@ class RootCalls:
     def _take_root(self, top: Result, trees: tuple[tuple[str, str], ...]) -> Result:
         """The mount that is to be the root: one of this list's, or of the template's."""
         if self._mounts and self._mounts[0][1] == "/":
-            return self._mounts.pop(0)[0]
+            return self._high(self._mounts.pop(0)[0])
         name = next(name for name, target in trees if target == "/")
-        return self._list.open(Call.OPEN_TREE, top, name.encode(), sys.OPEN_TREE_CLOEXEC)
+        tree = self._list.open(Call.OPEN_TREE, top, name.encode(), sys.OPEN_TREE_CLOEXEC)
+        return self._high(tree)
 
     def _forget_entries(self, top: Result, path: str) -> None:
         """See :func:`.new_api.forget_entries`."""
@@ -358,6 +367,38 @@ class RootCalls:
 
     def _mount_shm(self, step: MakeDev) -> None:
         self._mount("tmpfs", f"{step.target}/shm", [("mode", "1777")], NOSUID_NODEV)
+
+
+def parents_in_overlays(plan: Plan) -> dict[str, list[str]]:
+    """The directories of the host in which something is mounted, as overlays of the plan show them.
+
+    By the mountpoint of the overlay: all directories that it has looked up in its lower, but for
+    its root.
+    """
+    places = {step.path if isinstance(step, Seed) else step.target for step in plan.steps}
+    shown = {step.target: step for step in plan.steps if not isinstance(step, Seed | Protect)}
+    found: dict[str, dict[str, None]] = {}
+    for place in places:
+        parent = os.path.dirname(place)
+        while parent != "/":
+            mountpoint = parent
+            while mountpoint not in shown and mountpoint != "/":
+                mountpoint = os.path.dirname(mountpoint)
+            step = shown.get(mountpoint)
+            if isinstance(step, Overlay) and mountpoint != parent:
+                source = os.path.join(step.lowers[0], os.path.relpath(parent, mountpoint))
+                found.setdefault(mountpoint, {})[source] = None
+            parent = os.path.dirname(parent)
+    return {mountpoint: sorted(sources) for mountpoint, sources in found.items()}
+
+
+def state_of_directory(path: str) -> tuple[int, ...]:
+    """What tells whether a directory was replaced or changed. Raises :class:`OSError`."""
+    status = os.stat(path)
+    identity = status.st_dev, status.st_ino
+    # An extended attribute changes nothing but the last of these.
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return *identity, status.st_mode, status.st_uid, status.st_gid, *times
 
 
 def path_in_root(path: str, trees: tuple[tuple[str, str], ...]) -> str:

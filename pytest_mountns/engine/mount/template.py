@@ -57,8 +57,16 @@ from ..plan.model import (
 )
 from .executor import PlanExecutor
 from .new_api import NewMountApi, forget_entries
-from .root_calls import RootCalls, path_in_root, root_calls
+from .root_calls import (
+    RootCalls,
+    parents_in_overlays,
+    path_in_root,
+    root_calls,
+    state_of_directory,
+)
 
+#: What is known of some directories.
+Models: TypeAlias = "tuple[tuple[int, ...], ...]"
 #: A step that can be carried out in a template.
 _Shared: TypeAlias = Overlay | Bind | Protect | MakeDev
 
@@ -76,8 +84,9 @@ class UpperState(NamedTuple):
     inodes: int
     #: The time at which each upper directory itself was changed last (``st_ctime_ns``).
     changed: tuple[int, ...]
-    #: What each of them has taken over from the directory that it lies on: mode, owner, times.
-    models: tuple[tuple[int, ...], ...]
+    #: For each of them: what it has taken over from the directory that it lies on, and what it
+    #: knows of the directories in it in which something is mounted.
+    models: tuple[Models, ...]
 
 
 @final
@@ -96,8 +105,9 @@ class Template(NamedTuple):
     overlays: tuple[Layered, ...]
     #: For each of them its path, relative to the root of the template.
     shared: tuple[str, ...]
-    #: For each of them the directory of the host whose attributes its root has.
-    models: tuple[str, ...]
+    #: For each of them the directory of the host whose attributes its root has, and those that
+    #: something in it is mounted in.
+    models: tuple[tuple[str, ...], ...]
     #: The state of the uppers when the template was made.
     state: UpperState
     #: Makes the root of a sandbox at once; None if it has to be made step by step.
@@ -114,11 +124,12 @@ class Template(NamedTuple):
         ]
 
     def stale_overlays(self) -> list[str]:
-        """Returns the mountpoints of the overlays that the host has changed the attributes of.
+        """Returns the mountpoints of the overlays that know outdated attributes of the host's.
 
-        Their roots show what they have copied.
+        Their roots show what they have copied. What is mounted in them keeps them from looking up
+        anew the directories that lead there.
         """
-        now = map(_model_state, self.models)
+        now = map(_model_states, self.models)
         return [
             overlay.mountpoint
             for overlay, state, before in zip(self.overlays, now, self.state.models, strict=True)
@@ -251,9 +262,14 @@ def make_template(
             # Cloned before the template's root covers it.
             host_root = _clone_root(steps[0])
             api.mount("tmpfs", "/", [("mode", "0755")], 0)
-        models = tuple(step.model or step.lowers[0] for step in steps if isinstance(step, Overlay))
+        parents = parents_in_overlays(plan)
+        models = tuple(
+            (step.model or step.lowers[0], *parents.get(step.target, ()))
+            for step in steps
+            if isinstance(step, Overlay)
+        )
         # Before they are copied, so that no change is missed.
-        attributes = tuple(map(_model_state, models))
+        attributes = tuple(map(_model_states, models))
         executor = PlanExecutor(api, plan, {})
         trees = _mount_trees(executor, api, steps, host_root)
         dev_watches = _watch_dev(watches, api.root, trees) if shares_dev else frozenset()
@@ -351,7 +367,7 @@ def _is_in(target: str, places: Collection[str]) -> bool:
 
 
 def _upper_state(
-    scratch: int, overlays: Collection[Layered], models: tuple[tuple[int, ...], ...]
+    scratch: int, overlays: Collection[Layered], models: tuple[Models, ...]
 ) -> UpperState:
     with explained("look at the uppers of shared overlays", False):
         status = os.fstatvfs(scratch)
@@ -359,15 +375,15 @@ def _upper_state(
     return UpperState(status.f_files - status.f_ffree, changed, models)
 
 
-def _model_state(path: str) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        # An ordinary user may not look at it.
-        return ()
-    # An extended attribute changes nothing but the last of these.
-    times = status.st_mtime_ns, status.st_ctime_ns
-    return status.st_mode, status.st_uid, status.st_gid, *times
+def _model_states(paths: tuple[str, ...]) -> Models:
+    states = []
+    for path in paths:
+        try:
+            states.append(state_of_directory(path))
+        except OSError:
+            # An ordinary user may not look at it.
+            states.append(())
+    return tuple(states)
 
 
 def _is_filled(scratch: int, overlay: Layered) -> bool:

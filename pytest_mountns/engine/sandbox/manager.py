@@ -165,6 +165,8 @@ class SandboxManager:
         were released are not unmounted.
         """
         self.drop_ahead()
+        if self._helper is not None:
+            self._helper.finish()
         self._closer.finish()
         self._templates.close()
         if self._stage >= 0 and self._stage != self._host_namespace:
@@ -250,11 +252,12 @@ class SandboxManager:
 
         It is to be called before a fork, unless that process enters the root: it would hold it.
         """
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
+        if self._ahead is not None:
+            descriptors = self._ahead.descriptors()
+            self._ahead = None
             self._made_in_vain += 1
             # It happens too seldom for a helper of its own.
-            self._closer.close(ahead.descriptors(), may_start=False)
+            self._closer.close(descriptors, may_start=False)
 
     def enter(self, sandbox: Sandbox, cwd: str) -> None:
         """Enter a sandbox from the host, with ``cwd`` as working directory.

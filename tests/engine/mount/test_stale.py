@@ -14,7 +14,7 @@ import pytest
 
 from pytest_mountns.engine.linux import ablation, syscalls
 from pytest_mountns.engine.linux.mountinfo import is_below
-from pytest_mountns.engine.plan.spec import SandboxSpec
+from pytest_mountns.engine.plan.spec import SandboxSpec, Volume
 from pytest_mountns.engine.planning.planner import Planner
 from pytest_mountns.engine.sandbox import manager as manager_module
 from pytest_mountns.engine.sandbox.manager import SandboxManager
@@ -61,12 +61,28 @@ def _looks(path: str) -> dict[str, object]:
             # A directory of an overlay has another size.
             shown = (*shown[:3], 0, shown[4])
         found[place] = (*shown, data, names)
+        if stat.S_ISDIR(status.st_mode):
+            found[f"of another user: {place}"] = _as_another(place)
     # Names that are not there: an overlay remembers these, too.
     for place in PLACES:
         for name in NAMES:
             entry = os.path.join(place, name)
             found.setdefault(entry, os.path.lexists(entry))
     return found
+
+
+def _as_another(place: str) -> object:
+    """What another user sees: an overlay may check an older mode than the one that it shows."""
+    group = os.getegid()
+    os.setegid(1000)
+    os.seteuid(1000)
+    try:
+        return sorted(os.listdir(place))
+    except OSError as error:
+        return error.errno
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
 
 
 class Host:
@@ -90,6 +106,8 @@ class Host:
             "time": lambda entry: os.utime(entry, (5, self._random.randrange(1000))),
             "attribute": lambda entry: os.setxattr(entry, "user.x", b"x"),
             "attributes of a root": self._change_root,
+            "attributes of a directory": self._change_directory,
+            "a directory replaced": self._replace_directory,
             "a mount": self._mount,
             "unmounted": self._unmount,
             "a mounted file": lambda entry: write("seed", str(self._random.random())),
@@ -125,6 +143,20 @@ class Host:
         if self._random.random() < 0.5:
             os.setxattr(root, "user.y", str(self._random.random()).encode())
 
+    def _change_directory(self, entry: str) -> None:
+        directory = self._random.choice((f"{BASE}/d", f"{BASE}/d/e", f"{BASE}/m/d"))
+        os.chmod(directory, self._random.choice((0o755, 0o700, 0o711)))
+        os.chown(directory, self._random.choice((0, 1000)), 7)
+
+    def _replace_directory(self, entry: str) -> None:
+        old, new = f"{BASE}/replaced-{self._random.random()}", f"{BASE}/d/e"
+        if any(is_below(place, new) for place in self._mounted):
+            # The kernel tells nobody that a mountpoint has another path.
+            return
+        os.rename(new, old)
+        os.mkdir(new)
+        os.rename(f"{old}/volume", f"{new}/volume")
+
     def _mount(self, entry: str) -> None:
         if len(self._mounted) < 3:
             os.makedirs(entry, exist_ok=True)
@@ -149,8 +181,12 @@ def _scribble(generator: random.Random) -> None:
                 os.unlink(entry)
 
 
+#: What it is mounted in is an overlay.
+SPEC = SandboxSpec(volumes=(Volume(f"{BASE}/d/e/volume", f"{BASE}/d/e/volume"),))
+
+
 def _prepare() -> None:
-    mkdir("d/e")
+    mkdir("d/e/volume")
     mkdir("m")
     mount_tmpfs(f"{BASE}/m", "mode=0755")
     mkdir("m/d/e")
@@ -182,7 +218,7 @@ def test_a_sandbox_shows_the_host_of_now(seed: int, left_out: str) -> None:
         home = os.readlink("/proc/self/ns/mnt")
         for _ in range(CHANGES):
             expected = _looks(BASE)
-            sandbox = manager.make(planner.plan(SandboxSpec()))
+            sandbox = manager.make(planner.plan(SPEC))
             manager.enter(sandbox, "/")
             try:
                 assert os.readlink("/proc/self/ns/mnt") != home
@@ -214,7 +250,7 @@ def test_a_sandbox_that_was_made_ahead_shows_the_host_of_now(seed: int, beside: 
         manager_module._MOST_IN_VAIN = CHANGES  # type: ignore[misc]
         for _ in range(CHANGES):
             expected = _looks(BASE)
-            sandbox = manager.make(planner.plan(SandboxSpec()))
+            sandbox = manager.make(planner.plan(SPEC))
             reader, writer = os.pipe()
 
             def test(sandbox: Sandbox = sandbox, reader: int = reader) -> dict[str, object]:
