@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytestmark = pytest.mark.sandboxes
+
+#: Beside another thread the pytest process makes no root for a forked test.
+ALONE = ("-pno:rerunfailures", "-pno:randomly")
 
 #: The pytest process changes the directory of the suite after each test.
 CONFTEST = """
@@ -43,7 +48,7 @@ def test_each_test_sees_what_was_changed_before_it(pytester: pytest.Pytester, pr
         """
     )
     pytester.path.chmod(0o755)
-    result = pytester.runpytest_subprocess("--mountns", f"--mountns-process={process}")
+    result = pytester.runpytest_subprocess(*ALONE, "--mountns", f"--mountns-process={process}")
     result.assert_outcomes(passed=12)
     assert not (pytester.path / "of-test").exists()
 
@@ -89,10 +94,49 @@ def test_a_test_holds_nothing_of_the_next_ones_sandbox(
     found = []
     for left_out in ("", "made_ahead"):
         monkeypatch.setenv("MOUNTNS_ABLATE", left_out)
-        result = pytester.runpytest_subprocess("-pno:randomly")
+        result = pytester.runpytest_subprocess(*ALONE)
         result.assert_outcomes(passed=98)
         written = pytester.path / "out" / "held"
         found.append(written.read_text().splitlines())
         written.unlink()
     assert len(found[0]) == 98
     assert found[0] == found[1]
+
+
+def test_a_test_process_is_ended_if_making_the_next_root_is_interrupted(
+    pytester: pytest.Pytester,
+) -> None:
+    """A handler of a signal may raise there, as anywhere."""
+    pytester.makeini("[pytest]\nmountns_volumes = out")
+    pytester.mkdir("out")
+    pytester.makeconftest(
+        """
+        import os, time
+        from pytest_mountns.engine.sandbox.manager import SandboxManager
+
+        def make_ahead(self, sandbox):
+            while not os.path.exists("out/pid"):
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+        SandboxManager.make_ahead = make_ahead
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os, time
+
+        def test_first():
+            with open("out/new", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename("out/new", "out/pid")
+            time.sleep(60)
+
+        def test_second():
+            pass
+        """
+    )
+    result = pytester.runpytest_subprocess(*ALONE, "--mountns", "--mountns-process=fork")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    pid = (pytester.path / "out" / "pid").read_text()
+    assert not Path(f"/proc/{pid}").exists()

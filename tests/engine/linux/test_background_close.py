@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mountns.engine.linux import background_close, compiled, processes
+from pytest_mountns.engine.linux import background_close, compiled, processes, syscalls
 from pytest_mountns.engine.linux.background_close import BackgroundCloser
+from tests.helpers.worlds import in_child
 
 _NEVER = 3_600_000
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @pytest.fixture(params=["compiled", "forked"], autouse=True)
@@ -98,6 +100,21 @@ def test_a_fork_of_the_process_waits_for_nobody(closer: BackgroundCloser) -> Non
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     os.close(pipe.writer)
     assert not pipe.is_closed(within=0)
+
+
+def test_none_is_started_where_it_would_be_a_child() -> None:
+    """A test may wait for all its children, and would wait for the helper."""
+
+    def wait() -> bool:
+        syscalls.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        own = BackgroundCloser(at_rest=_NEVER)
+        pipe = _Pipe()
+        own.close([pipe.writer], may_start=True)
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, 0)
+        return pipe.is_closed(within=0)
+
+    assert in_child(wait)
 
 
 def _helper_of(pipe: _Pipe) -> int:

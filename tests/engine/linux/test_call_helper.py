@@ -22,6 +22,8 @@ from tests.helpers.worlds import BASE, Mode, descriptors, in_child, in_world, sk
 
 T = TypeVar("T")
 
+_PR_SET_CHILD_SUBREAPER = 36
+
 pytestmark = [
     pytest.mark.layered,
     pytest.mark.skipif(not is_available(), reason="installed without a C compiler"),
@@ -222,6 +224,67 @@ def _in_fork(function: Callable[[], list[object]]) -> list[object]:
             os._exit(0 if usual else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     return [None, False, None, False]
+
+
+class _Interruption(Exception):
+    """Raised by a handler of a signal."""
+
+
+def test_an_interrupted_wait_leaves_no_answer_for_the_next_list() -> None:
+    skip_unless("root")
+
+    def interrupt(helper: CallHelper, stage: int) -> list[object]:
+        def handle(number: int, frame: object) -> None:
+            raise _Interruption
+
+        first, results = opening(f"{BASE}/one")
+        second, their_results = opening(f"{BASE}/two")
+        before = descriptors()
+        assert helper.begin(first, stage, results)
+        assert read(helper.end()) == [b"1"]
+        (pid,) = helpers()
+        os.kill(pid, signal.SIGSTOP)
+        assert helper.begin(first, stage, results)
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(_Interruption):
+            helper.end()
+        os.kill(pid, signal.SIGCONT)
+        begun = helper.begin(second, stage, their_results)
+        return [begun, helper.is_busy, helper.end(), descriptors() == before]
+
+    assert run_with_helper("root", interrupt) == [False, False, None, True]
+
+
+def test_it_has_left_the_stage_when_it_answers() -> None:
+    """What is on the host may be unmounted then."""
+    skip_unless("root")
+
+    def look(helper: CallHelper, stage: int) -> list[object]:
+        calls, results = opening(f"{BASE}/one")
+        found: list[object] = []
+        for _ in range(20):
+            assert helper.begin(calls, stage, results)
+            assert read(helper.end())
+            (pid,) = helpers()
+            found.append(os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"))
+            helper.finish()
+            found.append(len(os.listdir(f"/proc/{pid}/fd")) == 3)
+        return found
+
+    assert all(run_with_helper("root", look))
+
+
+def test_none_is_started_where_it_would_be_a_child() -> None:
+    """A test may wait for all its children, and would wait for the helper."""
+    skip_unless("root")
+
+    def start(helper: CallHelper, stage: int) -> bool:
+        sys.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        calls, results = opening(f"{BASE}/one")
+        return helper.begin(calls, stage, results)
+
+    assert not run_with_helper("root", start)
 
 
 def test_a_fork_does_not_take_the_answer(mode: Mode) -> None:

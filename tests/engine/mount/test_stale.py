@@ -282,6 +282,63 @@ def test_a_sandbox_that_was_made_ahead_shows_the_host_of_now(seed: int, beside: 
     in_world(run, "root", _prepare)
 
 
+def _replace_parent(path: str) -> None:
+    os.rename(path, f"{path}-before")
+    os.mkdir(path, 0o755)
+    write(f"{path}/of-new", "x")
+    os.rename(f"{path}-before/volume", f"{path}/volume")
+
+
+PARENT_CHANGES: dict[str, Callable[[str], None]] = {
+    "closed": lambda path: os.chmod(path, 0o700),
+    "given away": lambda path: os.chown(path, 1000, 1000),
+    "replaced": _replace_parent,
+}
+
+
+@pytest.mark.parametrize("place", ["an overlay of its own", "a shared overlay"])
+@pytest.mark.parametrize("ahead", ["", "waiting", "beside"])
+@pytest.mark.parametrize("change", PARENT_CHANGES)
+def test_what_a_mount_lies_in_is_that_of_now(change: str, ahead: str, place: str) -> None:
+    """The mount keeps the overlay from looking it up anew, and permissions are checked by that."""
+    skip_unless("root")
+
+    def run() -> None:
+        parent, places = f"{BASE}/d/e", [BASE] if place == "an overlay of its own" else []
+        mkdir("d/e/volume")
+        manager = SandboxManager(places)
+        planner = Planner([], mounts_changed=manager.drop_caches)
+
+        def visit() -> tuple[object, ...]:
+            sandbox = manager.make(planner.plan(SPEC))
+            if ahead:
+                manager.make_ahead(sandbox, beside=ahead == "beside")
+            seen = in_child(lambda: _visit(sandbox, parent))
+            manager.release([sandbox])
+            return seen
+
+        # The second one is made ahead.
+        for _ in range(2):
+            assert visit() == _seen_by_users(parent)
+        PARENT_CHANGES[change](parent)
+        assert visit() == _seen_by_users(parent)
+        planner.close()
+        manager.close()
+
+    in_world(run, "root")
+
+
+def _visit(sandbox: Sandbox, path: str) -> tuple[object, ...]:
+    home = os.readlink("/proc/self/ns/mnt")
+    sandbox.enter("/")
+    assert os.readlink("/proc/self/ns/mnt") != home
+    return _seen_by_users(path)
+
+
+def _seen_by_users(path: str) -> tuple[object, ...]:
+    return sorted(os.listdir(path)), _as_another(path), _as_another(f"{path}/volume")
+
+
 def test_an_open_mount_is_no_reason_for_staleness() -> None:
     """The directories above what is changed have been looked up by the test before."""
     skip_unless("root")
