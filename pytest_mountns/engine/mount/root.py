@@ -22,7 +22,8 @@ from ..plan.model import Features, Layered, Plan, Step
 from .api import MountApi
 from .executor import PlanExecutor, open_scratch
 from .new_api import DeferredMountApi, NewMountApi, forget_entries
-from .root_calls import RootAtOnce, RootCalls, ShownFiles
+from .root_calls import RootAtOnce, RootCalls
+from .shown_files import ShownFiles
 from .template import Template
 
 

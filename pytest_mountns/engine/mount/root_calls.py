@@ -4,9 +4,8 @@ A suite makes the same root for each of its tests: what differs are numbers of d
 attributes of the directories that are shown. So the list is made once for a template. It is the
 same as what :class:`.executor.PlanExecutor` does there, for the steps that most plans consist of:
 overlays of one directory, ``/dev``, volumes at their own path, and files that are mounts outside of
-volumes. For other steps, or where the
-library is missing or a call fails, the root is made step by step. That says what has failed, and
-why.
+volumes. For other steps, or where the library is missing or a call fails, the root is made step by
+step. That says what has failed, and why.
 
 This exists for speed alone; ``MOUNTNS_ABLATE=root_calls`` leaves it out. Measured on Linux 6.18, in
 turn with and without it: an empty test with ``process="inline"`` takes 2.47 ms of CPU time in place
@@ -17,7 +16,7 @@ from __future__ import annotations
 
 import stat
 from contextlib import ExitStack, suppress
-from typing import BinaryIO, Final, NamedTuple, TypeAlias, final
+from typing import BinaryIO, Final, NamedTuple, final
 
 from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
@@ -27,20 +26,22 @@ from ..linux.call_list import Call, CallList, Result, is_available
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import FD_FLOOR
 from ..linux.untouched import fcntl, open, os, struct
-from ..plan.model import DEV, Bind, Layered, MakeDev, Overlay, Plan, Protect, Seed, Step
+from ..plan.model import DEV, Bind, Layered, MakeDev, Overlay, Plan, Seed, Step
 from .api import NOSUID_NODEV, Options, escape_lower, fits_one_option
 from .dev import DEVICE_NUMBERS, LINKS, TERMINALS, terminal_options
 from .executor import LARGEST_SEED, copy_seed
 from .new_api import forget_entries
+from .shown_files import (
+    Models,
+    ShownFiles,
+    parents_in_overlays,
+    sources_of,
+    state_of_directory,
+)
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 #: Access and modification time as utimensat(2) takes them.
 _TIMES: Final = struct.Struct("=4q")
-
-
-#: Of directories whose attributes uppers have: mode, owner, group, and the times of access and
-#: modification in nanoseconds.
-Models: TypeAlias = "tuple[tuple[int, int, int, int, int], ...]"
 
 
 class _Upper(NamedTuple):
@@ -50,22 +51,6 @@ class _Upper(NamedTuple):
     chown: int
     chmod: int
     utime: int
-
-
-class ShownFiles(NamedTuple):
-    """What a root takes over from files of the host when it is made, but for copies of files.
-
-    A root that is made later from the same template is the same if this is, and if the process has
-    the same user and group then.
-    """
-
-    #: See :data:`Models`.
-    models: Models
-    #: Of the lowers of overlays and the sources of bind mounts: device and inode.
-    sources: tuple[tuple[int, int], ...]
-    #: Of the directories in which something is mounted, what stat(2) says of identity, mode, owner
-    #: and time of change. An overlay goes on to use what it knows of them, as long as it is there.
-    parents: tuple[tuple[int, ...], ...]
 
 
 class RootAtOnce(NamedTuple):
@@ -100,18 +85,18 @@ class RootCalls:
         self._uppers: list[_Upper] = []
         self._mounts: list[tuple[Result, str]] = []
         self._seeds = [step.path for step in steps if isinstance(step, Seed)]
-        self._sources = [path for step in steps for path in _sources(step)]
+        self._sources = [path for step in steps for path in sources_of(step)]
         # Relative to the root.
         self._shared = [path_in_root(path, trees) for path in shared]
         #: The overlays of such a root, without those of the template.
         self.overlays: list[Layered] = []
         #: The fields of :class:`RootAtOnce`.
         self._opened = self._add_calls(steps, self._list.give(namespace), trees, shared)
-        parents = parents_in_overlays(plan)
-        own = [step.target for step in steps if isinstance(step, Overlay)]
-        self._parents = sorted({path for target in own for path in parents.get(target, ())})
         #: Where the list returns them.
         self._places = [self._list.left_open.index(one) for one in self._opened]
+        parents = parents_in_overlays(plan)
+        own = [step.target for step in steps if isinstance(step, Overlay)]
+        self._parents = [path for target in own for path in parents.get(target, ())]
 
     def of_helper(self) -> RootCalls:
         """The same calls once more, to be performed by a helper while this object is used."""
@@ -135,7 +120,13 @@ class RootCalls:
             made = self.perform_without_copies(models) if sources is not None else None
             if made is None or sources is None:
                 return None
-            return made if self._copy_seeds(sources, made) else None
+            try:
+                self._copy_seeds(sources, made)
+            except OSError:
+                for fd in made:
+                    os.close(fd)
+                return None
+        return made
 
     def perform_without_copies(self, models: Models) -> RootAtOnce | None:
         """Make a root that :meth:`complete` is to complete. ``models``: see :class:`ShownFiles`.
@@ -169,8 +160,7 @@ class RootCalls:
             sources = self._open_seeds(stack)
             if sources is None:
                 return False
-            for source, path in zip(sources, self._seeds, strict=True):
-                copy_seed(source, made.root, path)
+            self._copy_seeds(sources, made)
         return True
 
     def _open_seeds(self, stack: ExitStack) -> list[BinaryIO] | None:
@@ -179,16 +169,9 @@ class RootCalls:
             return None
         return [stack.enter_context(open(path, "rb")) for path in self._seeds]
 
-    def _copy_seeds(self, sources: list[BinaryIO], made: RootAtOnce) -> bool:
-        """Copy them into a root. If that fails, the root is closed."""
-        try:
-            for source, path in zip(sources, self._seeds, strict=True):
-                copy_seed(source, made.root, path)
-        except OSError:
-            for fd in made:
-                os.close(fd)
-            return False
-        return True
+    def _copy_seeds(self, sources: list[BinaryIO], made: RootAtOnce) -> None:
+        for source, path in zip(sources, self._seeds, strict=True):
+            copy_seed(source, made.root, path)
 
     def look_at_files(self) -> ShownFiles | None:
         """What a root that is made now takes over from the host's files.
@@ -369,38 +352,6 @@ class RootCalls:
         self._mount("tmpfs", f"{step.target}/shm", [("mode", "1777")], NOSUID_NODEV)
 
 
-def parents_in_overlays(plan: Plan) -> dict[str, list[str]]:
-    """The directories of the host in which something is mounted, as overlays of the plan show them.
-
-    By the mountpoint of the overlay: all directories that it has looked up in its lower, but for
-    its root.
-    """
-    places = {step.path if isinstance(step, Seed) else step.target for step in plan.steps}
-    shown = {step.target: step for step in plan.steps if not isinstance(step, Seed | Protect)}
-    found: dict[str, dict[str, None]] = {}
-    for place in places:
-        parent = os.path.dirname(place)
-        while parent != "/":
-            mountpoint = parent
-            while mountpoint not in shown and mountpoint != "/":
-                mountpoint = os.path.dirname(mountpoint)
-            step = shown.get(mountpoint)
-            if isinstance(step, Overlay) and mountpoint != parent:
-                source = os.path.join(step.lowers[0], os.path.relpath(parent, mountpoint))
-                found.setdefault(mountpoint, {})[source] = None
-            parent = os.path.dirname(parent)
-    return {mountpoint: sorted(sources) for mountpoint, sources in found.items()}
-
-
-def state_of_directory(path: str) -> tuple[int, ...]:
-    """What tells whether a directory was replaced or changed. Raises :class:`OSError`."""
-    status = os.stat(path)
-    identity = status.st_dev, status.st_ino
-    # An extended attribute changes nothing but the last of these.
-    times = status.st_mtime_ns, status.st_ctime_ns
-    return *identity, status.st_mode, status.st_uid, status.st_gid, *times
-
-
 def path_in_root(path: str, trees: tuple[tuple[str, str], ...]) -> str:
     """Where a path below the root of a template is in a root that is made from it.
 
@@ -427,18 +378,6 @@ def root_calls(
     if not possible or is_left_out("root_calls") or not is_available():
         return None
     return RootCalls(plan, steps, namespace, trees, shared)
-
-
-def _sources(step: Step) -> list[str]:
-    """What a step mounts of the host."""
-    match step:
-        case Overlay(lowers=(lower,)):
-            return [lower]
-        case Bind(source=source):
-            return [source]
-        case MakeDev(bind=True, part=part) if part != "shm":
-            return [f"/dev/{name}" for name in step.devices]
-    return []
 
 
 def _seeds_a_volume(steps: tuple[Step, ...]) -> bool:

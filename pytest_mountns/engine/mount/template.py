@@ -57,13 +57,8 @@ from ..plan.model import (
 )
 from .executor import PlanExecutor
 from .new_api import NewMountApi, forget_entries
-from .root_calls import (
-    RootCalls,
-    parents_in_overlays,
-    path_in_root,
-    root_calls,
-    state_of_directory,
-)
+from .root_calls import RootCalls, path_in_root, root_calls
+from .shown_files import parents_in_overlays, state_of_directory
 
 #: What is known of some directories.
 Models: TypeAlias = "tuple[tuple[int, ...], ...]"

@@ -38,7 +38,7 @@ from ..linux.open_directories import ParkedDescriptors
 from ..linux.threads import explain_stuck, move_other_threads, other_threads, stuck_threads
 from ..linux.untouched import os, posix
 from ..mount.root import NewRoot, RootAhead, make_root_ahead
-from ..mount.root_calls import ShownFiles
+from ..mount.shown_files import ShownFiles
 from ..mount.template import Template, Templates
 from ..plan.model import Bind, Plan
 from .create import make
