@@ -124,10 +124,10 @@ class RootAhead:
     def take(self, plan: Plan, template: Template | None) -> NewRoot | None:
         """The root, if it is the one that would be made now: of this plan, from this template.
 
-        That of the same template it is by its identity: a template is another one when the mounts
-        of the host or its own overlays have changed. The process has the user and group that it had
-        when the root was begun. None is returned if the root is another one,
-        or if it cannot be found out; it is to be closed then.
+        The template is compared by its identity: it is another one when the mounts of the host or
+        its own overlays have changed. The process has the user and group that it had
+        when the root was begun. None is returned if the root is another one, or if that cannot be
+        found out. It is to be closed then.
         """
         if plan is not self._plan or template is not self._template:
             return None
