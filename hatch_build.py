@@ -1,10 +1,10 @@
 """Compiles the part of the package that is written in C.
 
 It moves threads between namespaces, performs lists of system calls, finds open directories, and
-starts the processes that do so and that close descriptors in the background. It is a library without Python's API, so one wheel
-serves all versions of Python on a platform. Without a C compiler the wheel is a pure one. It lacks
-nothing but that part: ``process="auto"`` then forks where other threads are alive, and making a
-sandbox costs some more.
+starts the processes that perform such lists or close descriptors in the background. It is a library
+without Python's API, so one wheel serves all versions of Python on a platform. Without a C compiler
+the wheel is a pure one. It lacks nothing but that part: ``process="auto"`` then forks where other
+threads are alive, and making a sandbox costs some more.
 
 ``MOUNTNS_PURE=1`` in the environment makes a pure wheel in any case, and with ``MOUNTNS_NATIVE=1``
 the build fails if the part cannot be compiled.

@@ -14,7 +14,7 @@ import array
 import contextlib
 import ctypes
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, final
 
 from . import syscalls as sys
@@ -89,18 +89,11 @@ class CallHelper:
         request = _REQUEST.pack(*calls.at(), len(calls.given), len(results), *registers)
         rights = array.array("i", [stage, *calls.given])
         # A handler that raises between the request and its answer would mix up the answers.
-        with signals_held():
+        with signals_held(), self._or_give_up():
             self._list, self._expected = calls, len(results)
-            try:
-                channel = self._known_socket()
-                channel.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-            except OSError:
-                self._give_up()
-                return False
-            except BaseException:
-                self._give_up()
-                raise
-        return True
+            channel = self._known_socket()
+            channel.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        return not self._failed
 
     def end(self) -> list[int] | None:
         """Wait for the list. Returns the results; None if a call has failed or the helper is gone.
@@ -109,7 +102,8 @@ class CallHelper:
         """
         if not self.is_busy:
             return None
-        try:
+        data, received = b"", []
+        with self._or_give_up():
             self._wait()
             with signals_held():
                 room, flags = socket.CMSG_SPACE(4 * _RESULTS), socket.MSG_CMSG_CLOEXEC
@@ -117,12 +111,6 @@ class CallHelper:
                 received = [fd for _, _, content in messages for fd in array.array("i", content)]
                 if data:
                     self._list = None
-        except OSError:
-            self._give_up()
-            return None
-        except BaseException:
-            self._give_up()
-            raise
         if not data:
             self._give_up()
         elif len(received) == self._expected and data == b"+":
@@ -152,35 +140,34 @@ class CallHelper:
         """
         if self._socket is None or self._failed or self.is_busy or self._owner != os.getpid():
             return
-        try:
+        with self._or_give_up():
             self._known_socket().send(_ARE_YOU_DONE)
             self._wait()
             self._known_socket().recv(1)
-        except OSError:
-            self._give_up()
-        except BaseException:
-            self._give_up()
-            raise
 
     def _known_socket(self) -> socket.socket:
         """The channel. Raises :class:`OSError` if its number stands for something else by now."""
-        # A test may have closed it.
-        if self._socket is None or posix.fstat(self._socket.fileno()).st_ino != self._inode:
+        if self._socket is None or not self._is_own(self._socket):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._socket
 
+    def _is_own(self, channel: socket.socket) -> bool:
+        """Whether the number still stands for the channel: a test may have closed it."""
+        try:
+            return posix.fstat(channel.fileno()).st_ino == self._inode
+        except OSError:
+            return False
+
     def _start(self) -> bool:
+        self._failed = True
         compiled = library()
         # It would be a child of such a process, and tests may wait for all children.
         if compiled is None or sys.adopts_orphans():
-            self._failed = True
             return False
         try:
             ours, theirs = pair()
         except OSError:
-            self._failed = True
             return False
-        started = 0
         try:
             watched = os.pidfd_open(self._owner)
             try:
@@ -190,27 +177,36 @@ class CallHelper:
                 os.close(watched)
         except (OSError, SandboxError):
             # The first is for kernels before Linux 5.3.
-            self._failed = True
+            started = 0
         finally:
             theirs.close()
         if started <= 0:
             ours.close()
-            self._failed = True
             return False
-        self._socket, self._pid = ours, started
+        self._socket, self._pid, self._failed = ours, started, False
         self._inode = posix.fstat(ours.fileno()).st_ino
         self._user = os.geteuid(), os.getegid()
         return True
+
+    @contextlib.contextmanager
+    def _or_give_up(self) -> Iterator[None]:
+        """A context after which the helper is not used any more, if it ends by an exception.
+
+        What a handler of a signal has raised goes on. A failure of a call does not.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._give_up()
+            # TimeoutError, which handlers raise, is an OSError; it has no errno then.
+            if not isinstance(error, OSError) or error.errno is None:
+                raise
 
     def _give_up(self) -> None:
         """Use the helper no more: it was killed, does not answer, or its channel is closed."""
         channel, self._socket, self._failed = self._socket, None, True
         if channel is not None:
-            try:
-                is_ours = posix.fstat(channel.fileno()).st_ino == self._inode
-            except OSError:
-                is_ours = False
-            if is_ours:
+            if self._is_own(channel):
                 channel.close()
             else:
                 # The number may be that of another descriptor by now.

@@ -142,7 +142,12 @@ class RootAhead:
             with privileged(plan.drops_capabilities):
                 if not self._calls.complete(made):
                     return None
-        except (OSError, SandboxError):
+        except SandboxError:
+            return None
+        except OSError as error:
+            if error.errno is None:
+                # The TimeoutError of a signal's handler.
+                raise
             return None
         self._made = None
         os.close(made.root)

@@ -58,7 +58,7 @@ class RootAtOnce(NamedTuple):
 
     namespace: int
     scratch: int
-    #: A descriptor of the root itself, which leads out of any other.
+    #: The root directory. It is closed before a test runs, since it leads there from any root.
     root: int
 
 

@@ -230,12 +230,15 @@ class _Interruption(Exception):
     """Raised by a handler of a signal."""
 
 
-def test_an_interrupted_wait_leaves_no_answer_for_the_next_list() -> None:
+@pytest.mark.parametrize("raised", [_Interruption, TimeoutError, KeyboardInterrupt])
+def test_an_interrupted_wait_leaves_no_answer_for_the_next_list(
+    raised: type[BaseException],
+) -> None:
     skip_unless("root")
 
     def interrupt(helper: CallHelper, stage: int) -> list[object]:
         def handle(number: int, frame: object) -> None:
-            raise _Interruption
+            raise raised
 
         first, results = opening(f"{BASE}/one")
         second, their_results = opening(f"{BASE}/two")
@@ -247,7 +250,7 @@ def test_an_interrupted_wait_leaves_no_answer_for_the_next_list() -> None:
         assert helper.begin(first, stage, results)
         signal.signal(signal.SIGALRM, handle)
         signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(_Interruption):
+        with pytest.raises(raised):
             helper.end()
         os.kill(pid, signal.SIGCONT)
         begun = helper.begin(second, stage, their_results)

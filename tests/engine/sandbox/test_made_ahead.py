@@ -48,12 +48,16 @@ SPEC = SandboxSpec(volumes=(Volume(VOLUME, VOLUME),))
 
 
 @contextmanager
-def managing(mode: Mode) -> Iterator[SandboxManager]:
+def begun(mode: Mode) -> Iterator[tuple[SandboxManager, Plan, Sandbox]]:
+    """A manager that has made a sandbox of this plan, and released it."""
+    plan = plan_here(SPEC, mode)
     manager = SandboxManager([])
     if mode == "user":
         manager.move_to_user_namespace()
     try:
-        yield manager
+        first = manager.make(plan)
+        manager.release([first])
+        yield manager, plan, first
     finally:
         manager.close()
 
@@ -97,11 +101,8 @@ def test_the_next_sandbox_has_the_root_that_was_made_ahead(mode: Mode, beside: b
     skip_unless(mode)
 
     def run() -> list[object]:
-        plan = plan_here(SPEC, mode)
         found: list[object] = []
-        with managing(mode) as manager:
-            first = manager.make(plan)
-            manager.release([first])
+        with begun(mode) as (manager, plan, first):
             manager.make_ahead(first, beside=beside)
             # There is one at a time.
             manager.make_ahead(first, beside=beside)
@@ -192,11 +193,8 @@ def test_another_root_than_was_made_ahead_is_made_anew(
     skip_unless(mode)
 
     def run() -> tuple[bool, int]:
-        plan = plan_here(SPEC, mode)
         numbers = []
-        with managing(mode) as manager:
-            first = manager.make(plan)
-            manager.release([first])
+        with begun(mode) as (manager, plan, first):
             for _ in range(2):
                 manager.make_ahead(first, beside=beside)
                 found = is_ahead(manager, lambda: change(manager, plan))
@@ -220,11 +218,8 @@ def test_a_file_that_is_copied_is_that_of_now(beside: bool) -> None:
         bind("hosts", "etc/hosts")
 
     def run() -> list[object]:
-        plan = plan_here(SPEC, "root")
         found: list[object] = []
-        with managing("root") as manager:
-            first = manager.make(plan)
-            manager.release([first])
+        with begun("root") as (manager, plan, first):
             manager.make_ahead(first, beside=beside)
             write("hosts", "later")
             os.chmod(f"{BASE}/etc", 0o700)
@@ -244,11 +239,8 @@ def test_no_more_are_made_where_they_are_made_in_vain(mode: Mode, beside: bool) 
     skip_unless(mode)
 
     def run() -> list[bool]:
-        plan = plan_here(SPEC, mode)
         found: list[bool] = []
-        with managing(mode) as manager:
-            first = manager.make(plan)
-            manager.release([first])
+        with begun(mode) as (manager, plan, first):
             for used in (False, False, True, False, False, False, True):
                 manager.make_ahead(first, beside=beside)
                 if used:
@@ -267,10 +259,7 @@ def test_none_is_made_on_one_processor(beside: bool) -> None:
 
     def run() -> bool:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        plan = plan_here(SPEC, "root")
-        with managing("root") as manager:
-            first = manager.make(plan)
-            manager.release([first])
+        with begun("root") as (manager, plan, first):
             manager.make_ahead(first, beside=beside)
             return is_ahead(manager, lambda: manager.make(plan))
 
@@ -283,10 +272,7 @@ def test_a_refused_call_leaves_nothing(call: str) -> None:
     skip_unless("root")
 
     def run() -> bool:
-        plan = plan_here(SPEC, "root")
-        with managing("root") as manager:
-            first = manager.make(plan)
-            manager.release([first])
+        with begun("root") as (manager, _, first):
             before, home = descriptors(), os.readlink("/proc/self/ns/mnt")
             install(refuse([call], errno.ENOMEM))
             manager.make_ahead(first)
@@ -299,10 +285,7 @@ def test_a_root_whose_overlays_cannot_be_refreshed_is_not_taken() -> None:
     skip_unless("root")
 
     def run() -> bool:
-        plan = plan_here(SPEC, "root")
-        with managing("root") as manager:
-            first = manager.make(plan)
-            manager.release([first])
+        with begun("root") as (manager, plan, first):
             assert first.template is not None
             assert first.template.overlays
             manager.make_ahead(first)
