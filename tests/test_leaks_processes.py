@@ -117,6 +117,62 @@ def is_ours(pid):
     assert "2 passed" in out
 
 
+@pytest.mark.parametrize("way", [*WAYS, "module"])
+def test_what_a_process_left_behind_holds_is_free_for_the_next_test(
+    pytester: pytest.Pytester, way: str
+) -> None:
+    """It takes the kernel a while to end one with much memory, and its ports are free only then.
+
+    So it does with one whose first thread has ended, or that is a child of another one.
+    """
+    result = run(
+        pytester,
+        WAYS.get(way, f"process={way!r}"),
+        """
+PROGRAM = '''
+import socket, time
+
+memory = b"x" * 150_000_000
+listener = socket.create_server(("127.0.0.1", PORT))
+print("ready", flush=True)
+time.sleep(1000)
+'''
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+THREADED = '''
+import ctypes, threading
+
+threading.Thread(target=exec, args=(PROGRAM, {})).start()
+ctypes.CDLL(None).pthread_exit(None)
+'''
+
+
+def a_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+PORT = a_port()
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_it(number):
+    with socket.create_server(("127.0.0.1", PORT)):
+        pass
+    program = PROGRAM.replace("PORT", str(PORT))
+    arguments = [
+        [program],
+        [PARENT, program],
+        [THREADED.replace("PROGRAM", repr(program))],
+    ][number % 3]
+    left = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.PIPE)
+    assert left.stdout.readline() == b"ready\\n"
+    left.stdout.close()
+""",
+        "-Wignore",
+    )
+    result.assert_outcomes(passed=6)
+
+
 def test_a_fork_bomb_that_leaves_the_tree(pytester: pytest.Pytester, machine: Machine) -> None:
     """They are daemons that ignore signals. With a PID namespace they end as well."""
     pytester.makepyfile(

@@ -180,7 +180,7 @@ class ReportingProcess:
     def _end_unheard(self) -> NoReturn:
         """End this process, since the pytest process cannot be told: as if it had crashed."""
         try:
-            processes.kill_all(processes.own_children())
+            processes.end(processes.own_children())
         finally:
             syscalls.exit_now(1)
 
@@ -205,8 +205,8 @@ class ReportingProcess:
             if children := processes.own_children():
                 if names := names_of_running(children):
                     self.sender.send(messages.EndedProcesses(names))
-                # Their root is about to vanish.
-                processes.kill_all(children)
+                # Their root is about to vanish, and the next test is not to meet them.
+                processes.end(children)
             self._send_notes()
             if pipes := self._session.sandboxes.pipes.left_open():
                 self.sender.hand_over(pipes)

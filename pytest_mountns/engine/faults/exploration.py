@@ -420,8 +420,11 @@ def _end_orphans(before: Collection[int]) -> None:
 
     When one has ended, its own children become children of this process.
     """
-    while orphans := [child for child in processes.own_children() if child not in before]:
+    known = set(before)
+    while orphans := [child for child in processes.own_children() if child not in known]:
         processes.end(orphans)
+        # What could not be ended is not tried again.
+        known.update(orphans)
 
 
 def _reap(child: int) -> None:

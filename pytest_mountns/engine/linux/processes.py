@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Collection
 from typing import Final
 
-from .untouched import os, posix, signal
+from .untouched import os, posix, signal, time
 
 #: Bytes to read at a time. The kernel does not cut a number of ``children`` in two.
 _PAGE: Final = 4096
@@ -16,6 +16,10 @@ _PAGE: Final = 4096
 _WALL: Final = 0x40000000
 #: What a process of this plugin is called that is no child of a test and ends with it.
 HELPER_NAME: Final = b"mountns-helper"
+#: Seconds that a killed process may take to end, and between two looks. One that waits for a device
+#: or for a server of files may never end.
+_ENDS_WITHIN: Final = 10.0
+_INTERVAL: Final = 0.001
 
 
 def fork() -> int:
@@ -81,8 +85,13 @@ def state(pid: int) -> bytes:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process has ended, reaped or not."""
-    return state(pid) in b"ZX"
+    """Whether a process has ended with all its threads, reaped or not."""
+    try:
+        fields = _status(pid)
+    except OSError:
+        return True
+    # Where only the first thread has ended, the state is that of a process that has.
+    return fields[0] in b"ZX" and int(fields[17]) <= 1
 
 
 def born(pid: int) -> bytes:
@@ -167,7 +176,8 @@ def descendants(pid: int) -> list[int]:
 def kill_all(tops: Collection[int]) -> set[int]:
     """Kill these processes and all their descendants. Returns the process ids.
 
-    A process that has left the tree by a double fork is not found.
+    A process that has left the tree by a double fork is not found. One that this process may not
+    send a signal goes on, and is not among those returned.
     """
     # They are stopped first, parents before children: a stopped process starts no new ones.
     seen: set[int] = set()
@@ -176,18 +186,39 @@ def kill_all(tops: Collection[int]) -> set[int]:
         for pid in new:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGSTOP)
+    refused = set()
     for pid in seen:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        try:
             os.kill(pid, signal.SIGKILL)
-    return seen
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            refused.add(pid)
+    return seen - refused
 
 
 def end(tops: Collection[int]) -> set[int]:
-    """Kill children of this process with :func:`kill_all`, and reap them."""
+    """Kill processes with :func:`kill_all`, and wait until they have ended, at most 10 seconds.
+
+    Until then they hold what others may want: ports, locks, and memory. Children of this process
+    are reaped. Returns the process ids.
+    """
     killed = kill_all(tops)
-    for pid in tops:
-        reap(pid)
+    deadline = time.monotonic() + _ENDS_WITHIN
+    left = list(killed)
+    while left := [pid for pid in left if not _is_gone(pid)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_INTERVAL)
     return killed
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process has ended. If it is a child of this one, it is reaped."""
+    try:
+        return os.waitpid(pid, os.WNOHANG | _WALL)[0] == pid
+    except ChildProcessError:
+        return has_ended(pid)
 
 
 def _trees(tops: Collection[int]) -> list[int]:

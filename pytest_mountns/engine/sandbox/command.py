@@ -203,3 +203,5 @@ def _end_leftovers(known: set[int]) -> None:
     """Kill the processes that the command has left: their root is about to vanish."""
     while new := [pid for pid in processes.own_children() if pid not in known]:
         processes.end(new)
+        # What could not be ended is not tried again.
+        known.update(new)
