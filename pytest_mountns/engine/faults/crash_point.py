@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, final
 
+from ..linux import syscalls
 from ..linux.errors import SandboxError, said
 from ..linux.namespaces import privileged
 from ..linux.sockets import socket
@@ -104,7 +105,7 @@ class CrashSupervisor:
         #: What is left of the write that was stopped: the file, the bytes, and where they go.
         self._torn: tuple[File, bytes, int] | None = None
 
-    def run(self, mask: bytes, control: socket.socket) -> Run:
+    def run(self, mask: syscalls.SignalSet, control: socket.socket) -> Run:
         """Do it.
 
         ``mask``: the signal mask of the function. ``control``: the test process has the other end;

@@ -397,7 +397,7 @@ def _supervise(
 ) -> NoReturn:
     try:
         # No Python code of the test may run in this process: no signal handler, no finalizer.
-        mask = syscalls.block_all_signals()
+        syscalls.block_all_signals(mask := syscalls.SignalSet())
         gc.disable()
         receiver.close()
         content: Run | SandboxError

@@ -93,7 +93,7 @@ def start(
     function: Callable[[], object],
     architecture: Architecture,
     instructions: bytes,
-    mask: bytes,
+    mask: syscalls.SignalSet,
     *inherited: socket.socket,
 ) -> Subject:
     """Fork the process that calls ``function``. Called by the supervisor.
@@ -121,7 +121,7 @@ def _run(
     function: Callable[[], object],
     architecture: Architecture,
     instructions: bytes,
-    mask: bytes,
+    mask: syscalls.SignalSet,
     channel: socket.socket,
 ) -> NoReturn:
     try:

@@ -22,7 +22,7 @@ from . import mountinfo, threads
 from . import syscalls as sys
 from .errno_advice import Doing, explain
 from .errors import SandboxError, Unavailable, said
-from .untouched import _signal, fcntl, open, os, posix, signal
+from .untouched import fcntl, open, os, posix
 
 if TYPE_CHECKING:
     from .subordinate_ids import IdMaps
@@ -382,11 +382,11 @@ class signals_held:  # noqa: N801 - used as a function, like those of contextlib
     # Entered several times for each test, as is explained(): a generator in place of a class would
     # take twice as many calls of functions.
     def __enter__(self) -> None:
-        self._before = sys.block_all_signals()
+        self._before = sys.SignalSet()
         try:
-            # Signals that came before are handled here, and not later in another tree. The function
-            # of :mod:`signal` would make enumeration members of all 64 signals that it returns.
-            _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            sys.block_all_signals(self._before)
+            # Signals that came before are handled here, and not later in another tree.
+            sys.handle_signals()
         except BaseException:
             sys.set_signal_mask(self._before)
             raise

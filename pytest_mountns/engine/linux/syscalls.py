@@ -15,6 +15,7 @@ from .errors import SyscallError
 from .untouched import os, signal, struct
 
 CLONE_FS: Final = 0x00000200
+CLONE_THREAD: Final = 0x00010000
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
@@ -121,8 +122,6 @@ _SYS_LANDLOCK_RESTRICT_SELF: Final = 446
 # sigset_t of glibc and musl.
 _SIGSET_SIZE: Final = 128
 _ALL_SIGNALS: Final = b"\xff" * _SIGSET_SIZE
-# Made once: create_string_buffer() looks the type up.
-_SignalSet = ctypes.c_char * _SIGSET_SIZE
 _CAP_VERSION_3: Final = 0x20080522
 _IO_URING_PARAMS_SIZE: Final = 120
 
@@ -169,6 +168,10 @@ _libc.process_vm_writev.restype = ctypes.c_ssize_t
 _libc.syscall.restype = _long
 
 
+_check_signals: Final = ctypes.pythonapi.PyErr_CheckSignals
+_check_signals.argtypes = []
+
+
 def _prototype(*argtypes: type) -> ctypes._FuncPointer:
     """``syscall(2)`` with the types of one call, so that no argument is narrowed to an int."""
     function = ctypes.CDLL(None, use_errno=True).syscall
@@ -205,6 +208,14 @@ def unshare(flags: int) -> None:
     """unshare(2)."""
     if _libc.unshare(flags) < 0:
         raise _fail(f"unshare({_clone_names(flags)})")
+
+
+def is_single_threaded() -> bool:
+    """Whether this process has one thread. False as well where unshare(2) may not be called.
+
+    ``CLONE_THREAD`` unshares nothing: it is refused to a process with several threads.
+    """
+    return int(_libc.unshare(CLONE_THREAD)) == 0
 
 
 def setns(fd: int, nstype: int) -> None:
@@ -394,23 +405,39 @@ def setfsgid(gid: int) -> int:
     return int(_libc.setfsgid(gid))
 
 
-def block_all_signals() -> bytes:
-    """Block every signal for this thread, pthread_sigmask(3). Returns the mask of before.
+class SignalSet(ctypes.Array[ctypes.c_char]):
+    """sigset_t: the signals that a thread blocks, once :func:`block_all_signals` has written it."""
 
-    The standard library's function makes a set of 64 enumeration members, twice.
+    _type_ = ctypes.c_char
+    _length_ = _SIGSET_SIZE
+
+
+def block_all_signals(before: SignalSet | None = None) -> None:
+    """Block every signal for this thread, pthread_sigmask(3). ``before`` is set to those of before.
+
+    Where a handler raises at once, nothing is returned any more: so it is an argument. The standard
+    library's function makes a set of 64 enumeration members, twice.
     """
-    before = _SignalSet()
+    if before is not None:
+        before[1] = b"\xff"
     number = _libc.pthread_sigmask(signal.SIG_SETMASK, _ALL_SIGNALS, before)
     if number:
         raise SyscallError(number, "pthread_sigmask()")
-    return before.raw
 
 
-def set_signal_mask(mask: bytes) -> None:
-    """Set the mask that :func:`block_all_signals` has returned, pthread_sigmask(3)."""
+def set_signal_mask(mask: SignalSet) -> None:
+    """Undo :func:`block_all_signals`, if it was called with ``mask``, pthread_sigmask(3)."""
+    # SIGKILL cannot be blocked.
+    if mask[1] == b"\xff":
+        return
     number = _libc.pthread_sigmask(signal.SIG_SETMASK, mask, None)
     if number:
         raise SyscallError(number, "pthread_sigmask()")
+
+
+def handle_signals() -> None:
+    """Call the handlers of signals that have come, and raise what they raise."""
+    _check_signals()
 
 
 def signalfd(signals: frozenset[int]) -> int:
