@@ -24,7 +24,13 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _DIRECTORY = Path("pytest_mountns/engine/linux")
-_SOURCES = ("close_descriptors.c", "find_directories.c", "move_threads.c", "perform_calls.c")
+_SOURCES = (
+    "close_descriptors.c",
+    "find_directories.c",
+    "look_at_files.c",
+    "move_threads.c",
+    "perform_calls.c",
+)
 _LIBRARY = "native.so"
 # Bound at once: what binds a function at its first call is not for a process that shares memory.
 # A stack protector reads a variable of the thread, of which that process has none.

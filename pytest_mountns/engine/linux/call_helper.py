@@ -10,31 +10,69 @@ process does, however that comes.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, final
 
 from . import syscalls as sys
 from .call_list import CallList, Result
 from .compiled import library
 from .errors import SandboxError
-from .namespaces import privileged, signals_held
+from .namespaces import FD_FLOOR, privileged
 from .open_directories import pair
 from .sockets import socket
-from .untouched import os, posix, select, signal, struct
+from .untouched import os, posix, select, signal
 
-#: As in ``perform_calls.c``: address of the calls, how many, registers, descriptors that are given,
-#: descriptors that are returned, and their registers.
-_REQUEST: Final = struct.Struct("=9q")
 _RESULTS: Final = 4
 _ARE_YOU_DONE: Final = b"?"
 #: Milliseconds to wait for an answer. A list takes less than one.
 _PATIENCE: Final = 2000
 #: After so many lists it is known whether the helper is worth it.
 _TRIALS: Final = 16
+
+
+class _Request(ctypes.Structure):
+    """``struct request`` of ``perform_calls.c``."""
+
+    _fields_ = [
+        ("calls", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("registers", ctypes.c_int64),
+        ("given", ctypes.c_int64),
+        ("results", ctypes.c_int64),
+        ("result", ctypes.c_int64 * _RESULTS),
+    ]
+
+
+class _Answer(ctypes.Structure):
+    """``struct answer`` of ``perform_calls.c``."""
+
+    _fields_ = [
+        ("byte", ctypes.c_char),
+        ("count", ctypes.c_int32),
+        ("results", ctypes.c_int32 * _RESULTS),
+    ]
+
+
+@final
+class _Asked:
+    """A request that may be made once more: the next test's mostly is the same."""
+
+    def __init__(self, calls: CallList, stage: int, results: Sequence[Result]) -> None:
+        self.calls = calls
+        self.stage = stage
+        self.results = results
+        address, count, registers = calls.at()
+        given = [stage, *calls.given]
+        request = _Request(address, count, registers, len(calls.given), len(results))
+        for index, result in enumerate(results):
+            request.result[index] = result.register
+        descriptors = (ctypes.c_int * len(given))(*given)
+        self._kept = request, descriptors
+        #: Where it is in memory, and the descriptors that come along.
+        self.at = ctypes.addressof(request), ctypes.addressof(descriptors)
 
 
 @final
@@ -49,10 +87,12 @@ class CallHelper:
         self._dropped = dropped
         self._socket: socket.socket | None = None
         self._owner = os.getpid()
-        #: What the helper reads.
+        self._library = library()
+        #: What the helper is at work on.
         self._list: CallList | None = None
-        #: How many descriptors are to come.
-        self._expected = 0
+        self._asked: _Asked | None = None
+        self._answer = _Answer()
+        self._answer_at = ctypes.addressof(self._answer)
         #: What its end of the channel is known by, and its process id.
         self._inode = self._pid = 0
         #: Its effective user and group.
@@ -84,54 +124,57 @@ class CallHelper:
             return False
         if self._user != (os.geteuid(), os.getegid()):
             return False
-        registers = [one.register for one in results]
-        registers += [0] * (_RESULTS - len(registers))
-        request = _REQUEST.pack(*calls.at(), len(calls.given), len(results), *registers)
-        rights = array.array("i", [stage, *calls.given])
-        # A handler that raises between the request and its answer would mix up the answers.
-        with signals_held(), self._or_give_up():
-            self._list, self._expected = calls, len(results)
-            channel = self._known_socket()
-            channel.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        asked = self._asked
+        if asked is None or (asked.calls, asked.stage, asked.results) != (calls, stage, results):
+            asked = self._asked = _Asked(calls, stage, results)
+        try:
+            self._list = calls
+            self._call("mountns_request", *asked.at)
+        except BaseException as error:  # noqa: BLE001 - raised again unless a call has failed
+            self._give_up_after(error)
         return not self._failed
 
     def end(self) -> list[int] | None:
         """Wait for the list. Returns the results; None if a call has failed or the helper is gone.
 
-        It waits for two seconds at most, and then the helper is ended.
+        It waits for two seconds at most, and then the helper is ended. The results have numbers
+        that are out of the way of the test's, if there are such numbers.
         """
-        if not self.is_busy:
+        asked, answer = self._asked, self._answer
+        if asked is None or not self.is_busy:
             return None
-        data, received = b"", []
-        with self._or_give_up():
-            self._wait()
-            with signals_held():
-                room, flags = socket.CMSG_SPACE(4 * _RESULTS), socket.MSG_CMSG_CLOEXEC
-                data, messages, _, _ = self._known_socket().recvmsg(1, room, flags)
-                received = [fd for _, _, content in messages for fd in array.array("i", content)]
-                if data:
-                    self._list = None
-        if not data:
-            self._give_up()
-        elif len(received) == self._expected and data == b"+":
+        there, received = 0, []
+        try:
+            self._done += 1
+            try:
+                there = self._call("mountns_answer", self._answer_at, FD_FLOOR)
+            except BlockingIOError:
+                self._late += 1
+                self._wait()
+                there = self._call("mountns_answer", self._answer_at, FD_FLOOR)
+            self._list = None
+            received = list(answer.results[: answer.count])
+            answer.count = 0
+        except BaseException as error:  # noqa: BLE001 - raised again unless a call has failed
+            self._give_up_after(error)
+        if there and answer.byte == b"+" and len(received) == len(asked.results):
             return received
         # There are fewer where this process may open no more files.
         for fd in received:
             os.close(fd)
+        if not there:
+            self._give_up()
         return None
 
     def _wait(self) -> None:
         """Raises :class:`TimeoutError` if there is no answer in time."""
         poll = select.poll()
         poll.register(self._known_socket(), select.POLLIN)
-        self._done += 1
-        if not poll.poll(0):
-            self._late += 1
-            if not poll.poll(_PATIENCE):
-                # It has a sandbox, or what is below, in use.
-                with contextlib.suppress(OSError):
-                    os.kill(self._pid, signal.SIGKILL)
-                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        if not poll.poll(_PATIENCE):
+            # It has a sandbox, or what is below, in use.
+            with contextlib.suppress(OSError):
+                os.kill(self._pid, signal.SIGKILL)
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
     def finish(self) -> None:
         """Wait until the helper has nothing of the host's mounts in use. Nothing is to be received.
@@ -140,10 +183,23 @@ class CallHelper:
         """
         if self._socket is None or self._failed or self.is_busy or self._owner != os.getpid():
             return
-        with self._or_give_up():
+        try:
             self._known_socket().send(_ARE_YOU_DONE)
             self._wait()
             self._known_socket().recv(1)
+        except BaseException as error:  # noqa: BLE001 - raised again unless a call has failed
+            self._give_up_after(error)
+
+    def _call(self, function: str, *arguments: int) -> int:
+        """Call a function of the library with the channel. Raises :class:`OSError` if it fails."""
+        if self._library is None or self._socket is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        result = int(
+            getattr(self._library, function)(self._socket.fileno(), self._inode, *arguments)
+        )
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return result
 
     def _known_socket(self) -> socket.socket:
         """The channel. Raises :class:`OSError` if its number stands for something else by now."""
@@ -160,7 +216,7 @@ class CallHelper:
 
     def _start(self) -> bool:
         self._failed = True
-        compiled = library()
+        compiled = self._library
         # It would be a child of such a process, and tests may wait for all children.
         if compiled is None or sys.adopts_orphans():
             return False
@@ -188,19 +244,15 @@ class CallHelper:
         self._user = os.geteuid(), os.getegid()
         return True
 
-    @contextlib.contextmanager
-    def _or_give_up(self) -> Iterator[None]:
-        """A context after which the helper is not used any more, if it ends by an exception.
+    def _give_up_after(self, error: BaseException) -> None:
+        """Use the helper no more after this exception.
 
-        What a handler of a signal has raised goes on. A failure of a call does not.
+        What a handler of a signal has raised is raised again. A failure of a call is not.
         """
-        try:
-            yield
-        except BaseException as error:
-            self._give_up()
-            # TimeoutError, which handlers raise, is an OSError; it has no errno then.
-            if not isinstance(error, OSError) or error.errno is None:
-                raise
+        self._give_up()
+        # TimeoutError, which handlers raise, is an OSError; it has no errno then.
+        if not isinstance(error, OSError) or error.errno is None:
+            raise error
 
     def _give_up(self) -> None:
         """Use the helper no more: it was killed, does not answer, or its channel is closed."""
@@ -215,6 +267,10 @@ class CallHelper:
             # It may still be read, so its memory is never free.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._list))
             self._list = None
+        # An answer that came just before a handler of a signal has raised.
+        left, self._answer.count = self._answer.results[: self._answer.count], 0
+        for fd in left:
+            os.close(fd)
 
     def close(self) -> None:
         """Have the helper end. Nothing is to be received."""

@@ -22,6 +22,12 @@ def library() -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(LIBRARY), use_errno=True)
         found.mountns_perform.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
         found.mountns_start_performer.argtypes = [ctypes.c_int, ctypes.c_int]
+        pointer, number, inode = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64
+        found.mountns_request.argtypes = [number, inode, pointer, pointer]
+        found.mountns_request.restype = ctypes.c_long
+        found.mountns_answer.argtypes = [number, inode, pointer, number]
+        found.mountns_answer.restype = ctypes.c_long
+        found.mountns_look_at_files.argtypes = [pointer, number, pointer]
         found.mountns_kinds_of_calls.argtypes = []
         found.mountns_find_directories.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         found.mountns_start_closer.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]

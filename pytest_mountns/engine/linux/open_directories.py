@@ -108,6 +108,7 @@ class ParkedDescriptors:
 
     def __init__(self) -> None:
         self._sender, self._receiver = pair()
+        self._is_empty = True
 
     @property
     def descriptors(self) -> tuple[int, int]:
@@ -125,9 +126,11 @@ class ParkedDescriptors:
                 cause=f"there are {len(descriptors)}, and at most {_MOST} can be kept",
                 remedy='process="fork"',
             )
-        # There are some left if a signal handler has interrupted the way into a sandbox.
-        self.clear()
+        if not self._is_empty:
+            # A signal handler has interrupted the way into a sandbox.
+            self.clear()
         rights = array.array("i", descriptors)
+        self._is_empty = False
         self._sender.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
     def collect(self) -> list[int]:
@@ -149,6 +152,7 @@ class ParkedDescriptors:
         """Drop what is parked, if anything is."""
         with contextlib.suppress(BlockingIOError):
             self._receiver.recv(1, socket.MSG_DONTWAIT)
+        self._is_empty = True
 
     def close(self) -> None:
         """Close the socket, and drop what is parked."""

@@ -6,6 +6,8 @@
  */
 #include "helper.h"
 
+#include <sys/stat.h>
+
 /* The numbers of the calls made since 2018 are the same on every architecture. */
 #define OPEN_TREE 428
 #define MOVE_MOUNT 429
@@ -63,20 +65,39 @@ struct request {
 
 #define REGISTERS 256
 
+/* As `Answer` in call_helper.py. */
+struct answer {
+    char byte;          /* '+' if all calls of the list have worked. */
+    int32_t count;
+    int32_t results[4]; /* The descriptors. */
+};
+
 #ifdef NO_CALLS
 int mountns_start_performer(int channel, int watched)
 {
     return start_helper(0, channel, watched, 0);
 }
+
+long mountns_request(int channel, uint64_t inode, const struct request *request,
+                     const int *descriptors)
+{
+    return (void)channel, (void)inode, (void)request, (void)descriptors, -ENOSYS;
+}
+
+long mountns_answer(int channel, uint64_t inode, struct answer *answer, int least)
+{
+    return (void)channel, (void)inode, (void)answer, (void)least, -ENOSYS;
+}
 #else
-/* Send one byte, with descriptors. Returns a negative errno if that fails. */
-static long answer(int channel, char byte, const int *descriptors, int count)
+/* Send a message with descriptors. Returns a negative errno if that fails. */
+static long send_message(int channel, const void *data, long size, const int *descriptors,
+                         int count)
 {
     union {
         struct cmsghdr header;
-        char room[CMSG_SPACE(4 * sizeof(int))];
+        char room[CMSG_SPACE(MOST * sizeof(int))];
     } control = {.room = {0}};
-    struct iovec content = {&byte, 1};
+    struct iovec content = {(void *)data, size};
     struct msghdr message = {.msg_iov = &content, .msg_iovlen = 1};
 
     if (count) {
@@ -108,6 +129,11 @@ static int perform_request(const struct request *request, const int *received, i
     for (int i = 0; i < request->results; i++)
         results[i] = registers[request->result[i]];
     return 1;
+}
+
+static long answer(int channel, char byte, const int *descriptors, int count)
+{
+    return send_message(channel, &byte, 1, descriptors, count);
 }
 
 static int serve(void *argument)
@@ -158,5 +184,52 @@ static int serve(void *argument)
 int mountns_start_performer(int channel, int watched)
 {
     return start_helper(serve, channel, watched, 0);
+}
+
+/* Whether `channel` is this socket: a test may have closed it, and opened something else. */
+static int is_own(int channel, uint64_t inode)
+{
+    struct stat status;
+
+    return !fstat(channel, &status) && status.st_ino == inode;
+}
+
+/* In the process that is helped: ask for a list. `descriptors` are the stage and those that are
+ * given. Returns the size of the request or a negative errno. */
+long mountns_request(int channel, uint64_t inode, const struct request *request,
+                     const int *descriptors)
+{
+    if (request->given >= MOST)
+        return -EINVAL;
+    if (!is_own(channel, inode))
+        return -EBADF;
+    return send_message(channel, request, sizeof *request, descriptors, request->given + 1);
+}
+
+/* Receive the answer if it is there, with all descriptors at numbers from `least` on if that is
+ * possible. Returns 1, 0 if the helper is gone, or a negative errno, EAGAIN if there is none yet. */
+long mountns_answer(int channel, uint64_t inode, struct answer *answer, int least)
+{
+    struct pollfd ready = {channel, POLLIN, 0};
+    int received[MOST], count;
+    long size;
+
+    if (!is_own(channel, inode))
+        return -EBADF;
+    /* It is a blocking socket. */
+    if (poll(&ready, 1, 0) <= 0)
+        return -EAGAIN;
+    size = receive(channel, &answer->byte, 1, received, &count);
+    if (size <= 0)
+        return size;
+    for (int i = 0; i < count && i < 4; i++) {
+        int moved = fcntl(received[i], F_DUPFD_CLOEXEC, least);
+
+        answer->results[i] = moved < 0 ? received[i] : moved;
+        if (moved >= 0)
+            close(received[i]);
+    }
+    answer->count = count;
+    return 1;
 }
 #endif

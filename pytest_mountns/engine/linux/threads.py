@@ -23,6 +23,7 @@ from sys import _current_frames
 from threading import enumerate as _python_threads
 from typing import Final, NamedTuple, final
 
+from . import syscalls
 from .compiled import LIBRARY
 from .errors import SandboxError, errno_name, said
 from .untouched import open, os, posix, time
@@ -88,7 +89,12 @@ class StuckThread(NamedTuple):
 
 
 def is_alone() -> bool:
-    """Whether this process has one thread. Without ``/proc``, it is taken to have several."""
+    """Whether this process has one thread.
+
+    Without ``/proc`` and the right to call unshare(2), it is taken to have several.
+    """
+    if syscalls.is_single_threaded():
+        return True
     try:
         return posix.stat(_TASKS).st_nlink == _LINKS_OF_ONE
     except OSError:

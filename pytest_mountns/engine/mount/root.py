@@ -159,8 +159,7 @@ class RootAhead:
             received = self._made.end()
             if received is None:
                 return None
-            namespace, scratch, root = received
-            self._made = RootAtOnce(high(namespace), high(scratch), root)
+            self._made = RootAtOnce(*received)
         return self._made
 
     def descriptors(self) -> tuple[int, ...]:
@@ -190,7 +189,7 @@ def make_root_ahead(
         if files is None:
             with explained("make a root", user_namespace):
                 files = calls.look_at_files()
-        if files is None or not calls.begin_in(helper, stage, files.models):
+        if files is None or not calls.begin_in(helper, stage, files):
             return None
         return RootAhead(plan, template, calls, files, helper)
     with mounting(user_namespace, dropped=plan.drops_capabilities) as (back, opened):
@@ -200,7 +199,7 @@ def make_root_ahead(
             files = calls.look_at_files()
             if files is None:
                 return None
-            made = calls.perform_without_copies(files.models)
+            made = calls.perform_without_copies(files)
         # They are closed if the way back ends by an exception.
         opened += made or ()
     return RootAhead(plan, template, calls, files, made) if made is not None else None

@@ -15,12 +15,11 @@ of 2.69 ms, of which 0.81 ms are pytest's (medians of nine runs of 500 tests, on
 from __future__ import annotations
 
 import stat
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import BinaryIO, Final, NamedTuple, final
 
 from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
-from ..linux.attributes import without_overlay
 from ..linux.call_helper import CallHelper
 from ..linux.call_list import Call, CallList, Result, is_available
 from ..linux.mountinfo import is_below
@@ -31,13 +30,7 @@ from .api import NOSUID_NODEV, Options, escape_lower, fits_one_option
 from .dev import DEVICE_NUMBERS, LINKS, TERMINALS, terminal_options
 from .executor import LARGEST_SEED, copy_seed
 from .new_api import forget_entries
-from .shown_files import (
-    Models,
-    ShownFiles,
-    parents_in_overlays,
-    sources_of,
-    state_of_directory,
-)
+from .shown_files import FilesToShow, ShownFiles, parents_in_overlays, sources_of
 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 #: Access and modification time as utimensat(2) takes them.
@@ -85,7 +78,6 @@ class RootCalls:
         self._uppers: list[_Upper] = []
         self._mounts: list[tuple[Result, str]] = []
         self._seeds = [step.path for step in steps if isinstance(step, Seed)]
-        self._sources = [path for step in steps for path in sources_of(step)]
         # Relative to the root.
         self._shared = [path_in_root(path, trees) for path in shared]
         #: The overlays of such a root, without those of the template.
@@ -96,7 +88,13 @@ class RootCalls:
         self._places = [self._list.left_open.index(one) for one in self._opened]
         parents = parents_in_overlays(plan)
         own = [step.target for step in steps if isinstance(step, Overlay)]
-        self._parents = [path for target in own for path in parents.get(target, ())]
+        self._files = FilesToShow(
+            [upper.model for upper in self._uppers],
+            [path for step in steps for path in sources_of(step)],
+            [path for target in own for path in parents.get(target, ())],
+        )
+        #: The attributes that the list gives the uppers.
+        self._models = b""
 
     def of_helper(self) -> RootCalls:
         """The same calls once more, to be performed by a helper while this object is used."""
@@ -111,13 +109,13 @@ class RootCalls:
         to be made in another way; nothing is left then. Raises :class:`OSError` if a directory that
         is to be shown is gone.
         """
-        models = self._look_at_models()
-        if models is None:
+        files = self.look_at_files()
+        if files is None:
             return None
         with ExitStack() as stack:
             # While the host's files are here.
             sources = self._open_seeds(stack)
-            made = self.perform_without_copies(models) if sources is not None else None
+            made = self.perform_without_copies(files) if sources is not None else None
             if made is None or sources is None:
                 return None
             try:
@@ -128,23 +126,23 @@ class RootCalls:
                 return None
         return made
 
-    def perform_without_copies(self, models: Models) -> RootAtOnce | None:
-        """Make a root that :meth:`complete` is to complete. ``models``: see :class:`ShownFiles`.
+    def perform_without_copies(self, files: ShownFiles) -> RootAtOnce | None:
+        """Make a root that :meth:`complete` is to complete, after ``files``.
 
         As :meth:`perform` otherwise.
         """
-        self._take_over(models)
+        self._take_over(files)
         made = self._list.perform()
         return RootAtOnce(*(made[index] for index in self._places)) if made is not None else None
 
-    def begin_in(self, helper: CallHelper, stage: int, models: Models) -> bool:
+    def begin_in(self, helper: CallHelper, stage: int, files: ShownFiles) -> bool:
         """Have a helper do what :meth:`perform_without_copies` does. Returns whether it does.
 
         The helper returns the fields of :class:`RootAtOnce`. This object is not to be used before.
         """
         if helper.is_busy:
             return False
-        self._take_over(models)
+        self._take_over(files)
         return helper.begin(self._list, stage, self._opened)
 
     def complete(self, made: RootAtOnce) -> bool:
@@ -156,6 +154,8 @@ class RootCalls:
         # What the overlays that it shares with other roots know of the host may be outdated.
         for path in self._shared:
             forget_entries(made.root, path)
+        if not self._seeds:
+            return True
         with ExitStack() as stack:
             sources = self._open_seeds(stack)
             if sources is None:
@@ -179,34 +179,22 @@ class RootCalls:
         None if an upper has attributes that :meth:`perform` does not copy. Raises :class:`OSError`
         if a file is gone.
         """
-        models = self._look_at_models()
-        if models is None:
-            return None
-        sources = tuple((one.st_dev, one.st_ino) for one in map(os.stat, self._sources))
-        return ShownFiles(models, sources, tuple(map(state_of_directory, self._parents)))
+        return self._files.look()
 
-    def _look_at_models(self) -> Models | None:
-        """The attributes that the uppers get now; None if that is not all of them."""
-        models = []
-        for upper in self._uppers:
-            status = os.stat(upper.model)
-            times = status.st_atime_ns, status.st_mtime_ns
-            models.append((stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, *times))
-            with suppress(OSError):
-                if without_overlay(dict.fromkeys(os.listxattr(upper.model), b"")):
-                    return None
-        return tuple(models)
-
-    def _take_over(self, models: Models) -> None:
-        """Have the uppers get these attributes."""
+    def _take_over(self, files: ShownFiles) -> None:
+        """Have the uppers get the attributes of their models."""
+        if files.models == self._models:
+            return
+        self._models = b""
         change = self._list.change
-        for upper, (mode, uid, gid, atime, mtime) in zip(self._uppers, models, strict=True):
-            change(upper.chmod, 2, mode)
+        for upper, state in zip(self._uppers, files.model_states(), strict=True):
+            change(upper.chmod, 2, state.mode)
             if upper.chown >= 0:
-                change(upper.chown, 2, uid)
-                change(upper.chown, 3, gid)
-            times = *divmod(atime, 1_000_000_000), *divmod(mtime, 1_000_000_000)
+                change(upper.chown, 2, state.uid)
+                change(upper.chown, 3, state.gid)
+            times = *divmod(state.atime, 1_000_000_000), *divmod(state.mtime, 1_000_000_000)
             change(upper.utime, 2, _TIMES.pack(*times))
+        self._models = files.models
 
     def _add_calls(
         self,

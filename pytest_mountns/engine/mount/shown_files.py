@@ -6,14 +6,37 @@ that matters for that, so that two moments can be compared.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias, final
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from stat import S_IMODE
+from typing import Final, NamedTuple, final
 
-from ..linux.untouched import os
+from ..linux.attributes import without_overlay
+from ..linux.compiled import library
+from ..linux.untouched import os, struct
 from ..plan.model import Bind, MakeDev, Overlay, Plan, Protect, Seed, Step
 
-#: Of directories whose attributes uppers have: mode, owner, group, and the times of access and
-#: modification in nanoseconds.
-Models: TypeAlias = "tuple[tuple[int, int, int, int, int], ...]"
+#: Of one file, as ``look_at_files.c`` writes it: seven numbers, and zeros in place of others.
+_ROW: Final = struct.Struct("=7q")
+_UNSIGNED_ROW: Final = struct.Struct("=7Q")
+_UNSIGNED: Final = (1 << 64) - 1
+#: What is looked at, as in ``look_at_files.c``.
+_MODEL: Final = 0
+_SOURCE: Final = 1
+_DIRECTORY: Final = 2
+
+
+@final
+class ModelState(NamedTuple):
+    """The attributes of a directory that an upper gets."""
+
+    mode: int
+    uid: int
+    gid: int
+    #: Times of access and modification in nanoseconds.
+    atime: int
+    mtime: int
 
 
 @final
@@ -24,13 +47,83 @@ class ShownFiles(NamedTuple):
     the process has the same user and group.
     """
 
-    #: See :data:`Models`.
-    models: Models
-    #: Of the lowers of overlays and the sources of bind mounts: device and inode.
-    sources: tuple[tuple[int, int], ...]
-    #: Of the directories in which something is mounted, what stat(2) says of identity, mode, owner
-    #: and time of change. An overlay goes on to use what it knows of them, as long as it is there.
-    parents: tuple[tuple[int, ...], ...]
+    #: The attributes of the directories that uppers are made after: see :meth:`model_states`.
+    models: bytes
+    #: Of the lowers of overlays and the sources of bind mounts device and inode. Of the directories
+    #: in which something is mounted, what stat(2) says of identity, mode, owner and time of change:
+    #: an overlay goes on to use what it knows of them, as long as it is there.
+    others: bytes
+
+    def model_states(self) -> Iterator[ModelState]:
+        """The attributes that uppers get."""
+        return (ModelState(*row[:5]) for row in _ROW.iter_unpack(self.models))
+
+
+class _Look(ctypes.Structure):
+    _fields_ = [("path", ctypes.c_char_p), ("kind", ctypes.c_int64)]
+
+
+@final
+class FilesToShow:
+    """The files of the host that a root takes something over from.
+
+    The compiled library looks at them at once. That is for speed alone: where it is missing, they
+    are looked at one by one.
+    """
+
+    def __init__(
+        self, models: Sequence[str], sources: Sequence[str], directories: Sequence[str]
+    ) -> None:
+        """See :class:`ShownFiles`; ``directories`` are those in which something is mounted."""
+        self._files = [(path, _MODEL) for path in models]
+        self._files += [(path, _SOURCE) for path in sources]
+        self._files += [(path, _DIRECTORY) for path in directories]
+        looks = [_Look(os.fsencode(path), kind) for path, kind in self._files]
+        self._looks = (_Look * len(looks))(*looks)
+        self._found = ctypes.create_string_buffer(_ROW.size * len(looks) or 1)
+        self._at = ctypes.addressof(self._looks), len(looks), ctypes.addressof(self._found)
+        self._end_of_models = _ROW.size * len(models)
+        self._end = _ROW.size * len(looks)
+
+    def look(self) -> ShownFiles | None:
+        """What a root takes over that is made now.
+
+        None if a directory that an upper is made after has extended attributes, which are not
+        among that. Raises :class:`OSError` if a file is gone.
+        """
+        compiled = library()
+        failed = -1 if compiled is None else compiled.mountns_look_at_files(*self._at)
+        if failed > 0:
+            return None
+        # Where it has failed, this says why.
+        found = self._found.raw if failed == 0 else self._look_one_by_one()
+        if found is None:
+            return None
+        return ShownFiles(found[: self._end_of_models], found[self._end_of_models : self._end])
+
+    def _look_one_by_one(self) -> bytes | None:
+        rows = []
+        for path, kind in self._files:
+            status = os.stat(path)
+            values: tuple[int, ...]
+            if kind == _MODEL:
+                times = status.st_atime_ns, status.st_mtime_ns
+                values = S_IMODE(status.st_mode), status.st_uid, status.st_gid, *times
+                if _has_attributes(path):
+                    return None
+            elif kind == _SOURCE:
+                values = status.st_dev, status.st_ino
+            else:
+                values = _state_of_directory(status)
+            values = *values, *[0] * (7 - len(values))
+            rows.append(_UNSIGNED_ROW.pack(*(value & _UNSIGNED for value in values)))
+        return b"".join(rows)
+
+
+def _has_attributes(path: str) -> bool:
+    with suppress(OSError):
+        return bool(without_overlay(dict.fromkeys(os.listxattr(path), b"")))
+    return False
 
 
 def sources_of(step: Step) -> list[str]:
@@ -70,7 +163,10 @@ def parents_in_overlays(plan: Plan) -> dict[str, list[str]]:
 
 def state_of_directory(path: str) -> tuple[int, ...]:
     """What tells whether a directory was replaced or changed. Raises :class:`OSError`."""
-    status = os.stat(path)
+    return _state_of_directory(os.stat(path))
+
+
+def _state_of_directory(status: os.stat_result) -> tuple[int, ...]:
     identity = status.st_dev, status.st_ino
     # An extended attribute changes nothing but the last of these.
     times = status.st_mtime_ns, status.st_ctime_ns

@@ -130,8 +130,9 @@ class Sandbox:
         """Move this process in, with ``cwd`` as working directory, or ``/`` if that is not there.
 
         All its threads move. Its open directories are opened again in the sandbox. ``directories``
-        are those; if it is None, they are looked for, and what this sandbox and ``others`` need is
-        left alone. Raises :class:`SandboxError` if the kernel refuses it, or if a thread cannot
+        are those, if the caller holds all signals (:class:`.signals_held`). If it is None, they are
+        looked for, and what this sandbox and ``others`` need is left alone. Raises
+        :class:`SandboxError` if the kernel refuses it, or if a thread cannot
         move; the caller then returns to where it was.
         """
         if stuck := stuck_threads():
@@ -146,11 +147,13 @@ class Sandbox:
         others: Sequence[Sandbox],
     ) -> list[StuckThread]:
         """Move in. Returns the threads that have not moved."""
+        held = directories is not None
         if directories is None:
             own = set().union(*(one.own_directories for one in (self, *others)))
             directories = open_directories(own)
         user_namespace = self.plan.user_namespace
-        with signals_held(), privileged(self.plan.drops_capabilities):
+        signals = nullcontext() if held else signals_held()
+        with signals, privileged(self.plan.drops_capabilities):
             with explained("enter the sandbox", user_namespace, "namespace"):
                 go(self.namespace)
             with explained("open directories again in the sandbox", user_namespace):
