@@ -29,6 +29,7 @@ _SOURCES = (
     "find_directories.c",
     "look_at_files.c",
     "move_threads.c",
+    "park_descriptors.c",
     "perform_calls.c",
 )
 _LIBRARY = "native.so"

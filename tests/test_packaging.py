@@ -32,6 +32,7 @@ DATA = {
     "pytest_mountns/engine/linux/move_threads.c",
     "pytest_mountns/engine/linux/close_descriptors.c",
     "pytest_mountns/engine/linux/look_at_files.c",
+    "pytest_mountns/engine/linux/park_descriptors.c",
     "pytest_mountns/engine/linux/perform_calls.c",
     "pytest_mountns/engine/linux/helper.h",
 }

@@ -284,7 +284,7 @@ class InlineTest(TestInSandbox):
         if state is not None:
             state.after_leave()
         self._context.plugin_states.after_leave(self.item)
-        if pytest_internals.wider_teardown_runs_code(self.item, self._nextitem):
+        if wider and pytest_internals.wider_teardown_runs_code(self.item, self._nextitem):
             session.sandboxes.drop_caches()
         if problem is not None:
             # Of an observer, or of what was written while fixtures ended: an error of the teardown.

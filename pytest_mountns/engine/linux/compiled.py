@@ -28,6 +28,8 @@ def library() -> ctypes.CDLL | None:
         found.mountns_answer.argtypes = [number, inode, pointer, number]
         found.mountns_answer.restype = ctypes.c_long
         found.mountns_look_at_files.argtypes = [pointer, number, pointer]
+        found.mountns_park.argtypes = [number, pointer, number]
+        found.mountns_return.argtypes = [number, number, pointer]
         found.mountns_kinds_of_calls.argtypes = []
         found.mountns_find_directories.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         found.mountns_start_closer.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int]

@@ -8,7 +8,6 @@ parks the old descriptors where no path leads to: in the buffer of a socket to i
 from __future__ import annotations
 
 import array
-import contextlib
 import ctypes
 import errno
 import stat
@@ -17,7 +16,7 @@ from typing import Final, TypeAlias, final
 
 from .compiled import library
 from .errors import SandboxError
-from .namespaces import FD_FLOOR, explained, high
+from .namespaces import FD_FLOOR, explained, go, high
 from .sockets import _socket, socket
 from .untouched import fcntl, os, posix
 
@@ -109,6 +108,8 @@ class ParkedDescriptors:
     def __init__(self) -> None:
         self._sender, self._receiver = pair()
         self._is_empty = True
+        #: What the compiled library is given and returns.
+        self._numbers = (ctypes.c_int * (1 + _MOST))()
 
     @property
     def descriptors(self) -> tuple[int, int]:
@@ -116,9 +117,10 @@ class ParkedDescriptors:
         return self._sender.fileno(), self._receiver.fileno()
 
     def leave(self, descriptors: Sequence[int]) -> None:
-        """Park copies of ``descriptors`` in place of those parked before.
+        """Park the working directory and copies of ``descriptors``, in place of what was parked.
 
-        The caller closes or replaces its own. Raises :class:`SandboxError` if they are too many.
+        The caller closes or replaces its own. Raises :class:`SandboxError` if they are too many,
+        and :class:`OSError` if too many files are open.
         """
         if len(descriptors) > _MOST:
             raise SandboxError(
@@ -129,17 +131,49 @@ class ParkedDescriptors:
         if not self._is_empty:
             # A signal handler has interrupted the way into a sandbox.
             self.clear()
-        rights = array.array("i", descriptors)
         self._is_empty = False
-        self._sender.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        compiled, numbers, count = library(), self._numbers, len(descriptors)
+        if compiled is not None:
+            numbers[1 : 1 + count] = [*descriptors]
+            if compiled.mountns_park(self._sender.fileno(), ctypes.addressof(numbers), count) == 0:
+                return
+        here = posix.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            rights = array.array("i", [here, *descriptors])
+            self._sender.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        finally:
+            posix.close(here)
+
+    def go_back(self, namespace: int) -> list[int]:
+        """Go to a mount namespace, and to the working directory that is parked.
+
+        Returns new descriptors of what is parked, the working directory first. It stays parked as
+        well. Raises :class:`OSError` if the kernel refuses, or if too many files are open. This may
+        be tried again then.
+        """
+        compiled, numbers = library(), self._numbers
+        if compiled is not None:
+            receiver = self._receiver.fileno()
+            count = compiled.mountns_return(namespace, receiver, ctypes.addressof(numbers))
+            if count > 0:
+                return numbers[:count]
+        go(namespace)
+        collected = self.collect()
+        try:
+            posix.fchdir(collected[0])
+        except OSError:
+            for fd in collected:
+                posix.close(fd)
+            raise
+        return collected
 
     def collect(self) -> list[int]:
-        """New descriptors of what is parked, in the same order. It stays parked as well.
+        """New descriptors of what is parked, as :meth:`go_back` returns them.
 
         Raises :class:`OSError` if this process may not open so many files.
         """
         flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT | socket.MSG_PEEK
-        _, messages, found, _ = self._receiver.recvmsg(1, socket.CMSG_SPACE(4 * _MOST), flags)
+        _, messages, found, _ = self._receiver.recvmsg(1, socket.CMSG_SPACE(4 * (1 + _MOST)), flags)
         descriptors = [fd for _, _, data in messages for fd in array.array("i", data)]
         if found & socket.MSG_CTRUNC:
             # Only as many came as there was room for, recvmsg(2).
@@ -150,8 +184,10 @@ class ParkedDescriptors:
 
     def clear(self) -> None:
         """Drop what is parked, if anything is."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             self._receiver.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
         self._is_empty = True
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Collection
 from typing import Final
 
+from . import syscalls
 from .untouched import os, posix, signal, time
 
 #: Bytes to read at a time. The kernel does not cut a number of ``children`` in two.
@@ -142,11 +143,7 @@ def reap_ended(child: int) -> bool:
 
 def has_children() -> bool:
     """Whether this process has children, of any of its threads, ended or not."""
-    try:
-        posix.waitid(posix.P_ALL, 0, posix.WEXITED | posix.WNOHANG | posix.WNOWAIT | _WALL)
-    except ChildProcessError:
-        return False
-    return True
+    return syscalls.has_children(posix.WEXITED | posix.WNOHANG | posix.WNOWAIT | _WALL)
 
 
 def own_children() -> list[int]:

@@ -82,6 +82,8 @@ PR_SET_PTRACER: Final = 0x59616D61
 
 CAP_SYS_ADMIN: Final = 21
 
+_P_ALL: Final = 0
+
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1
 LANDLOCK_RULE_PATH_BENEATH: Final = 1
 
@@ -158,6 +160,7 @@ _libc.setfsgid.argtypes = [ctypes.c_uint]
 _libc.capget.argtypes = [_str, ctypes.c_void_p]
 _libc.capset.argtypes = [_str, _str]
 _libc.pthread_sigmask.argtypes = [_int, _str, ctypes.c_void_p]
+_libc.waitid.argtypes = [_int, ctypes.c_uint, ctypes.c_void_p, _int]
 _libc.syncfs.argtypes = [_int]
 _libc.signalfd.argtypes = [_int, ctypes.c_void_p, _int]
 _libc._exit.argtypes = [_int]
@@ -216,6 +219,14 @@ def is_single_threaded() -> bool:
     ``CLONE_THREAD`` unshares nothing: it is refused to a process with several threads.
     """
     return int(_libc.unshare(CLONE_THREAD)) == 0
+
+
+def has_children(options: int) -> bool:
+    """Whether waitid(2) finds a child. ``WNOHANG`` is one of the options.
+
+    The standard library's function raises an exception if there is none, as for most tests.
+    """
+    return int(_libc.waitid(_P_ALL, 0, None, options)) == 0
 
 
 def setns(fd: int, nstype: int) -> None:

@@ -6,7 +6,7 @@ from typing import Final, final
 
 from . import syscalls as sys
 from .namespaces import high
-from .untouched import os, posix, struct
+from .untouched import os, posix, select, struct
 
 #: What changes a directory or the attributes of what is in it. That a device node was written to
 #: changes neither.
@@ -30,6 +30,7 @@ class Watches:
 
     def __init__(self) -> None:
         self._fd = -1
+        self._poll = select.poll()
         self._owner = os.getpid()
         self._watches: set[int] = set()
         self._changed: set[int] = set()
@@ -39,6 +40,7 @@ class Watches:
         self._forget_parents()
         if self._fd < 0:
             self._fd = high(sys.inotify_init())
+            self._poll.register(self._fd, select.POLLIN)
         watch = sys.inotify_add_watch(self._fd, path, _CHANGES)
         self._watches.add(watch)
         return watch
@@ -72,11 +74,8 @@ class Watches:
             self._owner = os.getpid()
 
     def _read(self) -> None:
-        while True:
-            try:
-                data = posix.read(self._fd, _ROOM)
-            except BlockingIOError:
-                return
+        while self._poll.poll(0):
+            data = posix.read(self._fd, _ROOM)
             at = 0
             while at < len(data):
                 watch, _, _, length = _EVENT.unpack_from(data, at)
@@ -86,6 +85,7 @@ class Watches:
     def close(self) -> None:
         """Stop watching everything."""
         if self._fd >= 0:
+            self._poll.unregister(self._fd)
             os.close(self._fd)
             self._fd = -1
         self._watches.clear()

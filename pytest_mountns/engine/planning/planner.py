@@ -71,6 +71,7 @@ class Planner:
         self._host: Host | None = None
         #: A descriptor of ``/proc/self/mountinfo``, which the kernel notifies of changes.
         self._mount_table: int | None = None
+        self._table_poll = select.poll()
         self._plans: dict[SandboxSpec, Plan] = {}
         #: What was in ``/dev/shm`` in the beginning, and when it was changed last.
         self._shm_before = _shm_entries()
@@ -214,6 +215,7 @@ class Planner:
 
     def _forget_table(self) -> None:
         if self._mount_table is not None:
+            self._table_poll.unregister(self._mount_table)
             os.close(self._mount_table)
             self._mount_table = None
 
@@ -350,9 +352,9 @@ class Planner:
             except OSError:
                 # Without /proc the probe fails as well, with an explanation.
                 return False
-        poll = select.poll()
-        poll.register(self._mount_table, select.POLLPRI)
-        return any(events & (select.POLLPRI | select.POLLERR) for _, events in poll.poll(0))
+            self._table_poll.register(self._mount_table, select.POLLPRI)
+        told = self._table_poll.poll(0)
+        return bool(told) and bool(told[0][1] & (select.POLLPRI | select.POLLERR))
 
 
 def _shm_entries() -> frozenset[str]:

@@ -24,7 +24,6 @@ from ..linux.namespaces import (
     enter_user_namespace,
     explained,
     give_up,
-    go,
     in_chroot,
     make_stage,
     more_descriptors,
@@ -281,11 +280,7 @@ class SandboxManager:
         with signals_held():
             directories = sandbox.directories_to_reopen()
             with explained("hold the directories to return to", sandbox.plan.user_namespace):
-                here = posix.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    parked.leave([here, *(fd for fd, _ in directories)])
-                finally:
-                    posix.close(here)
+                parked.leave([fd for fd, _ in directories])
             entered = _Entered(sandbox, working_directory(), parked)
             self._entered.append(entered)
             try:
@@ -348,11 +343,9 @@ class SandboxManager:
     def _move_to_host(self, entered: _Entered, directories: Sequence[int]) -> None:
         # This may be interrupted at any point, and is then begun again.
         with privileged(self._drops_capabilities):
-            go(self._host_namespace)
             if not entered.unparked:
-                entered.unparked = entered.parked.collect()
-            here, *originals = entered.unparked
-            posix.fchdir(here)
+                entered.unparked = entered.parked.go_back(self._host_namespace)
+            originals = entered.unparked[1:]
             # In the order in which they were parked.
             parked = [fd for fd, _ in entered.reopened] or directories
             for fd, original in zip(parked, originals, strict=True):

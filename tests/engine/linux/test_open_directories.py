@@ -13,7 +13,7 @@ from pytest_mountns.engine.linux import compiled, open_directories
 from pytest_mountns.engine.linux.open_directories import ParkedDescriptors
 
 
-@pytest.mark.parametrize("room", range(3))
+@pytest.mark.parametrize("room", range(4))
 def test_all_of_them_come_back_or_none(tmp_path: Path, room: int) -> None:
     """They come with one message, of which the kernel cuts off what there is no room for."""
     parked = ParkedDescriptors()
@@ -33,7 +33,9 @@ def test_all_of_them_come_back_or_none(tmp_path: Path, room: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for fd in (*filled, *opened):
             os.close(fd)
-    collected = parked.collect()
+    here, *collected = parked.collect()
+    assert os.path.samestat(os.stat(here), Path.cwd().stat())
+    os.close(here)
     assert [os.stat(fd).st_ino for fd in collected] == [tmp_path.stat().st_ino] * 3
     for fd in collected:
         os.close(fd)
