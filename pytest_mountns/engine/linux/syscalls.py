@@ -83,6 +83,7 @@ PR_SET_PTRACER: Final = 0x59616D61
 CAP_SYS_ADMIN: Final = 21
 
 _P_ALL: Final = 0
+_NO_FLAG_OF_UNSHARE: Final = 0x1
 
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1
 LANDLOCK_RULE_PATH_BENEATH: Final = 1
@@ -124,6 +125,8 @@ _SYS_LANDLOCK_RESTRICT_SELF: Final = 446
 # sigset_t of glibc and musl.
 _SIGSET_SIZE: Final = 128
 _ALL_SIGNALS: Final = b"\xff" * _SIGSET_SIZE
+#: What no mask begins with: SIGKILL is among these signals, and cannot be blocked.
+_NO_MASK: Final = b"\xff" * 8
 _CAP_VERSION_3: Final = 0x20080522
 _IO_URING_PARAMS_SIZE: Final = 120
 
@@ -216,9 +219,11 @@ def unshare(flags: int) -> None:
 def is_single_threaded() -> bool:
     """Whether this process has one thread. False as well where unshare(2) may not be called.
 
-    ``CLONE_THREAD`` unshares nothing: it is refused to a process with several threads.
+    ``CLONE_THREAD`` unshares nothing: it is refused to a process with several threads. The kernel
+    refuses an unknown flag, and a filter that has everything seem to work does not.
     """
-    return int(_libc.unshare(CLONE_THREAD)) == 0
+    unshare = _libc.unshare
+    return bool(unshare(CLONE_THREAD) == 0 and unshare(_NO_FLAG_OF_UNSHARE) < 0)
 
 
 def has_children(options: int) -> bool:
@@ -430,7 +435,7 @@ def block_all_signals(before: SignalSet | None = None) -> None:
     library's function makes a set of 64 enumeration members, twice.
     """
     if before is not None:
-        before[1] = b"\xff"
+        before[: len(_NO_MASK)] = _NO_MASK
     number = _libc.pthread_sigmask(signal.SIG_SETMASK, _ALL_SIGNALS, before)
     if number:
         raise SyscallError(number, "pthread_sigmask()")
@@ -438,8 +443,7 @@ def block_all_signals(before: SignalSet | None = None) -> None:
 
 def set_signal_mask(mask: SignalSet) -> None:
     """Undo :func:`block_all_signals`, if it was called with ``mask``, pthread_sigmask(3)."""
-    # SIGKILL cannot be blocked.
-    if mask[1] == b"\xff":
+    if bytes(mask).startswith(_NO_MASK):
         return
     number = _libc.pthread_sigmask(signal.SIG_SETMASK, mask, None)
     if number:

@@ -26,6 +26,7 @@ from ..linux.errors import SandboxError, Unavailable
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import (
     change_directory,
+    check_moved,
     explained,
     give_up,
     go,
@@ -156,6 +157,8 @@ class Sandbox:
         with signals, privileged(self.plan.drops_capabilities):
             with explained("enter the sandbox", user_namespace, "namespace"):
                 go(self.namespace)
+                # Never silently on the host.
+                check_moved(self.namespace)
             with explained("open directories again in the sandbox", user_namespace):
                 reopen(directories)
                 change_directory(cwd)
