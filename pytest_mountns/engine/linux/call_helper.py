@@ -146,23 +146,23 @@ class CallHelper:
         there, received = 0, []
         try:
             self._done += 1
-            try:
-                there = self._call("mountns_answer", self._answer_at, FD_FLOOR)
-            except BlockingIOError:
+            there = self._call("mountns_answer", self._answer_at, FD_FLOOR)
+            if there == -errno.EAGAIN:
                 self._late += 1
                 self._wait()
                 there = self._call("mountns_answer", self._answer_at, FD_FLOOR)
-            self._list = None
+            if there > 0:
+                self._list = None
             received = list(answer.results[: answer.count])
             answer.count = 0
         except BaseException as error:  # noqa: BLE001 - raised again unless a call has failed
             self._give_up_after(error)
-        if there and answer.byte == b"+" and len(received) == len(asked.results):
+        if there > 0 and answer.byte == b"+" and len(received) == len(asked.results):
             return received
         # There are fewer where this process may open no more files.
         for fd in received:
             os.close(fd)
-        if not there:
+        if there <= 0:
             self._give_up()
         return None
 
@@ -191,13 +191,16 @@ class CallHelper:
             self._give_up_after(error)
 
     def _call(self, function: str, *arguments: int) -> int:
-        """Call a function of the library with the channel. Raises :class:`OSError` if it fails."""
+        """Call a function of the library with the channel. Returns its result, or ``-EAGAIN``.
+
+        Raises :class:`OSError` if it fails otherwise.
+        """
         if self._library is None or self._socket is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         result = int(
             getattr(self._library, function)(self._socket.fileno(), self._inode, *arguments)
         )
-        if result < 0:
+        if result < 0 and result != -errno.EAGAIN:
             raise OSError(-result, os.strerror(-result))
         return result
 

@@ -18,9 +18,15 @@ struct look {
     int64_t kind;
 };
 
+/* They wrap around in the year 2262. */
 static int64_t nanoseconds(struct timespec time)
 {
-    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+    return (int64_t)((uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec);
+}
+
+static int is_far(struct timespec time)
+{
+    return time.tv_sec > 9000000000 || time.tv_sec < -9000000000;
 }
 
 /* Whether a file has other extended attributes than those of OverlayFS. */
@@ -41,8 +47,8 @@ static int has_attributes(const char *path)
     return 0;
 }
 
-/* Write what matters of each file to `found`. Returns 0, 1 if a model has extended attributes, or a
- * negative errno. */
+/* Write what matters of each file to `found`. Returns 0, 1 if a model has extended attributes or
+ * times that 64 bits have no room for, or a negative errno. */
 int mountns_look_at_files(const struct look *looks, int count, int64_t (*found)[VALUES])
 {
     memset(found, 0, sizeof *found * (size_t)count);
@@ -66,7 +72,8 @@ int mountns_look_at_files(const struct look *looks, int count, int64_t (*found)[
         *value++ = nanoseconds(status.st_mtim);
         if (looks[i].kind == DIRECTORY)
             *value++ = nanoseconds(status.st_ctim);
-        else if (has_attributes(looks[i].path))
+        else if (is_far(status.st_atim) || is_far(status.st_mtim)
+                 || has_attributes(looks[i].path))
             return 1;
     }
     return 0;

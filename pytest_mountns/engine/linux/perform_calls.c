@@ -222,14 +222,15 @@ long mountns_answer(int channel, uint64_t inode, struct answer *answer, int leas
     size = receive(channel, &answer->byte, 1, received, &count);
     if (size <= 0)
         return size;
-    for (int i = 0; i < count && i < 4; i++) {
-        int moved = fcntl(received[i], F_DUPFD_CLOEXEC, least);
+    for (int i = 0; i < count; i++) {
+        int moved = i < 4 ? fcntl(received[i], F_DUPFD_CLOEXEC, least) : -1;
 
-        answer->results[i] = moved < 0 ? received[i] : moved;
-        if (moved >= 0)
+        if (i < 4)
+            answer->results[i] = moved < 0 ? received[i] : moved;
+        if (i >= 4 || moved >= 0)
             close(received[i]);
     }
-    answer->count = count;
+    answer->count = count < 4 ? count : 4;
     return 1;
 }
 #endif

@@ -198,24 +198,27 @@ def end(tops: Collection[int]) -> set[int]:
     """Kill processes with :func:`kill_all`, and wait until they have ended, at most 10 seconds.
 
     Until then they hold what others may want: ports, locks, and memory. Children of this process
-    are reaped. Returns the process ids.
+    are reaped, if they have ended. Returns the process ids.
     """
     killed = kill_all(tops)
     deadline = time.monotonic() + _ENDS_WITHIN
-    left = list(killed)
-    while left := [pid for pid in left if not _is_gone(pid)]:
-        if time.monotonic() > deadline:
-            break
+    # One that may not be killed is not waited for. It may have ended before.
+    left = {pid for pid in {*tops, *killed} if not _is_gone(pid)} & killed
+    while left and time.monotonic() < deadline:
         time.sleep(_INTERVAL)
+        left = {pid for pid in left if not _is_gone(pid)}
     return killed
 
 
 def _is_gone(pid: int) -> bool:
-    """Whether a process has ended. If it is a child of this one, it is reaped."""
-    try:
-        return os.waitpid(pid, os.WNOHANG | _WALL)[0] == pid
-    except ChildProcessError:
-        return has_ended(pid)
+    """Whether a process has ended. If it is a child of this one, it is reaped.
+
+    One that another process traces can be reaped only when that one has let go of it, ptrace(2).
+    """
+    ended = has_ended(pid)
+    with contextlib.suppress(ChildProcessError):
+        return os.waitpid(pid, os.WNOHANG | _WALL)[0] == pid or ended
+    return ended
 
 
 def _trees(tops: Collection[int]) -> list[int]:

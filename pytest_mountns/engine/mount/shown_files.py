@@ -21,6 +21,8 @@ from ..plan.model import Bind, MakeDev, Overlay, Plan, Protect, Seed, Step
 _ROW: Final = struct.Struct("=7q")
 _UNSIGNED_ROW: Final = struct.Struct("=7Q")
 _UNSIGNED: Final = (1 << 64) - 1
+#: Nanoseconds since 1970.
+_LATEST: Final = 9_000_000_000 * 1_000_000_000
 #: What is looked at, as in ``look_at_files.c``.
 _MODEL: Final = 0
 _SOURCE: Final = 1
@@ -89,7 +91,7 @@ class FilesToShow:
         """What a root takes over that is made now.
 
         None if a directory that an upper is made after has extended attributes, which are not
-        among that. Raises :class:`OSError` if a file is gone.
+        among that, or a time beyond the year 2255. Raises :class:`OSError` if a file is gone.
         """
         compiled = library()
         failed = -1 if compiled is None else compiled.mountns_look_at_files(*self._at)
@@ -109,7 +111,7 @@ class FilesToShow:
             if kind == _MODEL:
                 times = status.st_atime_ns, status.st_mtime_ns
                 values = S_IMODE(status.st_mode), status.st_uid, status.st_gid, *times
-                if _has_attributes(path):
+                if _has_attributes(path) or any(abs(time) > _LATEST for time in times):
                     return None
             elif kind == _SOURCE:
                 values = status.st_dev, status.st_ino

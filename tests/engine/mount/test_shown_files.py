@@ -1,0 +1,123 @@
+"""What a root takes over from files of the host, looked at in C and in Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_mountns.engine.linux import compiled
+from pytest_mountns.engine.mount import shown_files
+from pytest_mountns.engine.mount.shown_files import FilesToShow, ModelState
+
+#: Seconds since 1970, in the year 2286.
+_FAR = 10_000_000_000
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "python":
+        monkeypatch.setattr(shown_files, "library", lambda: None)
+    elif compiled.library() is None:
+        pytest.skip("installed without a C compiler")
+    return str(request.param)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    path.mkdir(mode=0o750)
+    os.utime(path, ns=(-1, 1_234_567_890_123_456_789))
+    return path
+
+
+@pytest.mark.usefixtures("way")
+def test_the_attributes_of_models_are_read(model: Path) -> None:
+    found = FilesToShow([str(model), "/"], [], []).look()
+    assert found is not None
+    first, second = found.model_states()
+    owner = os.geteuid(), os.getegid()
+    assert first == ModelState(0o750, *owner, -1, 1_234_567_890_123_456_789)
+    assert second.mtime == os.stat("/").st_mtime_ns
+
+
+def test_both_ways_see_the_same(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled.library() is None:
+        pytest.skip("installed without a C compiler")
+    paths = [str(model), "/dev/null", "/proc/self"]
+    files = FilesToShow([str(model)], paths, paths)
+    in_c = files.look()
+    monkeypatch.setattr(shown_files, "library", lambda: None)
+    assert files.look() == in_c
+
+
+def _replace(path: Path) -> None:
+    path.rename(path.with_name("old"))
+    path.mkdir()
+
+
+def _mode(path: Path) -> None:
+    path.chmod(0o700)
+
+
+def _time(path: Path) -> None:
+    os.utime(path, ns=(0, 0))
+
+
+def _entry(path: Path) -> None:
+    (path / "entry").touch()
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    ("change", "seen_by"),
+    [
+        (_replace, {"model", "source", "directory"}),
+        (_mode, {"model", "directory"}),
+        (_time, {"model", "directory"}),
+        (_entry, {"model", "directory"}),
+    ],
+)
+def test_changes_are_seen(model: Path, change: Callable[[Path], None], seen_by: set[str]) -> None:
+    path = [str(model)]
+    looks = {
+        "model": FilesToShow(path, [], []),
+        "source": FilesToShow([], path, []),
+        "directory": FilesToShow([], [], path),
+    }
+    before = {name: files.look() for name, files in looks.items()}
+    assert {name: files.look() for name, files in looks.items()} == before
+    change(model)
+    assert {name for name, files in looks.items() if files.look() != before[name]} == seen_by
+
+
+@pytest.mark.usefixtures("way")
+def test_a_model_that_cannot_be_copied_is_none(model: Path) -> None:
+    files = FilesToShow([str(model)], [str(model)], [])
+    assert files.look() is not None
+    try:
+        os.setxattr(model, "user.note", b"1")
+    except OSError:
+        pytest.skip("this filesystem has no extended attributes")
+    assert files.look() is None
+    os.removexattr(model, "user.note")
+    assert files.look() is not None
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_time_for_which_there_is_no_room_is_none(model: Path, sign: int) -> None:
+    os.utime(model, (0, sign * _FAR))
+    if os.stat(model).st_mtime != sign * _FAR:
+        pytest.skip("this filesystem has no such times")
+    assert FilesToShow([str(model)], [], []).look() is None
+    # Where it is only compared, it does no harm.
+    assert FilesToShow([], [], [str(model)]).look() is not None
+
+
+@pytest.mark.usefixtures("way")
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"):
+        FilesToShow([], [str(tmp_path), str(tmp_path / "missing")], []).look()
