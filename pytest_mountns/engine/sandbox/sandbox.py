@@ -156,9 +156,11 @@ class Sandbox:
         signals = nullcontext() if held else signals_held()
         with signals, privileged(self.plan.drops_capabilities):
             with explained("enter the sandbox", user_namespace, "namespace"):
+                root = os.stat("/")
                 go(self.namespace)
-                # Never silently on the host.
-                check_moved(self.namespace)
+                # Never silently on the host. Another root is enough to know; the rest takes 10 us.
+                if os.path.samestat(os.stat("/"), root):
+                    check_moved(self.namespace)
             with explained("open directories again in the sandbox", user_namespace):
                 reopen(directories)
                 change_directory(cwd)
