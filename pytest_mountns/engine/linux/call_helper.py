@@ -129,7 +129,8 @@ class CallHelper:
             asked = self._asked = _Asked(calls, stage, results)
         try:
             self._list = calls
-            self._call("mountns_request", *asked.at)
+            if self._call("mountns_request", *asked.at) < 0:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         except BaseException as error:  # noqa: BLE001 - raised again unless a call has failed
             self._give_up_after(error)
         return not self._failed

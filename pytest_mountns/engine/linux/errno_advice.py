@@ -220,6 +220,12 @@ def explain(number: int, user_namespace: bool, doing: Doing = "") -> tuple[str, 
         return ("too many open files", "ulimit -n 4096")
     if number == errno.ENOMEM:
         return ("not enough memory", "free -m")
+    if number == errno.EPROTO:
+        return (
+            "something answers system calls in the kernel's place, such as a seccomp filter or a"
+            " program that runs this one under ptrace(2)",
+            "run pytest outside of it; grep -E 'Seccomp|TracerPid' /proc/self/status shows it",
+        )
     if number == errno.EINVAL:
         return ("the kernel does not take this as it was asked for", _DOCTOR)
     return ("", "")

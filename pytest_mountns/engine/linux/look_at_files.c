@@ -18,7 +18,7 @@ struct look {
     int64_t kind;
 };
 
-/* They wrap around in the year 2262. */
+/* They wrap around in the year 2262, where they are only compared. */
 static int64_t nanoseconds(struct timespec time)
 {
     return (int64_t)((uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec);
@@ -26,7 +26,7 @@ static int64_t nanoseconds(struct timespec time)
 
 static int is_far(struct timespec time)
 {
-    return time.tv_sec > 9000000000 || time.tv_sec < -9000000000;
+    return time.tv_sec >= 9000000000 || time.tv_sec < -9000000000;
 }
 
 /* Whether a file has other extended attributes than those of OverlayFS. */
@@ -48,7 +48,7 @@ static int has_attributes(const char *path)
 }
 
 /* Write what matters of each file to `found`. Returns 0, 1 if a model has extended attributes or
- * times that 64 bits have no room for, or a negative errno. */
+ * times beyond the year 2255, or a negative errno. */
 int mountns_look_at_files(const struct look *looks, int count, int64_t (*found)[VALUES])
 {
     memset(found, 0, sizeof *found * (size_t)count);

@@ -66,37 +66,6 @@ def go(namespace: int) -> None:
     sys.setns(namespace, sys.CLONE_NEWNS)
 
 
-def unshare_mounts() -> None:
-    """Move this thread to a copy of its mount namespace, unshare(2).
-
-    Raises :class:`OSError` if the kernel refuses, and :class:`Unavailable` if this thread has not
-    moved: what it mounts would be mounted on the host.
-    """
-    before = posix.stat(_NAMESPACE).st_ino
-    sys.unshare(sys.CLONE_NEWNS)
-    if posix.stat(_NAMESPACE).st_ino == before:
-        raise _pretended("make a mount namespace", "unshare(CLONE_NEWNS)")
-
-
-def check_moved(namespace: int) -> None:
-    """Raises :class:`Unavailable` if this thread is not in ``namespace`` after setns(2).
-
-    Raises :class:`OSError` if that cannot be found out.
-    """
-    if posix.stat(_NAMESPACE).st_ino != posix.fstat(namespace).st_ino:
-        raise _pretended("move to another mount namespace", "setns(CLONE_NEWNS)")
-
-
-def _pretended(tried: str, call: str) -> Unavailable:
-    return Unavailable(
-        tried,
-        f"{call}: success, and this process is where it was",
-        cause="something answers this system call in the kernel's place, such as a seccomp filter"
-        " or a program that runs this one under ptrace(2)",
-        remedy="run pytest outside of it; grep -E 'Seccomp|TracerPid' /proc/self/status shows it",
-    )
-
-
 def _twice(call: Callable[[], T]) -> T:
     try:
         return call()
@@ -149,7 +118,7 @@ def enter_mount_namespace(user_namespace: bool) -> int:
     (mount_namespaces(7), ``MS_SLAVE``). Raises :class:`Unavailable` if that is refused.
     """
     try:
-        unshare_mounts()
+        sys.unshare(sys.CLONE_NEWNS)
         # First of all: on a shared root every mount of ours would appear on the host.
         sys.mount(None, "/", None, sys.MS_SLAVE | sys.MS_REC)
         return current_namespace()
@@ -163,21 +132,12 @@ def make_stage() -> int:
 
     For a process that needs no user namespace. Raises :class:`SandboxError` if that is refused.
     """
-    here = current_namespace()
-    try:
-        with signals_held(), way_back(False) as back:
-            back.away()
-            stage = enter_mount_namespace(False)
-            with explained("make the chroot a root", False, "pivot"):
-                _adopt_chroot(stage)
-        try:
-            check_moved(here)
-        except BaseException:
-            posix.close(stage)
-            raise
+    with signals_held(), way_back(False) as back:
+        back.away()
+        stage = enter_mount_namespace(False)
+        with explained("make the chroot a root", False, "pivot"):
+            _adopt_chroot(stage)
         return stage
-    finally:
-        posix.close(here)
 
 
 def _adopt_chroot(namespace: int) -> None:

@@ -161,7 +161,7 @@ class ParkedDescriptors:
         collected = self.collect()
         try:
             posix.fchdir(collected[0])
-        except OSError:
+        except BaseException:
             for fd in collected:
                 posix.close(fd)
             raise

@@ -89,8 +89,10 @@ def has_ended(pid: int) -> bool:
     """Whether a process has ended with all its threads, reaped or not."""
     try:
         fields = _status(pid)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
+    except OSError:
+        return False
     # Where only the first thread has ended, the state is that of a process that has.
     return fields[0] in b"ZX" and int(fields[17]) <= 1
 
@@ -215,9 +217,9 @@ def _is_gone(pid: int) -> bool:
 
     One that another process traces can be reaped only when that one has let go of it, ptrace(2).
     """
-    ended = has_ended(pid)
+    ended, zombie = has_ended(pid), state(pid) == b"Z"
     with contextlib.suppress(ChildProcessError):
-        return os.waitpid(pid, os.WNOHANG | _WALL)[0] == pid or ended
+        return os.waitpid(pid, os.WNOHANG | _WALL)[0] == pid or (ended and zombie)
     return ended
 
 

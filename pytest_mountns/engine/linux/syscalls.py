@@ -7,6 +7,7 @@ of the man pages. Every failure is a :class:`SyscallError` that names the call.
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Sequence
 from itertools import chain
 from typing import Final, NoReturn
@@ -210,10 +211,21 @@ def _fail(call: str) -> SyscallError:
     return SyscallError(ctypes.get_errno(), call)
 
 
+def _pretended(call: str) -> SyscallError:
+    return SyscallError(errno.EPROTO, f"{call}, which something else than the kernel has answered")
+
+
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """unshare(2). Raises :class:`SyscallError` with EPROTO if somebody else answers it.
+
+    A seccomp filter can have it seem to work. What is mounted then would be mounted on the host.
+    """
     if _libc.unshare(flags) < 0:
         raise _fail(f"unshare({_clone_names(flags)})")
+    # The kernel refuses a flag that does not exist. What follows CLONE_FS fails if that has done
+    # nothing, and so does writing the maps of a user namespace.
+    if flags not in (CLONE_FS, CLONE_NEWUSER) and _libc.unshare(flags | _NO_FLAG_OF_UNSHARE) >= 0:
+        raise _pretended(f"unshare({_clone_names(flags)})")
 
 
 def is_single_threaded() -> bool:
@@ -231,13 +243,22 @@ def has_children(options: int) -> bool:
 
     The standard library's function raises an exception if there is none, as for most tests.
     """
-    return int(_libc.waitid(_P_ALL, 0, None, options)) == 0
+    if _libc.waitid(_P_ALL, 0, None, options) == 0:
+        return True
+    if ctypes.get_errno() != errno.ECHILD:
+        raise _fail("waitid()")
+    return False
 
 
 def setns(fd: int, nstype: int) -> None:
-    """setns(2). Acts on the calling thread; resets its root and working directory."""
+    """setns(2). Acts on the calling thread; resets its root and working directory.
+
+    Raises :class:`SyscallError` with EPROTO if somebody else answers it: see :func:`unshare`.
+    """
     if _libc.setns(fd, nstype) < 0:
         raise _fail(f"setns({fd}, {_clone_names(nstype)})")
+    if _libc.setns(-1, nstype) >= 0:
+        raise _pretended(f"setns({fd}, {_clone_names(nstype)})")
 
 
 def mount(

@@ -39,8 +39,10 @@ class Watches:
         """Watch a directory. Returns the number of the watch. Raises :class:`OSError`."""
         self._forget_parents()
         if self._fd < 0:
-            self._fd = high(sys.inotify_init())
-            self._poll.register(self._fd, select.POLLIN)
+            fd = high(sys.inotify_init())
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN)
+            self._fd = fd
         watch = sys.inotify_add_watch(self._fd, path, _CHANGES)
         self._watches.add(watch)
         return watch
@@ -76,6 +78,10 @@ class Watches:
     def _read(self) -> None:
         while self._poll.poll(0):
             data = posix.read(self._fd, _ROOM)
+            if not data:
+                # A test has closed it, and its number stands for something else.
+                self._changed |= self._watches
+                return
             at = 0
             while at < len(data):
                 watch, _, _, length = _EVENT.unpack_from(data, at)
@@ -84,9 +90,8 @@ class Watches:
 
     def close(self) -> None:
         """Stop watching everything."""
-        if self._fd >= 0:
-            self._poll.unregister(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
         self._watches.clear()
         self._changed.clear()

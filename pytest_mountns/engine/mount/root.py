@@ -16,14 +16,7 @@ from typing import Final, NamedTuple, final
 from ..linux import syscalls as sys
 from ..linux.call_helper import CallHelper
 from ..linux.errors import SandboxError, Unavailable
-from ..linux.namespaces import (
-    current_namespace,
-    explained,
-    high,
-    mounting,
-    privileged,
-    unshare_mounts,
-)
+from ..linux.namespaces import current_namespace, explained, high, mounting, privileged
 from ..linux.untouched import os
 from ..plan.model import Features, Layered, Plan, Step
 from .api import MountApi
@@ -254,7 +247,7 @@ def _make(
     """
     user_namespace = plan.user_namespace
     with _making_a_namespace(user_namespace):
-        unshare_mounts()
+        sys.unshare(sys.CLONE_NEWNS)
         opened.append(current_namespace())
     with explained("read the mount table", user_namespace, "proc"):
         api = mount_api_for(plan.features)

@@ -111,7 +111,7 @@ class FilesToShow:
             if kind == _MODEL:
                 times = status.st_atime_ns, status.st_mtime_ns
                 values = S_IMODE(status.st_mode), status.st_uid, status.st_gid, *times
-                if _has_attributes(path) or any(abs(time) > _LATEST for time in times):
+                if _has_attributes(path) or any(abs(time) >= _LATEST for time in times):
                     return None
             elif kind == _SOURCE:
                 values = status.st_dev, status.st_ino

@@ -39,7 +39,7 @@ from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
 from ..linux.errors import SandboxError
 from ..linux.mountinfo import is_below
-from ..linux.namespaces import current_namespace, explained, high, mounting, unshare_mounts
+from ..linux.namespaces import current_namespace, explained, high, mounting
 from ..linux.untouched import os
 from ..linux.watches import Watches
 from ..plan.model import (
@@ -247,7 +247,7 @@ def make_template(
     with mounting(user, dropped=user) as (back, opened):
         with explained("make a mount namespace", user, "namespace"):
             back.leave_for(stage)
-            unshare_mounts()
+            sys.unshare(sys.CLONE_NEWNS)
             opened.append(current_namespace())
         api = NewMountApi()
         with explained("mount the root of a template", user, "scratch"):

@@ -214,10 +214,9 @@ class Planner:
             self._copies.close()
 
     def _forget_table(self) -> None:
-        if self._mount_table is not None:
-            self._table_poll.unregister(self._mount_table)
-            os.close(self._mount_table)
-            self._mount_table = None
+        table, self._mount_table = self._mount_table, None
+        if table is not None:
+            os.close(table)
 
     def _make(self, spec: SandboxSpec) -> Plan:
         findings = self.findings
@@ -346,13 +345,13 @@ class Planner:
         """
         if self._mount_table is None:
             try:
-                self._mount_table = high(
-                    os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-                )
+                table = high(os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC))
             except OSError:
                 # Without /proc the probe fails as well, with an explanation.
                 return False
-            self._table_poll.register(self._mount_table, select.POLLPRI)
+            self._table_poll = select.poll()
+            self._table_poll.register(table, select.POLLPRI)
+            self._mount_table = table
         told = self._table_poll.poll(0)
         return bool(told) and bool(told[0][1] & (select.POLLPRI | select.POLLERR))
 

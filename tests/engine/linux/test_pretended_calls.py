@@ -7,22 +7,28 @@ of their own, which they have checked before anything pretends.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from pytest_mountns.engine.linux import syscalls
-from pytest_mountns.engine.linux.errors import Unavailable
+from pytest_mountns.engine.linux.errors import SandboxError
 from pytest_mountns.engine.linux.namespaces import enter_mount_namespace, make_stage
 from pytest_mountns.engine.linux.threads import is_alone
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.planning.planner import Planner
 from pytest_mountns.engine.sandbox.manager import SandboxManager
 from tests.helpers.seccomp import Refusal, install, refuse
-from tests.helpers.worlds import in_child, private_mounts
+from tests.helpers.worlds import Lost, in_child, private_mounts
+
+T = TypeVar("T")
+
+_MS_SHARED = 1 << 20
 
 pytestmark = [
     pytest.mark.layered,
@@ -35,57 +41,107 @@ def mounts() -> list[str]:
     return [line.split(" ", 2)[2] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
-def pretending(call: str, action: Callable[[], object]) -> str:
-    """What ``action`` is refused with where ``call`` pretends to work. Nothing is mounted."""
+def refused(action: Callable[[], object]) -> str:
+    """What ``action`` is refused with. Nothing is mounted by it."""
+    before = mounts()
+    with pytest.raises(SandboxError) as raised:
+        action()
+    assert mounts() == before
+    return str(raised.value)
 
-    def run() -> str:
+
+def in_shared_mounts(action: Callable[[], T]) -> T:
+    """Call ``action`` where each mount of it would appear in another namespace as well.
+
+    So it is on a host whose ``/`` is shared, as systemd has it.
+    """
+
+    def outer() -> T:
         private_mounts()
+        syscalls.mount(None, "/", None, _MS_SHARED | syscalls.MS_REC)
         before = mounts()
-        # Other flags than this one are the kernel's business.
-        flags = syscalls.CLONE_NEWNS if call == "unshare" else 0
-        install([Refusal(call, 0, flags)])
-        with pytest.raises(Unavailable) as raised:
-            action()
-        assert mounts() == before
-        return str(raised.value)
 
-    return in_child(run)
+        def inner() -> T:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            return action()
+
+        found = in_child(inner)
+        assert mounts() == before
+        return found
+
+    return in_child(outer)
+
+
+def pretend(call: str) -> None:
+    """From now on a call that moves to another mount namespace does nothing, and says it has."""
+    # Other flags are the kernel's business.
+    install([Refusal(call, 0, syscalls.CLONE_NEWNS if call == "unshare" else 0)])
 
 
 @pytest.mark.parametrize("action", [make_stage, lambda: enter_mount_namespace(False)])
 def test_a_mount_namespace_that_was_not_made_is_noticed(action: Callable[[], object]) -> None:
-    said = pretending("unshare", action)
-    assert "unshare(CLONE_NEWNS): success, and this process is where it was" in said
+    def run() -> str:
+        pretend("unshare")
+        return refused(action)
+
+    said = in_shared_mounts(run)
+    assert "unshare(CLONE_NEWNS), which something else than the kernel has answered" in said
     assert "seccomp filter" in said
 
 
 def test_the_stage_is_not_made_where_nobody_returns_from_it() -> None:
-    def run() -> str:
-        private_mounts()
-        install(refuse(("setns",), 0))
-        with pytest.raises(Unavailable) as raised:
-            make_stage()
-        return str(raised.value)
+    def run() -> None:
+        pretend("setns")
+        make_stage()
 
-    assert "setns(CLONE_NEWNS): success, and this process is where it was" in in_child(run)
+    # It is not known any more where this process is.
+    with pytest.raises(Lost, match=str(-signal.SIGABRT)):
+        in_shared_mounts(run)
 
 
-def test_a_sandbox_that_was_not_entered_is_noticed() -> None:
-    """Also if the calls pretend only from the middle of the session on."""
+@pytest.mark.parametrize("call", ["unshare", "setns"])
+@pytest.mark.parametrize("moment", ["before it is made", "before it is entered"])
+def test_calls_that_pretend_from_some_moment_on_are_noticed(moment: str, call: str) -> None:
+    """As when a test has installed the filter. Or the sandbox does without these calls."""
 
     def run() -> tuple[str, bool]:
-        private_mounts()
         manager, planner = SandboxManager([]), Planner([])
-        sandbox = manager.make(planner.plan(SandboxSpec()))
-        here = os.stat("/")
-        install(refuse(("setns",), 0))
-        with pytest.raises(Unavailable) as raised:
-            manager.enter(sandbox, "/")
-        return str(raised.value), os.path.samestat(os.stat("/"), here)
+        plan = planner.plan(SandboxSpec())
+        # What is made once is there.
+        first = manager.make(plan)
+        manager.enter(first, "/")
+        manager.leave()
+        sandbox = manager.make(plan) if moment == "before it is entered" else None
+        before, here = mounts(), os.stat("/")
+        pretend(call)
+        said = ""
+        try:
+            manager.enter(sandbox or manager.make(plan), "/")
+            assert mounts() != before
+        except SandboxError as error:
+            said = str(error)
+            assert mounts() == before
+        return said, os.path.samestat(os.stat("/"), here)
 
-    said, is_on_host = in_child(run)
-    assert "setns(CLONE_NEWNS): success, and this process is where it was" in said
-    assert is_on_host
+    try:
+        said, is_on_host = in_shared_mounts(run)
+    except Lost as error:
+        # It has noticed that it could not return.
+        assert str(-signal.SIGABRT) in str(error)  # noqa: PT017 - there are two good outcomes
+        return
+    assert bool(said) == is_on_host
+    assert not said or "something else than the kernel has answered" in said
+
+
+def test_an_inline_test_that_was_not_left_is_noticed() -> None:
+    def run() -> None:
+        manager, planner = SandboxManager([]), Planner([])
+        manager.enter(manager.make(planner.plan(SandboxSpec())), "/")
+        pretend("setns")
+        manager.leave()
+
+    with pytest.raises(Lost, match=str(-signal.SIGABRT)):
+        in_shared_mounts(run)
 
 
 def test_threads_are_seen_where_unshare_always_works() -> None:
@@ -126,7 +182,7 @@ def test_no_test_runs_on_the_host(pytester: pytest.Pytester, process: str, call:
             stdout=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=60,
+            timeout=40,
             stdin=subprocess.DEVNULL,
         )
         return found.stdout, mounts() == before
@@ -135,5 +191,7 @@ def test_no_test_runs_on_the_host(pytester: pytest.Pytester, process: str, call:
     assert nothing_is_mounted
     if call == "unshare":
         assert "1 error" in said or "1 failed" in said
-        assert "success, and this process is where it was" in said
+        assert "something else than the kernel has answered" in said
+    else:
+        assert "1 passed" in said or "1 error" in said or "1 failed" in said
     assert not Path("ran").exists()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -41,40 +39,63 @@ def test_what_was_ended_is_gone() -> None:
     assert in_child(run) == (set(), [], [True])
 
 
+def started(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """A process of Python that runs ``program``. It is ended when the caller's context ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, start_new_session=True
+    )
+
+
 def test_a_process_whose_first_thread_has_ended_has_not_ended() -> None:
+    program = """
+import ctypes, threading, time
+
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print("ready", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
     def run() -> tuple[bytes, bool, bool]:
-        child = os.fork()
-        if child == 0:
-            threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
-            ctypes.CDLL(None).pthread_exit(None)
-        while processes.state(child) != b"Z":
-            time.sleep(0.01)
-        before = processes.has_ended(child)
-        processes.end([child])
-        return processes.state(child), before, processes.has_ended(child)
+        with started(program) as child:
+            try:
+                assert child.stdout is not None
+                assert child.stdout.readline() == b"ready\n"
+                while processes.state(child.pid) != b"Z":
+                    time.sleep(0.01)
+                before = processes.has_ended(child.pid)
+                processes.end([child.pid])
+                return processes.state(child.pid), before, processes.has_ended(child.pid)
+            finally:
+                child.kill()
 
     assert in_child(run) == (b"X", False, True)
 
 
 def test_nobody_waits_for_what_another_process_traces() -> None:
     """Its parent can reap it only when that process has let go of it, ptrace(2)."""
+    program = f"""
+import ctypes, signal, sys
+
+failed = ctypes.CDLL(None).ptrace({_PTRACE_SEIZE}, int(sys.argv[1]), None, None)
+print("failed" if failed else "traces", flush=True)
+signal.pause()
+"""
 
     def run() -> tuple[float, bytes]:
-        reader, writer = os.pipe()
         child = subprocess.Popen(["sleep", "1000"])
-        tracer = os.fork()
-        if tracer == 0:
-            failed = ctypes.CDLL(None).ptrace(_PTRACE_SEIZE, child.pid, None, None)
-            os.write(writer, b"-" if failed else b"+")
-            signal.pause()
-        if os.read(reader, 1) == b"-":
-            pytest.skip("this process may not be traced")
-        before = time.monotonic()
-        processes.end([child.pid])
-        took, state = time.monotonic() - before, processes.state(child.pid)
-        processes.end([tracer])
-        child.wait()
-        return took, state
+        with started(program, str(child.pid)) as tracer:
+            try:
+                assert tracer.stdout is not None
+                if tracer.stdout.readline() != b"traces\n":
+                    pytest.skip("this process may not be traced")
+                before = time.monotonic()
+                processes.end([child.pid])
+                return time.monotonic() - before, processes.state(child.pid)
+            finally:
+                tracer.kill()
+                tracer.wait()
+                child.kill()
+                child.wait()
 
     took, state = in_child(run)
     assert state in (b"Z", b"X")
@@ -84,19 +105,23 @@ def test_nobody_waits_for_what_another_process_traces() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a process of another user")
 def test_what_may_not_be_killed_is_not_waited_for_and_reaped_when_it_has_ended() -> None:
     def run() -> tuple[set[int], float, list[int]]:
-        left = subprocess.Popen(["sleep", "1000"])
-        ended = subprocess.Popen(["true"])
-        while processes.state(ended.pid) != b"Z":
-            time.sleep(0.01)
-        os.setresuid(_SOMEBODY, _SOMEBODY, 0)
-        before = time.monotonic()
-        killed = processes.end([left.pid, ended.pid])
-        took, there = time.monotonic() - before, children()
-        os.setresuid(0, 0, 0)
-        left.kill()
-        left.wait()
-        ended.returncode = 0
-        return killed & {left.pid}, took, [pid for pid in there if pid == ended.pid]
+        left, ended = subprocess.Popen(["sleep", "1000"]), subprocess.Popen(["true"])
+        try:
+            while processes.state(ended.pid) != b"Z":
+                time.sleep(0.01)
+            try:
+                os.setresuid(_SOMEBODY, _SOMEBODY, 0)
+            except OSError:
+                pytest.skip("there is no other user here")
+            before = time.monotonic()
+            killed = processes.end([left.pid, ended.pid])
+            took, there = time.monotonic() - before, children()
+            os.setresuid(0, 0, 0)
+            return killed & {left.pid}, took, [pid for pid in there if pid == ended.pid]
+        finally:
+            left.kill()
+            left.wait()
+            ended.wait()
 
     killed, took, unreaped = in_child(run)
     assert (killed, unreaped) == (set(), [])

@@ -30,17 +30,27 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model"
     path.mkdir(mode=0o750)
     os.utime(path, ns=(-1, 1_234_567_890_123_456_789))
+    if os.listxattr(path):
+        pytest.skip("each directory has extended attributes here, as with SELinux")
     return path
 
 
 @pytest.mark.usefixtures("way")
 def test_the_attributes_of_models_are_read(model: Path) -> None:
-    found = FilesToShow([str(model), "/"], [], []).look()
+    other = model / "other"
+    other.mkdir()
+    found = FilesToShow([str(model), str(other)], [], []).look()
     assert found is not None
-    first, second = found.model_states()
-    owner = os.geteuid(), os.getegid()
-    assert first == ModelState(0o750, *owner, -1, 1_234_567_890_123_456_789)
-    assert second.mtime == os.stat("/").st_mtime_ns
+    assert list(found.model_states()) == [
+        ModelState(
+            status.st_mode & 0o7777,
+            status.st_uid,
+            status.st_gid,
+            status.st_atime_ns,
+            status.st_mtime_ns,
+        )
+        for status in (model.stat(), other.stat())
+    ]
 
 
 def test_both_ways_see_the_same(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +59,7 @@ def test_both_ways_see_the_same(model: Path, monkeypatch: pytest.MonkeyPatch) ->
     paths = [str(model), "/dev/null", "/proc/self"]
     files = FilesToShow([str(model)], paths, paths)
     in_c = files.look()
+    assert in_c is not None
     monkeypatch.setattr(shown_files, "library", lambda: None)
     assert files.look() == in_c
 
