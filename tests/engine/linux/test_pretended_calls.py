@@ -195,3 +195,37 @@ def test_no_test_runs_on_the_host(pytester: pytest.Pytester, process: str, call:
     else:
         assert "1 passed" in said or "1 error" in said or "1 failed" in said
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "flag"),
+    [("pid=True", syscalls.CLONE_NEWPID), ("network='none'", syscalls.CLONE_NEWNET)],
+)
+def test_no_test_is_isolated_in_name_only(pytester: pytest.Pytester, keys: str, flag: int) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.mountns({keys})
+        def test_it(overlay_root):
+            raise AssertionError("it has run")
+        """
+    )
+
+    def run() -> str:
+        private_mounts()
+        install([Refusal("unshare", 0, flag)])
+        found = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "--mountns-unavailable=error"],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=40,
+            stdin=subprocess.DEVNULL,
+        )
+        return found.stdout
+
+    said = in_child(run)
+    assert "1 error" in said or "1 failed" in said
+    assert "it has run" not in said
+    assert "something else than the kernel has answered" in said
