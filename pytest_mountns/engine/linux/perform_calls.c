@@ -34,8 +34,8 @@ struct call {
     int64_t arguments[5];
 };
 
-/* Whether a call that seems to have worked was answered by a seccomp filter: the kernel refuses what is
- * asked for here. See unshare() in syscalls.py. */
+/* Whether a call that seems to have worked was answered by a seccomp filter: the kernel refuses what
+ * is asked for here. See unshare() in syscalls.py. */
 static int is_pretended(long number)
 {
     if (number == SYS_unshare)
