@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import pickle
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, NoReturn, final
@@ -379,7 +379,8 @@ def _run(function: Callable[[], object], order: Order, machine: Architecture) ->
         _reap(child)
     content = answer.content
     if content is None:
-        _end_orphans(before)
+        # The supervisor has left them.
+        processes.end_children(before)
         raise SandboxError(
             "supervise the system calls of a process",
             cause="the supervisor has ended without an answer",
@@ -413,18 +414,6 @@ def _supervise(
         syscalls.exit_now(0)
     finally:
         syscalls.exit_now(1)
-
-
-def _end_orphans(before: Collection[int]) -> None:
-    """Kill the children of this process, but for those of ``before``: a supervisor has left them.
-
-    When one has ended, its own children become children of this process.
-    """
-    known = set(before)
-    while orphans := [child for child in processes.own_children() if child not in known]:
-        processes.end(orphans)
-        # What could not be ended is not tried again.
-        known.update(orphans)
 
 
 def _reap(child: int) -> None:

@@ -212,6 +212,18 @@ def end(tops: Collection[int]) -> set[int]:
     return killed
 
 
+def end_children(besides: Collection[int]) -> None:
+    """End the children of this process with :func:`end`, but for those of ``besides``.
+
+    Where orphans become children of this process, what these leave is ended as well. A child that
+    could not be ended is not tried again.
+    """
+    tried = set(besides)
+    while children := [pid for pid in own_children() if pid not in tried]:
+        end(children)
+        tried.update(children)
+
+
 def _is_gone(pid: int) -> bool:
     """Whether a process has ended. If it is a child of this one, it is reaped.
 

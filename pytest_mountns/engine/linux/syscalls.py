@@ -450,10 +450,11 @@ class SignalSet(ctypes.Array[ctypes.c_char]):
 
 
 def block_all_signals(before: SignalSet | None = None) -> None:
-    """Block every signal for this thread, pthread_sigmask(3). ``before`` is set to those of before.
+    """Block every signal for this thread, pthread_sigmask(3).
 
-    Where a handler raises at once, nothing is returned any more: so it is an argument. The standard
-    library's function makes a set of 64 enumeration members, twice.
+    The mask that the thread had is written to ``before``. It is no result, since a handler of a
+    signal that has just come may raise before this function returns. The standard library's
+    function makes a set of 64 enumeration members, twice.
     """
     if before is not None:
         before[: len(_NO_MASK)] = _NO_MASK

@@ -69,7 +69,7 @@ def run_command(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Orphans of the command become children of this process, PR_SET_CHILD_SUBREAPER(2const).
     sys.prctl(sys.PR_SET_CHILD_SUBREAPER, 1)
-    known = set(processes.own_children())
+    before = processes.own_children()
     # With credentials: the command may have another process id in its PID namespace than here.
     receiver, sender = channel(credentials=True)
     reader, writer = os.pipe()
@@ -98,7 +98,8 @@ def run_command(
         (scratch,) = answer.descriptors
         status = _wait(child, answer.sender, apart=plan.pid_namespace)
         status = read_status(reader, status)
-        _end_leftovers(known)
+        # What the command has left: its root is about to vanish.
+        processes.end_children(before)
         # Signals of a Ctrl-C that was meant for the command may be pending.
         while signal.sigtimedwait(_SIGNALS, 0) is not None:
             pass
@@ -197,11 +198,3 @@ def _wait(child: int, target: int, *, apart: bool) -> int:
                 return status
             if pid == 0:
                 break
-
-
-def _end_leftovers(known: set[int]) -> None:
-    """Kill the processes that the command has left: their root is about to vanish."""
-    while new := [pid for pid in processes.own_children() if pid not in known]:
-        processes.end(new)
-        # What could not be ended is not tried again.
-        known.update(new)

@@ -130,10 +130,10 @@ class Sandbox:
         """Move this process in, with ``cwd`` as working directory, or ``/`` if that is not there.
 
         All its threads move. Its open directories are opened again in the sandbox. ``directories``
-        are those, if the caller holds all signals (:class:`.signals_held`). If it is None, they are
-        looked for, and what this sandbox and ``others`` need is left alone. Raises
-        :class:`SandboxError` if the kernel refuses it, or if a thread cannot
-        move; the caller then returns to where it was.
+        are those; who gives them holds all signals (:class:`.signals_held`). If it is None, they
+        are looked for, and what this sandbox and ``others`` need is left alone. Raises
+        :class:`SandboxError` if the kernel refuses it, or if a thread cannot move; the caller then
+        returns to where it was.
         """
         if stuck := stuck_threads():
             raise explain_stuck(stuck)
