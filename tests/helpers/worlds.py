@@ -217,6 +217,18 @@ def mount_tmpfs(target: str, options: str = "mode=0755") -> None:
         os.chown(target, *owner)
 
 
+def hide_shared_directories() -> None:
+    """Mount an empty tmpfs on each directory that other users' processes write to at any moment.
+
+    For tests of what is kept as long as the host's directories do not change: an ordinary user's
+    sandboxes have overlays there. A world that needs this machine's ``/tmp`` cannot have that.
+    """
+    for path in ("/tmp", "/var/tmp", "/run/lock"):
+        # A link is followed to what it stands for.
+        if os.path.isdir(path):
+            syscalls.mount("tmpfs", path, "tmpfs", 0, "mode=1777")
+
+
 def world_owner() -> tuple[int, int]:
     """User and group id of the world's user."""
     status = os.stat(BASE)

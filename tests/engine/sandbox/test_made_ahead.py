@@ -26,6 +26,7 @@ from tests.helpers.worlds import (
     bind,
     content,
     descriptors,
+    hide_shared_directories,
     in_child,
     in_world,
     mkdir,
@@ -63,6 +64,11 @@ def begun(mode: Mode) -> Iterator[tuple[SandboxManager, Plan, Sandbox]]:
 
 
 def prepare() -> None:
+    hide_shared_directories()
+    _make_volume()
+
+
+def _make_volume() -> None:
     mkdir("volume")
     write("volume/file", "first")
 
@@ -131,7 +137,7 @@ def _other_plan(manager: SandboxManager, plan: Plan) -> Sandbox:
 
 def _volume_replaced(manager: SandboxManager, plan: Plan) -> Sandbox:
     os.rename(VOLUME, f"{VOLUME}-before-{len(os.listdir(BASE))}")
-    prepare()
+    _make_volume()
     return manager.make(plan)
 
 
