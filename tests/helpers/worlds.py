@@ -15,6 +15,7 @@ import os
 import pickle
 import signal
 import stat
+import struct
 import sys
 import traceback
 import warnings
@@ -53,6 +54,13 @@ BASE: Final = "/srv"
 #: The user that root's tests become to be an ordinary one. It has no entry in /etc/passwd.
 _SOMEBODY: Final = 54321
 _SECONDS: Final = 60
+#: An access control list as the kernel takes it, in the format of acl(5): user 12 may read and
+#: write.
+ACCESS_LIST: Final = struct.pack(
+    "<I" + "HHI" * 5,
+    *(2, 0x01, 7, 2**32 - 1, 0x02, 6, 12, 0x04, 5, 2**32 - 1),
+    *(0x10, 7, 2**32 - 1, 0x20, 5, 2**32 - 1),
+)
 
 #: Names that a mount table, an option of mount(2) or a line of text could stumble over.
 ODD_NAMES: Final = [

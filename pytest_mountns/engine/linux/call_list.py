@@ -37,9 +37,10 @@ class Call:
     UNSHARE: Final = 15
     UTIMENSAT: Final = 16
     FSPICK: Final = 17
+    SETXATTR: Final = 18
 
     #: How many there are.
-    KINDS: Final = 18
+    KINDS: Final = 19
 
 
 class Result(NamedTuple):

@@ -13,9 +13,18 @@
 enum { MODEL, SOURCE, DIRECTORY };
 #define VALUES 7
 
+struct attribute {
+    const char *name;
+    const void *value;
+    int64_t size;
+};
+
 struct look {
     const char *path;
     int64_t kind;
+    /* Those that a model is expected to have, without those of OverlayFS. */
+    const struct attribute *attributes;
+    int64_t count;
 };
 
 /* They wrap around in the year 2262, where they are only compared. */
@@ -29,26 +38,43 @@ static int is_far(struct timespec time)
     return time.tv_sec >= 9000000000 || time.tv_sec < -9000000000;
 }
 
-/* Whether a file has other extended attributes than those of OverlayFS. */
-static int has_attributes(const char *path)
+static int is_of_overlay(const char *name)
 {
     static const char *const own[] = {"trusted.overlay.", "user.overlay."};
-    char names[512];
-    ssize_t size = listxattr(path, names, sizeof names);
 
-    if (size < 0)
-        return errno == ERANGE;
-    for (ssize_t at = 0; at < size; at += (ssize_t)strlen(names + at) + 1) {
-        const char *name = names + at;
-
-        if (strncmp(name, own[0], strlen(own[0])) && strncmp(name, own[1], strlen(own[1])))
-            return 1;
-    }
-    return 0;
+    return !strncmp(name, own[0], strlen(own[0])) || !strncmp(name, own[1], strlen(own[1]));
 }
 
-/* Write what matters of each file to `found`. Returns 0, 1 if a model has extended attributes or
- * times beyond the year 2255, or a negative errno. */
+/* Whether a file has just the extended attributes that are expected. One that cannot be read counts
+ * as none. */
+static int has_expected(const struct look *look)
+{
+    char names[4096], value[4096];
+    ssize_t length = listxattr(look->path, names, sizeof names);
+    int64_t found = 0;
+
+    if (length < 0)
+        return errno != ERANGE && !look->count;
+    for (ssize_t at = 0; at < length; at += (ssize_t)strlen(names + at) + 1) {
+        const struct attribute *one = look->attributes, *end = one + look->count;
+        ssize_t size;
+
+        if (is_of_overlay(names + at))
+            continue;
+        size = getxattr(look->path, names + at, value, sizeof value);
+        if (size < 0 && errno != ERANGE)
+            continue;
+        while (one < end && strcmp(one->name, names + at))
+            one++;
+        if (one == end || size != one->size || memcmp(value, one->value, (size_t)size))
+            return 0;
+        found++;
+    }
+    return found == look->count;
+}
+
+/* Write what matters of each file to `found`. Returns 0, 1 if a model has other extended attributes
+ * than are expected or times beyond the year 2255, or a negative errno. */
 int mountns_look_at_files(const struct look *looks, int count, int64_t (*found)[VALUES])
 {
     memset(found, 0, sizeof *found * (size_t)count);
@@ -73,7 +99,7 @@ int mountns_look_at_files(const struct look *looks, int count, int64_t (*found)[
         if (looks[i].kind == DIRECTORY)
             *value++ = nanoseconds(status.st_ctim);
         else if (is_far(status.st_atim) || is_far(status.st_mtim)
-                 || has_attributes(looks[i].path))
+                 || !has_expected(&looks[i]))
             return 1;
     }
     return 0;

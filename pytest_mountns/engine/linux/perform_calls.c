@@ -20,7 +20,7 @@
 static const long numbers[] = {
     SYS_close, SYS_fchdir, SYS_fchmodat, SYS_fchownat, SYS_fcntl, FSCONFIG, FSMOUNT, FSOPEN,
     SYS_mkdirat, SYS_mknodat, MOVE_MOUNT, OPEN_TREE, SYS_openat, SYS_setns, SYS_symlinkat,
-    SYS_unshare, SYS_utimensat, FSPICK,
+    SYS_unshare, SYS_utimensat, FSPICK, SYS_setxattr,
 };
 
 /* How many there are: a library that was compiled before some were added must not be used. */

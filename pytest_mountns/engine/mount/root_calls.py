@@ -20,6 +20,7 @@ from typing import BinaryIO, Final, NamedTuple, final
 
 from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
+from ..linux.attributes import read_xattrs, without_overlay
 from ..linux.call_helper import CallHelper
 from ..linux.call_list import Call, CallList, Result, is_available
 from ..linux.mountinfo import is_below
@@ -41,6 +42,9 @@ class _Upper(NamedTuple):
     """The calls that give an upper the attributes of a directory of the host's."""
 
     model: str
+    #: The extended attributes that it gets, as a security label: they hardly ever change.
+    xattrs: dict[str, bytes]
+    #: Indices in the list.
     chown: int
     chmod: int
     utime: int
@@ -89,7 +93,7 @@ class RootCalls:
         parents = parents_in_overlays(plan)
         own = [step.target for step in steps if isinstance(step, Overlay)]
         self._files = FilesToShow(
-            [upper.model for upper in self._uppers],
+            [(upper.model, upper.xattrs) for upper in self._uppers],
             [path for step in steps for path in sources_of(step)],
             [path for target in own for path in parents.get(target, ())],
         )
@@ -176,8 +180,8 @@ class RootCalls:
     def look_at_files(self) -> ShownFiles | None:
         """What a root that is made now takes over from the host's files.
 
-        None if an upper has attributes that :meth:`perform` does not copy. Raises :class:`OSError`
-        if a file is gone.
+        None if an upper is to have other attributes than :meth:`perform` gives it. Raises
+        :class:`OSError` if a file is gone.
         """
         return self._files.look()
 
@@ -291,9 +295,13 @@ class RootCalls:
         if not self._plan.user_namespace:
             chown = calls.add(Call.FCHOWNAT, here, raw, 0, 0, 0, optional=True)
         chmod = calls.add(Call.FCHMODAT, here, raw, 0)
-        utime = calls.add(Call.UTIMENSAT, here, raw, bytes(_TIMES.size), 0)
         model = step.model or step.lowers[0]
-        self._uppers.append(_Upper(model, chown, chmod, utime))
+        xattrs = without_overlay(read_xattrs(model))
+        for name, value in xattrs.items():
+            content = os.fsencode(name), value, len(value)
+            calls.add(Call.SETXATTR, raw, *content, 0, optional=True)
+        utime = calls.add(Call.UTIMENSAT, here, raw, bytes(_TIMES.size), 0)
+        self._uppers.append(_Upper(model, xattrs, chown, chmod, utime))
         calls.add(Call.MKDIRAT, here, work.encode(), 0o777)
         options: Options = [
             ("lowerdir", escape_lower(step.lowers[0])),

@@ -7,12 +7,11 @@ that matters for that, so that two moments can be compared.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from stat import S_IMODE
 from typing import Final, NamedTuple, final
 
-from ..linux.attributes import without_overlay
+from ..linux.attributes import read_xattrs, without_overlay
 from ..linux.compiled import library
 from ..linux.untouched import os, struct
 from ..plan.model import Bind, MakeDev, Overlay, Plan, Protect, Seed, Step
@@ -61,8 +60,21 @@ class ShownFiles(NamedTuple):
         return (ModelState(*row[:5]) for row in _ROW.iter_unpack(self.models))
 
 
+class _Attribute(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("value", ctypes.c_char_p),
+        ("size", ctypes.c_int64),
+    ]
+
+
 class _Look(ctypes.Structure):
-    _fields_ = [("path", ctypes.c_char_p), ("kind", ctypes.c_int64)]
+    _fields_ = [
+        ("path", ctypes.c_char_p),
+        ("kind", ctypes.c_int64),
+        ("attributes", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+    ]
 
 
 @final
@@ -74,13 +86,28 @@ class FilesToShow:
     """
 
     def __init__(
-        self, models: Sequence[str], sources: Sequence[str], directories: Sequence[str]
+        self,
+        models: Sequence[tuple[str, Mapping[str, bytes]]],
+        sources: Sequence[str],
+        directories: Sequence[str],
     ) -> None:
-        """See :class:`ShownFiles`; ``directories`` are those in which something is mounted."""
-        self._files = [(path, _MODEL) for path in models]
+        """See :class:`ShownFiles`.
+
+        ``models`` are the directories that uppers are made after, each with the extended attributes
+        that it is expected to have. ``directories`` are those in which something is mounted.
+        """
+        self._expected = [attributes for _, attributes in models]
+        self._files = [(path, _MODEL) for path, _ in models]
         self._files += [(path, _SOURCE) for path in sources]
         self._files += [(path, _DIRECTORY) for path in directories]
         looks = [_Look(os.fsencode(path), kind) for path, kind in self._files]
+        # The compiled library gets their addresses.
+        self._attributes = []
+        for look, attributes in zip(looks, self._expected, strict=False):
+            these = [_Attribute(os.fsencode(k), v, len(v)) for k, v in attributes.items()]
+            array = (_Attribute * len(these))(*these)
+            self._attributes.append(array)
+            look.attributes, look.count = ctypes.addressof(array), len(these)
         self._looks = (_Look * len(looks))(*looks)
         self._found = ctypes.create_string_buffer(_ROW.size * len(looks) or 1)
         self._at = ctypes.addressof(self._looks), len(looks), ctypes.addressof(self._found)
@@ -90,8 +117,8 @@ class FilesToShow:
     def look(self) -> ShownFiles | None:
         """What a root takes over that is made now.
 
-        None if a directory that an upper is made after has extended attributes, which are not
-        among that, or a time beyond the year 2255. Raises :class:`OSError` if a file is gone.
+        None if a directory that an upper is made after has other extended attributes than are
+        expected, or a time beyond the year 2255. Raises :class:`OSError` if a file is gone.
         """
         compiled = library()
         failed = -1 if compiled is None else compiled.mountns_look_at_files(*self._at)
@@ -105,13 +132,14 @@ class FilesToShow:
 
     def _look_one_by_one(self) -> bytes | None:
         rows = []
-        for path, kind in self._files:
+        for index, (path, kind) in enumerate(self._files):
             status = os.stat(path)
             values: tuple[int, ...]
             if kind == _MODEL:
                 times = status.st_atime_ns, status.st_mtime_ns
                 values = S_IMODE(status.st_mode), status.st_uid, status.st_gid, *times
-                if _has_attributes(path) or any(abs(time) >= _LATEST for time in times):
+                is_expected = without_overlay(read_xattrs(path)) == self._expected[index]
+                if not is_expected or any(abs(time) >= _LATEST for time in times):
                     return None
             elif kind == _SOURCE:
                 values = status.st_dev, status.st_ino
@@ -120,12 +148,6 @@ class FilesToShow:
             values = *values, *[0] * (7 - len(values))
             rows.append(_UNSIGNED_ROW.pack(*(value & _UNSIGNED for value in values)))
         return b"".join(rows)
-
-
-def _has_attributes(path: str) -> bool:
-    with suppress(OSError):
-        return bool(without_overlay(dict.fromkeys(os.listxattr(path), b"")))
-    return False
 
 
 def sources_of(step: Step) -> list[str]:

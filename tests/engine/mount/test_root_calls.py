@@ -10,6 +10,7 @@ import stat
 import pytest
 
 from pytest_mountns.engine.linux import ablation, syscalls
+from pytest_mountns.engine.linux.attributes import read_xattrs
 from pytest_mountns.engine.linux.call_list import Call, is_available
 from pytest_mountns.engine.linux.errors import SandboxError
 from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
@@ -18,6 +19,7 @@ from pytest_mountns.engine.sandbox.manager import SandboxManager
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
 from tests.helpers.seccomp import install, refuse
 from tests.helpers.worlds import (
+    ACCESS_LIST,
     BASE,
     Mode,
     descriptors,
@@ -74,7 +76,7 @@ def _description() -> dict[str, object]:
         link = os.readlink(path) if stat.S_ISLNK(status.st_mode) else ""
         found[path] = (status.st_mode, status.st_uid, status.st_gid, status.st_rdev, link)
     found["times"] = [os.stat(path).st_mtime_ns for path in ("/", BASE)]
-    found["attributes"] = os.listxattr(BASE)
+    found["attributes"] = read_xattrs(BASE)
     return found
 
 
@@ -118,6 +120,40 @@ def test_a_root_is_the_same_as_step_by_step(mode: Mode, name: str) -> None:
         # A directory to mount it on was made just now.
         del one["times"], other["times"]
     assert one == other
+
+
+def test_a_root_has_the_extended_attributes_of_the_hosts(mode: Mode) -> None:
+    """As security labels, which every directory has with SELinux."""
+    skip_unless(mode)
+    wanted = {"user.note": b"a\0b", "user.empty": b"", "system.posix_acl_access": ACCESS_LIST}
+    if mode == "root":
+        wanted["security.note"] = b"label"
+
+    def prepare() -> None:
+        for name, value in wanted.items():
+            if not set_attribute(BASE, name, value):
+                pytest.skip("a tmpfs takes no extended attributes here")
+
+    def look() -> tuple[bool, dict[str, object]]:
+        plan = plan_here(SandboxSpec(), mode)
+        manager = _manager(mode)
+        sandbox = manager.make(plan)
+        assert sandbox.template is not None
+        calls = sandbox.template.calls
+        made_at_once = calls is not None and calls.look_at_files() is not None
+        found = _visit(manager, sandbox)
+        manager.close()
+        return made_at_once, found
+
+    made_at_once, found = in_world(look, mode, prepare)
+    assert made_at_once
+    shown = found["attributes"]
+    assert isinstance(shown, dict)
+    # A user namespace takes no list that names a user whom it does not map.
+    if mode == "user":
+        del wanted["system.posix_acl_access"]
+        shown.pop("system.posix_acl_access", None)
+    assert shown == wanted
 
 
 def test_a_volume_at_its_own_path_is_the_hosts(mode: Mode) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pytest_mountns.engine.linux import compiled
+from pytest_mountns.engine.linux.attributes import read_xattrs
 from pytest_mountns.engine.mount import shown_files
 from pytest_mountns.engine.mount.shown_files import FilesToShow, ModelState
+from tests.helpers.worlds import ACCESS_LIST, set_attribute
 
 #: Seconds since 1970, in the year 2286.
 _FAR = 10_000_000_000
@@ -30,16 +32,19 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model"
     path.mkdir(mode=0o750)
     os.utime(path, ns=(-1, 1_234_567_890_123_456_789))
-    if os.listxattr(path):
-        pytest.skip("each directory has extended attributes here, as with SELinux")
     return path
+
+
+def _as_now(path: Path) -> tuple[str, dict[str, bytes]]:
+    """A model with the attributes that it has: with SELinux each directory has one."""
+    return str(path), read_xattrs(str(path))
 
 
 @pytest.mark.usefixtures("way")
 def test_the_attributes_of_models_are_read(model: Path) -> None:
     other = model / "other"
     other.mkdir()
-    found = FilesToShow([str(model), str(other)], [], []).look()
+    found = FilesToShow([_as_now(model), _as_now(other)], [], []).look()
     assert found is not None
     assert list(found.model_states()) == [
         ModelState(
@@ -57,7 +62,7 @@ def test_both_ways_see_the_same(model: Path, monkeypatch: pytest.MonkeyPatch) ->
     if compiled.library() is None:
         pytest.skip("installed without a C compiler")
     paths = [str(model), "/dev/null", "/proc/self"]
-    files = FilesToShow([str(model)], paths, paths)
+    files = FilesToShow([_as_now(model)], paths, paths)
     in_c = files.look()
     assert in_c is not None
     monkeypatch.setattr(shown_files, "library", lambda: None)
@@ -94,7 +99,7 @@ def _entry(path: Path) -> None:
 def test_changes_are_seen(model: Path, change: Callable[[Path], None], seen_by: set[str]) -> None:
     path = [str(model)]
     looks = {
-        "model": FilesToShow(path, [], []),
+        "model": FilesToShow([_as_now(model)], [], []),
         "source": FilesToShow([], path, []),
         "directory": FilesToShow([], [], path),
     }
@@ -104,16 +109,52 @@ def test_changes_are_seen(model: Path, change: Callable[[Path], None], seen_by: 
     assert {name for name, files in looks.items() if files.look() != before[name]} == seen_by
 
 
-@pytest.mark.usefixtures("way")
-def test_a_model_that_cannot_be_copied_is_none(model: Path) -> None:
-    files = FilesToShow([str(model)], [str(model)], [])
-    assert files.look() is not None
-    try:
-        os.setxattr(model, "user.note", b"1")
-    except OSError:
+def _set(path: Path, name: str, value: bytes) -> None:
+    if not set_attribute(str(path), name, value):
         pytest.skip("this filesystem has no extended attributes")
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"user.note": b"1"},
+        {"user.empty": b"", "user.zeros": b"\0\0a\0", "user.last": b"\xff"},
+        {"system.posix_acl_access": ACCESS_LIST, "user.note": b"1"},
+        {f"user.{number}": b"x" * number for number in range(12)},
+    ],
+    ids=["none", "one", "values", "access-list", "many"],
+)
+def test_other_attributes_than_are_expected_are_none(
+    model: Path, attributes: dict[str, bytes]
+) -> None:
+    for name, value in attributes.items():
+        _set(model, name, value)
+    files = FilesToShow([_as_now(model)], [str(model)], [])
+    found = files.look()
+    assert found is not None
+    for name, value in attributes.items():
+        if name.startswith("user."):
+            for other in (value + b"\0", value[:-1] + b"2", b"x" * 300):
+                _set(model, name, other)
+                assert files.look() is None
+        os.removexattr(model, name)
+        if name.startswith("user."):
+            assert files.look() is None
+        _set(model, name, value)
+    _set(model, "user.another", b"x")
     assert files.look() is None
-    os.removexattr(model, "user.note")
+    os.removexattr(model, "user.another")
+    again = files.look()
+    assert again is not None
+    assert again.models == found.models
+
+
+@pytest.mark.usefixtures("way")
+def test_attributes_of_overlays_do_not_count(model: Path) -> None:
+    files = FilesToShow([_as_now(model)], [], [])
+    _set(model, "user.overlay.opaque", b"y")
     assert files.look() is not None
 
 
@@ -123,7 +164,7 @@ def test_a_time_for_which_there_is_no_room_is_none(model: Path, sign: int) -> No
     os.utime(model, (0, sign * _FAR))
     if os.stat(model).st_mtime != sign * _FAR:
         pytest.skip("this filesystem has no such times")
-    assert FilesToShow([str(model)], [], []).look() is None
+    assert FilesToShow([_as_now(model)], [], []).look() is None
     # Where it is only compared, it does no harm.
     assert FilesToShow([], [], [str(model)]).look() is not None
 

@@ -90,14 +90,14 @@ def is_ahead(manager: SandboxManager, make: Callable[[], Sandbox]) -> bool:
     return any(taken)
 
 
-def seen(sandbox: Sandbox, path: str) -> str:
+def seen(sandbox: Sandbox, path: str, read: Callable[[str], str | bytes] = content) -> str | bytes:
     """What a process sees in the sandbox at a path."""
 
-    def look() -> str:
+    def look() -> str | bytes:
         home = os.readlink("/proc/self/ns/mnt")
         sandbox.enter("/")
         assert os.readlink("/proc/self/ns/mnt") != home
-        return content(path)
+        return read(path)
 
     return in_child(look)
 
@@ -123,6 +123,31 @@ def test_the_next_sandbox_has_the_root_that_was_made_ahead(mode: Mode, beside: b
         return found
 
     assert in_world(run, mode, prepare) == [True, False, "second", "of the host"]
+
+
+@BESIDE
+def test_a_directory_with_attributes_does_not_hinder_it(mode: Mode, beside: bool) -> None:
+    """With SELinux each directory has one."""
+    skip_unless(mode)
+
+    def prepare_attribute() -> None:
+        prepare()
+        if not set_attribute(BASE, "user.label", b"of the host"):
+            pytest.skip("no extended attributes here")
+
+    def run() -> list[object]:
+        found: list[object] = []
+        with begun(mode) as (manager, plan, first):
+            manager.make_ahead(first, beside=beside)
+            found.append(is_ahead(manager, lambda: manager.make(plan)))
+            manager.make_ahead(first, beside=beside)
+            os.setxattr(BASE, "user.label", b"of now")
+            sandbox = manager.make(plan)
+            found.append(seen(sandbox, BASE, lambda path: os.getxattr(path, "user.label")))
+            manager.release([sandbox])
+        return found
+
+    assert in_world(run, mode, prepare_attribute) == [True, b"of now"]
 
 
 @functools.cache
