@@ -98,6 +98,12 @@ class CallList:
         self._registers += 1
         return Result(self._registers - 1)
 
+    def give_another(self, result: Result, descriptor: int) -> None:
+        """Have what :meth:`give` has returned stand for another descriptor from now on."""
+        self.given[result.register] = descriptor
+        if self._values is not None:
+            self._values[result.register] = descriptor
+
     def add(self, call: int, *arguments: Argument, optional: bool = False) -> int:
         """Append a call. Returns its index. ``optional``: the list goes on if it fails."""
         one = _Call(call=call, optional=optional, result=-1)

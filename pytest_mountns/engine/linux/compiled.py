@@ -27,7 +27,7 @@ def library() -> ctypes.CDLL | None:
         found.mountns_request.restype = ctypes.c_long
         found.mountns_answer.argtypes = [number, inode, pointer, number]
         found.mountns_answer.restype = ctypes.c_long
-        found.mountns_look_at_files.argtypes = [pointer, number, pointer]
+        found.mountns_look_at.argtypes = [number, pointer, number, pointer]
         found.mountns_park.argtypes = [number, pointer, number]
         found.mountns_return.argtypes = [number, number, pointer]
         found.mountns_kinds_of_calls.argtypes = []

@@ -4,13 +4,14 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
 /* As in shown_files.py. */
-enum { MODEL, SOURCE, DIRECTORY };
+enum { MODEL, SOURCE, DIRECTORY, IF_THERE };
 #define VALUES 7
 
 struct attribute {
@@ -73,17 +74,21 @@ static int has_expected(const struct look *look)
     return found == look->count;
 }
 
-/* Write what matters of each file to `found`. Returns 0, 1 if a model has other extended attributes
+/* Write what matters of each file to `found`. Paths are relative to the directory `top`, but those of
+ * models, which are absolute. Returns 0, 1 if a model has other extended attributes
  * than are expected or times beyond the year 2255, or a negative errno. */
-int mountns_look_at_files(const struct look *looks, int count, int64_t (*found)[VALUES])
+int mountns_look_at(int top, const struct look *looks, int count, int64_t (*found)[VALUES])
 {
     memset(found, 0, sizeof *found * (size_t)count);
     for (int i = 0; i < count; i++, found++) {
         int64_t *value = *found;
         struct stat status;
 
-        if (stat(looks[i].path, &status))
+        if (fstatat(top, looks[i].path, &status, 0)) {
+            if (looks[i].kind == IF_THERE)
+                continue;
             return -errno;
+        }
         if (looks[i].kind != MODEL) {
             *value++ = (int64_t)status.st_dev;
             *value++ = (int64_t)status.st_ino;
@@ -96,7 +101,7 @@ int mountns_look_at_files(const struct look *looks, int count, int64_t (*found)[
         if (looks[i].kind == MODEL)
             *value++ = nanoseconds(status.st_atim);
         *value++ = nanoseconds(status.st_mtim);
-        if (looks[i].kind == DIRECTORY)
+        if (looks[i].kind != MODEL)
             *value++ = nanoseconds(status.st_ctim);
         else if (is_far(status.st_atim) || is_far(status.st_mtim)
                  || !has_expected(&looks[i]))

@@ -58,10 +58,8 @@ from ..plan.model import (
 from .executor import PlanExecutor
 from .new_api import NewMountApi, forget_entries
 from .root_calls import RootCalls, path_in_root, root_calls
-from .shown_files import parents_in_overlays, state_of_directory
+from .shown_files import DirectoryStates, parents_in_overlays
 
-#: What is known of some directories.
-Models: TypeAlias = "tuple[tuple[int, ...], ...]"
 #: A step that can be carried out in a template.
 _Shared: TypeAlias = Overlay | Bind | Protect | MakeDev
 
@@ -77,11 +75,10 @@ class UpperState(NamedTuple):
 
     #: How many inodes the tmpfs has in use, statvfs(3).
     inodes: int
-    #: The time at which each upper directory itself was changed last (``st_ctime_ns``).
-    changed: tuple[int, ...]
-    #: For each of them: what it has taken over from the directory that it lies on, and what it
-    #: knows of the directories in it in which something is mounted.
-    models: tuple[Models, ...]
+    #: What is known of each upper directory itself.
+    uppers: bytes
+    #: What is known of the directories of the host that :attr:`Template.models` are.
+    models: bytes
 
 
 @final
@@ -100,9 +97,13 @@ class Template(NamedTuple):
     overlays: tuple[Layered, ...]
     #: For each of them its path, relative to the root of the template.
     shared: tuple[str, ...]
-    #: For each of them the directory of the host whose attributes its root has, and those that
-    #: something in it is mounted in.
-    models: tuple[tuple[str, ...], ...]
+    #: Directories of the host, of which its overlays know the attributes: of each overlay that
+    #: whose attributes its root has, and those that something in it is mounted in.
+    models: DirectoryStates
+    #: For each of these directories the index of the overlay.
+    knowing: tuple[int, ...]
+    #: The directories of the uppers.
+    uppers: DirectoryStates
     #: The state of the uppers when the template was made.
     state: UpperState
     #: Makes the root of a sandbox at once; None if it has to be made step by step.
@@ -124,12 +125,9 @@ class Template(NamedTuple):
         Their roots show what they have copied. What is mounted in them keeps them from looking up
         anew the directories that lead there.
         """
-        now = map(_model_states, self.models)
-        return [
-            overlay.mountpoint
-            for overlay, state, before in zip(self.overlays, now, self.state.models, strict=True)
-            if state != before
-        ]
+        changed = DirectoryStates.differing(self.models.look(), self.state.models)
+        found = dict.fromkeys(self.knowing[index] for index in changed)
+        return [self.overlays[index].mountpoint for index in found]
 
     def written_overlays(self) -> list[str]:
         """Returns the mountpoints of the overlays that a test has written to.
@@ -140,13 +138,12 @@ class Template(NamedTuple):
         """
         if not self.overlays:
             return []
-        now, before = _upper_state(self.scratch, self.overlays, ()), self.state
+        now, before = _upper_state(self.scratch, self.uppers, b""), self.state
+        changed = set(DirectoryStates.differing(now.uppers, before.uppers))
         found = [
             overlay.mountpoint
-            for overlay, changed, unchanged in zip(
-                self.overlays, now.changed, before.changed, strict=True
-            )
-            if changed != unchanged
+            for index, overlay in enumerate(self.overlays)
+            if index in changed
             or (now.inodes != before.inodes and _is_filled(self.scratch, overlay))
         ]
         if not found and now.inodes != before.inodes:
@@ -258,13 +255,15 @@ def make_template(
             host_root = _clone_root(steps[0])
             api.mount("tmpfs", "/", [("mode", "0755")], 0)
         parents = parents_in_overlays(plan)
-        models = tuple(
-            (step.model or step.lowers[0], *parents.get(step.target, ()))
-            for step in steps
-            if isinstance(step, Overlay)
-        )
+        known = [
+            (index, path)
+            for index, step in enumerate(step for step in steps if isinstance(step, Overlay))
+            for path in (step.model or step.lowers[0], *parents.get(step.target, ()))
+        ]
+        # An ordinary user may not look at some.
+        models = DirectoryStates([path for _, path in known], may_be_missing=True)
         # Before they are copied, so that no change is missed.
-        attributes = tuple(map(_model_states, models))
+        attributes = models.look()
         executor = PlanExecutor(api, plan, {})
         trees = _mount_trees(executor, api, steps, host_root)
         dev_watches = _watch_dev(watches, api.root, trees) if shares_dev else frozenset()
@@ -279,7 +278,8 @@ def make_template(
             Layered(f"/{path_in_root(path, trees)}", one.upper)
             for path, one in zip(shared, executor.overlays, strict=True)
         )
-        state = _upper_state(scratch, overlays, attributes)
+        uppers = DirectoryStates([one.upper for one in overlays], top=scratch)
+        state = _upper_state(scratch, uppers, attributes)
     namespace, scratch = opened
     calls = root_calls(plan, remaining, namespace, trees, shared)
     return Template(
@@ -290,6 +290,8 @@ def make_template(
         overlays,
         shared,
         models,
+        tuple(index for index, _ in known),
+        uppers,
         state,
         calls,
         dev_watches,
@@ -361,24 +363,10 @@ def _is_in(target: str, places: Collection[str]) -> bool:
     return any(place == target or is_below(target, place) for place in places)
 
 
-def _upper_state(
-    scratch: int, overlays: Collection[Layered], models: tuple[Models, ...]
-) -> UpperState:
+def _upper_state(scratch: int, uppers: DirectoryStates, models: bytes) -> UpperState:
     with explained("look at the uppers of shared overlays", False):
         status = os.fstatvfs(scratch)
-        changed = tuple(os.stat(overlay.upper, dir_fd=scratch).st_ctime_ns for overlay in overlays)
-    return UpperState(status.f_files - status.f_ffree, changed, models)
-
-
-def _model_states(paths: tuple[str, ...]) -> Models:
-    states = []
-    for path in paths:
-        try:
-            states.append(state_of_directory(path))
-        except OSError:
-            # An ordinary user may not look at it.
-            states.append(())
-    return tuple(states)
+        return UpperState(status.f_files - status.f_ffree, uppers.look(), models)
 
 
 def _is_filled(scratch: int, overlay: Layered) -> bool:
