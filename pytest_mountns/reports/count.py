@@ -33,6 +33,10 @@ class CountTests(Observer):
         """Note what works for tests outside of their sandboxes, or is missing there."""
         self._summary.note(why)
 
+    def unended(self, why: str) -> None:
+        """Note a process that does not end."""
+        self._summary.note(why)
+
     def skipped(self, item: pytest.Item) -> None:
         """Count a test that was skipped because this machine cannot isolate it."""
         self._summary.skipped(item.nodeid)

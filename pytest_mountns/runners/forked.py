@@ -296,12 +296,13 @@ class ForkedTest:
                 # A reporter failed here, or nobody can hear any more what the test does.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
-            status = 0
-            if leave is not None and not receiver.apart:
+            status: int | None = None
+            if leave is None or receiver.apart:
+                status = processes.reap_soon(child)
+            if status is None:
                 # It is about to end, and nobody has to wait for that.
                 session.sandboxes.leaving.append(child)
-            else:
-                status = processes.reap(child)
+                status = 0 if leave is not None else signal.SIGKILL
             if receiver.apart:
                 take_terminal_back()
         session.trace("left" if leave is not None else "died", self._item.nodeid)

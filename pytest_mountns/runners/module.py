@@ -155,11 +155,12 @@ class ModuleProcesses:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         self._session.trace("left" if has_left else "died", process.module.nodeid)
-        if has_left and not kill:
-            # Nobody has to wait for it.
+        status = None if has_left and not kill else processes.reap_soon(process.pid)
+        if status is None:
+            # It is about to end, and nobody has to wait for that.
             self._session.sandboxes.leaving.append(process.pid)
-            return 0
-        return processes.reap(process.pid)
+            return signal.SIGKILL if kill else 0
+        return status
 
 
 @final

@@ -78,6 +78,12 @@ class Observer:
         processes. ``why``: which ones they are, and what that means for tests, in words.
         """
 
+    def unended(self, why: str) -> None:
+        """Pytest process: a test process was killed or has left, and does not end.
+
+        ``why``: which one, and what that means, in words.
+        """
+
     def waits(self, item: pytest.Item, seconds: float, libraries: Sequence[str]) -> None:
         """Pytest process: ``item``, forked while threads were alive, has only waited for so long.
 
@@ -213,6 +219,11 @@ class Observers:
     def beside(self, why: str) -> None:
         """See :meth:`Observer.beside`."""
         for hear in self._hearing["beside"]:
+            hear(why)
+
+    def unended(self, why: str) -> None:
+        """See :meth:`Observer.unended`."""
+        for hear in self._hearing["unended"]:
             hear(why)
 
     def waits(self, item: pytest.Item, seconds: float, libraries: Sequence[str]) -> None:

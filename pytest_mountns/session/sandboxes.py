@@ -45,8 +45,10 @@ class Sandboxes:
         self.uppers = disk_uppers.DiskUppers()
         #: If set, returns the layers below every test's upper, in place of those of its fixtures.
         self.base_layers: Callable[[SandboxSpec], Layers] | None = None
-        #: Test processes that have sent their last message and are about to end.
+        #: Test processes that have sent their last message, or were killed, and are about to end.
         self.leaving: list[int] = []
+        #: Called with words about one that does not end.
+        self.tell_unended: Callable[[str], None] = lambda why: None
         self._why_not: Unavailable | None = None
         if (findings := early_findings(config)) is not None:
             self.planner.findings = findings
@@ -182,16 +184,21 @@ class Sandboxes:
     def reap(self, *, spare: int = 0) -> None:
         """Wait for the test processes that are about to end, but for ``spare`` of them.
 
-        To unmount what was mounted in them, the kernel waits for a grace period.
+        To unmount what was mounted in them, the kernel waits for a grace period. One that has not
+        ended in time is told of, and not waited for again.
         """
         self.leaving = [child for child in self.leaving if not processes.reap_ended(child)]
+        until = processes.deadline()
         while len(self.leaving) > spare:
-            processes.reap(self.leaving.pop(0))
+            child = self.leaving.pop(0)
+            if processes.reap_soon(child, until) is None:
+                self.tell_unended(processes.describe_unended(child))
 
     def before_host_changes(self) -> None:
         """Called before code runs in this process that may mount, unmount, or wait for children.
 
-        When this returns, no child of the plugin is alive, and it keeps no mount of the host busy.
+        When this returns, no child of the plugin is alive, but for those that do not end, and it
+        keeps no mount of the host busy.
         """
         self.reap()
         self.drop_caches()

@@ -42,6 +42,7 @@ class Session:
         self.current: Final = Current()
         #: Who hears of tests.
         self.observers: Final = Observers(late_modules)
+        self.sandboxes.tell_unended = self.observers.unended
         #: What ``pytest --debug`` shows.
         self.trace: Final = Trace(config)
 

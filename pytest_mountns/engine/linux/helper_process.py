@@ -16,14 +16,16 @@ from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 from . import syscalls
 from .errors import SandboxError, said
 from .pid_namespace import die_with_parent
-from .processes import describe_status, fork, reap
+from .processes import describe_status, describe_unended, fork, reap_soon
 from .sockets import socket
-from .untouched import _signal, os, struct
+from .untouched import _signal, os, select, struct
 
 _T = TypeVar("_T")
 
 #: Seconds after which a helper process is ended. It may be reading gigabytes.
 _TIMEOUT: Final = 600
+#: Seconds that it may take to end then.
+_GRACE: Final = 10
 #: How many descriptors may come with an answer.
 _MOST_DESCRIPTORS: Final = 8
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -82,13 +84,21 @@ def receive_answer(receiver: socket.socket) -> Answer:
     return Answer(pickle.loads(data) if data else None, descriptors, sender)
 
 
+def _says_something(receiver: socket.socket, seconds: float) -> bool:
+    """Whether there is an answer, or nobody who could give one, within some seconds."""
+    poll = select.poll()
+    poll.register(receiver, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def call_in_helper(
     action: Callable[[], tuple[_T, Sequence[int]]], tried: str, *, timeout: int = _TIMEOUT
 ) -> tuple[_T, list[int]]:
     """Call ``action`` in a forked process. Returns its result and copies of the descriptors.
 
     The helper process is ended after ``timeout`` seconds. Raises the :class:`SandboxError` that
-    ``action`` raises, and one that says ``tried`` if it raises anything else or the process dies.
+    ``action`` raises, and one that says ``tried`` if it raises anything else, if the process dies,
+    or if it can neither answer nor be ended.
     """
     receiver, sender = channel()
     parent = os.getpid()
@@ -105,10 +115,13 @@ def call_in_helper(
         _answer(action, tried, sender, timeout, parent)
     sender.close()
     with receiver:
+        if not _says_something(receiver, timeout + _GRACE):
+            cause = f"the helper process that was to do it does not end: {describe_unended(child)}"
+            raise SandboxError(tried, cause=cause)
         answer = receive_answer(receiver)
-    status = reap(child)
+    status = reap_soon(child)
     if answer.content is None:
-        how = describe_status(status)
+        how = describe_status(status or 0)
         late = f" (it may have taken more than {timeout} s)" if how.endswith("SIGALRM") else ""
         problem: SandboxError | None = SandboxError(
             tried, cause=f"the helper process that was to do it was ended by {how}{late}"

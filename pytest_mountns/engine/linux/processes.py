@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Final
 
 from . import syscalls
-from .untouched import os, posix, signal, time
+from .untouched import os, posix, select, signal, time
 
 #: Bytes to read at a time. The kernel does not cut a number of ``children`` in two.
 _PAGE: Final = 4096
@@ -43,6 +43,59 @@ def reap(child: int) -> int:
     except ChildProcessError:
         # If SIGCHLD is ignored, by a wider fixture for example, the kernel drops the status.
         return 0
+
+
+def deadline() -> float:
+    """Until when to wait for killed processes, by time.monotonic()."""
+    return time.monotonic() + _ENDS_WITHIN
+
+
+def reap_soon(child: int, until: float | None = None) -> int | None:
+    """Wait for a child that was killed or is about to end. Returns its wait status.
+
+    0 if that is not known, as :func:`reap`. None if it has not ended at ``until``, by
+    time.monotonic(), which is 10 seconds from now unless given. The kernel holds it then: it waits
+    for a device, for a server of files that does not answer, or, as the first process of a PID
+    namespace, for another one to be reaped.
+    """
+    until = deadline() if until is None else until
+    while True:
+        try:
+            ended, status = os.waitpid(child, os.WNOHANG)
+        except ChildProcessError:
+            return 0
+        if ended:
+            return status
+        if (left := until - time.monotonic()) <= 0:
+            return None
+        _wait_for_end(child, left)
+
+
+def _wait_for_end(pid: int, seconds: float) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        # Before Linux 5.3, or too many files are open.
+        time.sleep(_INTERVAL)
+        return
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if poll.poll(seconds * 1000):
+            # One that is traced by another process may have ended, and cannot be reaped yet.
+            time.sleep(_INTERVAL)
+    finally:
+        os.close(pidfd)
+
+
+def describe_unended(pid: int) -> str:
+    """What is known of a process that does not end, in words."""
+    return (
+        f"process {pid} has not ended {_ENDS_WITHIN:.0f} s after it was to, in state"
+        f" {state(pid).decode()} (proc_pid_stat(5)). What it uses stays mounted until it ends."
+        " Likely cause: it waits for a device, or for a server of files that does not answer."
+        f" Look at it: cat /proc/{pid}/stack /proc/{pid}/wchan"
+    )
 
 
 def signal_name(number: int) -> str:
@@ -203,10 +256,10 @@ def end(tops: Collection[int]) -> set[int]:
     are reaped, if they have ended. Returns the process ids.
     """
     killed = kill_all(tops)
-    deadline = time.monotonic() + _ENDS_WITHIN
+    until = deadline()
     # One that may not be killed is not waited for. It may have ended before.
     left = {pid for pid in {*tops, *killed} if not _is_gone(pid)} & killed
-    while left and time.monotonic() < deadline:
+    while left and time.monotonic() < until:
         time.sleep(_INTERVAL)
         left = {pid for pid in left if not _is_gone(pid)}
     return killed

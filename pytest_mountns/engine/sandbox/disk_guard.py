@@ -14,7 +14,7 @@ from ..linux import syscalls
 from ..linux.errors import Unavailable
 from ..linux.helper_process import channel, receive_answer, send_answer
 from ..linux.mountinfo import owning, read, visible
-from ..linux.processes import born, fork, reap, withdraw
+from ..linux.processes import born, fork, reap, reap_soon, withdraw
 from ..linux.remove_tree import remove_tree
 from ..linux.sockets import socket
 from ..linux.untouched import os, select, signal, time
@@ -98,7 +98,7 @@ class Guard:
             else:
                 self._kill()
         if self.child:
-            reap(self.pid)
+            reap_soon(self.pid)
 
     def _kill(self) -> None:
         process = os.pidfd_open(self.pid)

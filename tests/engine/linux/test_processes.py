@@ -18,6 +18,14 @@ from tests.helpers.worlds import in_child
 _LIMIT = 10.0
 _PTRACE_SEIZE = 0x4206
 _SOMEBODY = 65534
+#: Traces a process.
+_TRACER = f"""
+import ctypes, signal, sys
+
+failed = ctypes.CDLL(None).ptrace({_PTRACE_SEIZE}, int(sys.argv[1]), None, None)
+print("failed" if failed else "traces", flush=True)
+signal.pause()
+"""
 
 
 def children() -> list[int]:
@@ -73,17 +81,10 @@ ctypes.CDLL(None).pthread_exit(None)
 
 def test_nobody_waits_for_what_another_process_traces() -> None:
     """Its parent can reap it only when that process has let go of it, ptrace(2)."""
-    program = f"""
-import ctypes, signal, sys
-
-failed = ctypes.CDLL(None).ptrace({_PTRACE_SEIZE}, int(sys.argv[1]), None, None)
-print("failed" if failed else "traces", flush=True)
-signal.pause()
-"""
 
     def run() -> tuple[float, bytes]:
         child = subprocess.Popen(["sleep", "1000"])
-        with started(program, str(child.pid)) as tracer:
+        with started(_TRACER, str(child.pid)) as tracer:
             try:
                 assert tracer.stdout is not None
                 if tracer.stdout.readline() != b"traces\n":
@@ -100,6 +101,52 @@ signal.pause()
     took, state = in_child(run)
     assert state in (b"Z", b"X")
     assert took < _LIMIT
+
+
+def test_a_child_is_reaped_when_it_has_ended() -> None:
+    def run() -> tuple[int | None, int | None, bool]:
+        child = subprocess.Popen(["sh", "-c", "sleep 0.05; exit 7"])
+        try:
+            late = processes.reap_soon(child.pid, until=0.0)
+            status = processes.reap_soon(child.pid)
+            return late, status, processes.state(child.pid) == b"X"
+        finally:
+            child.wait()
+
+    late, status, gone = in_child(run)
+    assert late is None
+    assert gone
+    assert status is not None
+    assert os.waitstatus_to_exitcode(status) == 7
+
+
+def test_the_wait_for_a_child_that_does_not_end_has_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a server of files does not answer. One that is traced cannot be reaped either."""
+    monkeypatch.setattr(processes, "_ENDS_WITHIN", 0.2)
+
+    def run() -> tuple[int | None, str, int | None]:
+        child = subprocess.Popen(["sleep", "1000"])
+        with started(_TRACER, str(child.pid)) as tracer:
+            try:
+                assert tracer.stdout is not None
+                if tracer.stdout.readline() != b"traces\n":
+                    pytest.skip("this process may not be traced")
+                child.kill()
+                first = processes.reap_soon(child.pid)
+                said = processes.describe_unended(child.pid)
+            finally:
+                tracer.kill()
+                tracer.wait()
+            return first, said.replace(str(child.pid), "N"), processes.reap_soon(child.pid)
+
+    first, said, second = in_child(run)
+    assert first is None
+    assert "process N has not ended" in said
+    assert "cat /proc/N/stack" in said
+    assert second is not None
+    assert os.waitstatus_to_exitcode(second) == -signal.SIGKILL
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a process of another user")
