@@ -14,7 +14,7 @@ from ..linux import syscalls as sys
 from ..linux.attributes import OVERFLOW_ID
 from ..linux.environment import Environment, apparmor_profile, read_environment
 from ..linux.errors import SandboxError
-from ..linux.mountinfo import is_below
+from ..linux.mountinfo import is_below, read
 from ..linux.namespaces import (
     change_directory,
     enter_mount_namespace,
@@ -29,6 +29,7 @@ from ..linux.sockets import _socket
 from ..linux.untouched import os
 from ..mount.new_api import set_read_only
 from ..plan.decide import plan
+from ..plan.exposed import exposed_paths
 from ..plan.model import Features, Host, Plan, User
 from ..plan.spec import SandboxSpec
 from ..sandbox.create import enter, make
@@ -227,7 +228,7 @@ def _probe_as(places: Sequence[str], uppers: DiskUppers, *, user_namespace: bool
     if answer is None:
         host = found[0]._replace(unlayerable=unlayerable)
         answer = try_in_child(
-            lambda: _try_whole(plan(SandboxSpec(), host, features), directories[1])
+            lambda: _try_whole(plan(SandboxSpec(), host, features), host, directories[1])
         )
     whole = Trial(**answer["trials"][0])
     return ProbeResult((*trials, whole), features if whole.works else None, unlayerable)
@@ -255,11 +256,18 @@ def _try_here(host: Host, wanted: Sequence[str]) -> Answer | None:
             os.close(fd)
     if not _is_as_on_new_kernels(answer):
         return None
+    wanted_plan = _plan_of(host, answer, user_namespace=False)
 
     def make_and_drop() -> None:
         stage = make_stage()
         try:
-            make(_plan_of(host, answer, user_namespace=False), stage).close()
+            sandbox = make(wanted_plan, stage)
+            try:
+                with signals_held(), way_back(False) as back:
+                    back.leave_for(sandbox.namespace)
+                    _check_mounts(wanted_plan, host)
+            finally:
+                sandbox.close()
         finally:
             os.close(stage)
 
@@ -277,7 +285,7 @@ def _try_all(host: Host, wanted: Sequence[str], user_namespace: bool) -> Answer:
         # Nothing of the trials is mounted in this namespace.
         change_directory(directory)
         wanted_plan = _plan_of(host, answer, user_namespace=user_namespace)
-        answer["whole"] = _try_whole(wanted_plan, None, is_mapped=True)
+        answer["whole"] = _try_whole(wanted_plan, host, None, is_mapped=True)
     return answer
 
 
@@ -437,7 +445,21 @@ def _use_new_api() -> None:
         os.close(tree)
 
 
-def _try_whole(wanted: Plan, directory: str | None, *, is_mapped: bool = False) -> Answer:
+def _check_mounts(wanted: Plan, host: Host) -> None:
+    """Raise :class:`SandboxError` if a test in this sandbox could write to what is the host's."""
+    if exposed := exposed_paths(wanted, host, read()):
+        raise SandboxError(
+            "protect the host's files",
+            cause=f"{', '.join(exposed)} can be written to in a sandbox, though each call of the"
+            " kernel has said that it has worked: a seccomp filter or the like answers some of them"
+            " in its place",
+            remedy="run outside of what emulates system calls, as build sandboxes do",
+        )
+
+
+def _try_whole(
+    wanted: Plan, host: Host, directory: str | None, *, is_mapped: bool = False
+) -> Answer:
     """Enter a sandbox as tests will have it, pivot_root included.
 
     ``is_mapped``: this process is in the user namespace already, if there is to be one.
@@ -448,6 +470,7 @@ def _try_whole(wanted: Plan, directory: str | None, *, is_mapped: bool = False) 
         if wanted.user_namespace and not is_mapped:
             enter_user_namespace()
         enter(wanted, directory)
+        _check_mounts(wanted, host)
 
     log.attempt(_WHOLE, enter_it)
     return log.answer()

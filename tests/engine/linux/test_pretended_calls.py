@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +29,19 @@ from tests.helpers.worlds import Lost, in_child, private_mounts
 T = TypeVar("T")
 
 _MS_SHARED = 1 << 20
+
+_SUITE = """
+def test_it(overlay_root):
+    open("ran", "x").close()
+    # What a test as root must not be able to write to.
+    try:
+        with open("/proc/sys/kernel/hostname", "r+") as file:
+            pass
+    except OSError:
+        pass
+    else:
+        raise AssertionError("it can be written to")
+"""
 
 pytestmark = [
     pytest.mark.layered,
@@ -161,22 +174,14 @@ def test_threads_are_seen_where_unshare_always_works() -> None:
     assert not in_child(run)
 
 
-@pytest.mark.parametrize("call", ["unshare", "setns"])
-@pytest.mark.parametrize("process", ["inline", "fork", "module"])
-def test_no_test_runs_on_the_host(pytester: pytest.Pytester, process: str, call: str) -> None:
-    """Without setns(2) there is a way that needs no return: a process in a user namespace."""
-    pytester.makepyfile(
-        """
-        def test_it(overlay_root):
-            open("ran", "x").close()
-        """
-    )
+def _isolated_run(process: str, calls: Sequence[str]) -> tuple[str, bool]:
+    """Run the suite where these calls pretend. Returns what it says, and whether it has mounted."""
     arguments = ["--mountns", f"--mountns-process={process}", "-pno:cacheprovider", "-q"]
 
     def run() -> tuple[str, bool]:
         private_mounts()
         before = mounts()
-        install(refuse((call,), 0))
+        install(refuse(calls, 0))
         found = subprocess.run(
             [sys.executable, "-m", "pytest", *arguments, "--mountns-unavailable=error"],
             stdout=subprocess.PIPE,
@@ -185,16 +190,54 @@ def test_no_test_runs_on_the_host(pytester: pytest.Pytester, process: str, call:
             timeout=40,
             stdin=subprocess.DEVNULL,
         )
-        return found.stdout, mounts() == before
+        return found.stdout, mounts() != before
 
-    said, nothing_is_mounted = in_child(run)
-    assert nothing_is_mounted
+    return in_child(run)
+
+
+@pytest.mark.parametrize("call", ["unshare", "setns"])
+@pytest.mark.parametrize("process", ["inline", "fork", "module"])
+def test_no_test_runs_on_the_host(pytester: pytest.Pytester, process: str, call: str) -> None:
+    """Without setns(2) there is a way that needs no return: a process in a user namespace."""
+    pytester.makepyfile(_SUITE)
+    said, has_mounted = _isolated_run(process, [call])
+    assert not has_mounted
     if call == "unshare":
         assert "1 error" in said or "1 failed" in said
         assert "something else than the kernel has answered" in said
     else:
         assert "1 passed" in said or "1 error" in said or "1 failed" in said
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        ["pivot_root"],
+        ["move_mount"],
+        ["mount_setattr"],
+        ["mount"],
+        ["umount2"],
+        ["open_tree"],
+        ["pivot_root", "umount2"],
+        ["fsconfig"],
+        ["fsopen", "mount"],
+        ["mount", "move_mount", "pivot_root", "umount2"],
+    ],
+    ids="+".join,
+)
+@pytest.mark.parametrize("process", ["inline", "fork"])
+def test_no_test_runs_where_mounts_are_pretended(
+    pytester: pytest.Pytester, process: str, calls: list[str]
+) -> None:
+    """Either the sandbox is what it is elsewhere, or there is none."""
+    pytester.makepyfile(_SUITE)
+    said, has_mounted = _isolated_run(process, calls)
+    assert not has_mounted
+    assert "1 passed" in said or "1 error" in said
+    assert not Path("ran").exists()
+    if calls == ["mount_setattr"]:
+        assert "can be written to in a sandbox" in said
 
 
 @pytest.mark.parametrize(
