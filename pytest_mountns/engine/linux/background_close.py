@@ -29,6 +29,7 @@ from typing import Final, NoReturn, final
 from . import syscalls
 from .ablation import is_left_out
 from .compiled import library
+from .errors import is_failed_call
 from .open_directories import pair
 from .processes import HELPER_NAME, fork, reap, withdraw
 from .sockets import socket
@@ -68,6 +69,7 @@ class BackgroundCloser:
         ``may_start``: whether the helper may be started. It stays in the mount namespace that this
         process is in then, and so must not be started in a sandbox.
         """
+        interruption: BaseException | None = None
         is_owner = os.getpid() == self._owner
         if self._socket is None and may_start and not self._failed and is_owner:
             # Its helper would be a child of this process, and tests may wait for all children.
@@ -80,10 +82,15 @@ class BackgroundCloser:
             try:
                 self._socket.sendmsg([_CLOSE], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
                 self._is_behind = True
-            except OSError as error:
-                self._give_up(error)
+            except BaseException as error:  # noqa: BLE001 - raised again unless a call has failed
+                if is_failed_call(error):
+                    self._give_up(error)
+                else:
+                    interruption = error
         for fd in descriptors:
             os.close(fd)
+        if interruption is not None:
+            raise interruption
 
     def finish(self) -> None:
         """Wait until everything is closed that was sent; ten seconds at most."""
@@ -96,13 +103,17 @@ class BackgroundCloser:
             poll.register(self._socket, select.POLLIN)
             if poll.poll(_PATIENCE * 1000):
                 self._socket.recv(1)
-        except OSError as error:
+        except BaseException as error:
+            # If a handler of a signal has raised it, the answer may still come, and would be taken
+            # for that to another question.
             self._give_up(error)
+            if not is_failed_call(error):
+                raise
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: BaseException) -> None:
         """From now on this process closes everything itself."""
         assert self._socket is not None
-        if error.errno in (errno.EBADF, errno.ENOTSOCK):
+        if isinstance(error, OSError) and error.errno in (errno.EBADF, errno.ENOTSOCK):
             # A test has closed it, and the number may be that of another descriptor by now.
             self._socket.detach()
         else:

@@ -21,7 +21,7 @@ from typing import Final, final
 from . import syscalls as sys
 from .call_list import CallList, Result
 from .compiled import library
-from .errors import SandboxError
+from .errors import SandboxError, is_failed_call
 from .namespaces import FD_FLOOR, privileged
 from .open_directories import pair
 from .sockets import socket
@@ -256,8 +256,7 @@ class CallHelper:
         What a handler of a signal has raised is raised again. A failure of a call is not.
         """
         self._give_up()
-        # TimeoutError, which handlers raise, is an OSError; it has no errno then.
-        if not isinstance(error, OSError) or error.errno is None:
+        if not is_failed_call(error):
             raise error
 
     def _give_up(self) -> None:

@@ -24,6 +24,16 @@ def said(error: OSError) -> str:
     return f"{path}: {words}"
 
 
+def is_failed_call(error: BaseException) -> bool:
+    """Whether a system call has failed, and not a signal's handler has raised this meanwhile.
+
+    :class:`TimeoutError`, which handlers of SIGALRM like to raise, is an :class:`OSError`; it has
+    no errno then.
+    """
+    timed_out = isinstance(error, TimeoutError) and error.errno is None
+    return isinstance(error, OSError) and not timed_out
+
+
 @final
 class SyscallError(OSError):
     """A system call has failed.

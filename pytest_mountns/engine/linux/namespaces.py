@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 from . import mountinfo, threads
 from . import syscalls as sys
 from .errno_advice import Doing, explain
-from .errors import SandboxError, Unavailable, said
+from .errors import SandboxError, Unavailable, is_failed_call, said
 from .untouched import fcntl, open, os, posix
 
 if TYPE_CHECKING:
@@ -515,7 +515,7 @@ class explained:  # noqa: N801 - used as a function, like those of contextlib
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and is_failed_call(error):
             cause, remedy = explain(error.errno or 0, self._user_namespace, self._doing)
             raise self._error_type(self._what, said(error), cause, remedy) from error
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, final
 
 from ..linux import syscalls as sys
 from ..linux.call_helper import CallHelper
-from ..linux.errors import SandboxError, Unavailable
+from ..linux.errors import SandboxError, Unavailable, is_failed_call
 from ..linux.namespaces import current_namespace, explained, high, mounting, privileged
 from ..linux.untouched import os
 from ..plan.model import Features, Layered, Plan, Step
@@ -145,8 +145,7 @@ class RootAhead:
         except SandboxError:
             return None
         except OSError as error:
-            if error.errno is None:
-                # The TimeoutError of a signal's handler.
+            if not is_failed_call(error):
                 raise
             return None
         self._made = None

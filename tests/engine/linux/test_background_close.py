@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,3 +193,34 @@ def test_a_helper_that_was_killed_leaves_the_work_to_this_process(closer: Backgr
         closer.close([pipe.writer], may_start=True)
     closer.finish()
     assert pipes[-1].is_closed(within=60)
+
+
+@pytest.mark.parametrize("raised", [TimeoutError, RuntimeError])
+def test_what_a_handler_raises_meanwhile_is_raised_when_all_is_closed(
+    closer: BackgroundCloser, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a test's alarm would be lost."""
+    reader, writer = os.pipe()
+    closer.close([os.dup(writer)], may_start=True)
+    socket = closer._socket
+    assert socket is not None
+
+    class Interrupted:
+        """The socket, while a signal comes."""
+
+        def sendmsg(self, *arguments: Any) -> None:
+            raise raised
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(socket, name)
+
+    monkeypatch.setattr(closer, "_socket", Interrupted())
+    with pytest.raises(raised):
+        closer.close([writer], may_start=False)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(writer)
+    monkeypatch.setattr(closer, "_socket", socket)
+    closer.finish()
+    # Nobody has the writing end any more.
+    assert os.read(reader, 1) == b""
+    os.close(reader)

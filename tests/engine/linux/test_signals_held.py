@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-from pytest_mountns.engine.linux.namespaces import signals_held
+from pytest_mountns.engine.linux.errors import SandboxError
+from pytest_mountns.engine.linux.namespaces import explained, signals_held
 
 
 class Interruption(Exception):
@@ -68,3 +70,19 @@ def test_contexts_may_be_nested() -> None:
             pass
         assert signal.SIGALRM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_what_a_handler_raises_is_not_taken_for_a_failed_call() -> None:
+    """An alarm often raises a TimeoutError, which is an OSError."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise TimeoutError("of the test")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(TimeoutError, match="of the test"), explained("mount", False):
+            signal.raise_signal(signal.SIGALRM)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(SandboxError, match="ETIMEDOUT"), explained("mount", False):
+        raise TimeoutError(errno.ETIMEDOUT, "of the kernel")
