@@ -23,6 +23,8 @@ _SI_KERNEL: Final = 0x80
 _GRACE: Final = 0.2
 #: Milliseconds.
 _LOOK_UP: Final = 50
+#: Seconds after which it is looked whether a process that says nothing is about to end.
+_LOOK_AGAIN: Final = 1.0
 #: The messages at the end of a test.
 _LAST: Final = (Leave, TestDone)
 
@@ -60,6 +62,9 @@ class Receiver:
         #: Set if threads were alive when the test process was forked.
         self.deadlock_watch = deadlock_watch
         self._pass_on_at: float | None = None
+        #: When to look next whether the process is held by the kernel, and how long it may be.
+        self._look_at = time.monotonic() + _LOOK_AGAIN
+        self._held_until: float | None = None
         #: The last descriptor that the test process has sent, -1 before there is one.
         self.descriptor = -1
         #: Whether a SIGINT may have come too late for the test process: then this one handles it.
@@ -71,9 +76,10 @@ class Receiver:
         """Every message of the test process, ``Leave`` being the last.
 
         Without ``Leave``, the test process is dead when this ends, unless it has taken longer than
-        ``limit`` seconds. A Ctrl-C reaches the test process as well, and it answers it; a SIGINT
-        that was sent to this process alone is passed on. Without ``interrupts`` it interrupts this
-        process as usual. Raises :class:`.channel.Garbled` if the test has written to the socket.
+        ``limit`` seconds, or was killed or has exited and the kernel does not let it end. A Ctrl-C
+        reaches the test process as well, and it answers it; a SIGINT that was sent to this process
+        alone is passed on. Without ``interrupts`` it interrupts this process as usual. Raises
+        :class:`.channel.Garbled` if the test has written to the socket.
         """
         deadline = None if limit is None else time.monotonic() + limit
         if self._pidfd is None:
@@ -92,6 +98,8 @@ class Receiver:
             # of this one, and before Linux 5.3 there are no pidfds.
             ready = {fd for fd, _ in poll.poll(_LOOK_UP)}
             gone = self._is_gone() if pidfd < 0 else pidfd in ready
+            if not ready and self._does_not_end():
+                gone = True
             if signals in ready or (interrupts is not None and interrupts.noted):
                 self._take_interrupt(interrupts)
             self._pass_on()
@@ -168,6 +176,20 @@ class Receiver:
         """Another test of the same process begins: what was sent of the last one is done with."""
         self._let_go()
         self.interrupted = False
+
+    def _does_not_end(self) -> bool:
+        """Whether the test process has been about to end for longer than that may take."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + _LOOK_AGAIN
+        # With a PID namespace, this process waits for the first one of that.
+        pids = processes.children(self._child) if self.apart else []
+        if not any(map(processes.is_dying, [self._child, *pids])):
+            self._held_until = None
+        elif self._held_until is None:
+            self._held_until = processes.deadline()
+        return self._held_until is not None and now >= self._held_until
 
     def _is_gone(self) -> bool:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT

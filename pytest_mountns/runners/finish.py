@@ -219,8 +219,10 @@ class Finish:
         return pytest_internals.wider_teardown_is_due(self._item, self._nextitem)
 
 
-def describe(status: int) -> str:
-    """How the test process has ended, in words, from its wait status."""
+def describe(status: int | None) -> str:
+    """How the test process has ended, in words, from its wait status; None if it has not."""
+    if status is None:
+        return "the test process was killed or has exited, and the kernel does not let it end,"
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         return f"the test process was ended by {signal_name(-code)} (signal {-code})"

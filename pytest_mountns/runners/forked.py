@@ -300,9 +300,8 @@ class ForkedTest:
             if leave is None or receiver.apart:
                 status = processes.reap_soon(child)
             if status is None:
-                # It is about to end, and nobody has to wait for that.
+                # It is about to end, or it does not end.
                 session.sandboxes.leaving.append(child)
-                status = 0 if leave is not None else signal.SIGKILL
             if receiver.apart:
                 take_terminal_back()
         session.trace("left" if leave is not None else "died", self._item.nodeid)

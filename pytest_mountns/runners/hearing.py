@@ -177,8 +177,11 @@ class Hearing:
         self._finish.death = Death(how, phase, out, err, time.time())
         self._context.plugin_states.lost()
 
-    def how_ended(self, receiver: Receiver, status: int, *, garbled: bool) -> str:
-        """How a test process has ended that has not left, in words. ``status``: its wait status."""
+    def how_ended(self, receiver: Receiver, status: int | None, *, garbled: bool) -> str:
+        """How a test process has ended that has not left, in words.
+
+        ``status``: its wait status, None if it does not end.
+        """
         if receiver.deadlock_watch is not None and receiver.deadlock_watch.ended:
             return _explain_deadlock()
         return GARBLED if garbled else describe(status)

@@ -126,7 +126,7 @@ class ModuleProcesses:
         assert now is not None
         self.now = None
         leave: messages.Leave | None = None
-        status = 0
+        status: int | None = 0
         try:
             now.receiver.answer(messages.EndProcess())
             for message in now.receiver.messages(interrupts, END_LIMIT):
@@ -147,8 +147,11 @@ class ModuleProcesses:
         how = processes.describe_status(status)
         return None, f"the process of {now.module.nodeid} has ended ({how}) after its last test"
 
-    def let_go(self, process: ModuleProcess, *, kill: bool, has_left: bool) -> int:
-        """The process has ended, is about to end, or is to be killed. Returns its wait status."""
+    def let_go(self, process: ModuleProcess, *, kill: bool, has_left: bool) -> int | None:
+        """The process has ended, is about to end, or is to be killed.
+
+        Returns its wait status; None if it has left, or does not end.
+        """
         self.now = None
         process.receiver.close()
         if kill:
@@ -157,9 +160,8 @@ class ModuleProcesses:
         self._session.trace("left" if has_left else "died", process.module.nodeid)
         status = None if has_left and not kill else processes.reap_soon(process.pid)
         if status is None:
-            # It is about to end, and nobody has to wait for that.
+            # It is about to end, or it does not end.
             self._session.sandboxes.leaving.append(process.pid)
-            return signal.SIGKILL if kill else 0
         return status
 
 
@@ -389,7 +391,7 @@ class ModuleTest:
         leave: messages.Leave | None = None
         done: messages.TestDone | None = None
         problem = ""
-        status = 0
+        status: int | None = 0
         ended = garbled = False
         module_processes.hearing = hearing
         try:

@@ -349,6 +349,8 @@ class Runner:
     def finish(self) -> None:
         """The last test has run."""
         self._end_module()
+        # Before the summary says which of them do not end.
+        self._session.sandboxes.reap()
         self._context.plugin_states.finish()
         self._session.observers.finished()
 

@@ -47,6 +47,7 @@ class Sandboxes:
         self.base_layers: Callable[[SandboxSpec], Layers] | None = None
         #: Test processes that have sent their last message, or were killed, and are about to end.
         self.leaving: list[int] = []
+        self._unended: list[int] = []
         #: Called with words about one that does not end.
         self.tell_unended: Callable[[str], None] = lambda why: None
         self._why_not: Unavailable | None = None
@@ -173,7 +174,7 @@ class Sandboxes:
         Raises :class:`SandboxError` if it cannot go on in the user namespace of its parent.
         """
         # They are children of the parent.
-        self.leaving = []
+        self.leaving, self._unended = [], []
         before, self._manager = self._manager, None
         if before is not None:
             before.close()
@@ -187,12 +188,14 @@ class Sandboxes:
         To unmount what was mounted in them, the kernel waits for a grace period. One that has not
         ended in time is told of, and not waited for again.
         """
+        self._unended = [child for child in self._unended if not processes.reap_ended(child)]
         self.leaving = [child for child in self.leaving if not processes.reap_ended(child)]
         until = processes.deadline()
         while len(self.leaving) > spare:
-            child = self.leaving.pop(0)
-            if processes.reap_soon(child, until) is None:
-                self.tell_unended(processes.describe_unended(child))
+            if processes.reap_soon(self.leaving[0], until) is None:
+                self.tell_unended(processes.describe_unended(self.leaving[0]))
+                self._unended.append(self.leaving[0])
+            del self.leaving[0]
 
     def before_host_changes(self) -> None:
         """Called before code runs in this process that may mount, unmount, or wait for children.

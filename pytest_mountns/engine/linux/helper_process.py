@@ -121,7 +121,7 @@ def call_in_helper(
         answer = receive_answer(receiver)
     status = reap_soon(child)
     if answer.content is None:
-        how = describe_status(status or 0)
+        how = describe_status(status)
         late = f" (it may have taken more than {timeout} s)" if how.endswith("SIGALRM") else ""
         problem: SandboxError | None = SandboxError(
             tried, cause=f"the helper process that was to do it was ended by {how}{late}"

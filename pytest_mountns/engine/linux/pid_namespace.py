@@ -12,7 +12,7 @@ the two were, SIGKILL of pytest would leave processes behind.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
 from . import syscalls as sys
 from .errno_advice import explain
@@ -20,6 +20,8 @@ from .errors import SandboxError, Unavailable, said
 from .job_control import SIGNALS, Job
 from .processes import fork, reap
 from .untouched import os, select, signal
+
+_Status = TypeVar("_Status", bound="int | None")
 
 #: Processes share System V IPC and message queues by numbers, so these are isolated with them.
 NAMESPACES: Final = sys.CLONE_NEWPID | sys.CLONE_NEWIPC
@@ -86,7 +88,7 @@ def enter_pid_namespace(prepare: Callable[[], None], status: int, user_namespace
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def read_status(reader: int, status: int) -> int:
+def read_status(reader: int, status: _Status) -> int | _Status:
     """The wait status of the test process, when the process that was forked for it has ended.
 
     ``reader`` is the other end of the pipe of :func:`enter_pid_namespace`. Without a PID namespace

@@ -9,17 +9,20 @@ from collections.abc import Collection
 from typing import Final
 
 from . import syscalls
+from .errors import is_failed_call
 from .untouched import os, posix, select, signal, time
 
 #: Bytes to read at a time. The kernel does not cut a number of ``children`` in two.
 _PAGE: Final = 4096
 #: Wait for children that were made by clone(2), too: wait(2), ``__WALL``.
 _WALL: Final = 0x40000000
+#: A task that ends, ``PF_EXITING`` of include/linux/sched.h.
+_EXITING: Final = 4
 #: What a process of this plugin is called that is no child of a test and ends with it.
 HELPER_NAME: Final = b"mountns-helper"
 #: Seconds that a killed process may take to end, and between two looks. One that waits for a device
 #: or for a server of files may never end.
-_ENDS_WITHIN: Final = 10.0
+ENDS_WITHIN: Final = 10.0
 _INTERVAL: Final = 0.001
 
 
@@ -47,7 +50,7 @@ def reap(child: int) -> int:
 
 def deadline() -> float:
     """Until when to wait for killed processes, by time.monotonic()."""
-    return time.monotonic() + _ENDS_WITHIN
+    return time.monotonic() + ENDS_WITHIN
 
 
 def reap_soon(child: int, until: float | None = None) -> int | None:
@@ -74,7 +77,9 @@ def reap_soon(child: int, until: float | None = None) -> int | None:
 def _wait_for_end(pid: int, seconds: float) -> None:
     try:
         pidfd = os.pidfd_open(pid)
-    except OSError:
+    except OSError as error:
+        if not is_failed_call(error):
+            raise
         # Before Linux 5.3, or too many files are open.
         time.sleep(_INTERVAL)
         return
@@ -91,10 +96,10 @@ def _wait_for_end(pid: int, seconds: float) -> None:
 def describe_unended(pid: int) -> str:
     """What is known of a process that does not end, in words."""
     return (
-        f"process {pid} has not ended {_ENDS_WITHIN:.0f} s after it was to, in state"
-        f" {state(pid).decode()} (proc_pid_stat(5)). What it uses stays mounted until it ends."
-        " Likely cause: it waits for a device, or for a server of files that does not answer."
-        f" Look at it: cat /proc/{pid}/stack /proc/{pid}/wchan"
+        f"process {pid} has not ended {ENDS_WITHIN:.0f} s after it was to. What it uses stays"
+        " mounted until it ends. Likely cause: it waits for a device or for a server of files that"
+        f" does not answer, or another process traces it. Look at it:"
+        f" cat /proc/{pid}/status /proc/{pid}/stack"
     )
 
 
@@ -106,8 +111,13 @@ def signal_name(number: int) -> str:
         return "a real-time signal"
 
 
-def describe_status(status: int) -> str:
-    """How a process has ended, in words, from its wait status: "signal SIGKILL"."""
+def describe_status(status: int | None) -> str:
+    """How a process has ended, in words, from its wait status: "signal SIGKILL".
+
+    None if it was to end and has not.
+    """
+    if status is None:
+        return "it was to end, and has not"
     code = os.waitstatus_to_exitcode(status)
     return f"signal {signal_name(-code)}" if code < 0 else f"exit status {code}"
 
@@ -148,6 +158,21 @@ def has_ended(pid: int) -> bool:
         return False
     # Where only the first thread has ended, the state is that of a process that has.
     return fields[0] in b"ZX" and int(fields[17]) <= 1
+
+
+def is_dying(pid: int) -> bool:
+    """Whether a process has been killed or has called exit(2), and has not ended yet.
+
+    Nothing it does in user space comes after that; the kernel may hold it for any time.
+    """
+    try:
+        fields = _status(pid)
+    except OSError:
+        return False
+    if fields[0] in b"ZX":
+        return False
+    # The flags of the task and its pending signals, proc_pid_stat(5).
+    return bool(int(fields[6]) & _EXITING or int(fields[28]) >> (signal.SIGKILL - 1) & 1)
 
 
 def born(pid: int) -> bytes:

@@ -97,8 +97,8 @@ class Template(NamedTuple):
     overlays: tuple[Layered, ...]
     #: For each of them its path, relative to the root of the template.
     shared: tuple[str, ...]
-    #: Directories of the host, of which its overlays know the attributes: of each overlay that
-    #: whose attributes its root has, and those that something in it is mounted in.
+    #: Directories of the host whose attributes its overlays know: for each overlay the directory
+    #: whose attributes its root has, and those in which something is mounted.
     models: DirectoryStates
     #: For each of these directories the index of the overlay.
     knowing: tuple[int, ...]

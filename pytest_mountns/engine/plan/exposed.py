@@ -6,24 +6,26 @@ anything: a seccomp filter may answer it. So the mount table is compared with th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from ..linux.mountinfo import Mount, is_below, owning, visible
-from .model import Bind, Host, MakeDev, Plan, Protect
+from .model import Bind, MakeDev, Plan, Protect
 
 
-def exposed_paths(plan: Plan, host: Host, table: Iterable[Mount]) -> list[str]:
+def exposed_paths(plan: Plan, filesystems: Collection[str], table: Iterable[Mount]) -> list[str]:
     """The paths at which a sandbox shows a filesystem of the host writable, against its plan.
 
-    ``table`` is the mount table of the sandbox.
+    ``filesystems`` are those of the host, by their device numbers (``major:minor``). ``table`` is
+    the mount table of the sandbox.
     """
     shown = visible(table)
-    filesystems = {mount.device for mount in host.mounts}
     # By their targets: whether what is bound there, with all that is mounted below, is read-only.
     bound = {step.target: step.read_only for step in plan.steps if isinstance(step, Bind)}
     for step in plan.steps:
         if isinstance(step, MakeDev) and step.bind:
             bound.update((f"{step.target}/{name}", False) for name in step.devices)
+        elif isinstance(step, Protect) and step.tree:
+            bound[step.target] = True
 
     def is_meant(path: str) -> bool:
         above = [target for target in bound if target == path or is_below(path, target)]

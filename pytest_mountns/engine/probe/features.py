@@ -7,14 +7,15 @@ is left. The result decides how the sandboxes of a session are made. The doctor 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple, final
 
 from ..linux import syscalls as sys
 from ..linux.attributes import OVERFLOW_ID
 from ..linux.environment import Environment, apparmor_profile, read_environment
 from ..linux.errors import SandboxError
-from ..linux.mountinfo import is_below, read
+from ..linux.mountinfo import is_below, parse, read
 from ..linux.namespaces import (
     change_directory,
     enter_mount_namespace,
@@ -26,7 +27,7 @@ from ..linux.namespaces import (
     working_directory,
 )
 from ..linux.sockets import _socket
-from ..linux.untouched import os
+from ..linux.untouched import open, os
 from ..mount.new_api import set_read_only
 from ..plan.decide import plan
 from ..plan.exposed import exposed_paths
@@ -263,9 +264,13 @@ def _try_here(host: Host, wanted: Sequence[str]) -> Answer | None:
         try:
             sandbox = make(wanted_plan, stage)
             try:
-                with signals_held(), way_back(False) as back:
+                with (
+                    _mounts_checked(wanted_plan, host) as check,
+                    signals_held(),
+                    way_back(False) as back,
+                ):
                     back.leave_for(sandbox.namespace)
-                    _check_mounts(wanted_plan, host)
+                    check()
             finally:
                 sandbox.close()
         finally:
@@ -445,16 +450,43 @@ def _use_new_api() -> None:
         os.close(tree)
 
 
-def _check_mounts(wanted: Plan, host: Host) -> None:
-    """Raise :class:`SandboxError` if a test in this sandbox could write to what is the host's."""
-    if exposed := exposed_paths(wanted, host, read()):
-        raise SandboxError(
-            "protect the host's files",
-            cause=f"{', '.join(exposed)} can be written to in a sandbox, though each call of the"
-            " kernel has said that it has worked: a seccomp filter or the like answers some of them"
-            " in its place",
-            remedy="run outside of what emulates system calls, as build sandboxes do",
-        )
+@contextmanager
+def _mounts_checked(wanted: Plan, host: Host) -> Iterator[Callable[[], None]]:
+    """Gives what is to be called in a sandbox.
+
+    It raises :class:`SandboxError` if a test in this sandbox could write to what is the host's.
+    """
+    # The table of the namespace in which it was opened, proc_pid_mountinfo(5).
+    with open("/proc/self/mountinfo", "rb") as of_host:
+
+        def check() -> None:
+            # What was unmounted meanwhile has left its number to others.
+            still_there = {mount.device for mount in parse(of_host.read())}
+            filesystems = {mount.device for mount in host.mounts} & still_there
+            # What is mounted in a directory that is closed to this user is closed to tests as well.
+            exposed = [
+                path for path in exposed_paths(wanted, filesystems, read()) if not _is_closed(path)
+            ]
+            if exposed:
+                raise SandboxError(
+                    "protect the host's files",
+                    cause=f"{', '.join(exposed)} can be written to in a sandbox, though each call"
+                    " of the kernel has said that it has worked: a seccomp filter or the like"
+                    " answers some of them in its place",
+                    remedy="run outside of what emulates system calls, as build sandboxes do",
+                )
+
+        yield check
+
+
+def _is_closed(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _try_whole(
@@ -469,8 +501,9 @@ def _try_whole(
     def enter_it() -> None:
         if wanted.user_namespace and not is_mapped:
             enter_user_namespace()
-        enter(wanted, directory)
-        _check_mounts(wanted, host)
+        with _mounts_checked(wanted, host) as check:
+            enter(wanted, directory)
+            check()
 
     log.attempt(_WHOLE, enter_it)
     return log.answer()

@@ -14,7 +14,7 @@ from ..linux import syscalls
 from ..linux.errors import Unavailable
 from ..linux.helper_process import channel, receive_answer, send_answer
 from ..linux.mountinfo import owning, read, visible
-from ..linux.processes import born, fork, reap, reap_soon, withdraw
+from ..linux.processes import ENDS_WITHIN, born, fork, reap, reap_soon, withdraw
 from ..linux.remove_tree import remove_tree
 from ..linux.sockets import socket
 from ..linux.untouched import os, select, signal, time
@@ -112,11 +112,11 @@ class Guard:
 
 
 def _wait_for_end(process: int) -> None:
-    """Wait until a process has ended, pidfd_open(2)."""
+    """Wait until a process has ended, pidfd_open(2), ten seconds at most."""
     # Not with select(2), which knows no descriptors above 1023.
     poll = select.poll()
     poll.register(process, select.POLLIN)
-    poll.poll()
+    poll.poll(ENDS_WITHIN * 1000)
 
 
 def _start_as_child(base: str) -> int:

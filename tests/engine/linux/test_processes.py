@@ -124,7 +124,7 @@ def test_the_wait_for_a_child_that_does_not_end_has_an_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As where a server of files does not answer. One that is traced cannot be reaped either."""
-    monkeypatch.setattr(processes, "_ENDS_WITHIN", 0.2)
+    monkeypatch.setattr(processes, "ENDS_WITHIN", 0.2)
 
     def run() -> tuple[int | None, str, int | None]:
         child = subprocess.Popen(["sleep", "1000"])
@@ -144,7 +144,7 @@ def test_the_wait_for_a_child_that_does_not_end_has_an_end(
     first, said, second = in_child(run)
     assert first is None
     assert "process N has not ended" in said
-    assert "cat /proc/N/stack" in said
+    assert "cat /proc/N/status" in said
     assert second is not None
     assert os.waitstatus_to_exitcode(second) == -signal.SIGKILL
 

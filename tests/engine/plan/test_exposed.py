@@ -35,13 +35,14 @@ _USER = """
 """
 
 
-def planned(*, user: bool, spec: SandboxSpec | None = None) -> tuple[Plan, Host]:
+def planned(*, user: bool, spec: SandboxSpec | None = None) -> tuple[Plan, set[str]]:
     host = Host(
         tuple(_HOST),
         protected=("/proc/sys",),
         devices=("null", "zero"),
     )
-    return plan(spec or SandboxSpec(), host, Features(user, mknod=not user)), host
+    wanted = plan(spec or SandboxSpec(), host, Features(user, mknod=not user))
+    return wanted, {mount.device for mount in _HOST}
 
 
 def table(text: str, *more: str) -> list[Mount]:
@@ -83,13 +84,15 @@ def test_what_is_covered_exposes_nothing() -> None:
 
 def test_what_is_mounted_below_is_shown_as_it_is() -> None:
     """As container engines cover parts of ``/proc``."""
-    host = planned(user=False)[1]
-    host = host._replace(mounts=(*host.mounts, *parse(b"6 3 0:9 / /proc/acpi rw - tmpfs x rw\n")))
-    wanted = planned(user=False)[0]
-    assert exposed_paths(wanted, host, table(_ROOT, "7 3 0:9 / /proc/acpi rw - tmpfs x rw")) == []
-    assert exposed_paths(wanted, host, table(_ROOT, "7 5 0:9 / /sys/x rw - tmpfs x rw")) == [
-        "/sys/x"
-    ]
+    wanted, filesystems = planned(user=False)
+    filesystems.add("0:9")
+
+    def exposed(place: str) -> list[str]:
+        return exposed_paths(wanted, filesystems, table(_ROOT, f"{place} rw - tmpfs x rw"))
+
+    assert exposed("7 3 0:9 / /proc/acpi") == []
+    assert exposed("7 4 0:9 / /proc/sys/x") == ["/proc/sys/x"]
+    assert exposed("7 5 0:9 / /sys/x") == ["/sys/x"]
 
 
 def test_a_volume_is_meant_to_be_written_to() -> None:

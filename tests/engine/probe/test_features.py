@@ -428,3 +428,21 @@ def test_root_of_another_user_namespace_is_not_stuck(options: str) -> None:
     if "unshare" in done.stderr:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_mount_in_a_closed_directory_is_no_obstacle_without_the_new_api(mode: Mode) -> None:
+    """As the roots of containers: it stays writable, and no test can name it."""
+    skip_unless(mode)
+
+    def prepare() -> None:
+        os.makedirs("closed/inner")
+        syscalls.mount("tmpfs", "closed/inner", "tmpfs", 0, "mode=0777")
+        os.chmod("closed", 0o700)
+
+    def host() -> ProbeResult:
+        install(refuse(("fsopen", "fsmount", "open_tree", "mount_setattr"), errno.ENOSYS))
+        return probe([BASE])
+
+    result = in_world(host, mode, prepare)
+    assert result.features is not None, result.obstacle
+    assert not result.features.new_api
