@@ -107,18 +107,24 @@ class RootCalls:
         ``shared`` are the paths of its overlays, relative to its root. ``is_completed``: each root
         is given to :meth:`complete`.
         """
-        self._list = CallList()
         self._plan = plan
         self._made_of = plan, steps, namespace, trees, shared
+        self._is_completed = is_completed
         self._of_helper: RootCalls | None = None
-        self._uppers: list[_Upper] = []
-        self._mounts: list[tuple[Result, str]] = []
         self._seeds = [step.path for step in steps if isinstance(step, Seed)]
         self._forgetting = _Forgetting([path_in_root(path, trees) for path in shared])
+        self._build()
+
+    def _build(self) -> None:
+        """Make the list, with the extended attributes that the host's directories have now."""
+        plan, steps, namespace, trees, shared = self._made_of
+        self._list = CallList()
+        self._uppers: list[_Upper] = []
+        self._mounts: list[tuple[Result, str]] = []
         #: The overlays of such a root, without those of the template.
         self.overlays: list[Layered] = []
         #: The fields of :class:`RootAtOnce`.
-        outdated = () if is_completed else shared
+        outdated = () if self._is_completed else shared
         self._opened = self._add_calls(steps, self._list.give(namespace), trees, outdated)
         #: Where the list returns them.
         self._places = [self._list.left_open.index(one) for one in self._opened]
@@ -212,10 +218,15 @@ class RootCalls:
     def look_at_files(self) -> ShownFiles | None:
         """What a root that is made now takes over from the host's files.
 
-        None if an upper is to have other attributes than :meth:`perform` gives it. Raises
+        None if an upper is to have attributes that :meth:`perform` cannot give it. Raises
         :class:`OSError` if a file is gone.
         """
-        return self._files.look()
+        found = self._files.look()
+        if found is None and any(_xattrs(one.model) != one.xattrs for one in self._uppers):
+            # As after restorecon(8). A helper may be at work on the old list, and has it.
+            self._build()
+            found = self._files.look()
+        return found
 
     def _take_over(self, files: ShownFiles) -> None:
         """Have the uppers get the attributes of their models."""
@@ -321,7 +332,7 @@ class RootCalls:
             chown = calls.add(Call.FCHOWNAT, here, raw, 0, 0, 0, optional=True)
         chmod = calls.add(Call.FCHMODAT, here, raw, 0)
         model = step.model or step.lowers[0]
-        xattrs = without_overlay(read_xattrs(model))
+        xattrs = _xattrs(model)
         for name, value in xattrs.items():
             content = os.fsencode(name), value, len(value)
             calls.add(Call.SETXATTR, raw, *content, 0, optional=True)
@@ -371,6 +382,10 @@ class RootCalls:
 
     def _mount_shm(self, step: MakeDev) -> None:
         self._mount("tmpfs", f"{step.target}/shm", [("mode", "1777")], NOSUID_NODEV)
+
+
+def _xattrs(path: str) -> dict[str, bytes]:
+    return without_overlay(read_xattrs(path))
 
 
 def path_in_root(path: str, trees: tuple[tuple[str, str], ...]) -> str:

@@ -57,6 +57,8 @@ class ShownFiles(NamedTuple):
     #: in which something is mounted, what stat(2) says of identity, mode, owner and time of change:
     #: an overlay goes on to use what it knows of them, as long as it is there.
     others: bytes
+    #: The extended attributes that uppers get.
+    attributes: bytes
 
     def model_states(self) -> Iterator[ModelState]:
         """The attributes that uppers get."""
@@ -170,6 +172,7 @@ class FilesToShow:
         files += [(path, _DIRECTORY) for path in directories]
         self._files = _Files(files, [attributes for _, attributes in models])
         self._end_of_models = _ROW.size * len(models)
+        self._attributes = repr([sorted(attributes.items()) for _, attributes in models]).encode()
 
     def look(self) -> ShownFiles | None:
         """What a root takes over that is made now.
@@ -180,7 +183,8 @@ class FilesToShow:
         found = self._files.look()
         if found is None:
             return None
-        return ShownFiles(found[: self._end_of_models], found[self._end_of_models :])
+        end = self._end_of_models
+        return ShownFiles(found[:end], found[end:], self._attributes)
 
 
 @final

@@ -134,21 +134,27 @@ def test_a_root_has_the_extended_attributes_of_the_hosts(mode: Mode) -> None:
             if not set_attribute(BASE, name, value):
                 pytest.skip("a tmpfs takes no extended attributes here")
 
-    def look() -> tuple[bool, dict[str, object]]:
+    def look() -> list[tuple[bool, object]]:
         plan = plan_here(SandboxSpec(), mode)
         manager = _manager(mode)
-        sandbox = manager.make(plan)
-        assert sandbox.template is not None
-        calls = sandbox.template.calls
-        made_at_once = calls is not None and calls.look_at_files() is not None
-        found = _visit(manager, sandbox)
+        found: list[tuple[bool, object]] = []
+        # Changed as by restorecon(8); since the first time the directory has an overlay of its own.
+        for value in (b"a\0b", b"second", b"third"):
+            os.setxattr(BASE, "user.note", value)
+            sandbox = manager.make(plan)
+            assert sandbox.template is not None
+            calls = sandbox.template.calls
+            made_at_once = calls is not None and calls.look_at_files() is not None
+            found.append((made_at_once, _visit(manager, sandbox)["attributes"]))
         manager.close()
-        return made_at_once, found
+        return found
 
-    made_at_once, found = in_world(look, mode, prepare)
-    assert made_at_once
-    shown = found["attributes"]
+    found = in_world(look, mode, prepare)
+    assert [made_at_once for made_at_once, _ in found] == [True, True, True]
+    shown, second, third = (attributes for _, attributes in found)
     assert isinstance(shown, dict)
+    assert second == {**shown, "user.note": b"second"}
+    assert third == {**shown, "user.note": b"third"}
     # A user namespace takes no list that names a user whom it does not map.
     if mode == "user":
         del wanted["system.posix_acl_access"]
