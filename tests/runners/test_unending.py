@@ -24,7 +24,8 @@ import ctypes, os, time
 import pytest
 
 pytestmark = pytest.mark.mountns(process={process!r})
-PTRACE_SEIZE = 0x4206
+PTRACE_SEIZE, PTRACE_CONT = 0x4206, 7
+ptrace = ctypes.CDLL(None).ptrace
 
 @pytest.fixture(scope="module")
 def pytest_process():
@@ -38,10 +39,18 @@ def test_is_traced(overlay_root, pytest_process):
         if os.fork():
             os._exit(0)
         os.close(reader)
-        failed = ctypes.CDLL(None).ptrace(PTRACE_SEIZE, test, None, None)
+        failed = ptrace(PTRACE_SEIZE, test, None, None)
         os.write(writer, b"-" if failed else b"+")
         os.closerange(0, 1024)
         while os.path.exists(f"/proc/{{pytest_process}}"):
+            # One that is traced stops when a signal comes, also SIGCHLD.
+            try:
+                stopped = os.waitid(os.P_PID, test, os.WSTOPPED | os.WNOHANG)
+            except ChildProcessError:
+                # It has ended.
+                stopped = None
+            if stopped is not None:
+                ptrace(PTRACE_CONT, test, None, ctypes.c_void_p(stopped.si_status))
             time.sleep(0.01)
         os._exit(0)
     os.wait()
