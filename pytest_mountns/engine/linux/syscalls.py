@@ -207,12 +207,31 @@ _landlock_add_rule: Final = _prototype(_int, ctypes.c_uint, _str, ctypes.c_uint)
 _landlock_restrict_self: Final = _prototype(_int, ctypes.c_uint)
 
 
+#: The highest descriptor that a process is started with.
+_STANDARD_ERROR: Final = 2
+
+
 def _fail(call: str) -> SyscallError:
     return SyscallError(ctypes.get_errno(), call)
 
 
-def _pretended(call: str) -> SyscallError:
+def pretended(call: str) -> SyscallError:
+    """What to raise where a call has only seemed to work."""
     return SyscallError(errno.EPROTO, f"{call}, which something else than the kernel has answered")
+
+
+def _checked(descriptor: int, call: str) -> int:
+    """What a call has returned that opens a descriptor with the flag to be closed on execve(2)."""
+    if descriptor < 0:
+        raise _fail(call)
+    # A seccomp filter answers 0, which is standard input.
+    try:
+        is_new = not os.get_inheritable(descriptor)
+    except OSError:
+        is_new = False
+    if not is_new:
+        raise pretended(call)
+    return descriptor
 
 
 def unshare(flags: int) -> None:
@@ -225,7 +244,7 @@ def unshare(flags: int) -> None:
     # The kernel refuses a flag that does not exist. What follows CLONE_FS fails if that has done
     # nothing, and so does writing the maps of a user namespace.
     if flags not in (CLONE_FS, CLONE_NEWUSER) and _libc.unshare(flags | _NO_FLAG_OF_UNSHARE) >= 0:
-        raise _pretended(f"unshare({_clone_names(flags)})")
+        raise pretended(f"unshare({_clone_names(flags)})")
 
 
 def is_single_threaded() -> bool:
@@ -258,7 +277,7 @@ def setns(fd: int, nstype: int) -> None:
     if _libc.setns(fd, nstype) < 0:
         raise _fail(f"setns({fd}, {_clone_names(nstype)})")
     if _libc.setns(-1, nstype) >= 0:
-        raise _pretended(f"setns({fd}, {_clone_names(nstype)})")
+        raise pretended(f"setns({fd}, {_clone_names(nstype)})")
 
 
 def mount(
@@ -294,9 +313,9 @@ def pivot_root(new_root: str, put_old: str) -> None:
 def open_tree(dirfd: int, path: str, flags: int) -> int:
     """open_tree(2), since Linux 5.2. Returns an ``O_PATH`` descriptor."""
     result = int(_open_tree(_SYS_OPEN_TREE, dirfd, os.fsencode(path), flags))
-    if result < 0:
-        raise _fail(f"open_tree({path!r}, {flags:#x})")
-    return result
+    return (
+        result if result > _STANDARD_ERROR else _checked(result, f"open_tree({path!r}, {flags:#x})")
+    )
 
 
 def move_mount(from_fd: int, to_dirfd: int, to_path: str) -> None:
@@ -320,9 +339,7 @@ def move_mount_from(from_dirfd: int, from_path: str, to_dirfd: int, to_path: str
 def fsopen(fstype: str) -> int:
     """fsopen(2), since Linux 5.2."""
     result = int(_fsopen(_SYS_FSOPEN, fstype.encode(), FSOPEN_CLOEXEC))
-    if result < 0:
-        raise _fail(f"fsopen({fstype!r})")
-    return result
+    return result if result > _STANDARD_ERROR else _checked(result, f"fsopen({fstype!r})")
 
 
 def fsconfig_string(fd: int, key: str, value: str) -> None:
@@ -347,17 +364,13 @@ def fsconfig_create(fd: int, what: str) -> None:
 def fsmount(fd: int, attributes: int) -> int:
     """fsmount(2): a detached mount, as an ``O_PATH``-like descriptor."""
     result = int(_fsmount(_SYS_FSMOUNT, fd, FSMOUNT_CLOEXEC, attributes))
-    if result < 0:
-        raise _fail("fsmount()")
-    return result
+    return result if result > _STANDARD_ERROR else _checked(result, "fsmount()")
 
 
 def fspick(dirfd: int, path: str) -> int:
     """fspick(2): a context to reconfigure the filesystem that is mounted at a path."""
     result = int(_libc.syscall(_SYS_FSPICK, dirfd, os.fsencode(path), FSPICK_CLOEXEC))
-    if result < 0:
-        raise _fail(f"fspick({path!r})")
-    return result
+    return result if result > _STANDARD_ERROR else _checked(result, f"fspick({path!r})")
 
 
 def fsconfig_reconfigure(fd: int, what: str) -> None:

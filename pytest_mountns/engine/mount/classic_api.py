@@ -52,7 +52,12 @@ class ClassicMountApi(MountApi):
     def _open_scratch(self) -> int:
         self._stacked += 1
         # ".." of the root is the root again, but it is looked up anew: with what now covers it.
-        return os.open("/..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        scratch = os.open("/..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if os.path.samestat(os.fstat(scratch), os.stat("/")):
+            # What is made in it would be made in the host's root.
+            os.close(scratch)
+            raise sys.pretended("mount(2)")
+        return scratch
 
     def mount_overlay(self, step: Overlay, options: Options) -> None:
         """See :meth:`.api.MountApi.mount_overlay`."""

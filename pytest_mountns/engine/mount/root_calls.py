@@ -123,8 +123,8 @@ class RootCalls:
         self._mounts: list[tuple[Result, str]] = []
         #: The overlays of such a root, without those of the template.
         self.overlays: list[Layered] = []
-        #: The fields of :class:`RootAtOnce`.
         outdated = () if self._is_completed else shared
+        #: The fields of :class:`RootAtOnce`.
         self._opened = self._add_calls(steps, self._list.give(namespace), trees, outdated)
         #: Where the list returns them.
         self._places = [self._list.left_open.index(one) for one in self._opened]

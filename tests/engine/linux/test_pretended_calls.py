@@ -175,12 +175,15 @@ def test_threads_are_seen_where_unshare_always_works() -> None:
 
 
 def _isolated_run(process: str, calls: Sequence[str]) -> tuple[str, bool]:
-    """Run the suite where these calls pretend. Returns what it says, and whether it has mounted."""
+    """Run the suite where these calls pretend.
+
+    Returns what it says, and whether it has mounted something or written to the host's root.
+    """
     arguments = ["--mountns", f"--mountns-process={process}", "-pno:cacheprovider", "-q"]
 
     def run() -> tuple[str, bool]:
         private_mounts()
-        before = mounts()
+        before = mounts(), sorted(os.listdir("/"))
         install(refuse(calls, 0))
         found = subprocess.run(
             [sys.executable, "-m", "pytest", *arguments, "--mountns-unavailable=error"],
@@ -190,7 +193,7 @@ def _isolated_run(process: str, calls: Sequence[str]) -> tuple[str, bool]:
             timeout=40,
             stdin=subprocess.DEVNULL,
         )
-        return found.stdout, mounts() != before
+        return found.stdout, (mounts(), sorted(os.listdir("/"))) != before
 
     return in_child(run)
 
@@ -200,8 +203,8 @@ def _isolated_run(process: str, calls: Sequence[str]) -> tuple[str, bool]:
 def test_no_test_runs_on_the_host(pytester: pytest.Pytester, process: str, call: str) -> None:
     """Without setns(2) there is a way that needs no return: a process in a user namespace."""
     pytester.makepyfile(_SUITE)
-    said, has_mounted = _isolated_run(process, [call])
-    assert not has_mounted
+    said, has_left_traces = _isolated_run(process, [call])
+    assert not has_left_traces
     if call == "unshare":
         assert "1 error" in said or "1 failed" in said
         assert "something else than the kernel has answered" in said
@@ -221,7 +224,10 @@ def test_no_test_runs_on_the_host(pytester: pytest.Pytester, process: str, call:
         ["open_tree"],
         ["pivot_root", "umount2"],
         ["fsconfig"],
+        ["fsmount"],
         ["fsopen", "mount"],
+        ["fsopen", "fsconfig", "fsmount", "mount"],
+        ["open_tree", "move_mount"],
         ["mount", "move_mount", "pivot_root", "umount2"],
     ],
     ids="+".join,
@@ -232,8 +238,8 @@ def test_no_test_runs_where_mounts_are_pretended(
 ) -> None:
     """Either the sandbox is what it is elsewhere, or there is none."""
     pytester.makepyfile(_SUITE)
-    said, has_mounted = _isolated_run(process, calls)
-    assert not has_mounted
+    said, has_left_traces = _isolated_run(process, calls)
+    assert not has_left_traces
     assert "1 passed" in said or "1 error" in said
     assert not Path("ran").exists()
     if calls == ["mount_setattr"]:
