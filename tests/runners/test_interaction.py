@@ -178,9 +178,10 @@ def test_ctrl_c_on_the_way_in(pytester: pytest.Pytester, pid: bool) -> None:
             running.wait_for("WIDE BEGINS")
             time.sleep(random.uniform(0, 0.03))
             running.type("\x03")
-            assert running.end() == pytest.ExitCode.INTERRUPTED
-            assert running.text.count("WIDE ENDS") == 1
+            assert running.end() == pytest.ExitCode.INTERRUPTED, running.text
             # A fixture that is interrupted before it yields is not torn down.
+            assert running.text.count("WIDE ENDS") <= 1
+            assert "WIDE ENDS" in running.text or "NARROW BEGINS" not in running.text
             begun, ended = (running.text.count(f"NARROW {w}") for w in ("BEGINS", "ENDS"))
             assert ended <= begun
             assert ended == 1 or "WAITING" not in running.text
