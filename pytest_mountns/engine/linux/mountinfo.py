@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple, final
 
-from .untouched import open
+from .untouched import open, os
 
 _ESCAPE: Final = rb"\\([0-7]{3})"
 
@@ -130,3 +130,14 @@ def owning(mounts: Iterable[Mount], path: str) -> Mount | None:
     """The one of the visible ``mounts`` that ``path``, absolute and normal, lies on."""
     owners = [m for m in mounts if m.mountpoint == path or is_below(path, m.mountpoint)]
     return max(owners, key=lambda m: len(m.mountpoint), default=None)
+
+
+def out_of_reach(path: str) -> bool:
+    """Whether a mountpoint lies in a directory that is closed to this user, and to tests."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False

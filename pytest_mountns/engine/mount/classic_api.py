@@ -11,7 +11,7 @@ from typing import Final, final
 
 from ..linux import syscalls as sys
 from ..linux.errors import SyscallError
-from ..linux.mountinfo import is_below, owning, read, visible
+from ..linux.mountinfo import is_below, out_of_reach, owning, read, visible
 from ..linux.untouched import os
 from ..plan.model import Overlay
 from .api import MountApi, Options, escape_lower, mount_data, mount_flags
@@ -132,7 +132,7 @@ class ClassicMountApi(MountApi):
                 # In a directory that is closed to this user, as the roots of containers are, it
                 # cannot be named, by the test no more than here. AppArmor refuses mounts with the
                 # same number, of what a test could very well write to.
-                if error.errno != errno.EACCES or not _out_of_reach(mountpoint):
+                if error.errno != errno.EACCES or not out_of_reach(mountpoint):
                     raise
 
     def _remount_read_only(self, mountpoint: str, source: str) -> None:
@@ -146,14 +146,6 @@ class ClassicMountApi(MountApi):
         flags = sum(bit for name, bit in _FLAG_NAMES.items() if name in options)
         flags |= sys.MS_REMOUNT | sys.MS_BIND | sys.MS_RDONLY
         sys.mount(None, mountpoint, None, flags)
-
-
-def _out_of_reach(path: str) -> bool:
-    try:
-        os.lstat(path)
-    except PermissionError:
-        return True
-    return False
 
 
 def _mount_overlay(

@@ -15,7 +15,7 @@ from ..linux import syscalls as sys
 from ..linux.attributes import OVERFLOW_ID
 from ..linux.environment import Environment, apparmor_profile, read_environment
 from ..linux.errors import SandboxError
-from ..linux.mountinfo import is_below, parse, read
+from ..linux.mountinfo import is_below, out_of_reach, parse, read
 from ..linux.namespaces import (
     change_directory,
     enter_mount_namespace,
@@ -465,7 +465,9 @@ def _mounts_checked(wanted: Plan, host: Host) -> Iterator[Callable[[], None]]:
             filesystems = {mount.device for mount in host.mounts} & still_there
             # What is mounted in a directory that is closed to this user is closed to tests as well.
             exposed = [
-                path for path in exposed_paths(wanted, filesystems, read()) if not _is_closed(path)
+                path
+                for path in exposed_paths(wanted, filesystems, read())
+                if not out_of_reach(path)
             ]
             if exposed:
                 raise SandboxError(
@@ -477,16 +479,6 @@ def _mounts_checked(wanted: Plan, host: Host) -> Iterator[Callable[[], None]]:
                 )
 
         yield check
-
-
-def _is_closed(path: str) -> bool:
-    try:
-        os.lstat(path)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _try_whole(

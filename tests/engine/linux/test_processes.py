@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,20 @@ def started(program: str, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
+@contextmanager
+def traced(child: int) -> Iterator[None]:
+    """Another process traces this one meanwhile."""
+    with started(_TRACER, str(child)) as tracer:
+        try:
+            assert tracer.stdout is not None
+            if tracer.stdout.readline() != b"traces\n":
+                pytest.skip("this process may not be traced")
+            yield
+        finally:
+            tracer.kill()
+            tracer.wait()
+
+
 def test_a_process_whose_first_thread_has_ended_has_not_ended() -> None:
     program = """
 import ctypes, threading, time
@@ -84,19 +100,14 @@ def test_nobody_waits_for_what_another_process_traces() -> None:
 
     def run() -> tuple[float, bytes]:
         child = subprocess.Popen(["sleep", "1000"])
-        with started(_TRACER, str(child.pid)) as tracer:
-            try:
-                assert tracer.stdout is not None
-                if tracer.stdout.readline() != b"traces\n":
-                    pytest.skip("this process may not be traced")
+        try:
+            with traced(child.pid):
                 before = time.monotonic()
                 processes.end([child.pid])
                 return time.monotonic() - before, processes.state(child.pid)
-            finally:
-                tracer.kill()
-                tracer.wait()
-                child.kill()
-                child.wait()
+        finally:
+            child.kill()
+            child.wait()
 
     took, state = in_child(run)
     assert state in (b"Z", b"X")
@@ -128,18 +139,11 @@ def test_the_wait_for_a_child_that_does_not_end_has_an_end(
 
     def run() -> tuple[int | None, str, int | None]:
         child = subprocess.Popen(["sleep", "1000"])
-        with started(_TRACER, str(child.pid)) as tracer:
-            try:
-                assert tracer.stdout is not None
-                if tracer.stdout.readline() != b"traces\n":
-                    pytest.skip("this process may not be traced")
-                child.kill()
-                first = processes.reap_soon(child.pid)
-                said = processes.describe_unended(child.pid)
-            finally:
-                tracer.kill()
-                tracer.wait()
-            return first, said.replace(str(child.pid), "N"), processes.reap_soon(child.pid)
+        with traced(child.pid):
+            child.kill()
+            first = processes.reap_soon(child.pid)
+            said = processes.describe_unended(child.pid)
+        return first, said.replace(str(child.pid), "N"), processes.reap_soon(child.pid)
 
     first, said, second = in_child(run)
     assert first is None
