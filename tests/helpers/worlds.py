@@ -231,7 +231,7 @@ def hide_shared_directories() -> None:
     For tests of what is kept as long as the host's directories do not change: an ordinary user's
     sandboxes have overlays there. A world that needs this machine's ``/tmp`` cannot have that.
     """
-    for path in ("/tmp", "/var/tmp", "/run/lock"):
+    for path in ("/tmp", "/var/tmp", "/run/lock", "/dev/shm"):
         # A link is followed to what it stands for.
         if os.path.isdir(path):
             syscalls.mount("tmpfs", path, "tmpfs", 0, "mode=1777")

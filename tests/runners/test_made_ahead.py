@@ -60,6 +60,14 @@ def test_a_test_holds_nothing_of_the_next_ones_sandbox(
     """However that one runs: it has the same directories and namespaces open as without."""
     pytester.makeini("[pytest]\nmountns_volumes = out")
     pytester.mkdir("out")
+    # Plans are made anew when any process of this machine puts something into /dev/shm.
+    pytester.makeconftest(
+        """
+        from pytest_mountns.engine.planning.planner import Planner
+
+        Planner._uses_shm = lambda self: False
+        """
+    )
     pytester.makepyfile(
         """
         import os, pytest

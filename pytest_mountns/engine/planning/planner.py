@@ -37,8 +37,9 @@ class Planner:
     """Makes plans for sandboxes on this machine. It does nothing until the first one is asked for.
 
     ``places`` are directories that tests may write to in a sandbox, if the user may write to them
-    on the host; the first one is the project. ``mounts_changed`` is called when the mount table of
-    the host has changed. ``sources`` is called when the first root or layer is needed, and returns
+    on the host; the first one is the project. ``mounts_changed`` is called when all plans made so
+    far are out of date: the mount table of the host has changed, or this run begins to use
+    ``/dev/shm``. ``sources`` is called when the first root or layer is needed, and returns
     what unpacks it.
     """
 
@@ -115,11 +116,9 @@ class Planner:
                     remedy=f"create it before the tests run: mkdir -p {volume.source}",
                 )
         uses_shm = self._uses_shm()
-        if uses_shm != self._used_shm:
-            self._used_shm = uses_shm
-            self._host = None
-            self._plans.clear()
-        if self._table_changed():
+        shows_other_shm = uses_shm != self._used_shm
+        self._used_shm = uses_shm
+        if self._table_changed() or shows_other_shm:
             self._host = None
             self._plans.clear()
             self._mounts_changed()

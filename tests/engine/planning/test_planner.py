@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.errors import Unavailable
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.planning.planner import Planner
+from pytest_mountns.engine.sandbox.manager import SandboxManager
 from tests.helpers.worlds import (
     BASE,
     Mode,
+    descriptors,
+    hide_shared_directories,
     in_world,
     mkdir,
     mount_tmpfs,
@@ -41,6 +46,40 @@ def test_a_mount_that_appears_is_in_the_next_plan() -> None:
             planner.close()
 
     in_world(host, mode)
+
+
+def _mount_something() -> None:
+    mkdir("late")
+    mount_tmpfs("late")
+
+
+def _use_shm() -> None:
+    with open("/dev/shm/of-this-run", "x"):
+        pass
+
+
+@pytest.mark.parametrize("change", [_mount_something, _use_shm])
+def test_nothing_made_from_old_plans_is_kept(change: Callable[[], None]) -> None:
+    """Their templates would be open until the end of the session, and no test can use them."""
+    skip_unless("root")
+
+    def host() -> None:
+        hide_shared_directories()
+        manager = SandboxManager([])
+        planner = Planner([BASE], mounts_changed=manager.drop_caches)
+        plans, counts = [], []
+        for _ in range(2):
+            plans.append(planner.plan(SandboxSpec()))
+            manager.release([manager.make(plans[-1])])
+            counts.append(len(descriptors()))
+            if len(plans) == 1:
+                change()
+        assert plans[0] is not plans[1]
+        assert counts[0] == counts[1]
+        planner.close()
+        manager.close()
+
+    in_world(host, "root")
 
 
 def test_a_directory_of_its_own_needs_a_kernel_that_mounts_it() -> None:
