@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from _pytest.outcomes import OutcomeException
 
-from .frames import drop_unseen, unseen
+from .frames import drop_unseen, fill_in_lines, unseen
 from .reports import (
     Phase,
     expects_failure,
@@ -116,6 +116,7 @@ __all__ = [
     "failed_report",
     "failed_subtests",
     "fields_of",
+    "fill_in_lines",
     "fill_wider_fixtures",
     "finalize_last",
     "flush_trace",

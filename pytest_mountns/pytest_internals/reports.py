@@ -12,6 +12,8 @@ from _pytest.junitxml import xml_key
 from _pytest.runner import check_interactive_exception
 from _pytest.skipping import evaluate_xfail_marks
 
+from .frames import fill_in_lines
+
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
 
 _has_node_ids = importlib.util.find_spec("_pytest.nodeid") is not None
@@ -174,6 +176,7 @@ def merge_teardown(
 
 def interrupt_text(error: KeyboardInterrupt) -> object:
     """Where ``error`` was raised, as ``ExceptionInfo.getrepr`` returns it to the terminal."""
+    fill_in_lines(error)
     return pytest.ExceptionInfo.from_exception(error).getrepr(funcargs=True)
 
 

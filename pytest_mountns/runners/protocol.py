@@ -313,6 +313,7 @@ class Runner:
             raise self._context.delegated
         if call.excinfo is not None:
             pytest_internals.drop_unseen(call.excinfo.value)
+            pytest_internals.fill_in_lines(call.excinfo.value)
 
     def complete_report(
         self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
@@ -338,6 +339,7 @@ class Runner:
 
     def show_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Have the terminal show where a Ctrl-C has met a test process, if it has met one."""
+        pytest_internals.fill_in_lines(excinfo.value)
         if self._session.current.interrupt is not None:
             pytest_internals.show_interrupt(excinfo, self._session.current.interrupt)
 

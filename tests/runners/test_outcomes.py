@@ -361,6 +361,49 @@ def test_errors_of_pytest_itself(pytester: pytest.Pytester, record: Record) -> N
             assert plain.without(*TEXTS) == isolated.without(*TEXTS)
 
 
+WITHOUT_LINE = """
+import signal, sys
+import pytest
+
+def lost(*signal):
+    raise KeyboardInterrupt if signal else ValueError("lost")
+
+def no_line(size):
+    # Objects/locations.md of CPython: each entry stands for up to eight units of two bytes.
+    if sys.version_info < (3, 11):
+        return bytes([size, 0x80])
+    units = [8] * (size // 16) + [size % 16 // 2] * (size % 16 > 0)
+    return bytes(0xf8 | number - 1 for number in units)
+
+# An instruction may have no line, as the jump at the end of some loops.
+code = lost.__code__
+lost.__code__ = code.replace(co_linetable=no_line(len(code.co_code)))
+
+def test_cause():
+    try:
+        lost()
+    except ValueError as error:
+        raise KeyError from error
+
+def test_error():
+    lost()
+
+def test_interrupt():
+    signal.signal(signal.SIGINT, lost)
+    signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_errors_without_a_line(pytester: pytest.Pytester, process: str) -> None:
+    """Where a handler of a signal has raised, pytest itself would end with an internal error."""
+    pytester.makepyfile(WITHOUT_LINE)
+    result = pytester.runpytest_subprocess("--mountns", f"--mountns-process={process}")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.assert_outcomes(failed=2)
+    assert "INTERNALERROR" not in f"{result.stdout}{result.stderr}"
+    result.stdout.fnmatch_lines(["*ValueError: lost", "*KeyboardInterrupt"])
+
+
 def _printed(result: pytest.RunResult) -> list[str]:
     printed = without_summary(f"{result.stdout}\n").splitlines()
     lines = [re.sub(r"in [\d.]+s =*|=", "", line) for line in printed]
