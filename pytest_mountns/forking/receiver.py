@@ -73,13 +73,15 @@ class Receiver:
     def messages(
         self, interrupts: Interrupts | None, limit: float | None = None
     ) -> Iterator[FromTest]:
-        """Every message of the test process, ``Leave`` being the last.
+        """Every message of the test process. It ends after ``Leave``.
 
-        Without ``Leave``, the test process is dead when this ends, unless it has taken longer than
-        ``limit`` seconds, or was killed or has exited and the kernel does not let it end. A Ctrl-C
-        reaches the test process as well, and it answers it; a SIGINT that was sent to this process
-        alone is passed on. Without ``interrupts`` it interrupts this process as usual. Raises
-        :class:`.channel.Garbled` if the test has written to the socket.
+        If it ends without ``Leave``, the test process has died, or ``limit`` seconds are over, or
+        the process was killed or has exited and the kernel does not let it end. The caller may
+        also stop earlier, as at ``TestDone`` of the process of a module.
+
+        A Ctrl-C reaches the test process as well, and it answers it; a SIGINT that was sent to this
+        process alone is passed on. Without ``interrupts`` it interrupts this process as usual.
+        Raises :class:`.channel.Garbled` if the test has written to the socket.
         """
         deadline = None if limit is None else time.monotonic() + limit
         if self._pidfd is None:

@@ -2,7 +2,8 @@
 
 In place of the item's ``setup``, the pytest process instantiates the wider fixtures, forks, and
 reports what the test process sends. Then it leaves the item's protocol by an exception,
-:class:`~.pytest_internals.Delegated`, which nothing in pytest catches; ``Runner.protocol`` does.
+:class:`~.pytest_internals.Delegated`, which nothing in pytest catches;
+``Runner.within_wrappers`` and ``Runner._protocol_elsewhere`` do.
 The test process enters the sandbox and lets pytest go on up the same stack: function-scoped
 fixtures, call and teardown run there, through every plugin's hooks.
 

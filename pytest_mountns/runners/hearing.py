@@ -218,7 +218,7 @@ class _WrittenForked:
     Implements :class:`.observers.WrittenByTest`.
     """
 
-    #: The test process may have left, but what it has written can be read until it is reaped.
+    #: Also after the test process has ended: its uppers are open until the receiver is closed.
     left = False
 
     def __init__(self, hearing: Hearing) -> None:

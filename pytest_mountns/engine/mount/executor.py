@@ -1,9 +1,13 @@
 """Carries out the steps of a plan: mounts each of them below the new root, in their order.
 
-:mod:`.api` knows how a mount is made, this module what is mounted. Meanwhile the working directory
-is the scratch, the directory in which the uppers lie. Absolute paths are the host's. Paths that
-are relative to the descriptor of the new root are the sandbox's. A symbolic link in one of the
-latter would lead to the host, so they are never followed.
+This module knows what is mounted; :mod:`.new_api` and :mod:`.classic_api` know how a mount is made.
+Where a root can be made by one list of system calls, :mod:`.root_calls` is used in place of this
+module.
+
+While the steps are carried out, the working directory is the scratch, the directory in which the
+uppers lie. Absolute paths are the host's. Paths that are relative to the descriptor of the new root
+are the sandbox's. A symbolic link in one of the latter would lead to the host, so they are never
+followed.
 """
 
 from __future__ import annotations

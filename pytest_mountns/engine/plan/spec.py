@@ -231,7 +231,7 @@ class SandboxSpec:
 
     @property
     def is_forked(self) -> bool:
-        """Whether the pytest process runs the test in no case: it may not, or is not to."""
+        """Whether the test never runs in the pytest process: it was asked for, or is necessary."""
         return self.process in ("fork", "module") or self.needs_process
 
     @property

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import stat
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from pytest_mountns.engine.linux import ablation, syscalls
 from pytest_mountns.engine.linux.attributes import read_xattrs
 from pytest_mountns.engine.linux.call_list import Call, is_available
 from pytest_mountns.engine.linux.errors import SandboxError
+from pytest_mountns.engine.plan.model import Bind, MakeDev, Overlay, Seed, Upper
 from pytest_mountns.engine.plan.spec import SandboxSpec, Tmpfs, Volume
 from pytest_mountns.engine.sandbox.disk_uppers import DiskUppers
 from pytest_mountns.engine.sandbox.manager import SandboxManager
@@ -89,6 +91,19 @@ def _visit(manager: SandboxManager, sandbox: Sandbox) -> dict[str, object]:
     finally:
         manager.leave()
         manager.release([sandbox])
+
+
+def test_the_list_knows_each_field_of_the_steps_that_it_makes() -> None:
+    """A field that it does not know would be left out of roots without a word."""
+    known: dict[Any, set[str]] = {
+        Overlay: {"target", "lowers", "name", "attributes", "model", "pieces"},
+        Seed: {"path"},
+        Bind: {"source", "target", "read_only", "create", "optional"},
+        MakeDev: {"devices", "bind", "mqueue", "target", "more", "host_shm", "part"},
+        Upper: {"medium", "size", "inodes"},
+    }
+    for step, fields in known.items():
+        assert set(step._fields) == fields, f"does root_calls.py handle the new field of {step}?"
 
 
 @pytest.mark.parametrize("name", SPECS)
