@@ -38,9 +38,10 @@ class Call:
     UTIMENSAT: Final = 16
     FSPICK: Final = 17
     SETXATTR: Final = 18
+    MOUNT_SETATTR: Final = 19
 
     #: How many there are.
-    KINDS: Final = 19
+    KINDS: Final = 20
 
 
 class Result(NamedTuple):

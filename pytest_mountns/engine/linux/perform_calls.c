@@ -15,12 +15,14 @@
 #define FSCONFIG 431
 #define FSMOUNT 432
 #define FSPICK 433
+#define MOUNT_SETATTR 442
 
 /* In the order of `Call` in call_list.py. */
 static const long numbers[] = {
     SYS_close, SYS_fchdir, SYS_fchmodat, SYS_fchownat, SYS_fcntl, FSCONFIG, FSMOUNT, FSOPEN,
     SYS_mkdirat, SYS_mknodat, MOVE_MOUNT, OPEN_TREE, SYS_openat, SYS_setns, SYS_symlinkat,
     SYS_unshare, SYS_utimensat, FSPICK, SYS_setxattr,
+    MOUNT_SETATTR,
 };
 
 /* How many there are: a library that was compiled before some were added must not be used. */

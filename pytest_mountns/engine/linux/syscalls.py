@@ -36,6 +36,7 @@ MS_REC: Final = 0x4000
 MS_UNBINDABLE: Final = 0x20000
 MS_PRIVATE: Final = 0x40000
 MS_SLAVE: Final = 0x80000
+MS_SHARED: Final = 0x100000
 MS_RELATIME: Final = 0x200000
 
 MNT_DETACH: Final = 0x2
@@ -379,9 +380,16 @@ def fsconfig_reconfigure(fd: int, what: str) -> None:
         raise _fail(f"fsconfig(reconfigure {what})")
 
 
-def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int, attr_clr: int = 0) -> None:
+def mount_attributes(attr_set: int, attr_clr: int = 0, propagation: int = 0) -> ctypes.Structure:
+    """A ``struct mount_attr`` of mount_setattr(2)."""
+    return _MountAttr(attr_set, attr_clr, propagation, 0)
+
+
+def mount_setattr(
+    dirfd: int, path: str, flags: int, attr_set: int, attr_clr: int = 0, propagation: int = 0
+) -> None:
     """mount_setattr(2), since Linux 5.12."""
-    attributes = _MountAttr(attr_set, attr_clr, 0, 0)
+    attributes = mount_attributes(attr_set, attr_clr, propagation)
     result = _mount_setattr(
         _SYS_MOUNT_SETATTR,
         dirfd,

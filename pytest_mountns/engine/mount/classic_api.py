@@ -33,10 +33,14 @@ _FLAG_NAMES: Final = {
 class ClassicMountApi(MountApi):
     """Makes each mount in its place below the new root.
 
-    Raises :class:`OSError` if the mount table cannot be read.
+    It is made in the mount namespace of the new root. Raises :class:`OSError` if the mount table
+    cannot be read.
     """
 
     def __init__(self) -> None:
+        # See new_api.seal(). It is this namespace's alone, and no tree is cloned with the flags
+        # of mounts that are not in the table below.
+        sys.mount(None, "/", None, sys.MS_PRIVATE | sys.MS_REC)
         self._mounts = visible(read())
 
     def make_scratch(self, options: Options) -> int:
@@ -87,7 +91,13 @@ class ClassicMountApi(MountApi):
             sys.mount(None, ".", None, sys.MS_PRIVATE)
         self._open_new_root()
         if read_only:
-            self._set_read_only(source, target)
+            try:
+                self._set_read_only(source, target)
+            except OSError:
+                # The caller may go on without this bind, but not with one that can be written to.
+                if target != "/":
+                    sys.umount(self._mountpoint(target), sys.MNT_DETACH)
+                raise
 
     def make_tree_read_only(self, target: str) -> None:
         """See :meth:`.api.MountApi.make_tree_read_only`."""

@@ -139,8 +139,7 @@ class NewMountApi(MountApi):
     def attach_tree(self, tree: int, target: str, *, read_only: bool) -> None:
         """Attach a tree that open_tree(2) has cloned, and close its descriptor."""
         try:
-            if read_only:
-                set_read_only(tree)
+            seal(tree, read_only=read_only)
         except OSError:
             os.close(tree)
             raise
@@ -239,10 +238,16 @@ class DeferredMountApi(NewMountApi):
         self._detached.clear()
 
 
-def set_read_only(tree: int) -> None:
-    """Make all mounts of a detached tree read-only, mount_setattr(2). Raises :class:`OSError`."""
+def seal(tree: int, *, read_only: bool) -> None:
+    """Have a cloned tree stay as it is while the host mounts and unmounts.
+
+    A mount that appeared in it later, as by autofs(5), would have the host's flags: a test could
+    write to it, mount_namespaces(7). With ``read_only``, all mounts of the tree become so. Raises
+    :class:`OSError`.
+    """
     flags = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
-    sys.mount_setattr(tree, "", flags, sys.MOUNT_ATTR_RDONLY)
+    attributes = sys.MOUNT_ATTR_RDONLY if read_only else 0
+    sys.mount_setattr(tree, "", flags, attributes, propagation=sys.MS_PRIVATE)
 
 
 def forget_entries(dirfd: int, mountpoint: str) -> None:

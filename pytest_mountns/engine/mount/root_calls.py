@@ -352,7 +352,14 @@ class RootCalls:
         flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
         source = os.fsencode(step.source)
         tree = self._list.open(Call.OPEN_TREE, sys.AT_FDCWD, source, flags | sys.AT_NO_AUTOMOUNT)
+        self._seal(tree)
         self._mounts.append((tree, step.target))
+
+    def _seal(self, tree: Result) -> None:
+        """See :func:`.new_api.seal`."""
+        attributes = bytes(sys.mount_attributes(0, propagation=sys.MS_PRIVATE))
+        flags = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
+        self._list.add(Call.MOUNT_SETATTR, tree, b"", flags, attributes, len(attributes))
 
     def _add_dev(self, step: MakeDev) -> None:
         calls, dev = self._list, step.target
@@ -365,6 +372,7 @@ class RootCalls:
                 flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
                 flags |= sys.AT_NO_AUTOMOUNT
                 node = calls.open(Call.OPEN_TREE, sys.AT_FDCWD, f"/dev/{name}".encode(), flags)
+                self._seal(node)
                 self._mounts.append((node, f"{dev}/{name}"))
             else:
                 device = os.makedev(*DEVICE_NUMBERS[name])

@@ -28,7 +28,7 @@ from ..linux.namespaces import (
 )
 from ..linux.sockets import _socket
 from ..linux.untouched import open, os
-from ..mount.new_api import set_read_only
+from ..mount.new_api import seal
 from ..plan.decide import plan
 from ..plan.exposed import exposed_paths
 from ..plan.model import Features, Host, Plan, User
@@ -445,7 +445,7 @@ def _use_new_api() -> None:
     flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
     tree = sys.open_tree(sys.AT_FDCWD, "/proc", flags)
     try:
-        set_read_only(tree)
+        seal(tree, read_only=True)
     finally:
         os.close(tree)
 

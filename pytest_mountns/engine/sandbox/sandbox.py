@@ -40,7 +40,7 @@ from ..linux.open_directories import Opened, open_directories, reopen
 from ..linux.threads import StuckThread, explain_stuck, move_other_threads, stuck_threads
 from ..linux.untouched import os
 from ..mount.mountpoint import make_mountpoint
-from ..mount.new_api import clone_own, set_read_only
+from ..mount.new_api import clone_own, seal
 from ..mount.root import ReusedUppers, mount_root_filesystem
 from ..mount.template import Template
 from ..plan.model import Bind, Layered, MountTmpfs, OwnDirectory, Plan, UppersDescription
@@ -397,8 +397,7 @@ class Sandbox:
             root = -1
             try:
                 root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                if step.read_only:
-                    set_read_only(tree)
+                seal(tree, read_only=step.read_only)
                 is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
                 make_mountpoint(root, step.target, directory=is_directory, created=self.created)
                 sys.move_mount(tree, root, step.target[1:])
