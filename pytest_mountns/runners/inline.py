@@ -227,11 +227,12 @@ class InlineTest(TestInSandbox):
         self._basetemp = pytest_internals.basetemp(self.item.config)
         # Noted before: a handler of a signal may raise when this process is in the sandbox and has
         # not yet come back from there.
-        self._stack = SandboxStack(sandbox, sandboxes.manager.release)
+        stack = self._stack = SandboxStack(sandbox, sandboxes.manager.release)
         session.current.test = self
         pytest_internals.finalize_last(self.item, self.leave)
         try:
-            sandboxes.manager.enter(sandbox, self._preparation.working_directory())
+            cwd = self._preparation.working_directory()
+            sandboxes.manager.enter(sandbox, cwd, lambda: stack.sandbox)
         except SandboxError as error:
             self._let_go()
             self._process_state.after_leave()

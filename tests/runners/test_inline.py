@@ -408,6 +408,33 @@ def test_a_chroot_of_a_test(pytester: pytest.Pytester, record: Record, home: Pat
     passes(record("--mountns"))
 
 
+@pytest.mark.as_root
+@pytest.mark.layered
+def test_a_chroot_in_a_checkpoint(pytester: pytest.Pytester, record: Record, home: Path) -> None:
+    """Without /proc, the way back from the host leads to the checkpoint, too."""
+    write(
+        pytester,
+        """
+        def where(): return os.readlink("/proc/thread-self/ns/mnt")
+
+        @pytest.fixture(scope="session")
+        def on_host(): return where()
+
+        def test_chroot(overlay_root, request, tmp_path):
+            root = os.open("/", os.O_RDONLY)
+            with overlay_root.checkpoint():
+                before = where()
+                os.chroot(tmp_path)
+                assert request.getfixturevalue("on_host") == HOST[0]
+                assert os.listdir("/") == []
+                os.fchdir(root)
+                os.chroot(".")
+                assert where() == before
+        """,
+    )
+    passes(record("--mountns"))
+
+
 def test_a_test_that_opens_as_many_files_as_it_may(
     pytester: pytest.Pytester, record: Record, home: Path
 ) -> None:

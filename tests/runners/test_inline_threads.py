@@ -106,6 +106,36 @@ def test_a_pool_and_checkpoints(pytester: pytest.Pytester, record: Record, home:
     )
 
 
+@pytest.mark.layered
+def test_a_thread_that_is_started_on_the_host_in_a_checkpoint(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """It comes into the checkpoint, and the others stay there."""
+    passes(
+        pytester,
+        record,
+        """
+        @pytest.fixture(scope="session")
+        def another():
+            with ThreadPoolExecutor(1) as another:
+                another.submit(int).result()
+                yield another
+
+        def test_checkpoint(pool, overlay_root, request):
+            file = HOME / "from-pool"
+            with overlay_root.checkpoint(), overlay_root.checkpoint():
+                another = request.getfixturevalue("another")
+                assert set(pool.map(lambda _: where(), range(40))) == {where()}
+                assert another.submit(where).result() == where()
+                pool.submit(file.write_text, "text").result()
+                assert another.submit(file.read_text).result() == "text"
+            assert not file.exists()
+            assert set(pool.map(lambda _: where(), range(40))) == {where()}
+            assert another.submit(where).result() == where()
+        """,
+    )
+
+
 def test_threads_share_the_working_directory(
     pytester: pytest.Pytester, record: Record, home: Path
 ) -> None:

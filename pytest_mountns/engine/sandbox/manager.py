@@ -6,7 +6,7 @@ way back is a descriptor of a mount namespace, which no path leads into, setns(2
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Final, final
@@ -52,7 +52,8 @@ _MOST_IN_VAIN: Final = 3
 class _Entered:
     """A sandbox that the process has entered, and what it needs to return from it."""
 
-    sandbox: Sandbox
+    #: Returns the sandbox that the process is in: that one, or the one of a checkpoint in it.
+    now: Callable[[], Sandbox]
     #: The working directory on the host.
     host_directory: str
     #: Holds the working directory and the open directories of the host meanwhile.
@@ -258,8 +259,10 @@ class SandboxManager:
             # It happens too seldom for a helper of its own.
             self._closer.close(descriptors, may_start=False)
 
-    def enter(self, sandbox: Sandbox, cwd: str) -> None:
+    def enter(self, sandbox: Sandbox, cwd: str, now: Callable[[], Sandbox] | None = None) -> None:
         """Enter a sandbox from the host, with ``cwd`` as working directory.
+
+        ``now`` returns the sandbox that the process has gone on to from there, if it may do so.
 
         Raises :class:`Unavailable` if this process is in a chroot, and :class:`SandboxError` if the
         sandbox cannot be entered. The process is then on the host.
@@ -281,7 +284,7 @@ class SandboxManager:
             directories = sandbox.directories_to_reopen()
             with explained("hold the directories to return to", sandbox.plan.user_namespace):
                 parked.leave([fd for fd, _ in directories])
-            entered = _Entered(sandbox, working_directory(), parked)
+            entered = _Entered(now or (lambda: sandbox), working_directory(), parked)
             self._entered.append(entered)
             try:
                 sandbox.enter(cwd, directories)
@@ -384,11 +387,12 @@ class SandboxManager:
 
     @contextmanager
     def _on_host(self, entered: _Entered) -> Iterator[None]:
-        user_namespace = entered.sandbox.plan.user_namespace
+        sandbox = entered.now()
+        user_namespace = sandbox.plan.user_namespace
         with ExitStack() as stack:
             with privileged(self._drops_capabilities):
                 # The test's user may not be allowed to look at the directory that it is in.
-                way = way_back(user_namespace, entered.sandbox.namespace)
+                way = way_back(user_namespace, sandbox.namespace)
                 back = stack.enter_context(way)
             before = _other_threads_if_known()
             try:
@@ -405,7 +409,7 @@ class SandboxManager:
                             # Those that stay are found by check_threads().
                             with suppress(SandboxError):
                                 move_other_threads(
-                                    entered.sandbox.namespace,
+                                    sandbox.namespace,
                                     raise_capabilities=self._drops_capabilities,
                                 )
                 except SandboxError as error:
