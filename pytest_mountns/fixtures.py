@@ -310,7 +310,7 @@ def overlay_root(request: pytest.FixtureRequest) -> Iterator[OverlayRoot]:
     session = activation.activate(request.config).session
 
     def find_plan(spec: SandboxSpec) -> Plan:
-        return session.sandboxes.plan(request.node, spec)
+        return session.sandboxes.plan_on_stage(request.node, spec)
 
     exploring = session.exploring(test, options.crash_point(request.config))
     try:

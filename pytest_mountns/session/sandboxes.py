@@ -73,12 +73,12 @@ class Sandboxes:
         self.planner.findings = findings
         self.planner.entered_user_namespace()
 
-    def plan(self, item: pytest.Item, spec: SandboxSpec) -> Plan:
-        """The plan of ``spec`` with the volumes of the run.
+    def plan_on_stage(self, item: pytest.Item, spec: SandboxSpec) -> Plan:
+        """The plan of ``spec`` with the volumes of the run: see :meth:`.Planner.plan_on_stage`.
 
         Raises :class:`SandboxError` if there can be none.
         """
-        return self.planner.plan(self.with_run_volumes(item, spec))
+        return self.planner.plan_on_stage(self.with_run_volumes(item, spec))
 
     def with_run_volumes(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
         """``spec`` with the volumes of the run: see :class:`.run_volumes.RunVolumes`."""

@@ -109,12 +109,7 @@ class Planner:
         if the spec names a path, device or user that does not exist, and :class:`LayerError` if a
         root or layer cannot be read.
         """
-        for volume in spec.volumes:
-            if not os.path.exists(volume.source):
-                raise SpecError(
-                    f"volume {volume}: there is no {volume.source} on the host",
-                    remedy=f"create it before the tests run: mkdir -p {volume.source}",
-                )
+        _check_volumes(spec.volumes)
         uses_shm = self._uses_shm()
         shows_other_shm = uses_shm != self._used_shm
         self._used_shm = uses_shm
@@ -122,6 +117,25 @@ class Planner:
             self._host = None
             self._plans.clear()
             self._mounts_changed()
+        return self._known_or_new(spec)
+
+    def plan_on_stage(self, spec: SandboxSpec) -> Plan:
+        """The plan of ``spec`` for the stage of a running test, which this thread is on.
+
+        Raises as :meth:`plan`. The stage is older than the host's mounts of now, and may not follow
+        them. So what is surveyed there is for this plan alone. Nor is it asked whether the host's
+        have changed: the kernel tells that once, and a forked process has the same open file. It
+        is for the next sandbox, and what would be closed then is in use by the test.
+        """
+        _check_volumes(spec.volumes)
+        of_host = self._host, self._plans
+        self._host, self._plans = None, {}
+        try:
+            return self._known_or_new(spec)
+        finally:
+            self._host, self._plans = of_host
+
+    def _known_or_new(self, spec: SandboxSpec) -> Plan:
         known = self._plans.get(spec)
         if known is None:
             known = self._make(spec)
@@ -419,6 +433,16 @@ def _user(wanted: str | int, features: Features) -> User | None:
         ) from None
     groups = os.getgrouplist(known.pw_name, known.pw_gid)
     return User(known.pw_uid, known.pw_gid, tuple(groups), known.pw_name, known.pw_dir)
+
+
+def _check_volumes(volumes: Sequence[Volume]) -> None:
+    """Raise :class:`SpecError` if the source of one of ``volumes`` is not there."""
+    for volume in volumes:
+        if not os.path.exists(volume.source):
+            raise SpecError(
+                f"volume {volume}: there is no {volume.source} on the host",
+                remedy=f"create it before the tests run: mkdir -p {volume.source}",
+            )
 
 
 def _check_devices(devices: Sequence[str]) -> None:

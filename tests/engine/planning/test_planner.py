@@ -8,6 +8,7 @@ import pytest
 
 from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.errors import Unavailable
+from pytest_mountns.engine.plan.model import Plan
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.planning.planner import Planner
 from pytest_mountns.engine.sandbox.manager import SandboxManager
@@ -16,6 +17,7 @@ from tests.helpers.worlds import (
     Mode,
     descriptors,
     hide_shared_directories,
+    in_child,
     in_world,
     mkdir,
     mount_tmpfs,
@@ -80,6 +82,45 @@ def test_nothing_made_from_old_plans_is_kept(change: Callable[[], None]) -> None
         manager.close()
 
     in_world(host, "root")
+
+
+@pytest.mark.layered
+@pytest.mark.parametrize("forked", [False, True], ids=["inline", "forked"])
+def test_a_layer_that_a_test_adds_changes_no_later_plan(forked: bool) -> None:
+    """Its stage may not show what was mounted since it was made, and the next test is to see it."""
+    skip_unless("root")
+
+    def host() -> None:
+        manager = SandboxManager([BASE])
+        planner = Planner([BASE], mounts_changed=manager.drop_caches)
+        mkdir("layer")
+        first = planner.plan(SandboxSpec())
+        sandbox = manager.make(first)
+        spec = SandboxSpec(layers=(f"{BASE}/layer",))
+
+        def add_layer() -> None:
+            with sandbox.on_stage():
+                assert f"{BASE}/late" not in _targets(planner.plan_on_stage(spec))
+            # The stage is still open.
+            with sandbox.on_stage():
+                pass
+
+        _mount_something()
+        if forked:
+            in_child(add_layer)
+        else:
+            add_layer()
+        assert f"{BASE}/late" in _targets(planner.plan(SandboxSpec()))
+        assert f"{BASE}/late" in _targets(planner.plan(spec))
+        manager.release([sandbox])
+        planner.close()
+        manager.close()
+
+    in_world(host, "root")
+
+
+def _targets(plan: Plan) -> list[str]:
+    return [overlay.target for overlay in plan.overlays]
 
 
 def test_a_directory_of_its_own_needs_a_kernel_that_mounts_it() -> None:
