@@ -158,7 +158,7 @@ class Sandboxes:
     def drop_caches(self) -> None:
         """Let go of what is kept for reuse: the host's mounts have changed, or may do so.
 
-        Nobody is in a sandbox.
+        See :meth:`.SandboxManager.drop_caches`.
         """
         if self._manager is not None:
             self._manager.drop_caches()

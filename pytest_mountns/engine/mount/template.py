@@ -31,7 +31,7 @@ turn:
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias, final
 
@@ -151,10 +151,10 @@ class Template(NamedTuple):
             return [overlay.mountpoint for overlay in self.overlays]
         return found
 
-    def close(self) -> None:
-        """Close its descriptors. Sandboxes that were made from it go on."""
-        os.close(self.namespace)
-        os.close(self.scratch)
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """It is gone when these are closed. What is mounted in sandboxes made from it goes on."""
+        return self.namespace, self.scratch
 
 
 def shared_steps(plan: Plan, *, unshared: Collection[str] | None) -> tuple[_Shared, ...]:
@@ -407,10 +407,13 @@ class Templates:
     ``places`` are directories that tests are expected to write to. Overlays that hold one of them
     are made for each sandbox: such directories are written to on the host as well. If that happens
     under a mounted overlay, what the overlay shows is undefined,
-    Documentation/filesystems/overlayfs.rst, "Changes to underlying filesystems".
+    Documentation/filesystems/overlayfs.rst, "Changes to underlying filesystems". ``let_go`` is
+    called with each template that is given to nobody any more, to close its descriptors when no
+    sandbox uses them.
     """
 
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(self, places: Sequence[str], let_go: Callable[[Template], None]) -> None:
+        self._let_go = let_go
         self._unshared = {os.path.realpath(place) for place in places}
         self._watches = Watches()
         # By the identity of the plan: to compare long plans takes time. The one that was asked for
@@ -478,10 +481,10 @@ class Templates:
 
     def _close(self, template: Template) -> None:
         self._watches.remove(template.dev_watches)
-        template.close()
+        self._let_go(template)
 
     def close(self) -> None:
-        """Close all templates. They are made again when they are asked for."""
+        """Let go of all templates. They are made again when they are asked for."""
         while self._kept:
             for template in self._kept.popitem()[1].templates():
                 self._close(template)

@@ -77,7 +77,12 @@ class SandboxManager:
         with explained("open the mount namespace to return to", False):
             self._host_namespace = current_namespace()
         self._stage = -1
-        self._templates = Templates(places)
+        self._templates = Templates(places, self._let_go_of_template)
+        # Sandboxes that were made and not released. Some may be closed already.
+        self._made: list[Sandbox] = []
+        # Descriptors of stages and templates that only some of these use: no new one is made from
+        # them.
+        self._outdated: list[tuple[int, ...]] = []
         #: Whether this process has moved to a user namespace of its own.
         self.in_user_namespace = False
         # The sandboxes that this process has entered and not left. There can be several: on_host()
@@ -159,10 +164,11 @@ class SandboxManager:
         return self._stage
 
     def drop_caches(self) -> None:
-        """Close the stage and the templates: the host's mounts are about to change.
+        """Close the stage and the templates: the host's mounts are about to change, or have done.
 
         As long as they are open, the host's old mounts are in use, and as long as sandboxes that
-        were released are not unmounted.
+        were released are not unmounted. What sandboxes that are still open were made from, is
+        closed when these are released.
         """
         self.drop_ahead()
         if self._helper is not None:
@@ -170,8 +176,21 @@ class SandboxManager:
         self._closer.finish()
         self._templates.close()
         if self._stage >= 0 and self._stage != self._host_namespace:
-            posix.close(self._stage)
-            self._stage = -1
+            stage, self._stage = self._stage, -1
+            self._outdated.append((stage,))
+        self._close_outdated()
+
+    def _let_go_of_template(self, template: Template) -> None:
+        self._outdated.append(template.descriptors)
+        self._close_outdated()
+
+    def _close_outdated(self) -> None:
+        """Close what no sandbox uses that is still open."""
+        used: set[int] = set().union(*(one.shared_descriptors for one in self._made if one.is_open))
+        for descriptors in [one for one in self._outdated if used.isdisjoint(one)]:
+            self._outdated.remove(descriptors)
+            for fd in descriptors:
+                posix.close(fd)
 
     def make(
         self,
@@ -193,7 +212,7 @@ class SandboxManager:
             template = self._templates.with_overlays(plan, stage)
         unusual = bool(layers or bound or directory is not None) or not shared
         root = self._take_ahead(None if unusual else plan, template)
-        return make(
+        made = make(
             plan,
             stage,
             directory=directory,
@@ -203,6 +222,8 @@ class SandboxManager:
             template_without_overlays=without_overlays,
             root=root,
         )
+        self._made = [*(one for one in self._made if one.is_open), made]
+        return made
 
     def make_ahead(self, sandbox: Sandbox, *, beside: bool = False) -> None:
         """Make the root of the sandbox that comes after ``sandbox`` now, if it has the same plan.
@@ -424,7 +445,9 @@ class SandboxManager:
     def release(self, sandboxes: Sequence[Sandbox]) -> None:
         """Close sandboxes that nobody is in, without waiting until they are unmounted."""
         for sandbox in sandboxes:
-            self._closer.close(sandbox.descriptors, may_start=not self._entered)
+            self._closer.close(sandbox.take_descriptors(), may_start=not self._entered)
+        if self._outdated:
+            self._close_outdated()
 
     def _free_parking(self) -> ParkedDescriptors:
         depth = len(self._entered)

@@ -211,9 +211,23 @@ class Sandbox:
         return own | {one.scratch for one in templates if one is not None} | self.other_scratches
 
     @property
-    def descriptors(self) -> tuple[int, int]:
-        """The sandbox is gone when these are closed and the last process in it has ended."""
-        return self.namespace, self.scratch
+    def shared_descriptors(self) -> set[int]:
+        """Those that it uses, and that other sandboxes may use as well: of stage and template."""
+        return {self.stage} | self.own_directories
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process can enter it: neither closed nor left to another process."""
+        return self.namespace >= 0
+
+    def take_descriptors(self) -> tuple[int, int]:
+        """Its descriptors, for the caller to close.
+
+        The sandbox is gone when they are closed and the last process in it has ended.
+        """
+        taken = self.namespace, self.scratch
+        self.namespace = self.scratch = -1
+        return taken
 
     def leave_to_child(self) -> None:
         """Close this process's descriptor of the mount namespace, after the fork.
@@ -231,7 +245,7 @@ class Sandbox:
 
     def close(self) -> None:
         """Close the descriptors. Whoever is the last to do so waits until all is unmounted."""
-        for fd in self.descriptors:
+        for fd in self.take_descriptors():
             if fd >= 0:
                 os.close(fd)
 

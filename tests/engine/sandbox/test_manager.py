@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.errors import Unavailable
+from pytest_mountns.engine.linux.namespaces import high
 from pytest_mountns.engine.linux.syscalls import CLONE_NEWUSER
+from pytest_mountns.engine.plan.spec import SandboxSpec
+from pytest_mountns.engine.planning.planner import Planner
 from pytest_mountns.engine.sandbox.manager import SandboxManager
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
+from pytest_mountns.engine.sandbox.stack import SandboxStack
+from pytest_mountns.engine.sandbox.written import Written
 from tests.helpers.environments import ENVIRONMENTS
 from tests.helpers.seccomp import Refusal, install
-from tests.helpers.worlds import bind, in_world, mkdir
+from tests.helpers.worlds import (
+    BASE,
+    bind,
+    descriptors,
+    hide_shared_directories,
+    in_world,
+    mkdir,
+    skip_unless,
+    write,
+)
 
 BY_NAME = {environment.name: environment for environment in ENVIRONMENTS}
 
@@ -49,6 +65,70 @@ def unshare_answers(number: int) -> Callable[[], Unavailable]:
         return refusal()
 
     return refused
+
+
+def _written(sandbox: Sandbox) -> Mapping[str, str]:
+    """Read on the host, as it is after a test that is kept."""
+    with Written.of_sandbox(sandbox).changes() as changes:
+        return {change.path: change.kind for change in changes.matching(BASE)}
+
+
+def _run_a_test(manager: SandboxManager, planner: Planner) -> None:
+    """While it runs, a wider fixture that it has asked for drops what is kept for reuse."""
+    old = manager.make(planner.plan(SandboxSpec()))
+    assert old.template is not None
+    assert BASE in [one.mountpoint for one in old.template.overlays]
+    stack = SandboxStack(old, manager.release)
+    manager.enter(old, "/", lambda: stack.sandbox)
+    write(f"{BASE}/one")
+    with manager.on_host():
+        manager.drop_caches()
+        # The numbers of what was closed are taken again.
+        taken = [high(os.open("/dev/null", os.O_RDONLY)) for _ in range(20)]
+        new = manager.make(planner.plan(SandboxSpec()))
+        assert new.stage != old.stage
+        assert new.template is not old.template
+    old.bind(f"{BASE}/source", f"{BASE}/source")
+    assert old.changes().matching(BASE) == {f"{BASE}/one": "added"}
+    with stack.checkpoint():
+        assert os.path.exists(f"{BASE}/one")
+        write(f"{BASE}/two")
+    assert not os.path.exists(f"{BASE}/two")
+    manager.leave()
+    manager.release([new])
+    manager.drop_caches()
+    assert _written(old) == {f"{BASE}/one": "added"}
+    stack.close()
+    for fd in taken:
+        os.close(fd)
+
+
+@pytest.mark.layered
+def test_what_an_open_sandbox_was_made_from_is_not_closed() -> None:
+    skip_unless("root")
+
+    def host() -> None:
+        hide_shared_directories()
+        mkdir("source")
+        before = descriptors()
+        manager = SandboxManager([])
+        planner = Planner([], mounts_changed=manager.drop_caches)
+        wider = manager.make(planner.plan(SandboxSpec()), shared=False)
+        counts = set()
+        for _ in range(3):
+            _run_a_test(manager, planner)
+            manager.drop_caches()
+            counts.add(len(descriptors()))
+        # Nothing is kept but what the sandbox of a wider fixture was made from.
+        assert len(counts) == 1
+        assert wider.template is not None
+        assert stat.S_ISDIR(os.fstat(wider.template.scratch).st_mode)
+        manager.release([wider])
+        planner.close()
+        manager.close()
+        assert len(descriptors()) == len(before)
+
+    in_world(host, "root")
 
 
 def test_several_threads() -> None:
