@@ -160,11 +160,14 @@ class FixtureScopes:
     def _inside(self, sandbox: Sandbox) -> Iterator[None]:
         on_host = os.getcwd()
         manager = self._sandboxes.manager
-        manager.enter(sandbox, self.working_directory or on_host)
+        depth = manager.depth
         try:
+            # The handler of a signal may raise when the sandbox has just been entered.
+            manager.enter(sandbox, self.working_directory or on_host)
             yield
         finally:
-            self._follow(on_host, manager.leave())
+            if manager.depth > depth:
+                self._follow(on_host, manager.leave())
 
     def _follow(self, on_host: str, inside: str) -> None:
         """Change to where a wider fixture went, or remember that if the host has no such place."""

@@ -288,3 +288,86 @@ def test_a_package_installed_into_the_system(pytester: pytest.Pytester, record: 
     )
     passes(record())
     assert not target.exists()
+
+
+INTERRUPTED = """
+import signal
+from pytest_mountns.engine.sandbox.sandbox import Sandbox
+
+
+class Alarm(Exception):
+    pass
+
+
+def ring(number, frame):
+    raise Alarm
+
+
+signal.signal(signal.SIGALRM, ring)
+
+
+def enter(self, *arguments, **options):
+    original(self, *arguments, **options)
+    if os.getpid() == SESSION and RINGS.pop():
+        # It is blocked at this moment, and handled when the process is in the sandbox.
+        signal.raise_signal(signal.SIGALRM)
+
+
+SESSION = os.getpid()
+RINGS = [False] * 100 + AT
+original, Sandbox.enter = Sandbox.enter, enter
+
+
+def where():
+    return os.readlink("/proc/thread-self/ns/mnt"), os.stat("/").st_dev
+
+
+@pytest.fixture(scope="session", autouse=True)
+def of_the_session():
+    HERE.append(where())
+
+
+HERE = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    if HERE and where() != HERE[0]:
+        pytest.exit(f"before {item.name} not on the host", 9)
+
+
+def pytest_sessionfinish():
+    if where() != HERE[0]:
+        pytest.exit("at the end not on the host", 9)
+"""
+
+
+@pytest.mark.parametrize("at", ["setup", "finalizer"])
+def test_a_handler_raises_when_the_sandbox_of_a_fixture_has_just_been_entered(
+    pytester: pytest.Pytester, record: Record, process: str, home: Path, at: str
+) -> None:
+    """The process is back on the host, whether it went in to set the fixture up or to end it."""
+    # The pytest process enters for the fixture, inline for the test, and for the finalizer.
+    before = 0 if at == "setup" else 2 if process == "inline" else 1
+    rings = [True] + [False] * before
+    pytester.makeconftest(COMMON + INTERRUPTED.replace("AT", str(rings)))
+    body = """
+        import pytest
+        from conftest import inside, write
+        pytestmark = pytest.mark.mountns(scope="module")
+
+        @pytest.fixture(scope="module")
+        def wide():
+            write("wide")
+            yield
+            assert inside()
+
+        def test_NAME(wide): assert inside()
+        """
+    pytester.makepyfile(test_1=body.replace("NAME", "first"), test_2=body.replace("NAME", "second"))
+    recorded = record("--mountns")
+    failed = {place for place, outcome in recorded.outcomes.items() if outcome != "passed"}
+    assert recorded.status == pytest.ExitCode.TESTS_FAILED, recorded.out
+    assert "Alarm" in recorded.out
+    assert failed == {("test_first", "setup" if at == "setup" else "teardown")}
+    untouched(home)

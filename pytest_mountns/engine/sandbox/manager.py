@@ -153,6 +153,11 @@ class SandboxManager:
         return bool(self._entered)
 
     @property
+    def depth(self) -> int:
+        """How many sandboxes this process has entered and not left."""
+        return len(self._entered)
+
+    @property
     def stage(self) -> int:
         """A descriptor of a mount namespace with the host's mounts.
 
@@ -286,7 +291,9 @@ class SandboxManager:
         ``now`` returns the sandbox that the process has gone on to from there, if it may do so.
 
         Raises :class:`Unavailable` if this process is in a chroot, and :class:`SandboxError` if the
-        sandbox cannot be entered. The process is then on the host.
+        sandbox cannot be entered. The process is then on the host. What the handler of a signal
+        raises may come out of here when the process is inside: then the caller has to leave, and
+        knows it by :attr:`depth`.
         """
         if self._in_chroot is None:
             # In a chroot nobody can make a user namespace, user_namespaces(7).
