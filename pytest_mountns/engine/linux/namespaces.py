@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, TypeVar, final
@@ -35,6 +35,8 @@ real_stderr: Final[ContextVar[int]] = ContextVar("real_stderr", default=2)
 #: The lowest number of the plugin's own descriptors, so that those that a test opens have the
 #: numbers that they have without the plugin.
 FD_FLOOR: Final = 500
+#: How often what was interrupted is begun again. No handler raises so often by chance.
+_MOST_INTERRUPTIONS: Final = 100
 _NAMESPACE: Final = "/proc/thread-self/ns/mnt"
 _UTS_NAMESPACE: Final = "/proc/thread-self/ns/uts"
 
@@ -393,6 +395,37 @@ class signals_held:  # noqa: N801 - used as a function, like those of contextlib
 
     def __exit__(self, *_: object) -> None:
         sys.set_signal_mask(self._before)
+
+
+def despite_signals(action: Callable[[], T]) -> T:
+    """Do what must not stay half-done. What a handler of a signal raises is raised afterwards.
+
+    ``action`` may be interrupted at any point, and after its end, and is then begun again. What it
+    raises itself, an :class:`OSError` or a :class:`SandboxError`, is raised at once.
+    """
+    interruption: BaseException | None = None
+    for _ in range(_MOST_INTERRUPTIONS):
+        try:
+            result = action()
+            break
+        except BaseException as error:
+            if is_failed_call(error) or isinstance(error, SandboxError):
+                raise
+            interruption = error
+    if interruption is not None:
+        raise interruption
+    return result
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors, even if a handler of a signal raises when the first ones are closed."""
+    remaining = [*descriptors]
+
+    def close_remaining() -> None:
+        while remaining:
+            posix.close(remaining.pop())
+
+    despite_signals(close_remaining)
 
 
 def drop_user_capabilities() -> None:

@@ -26,6 +26,8 @@ from ..linux.errors import SandboxError, Unavailable
 from ..linux.mountinfo import is_below
 from ..linux.namespaces import (
     change_directory,
+    close_all,
+    despite_signals,
     explained,
     give_up,
     go,
@@ -167,10 +169,11 @@ class Sandbox:
         """Enter the sandbox that the process was in before. If that fails, the process ends.
 
         It is in another root than the one in which it is to go on: see :func:`.give_up`. A thread
-        that cannot move any more is left behind.
+        that cannot move any more is left behind. What a handler of a signal raises meanwhile is
+        raised when the process is there.
         """
         try:
-            self._enter(cwd, None, others)
+            despite_signals(lambda: self._enter(cwd, None, others))
         except SandboxError as error:
             give_up(error)
 
@@ -178,17 +181,26 @@ class Sandbox:
         """Enter the sandbox ``other``, which this object stands for from then on.
 
         ``others`` is as for :meth:`enter`. Raises :class:`SandboxError` if it cannot be entered;
-        the process is then in the sandbox that it was in.
+        the process is then in the sandbox that it was in. What a handler of a signal raises may
+        come from before or after: what this object stands for is where the process is.
         """
-        cwd = working_directory()
+        old, cwd = (self.namespace, self.scratch), working_directory()
         try:
-            other.enter(cwd, others=(*others, self))
-        except BaseException:
-            # It may have moved already, and then a thread could not.
-            self.reenter(cwd, (*others, other))
-            other.close()
-            raise
-        self.close()
+            # A signal that comes meanwhile waits until this object stands for the other sandbox.
+            with signals_held():
+                other.enter(cwd, others=(*others, self))
+                despite_signals(lambda: self._become(other))
+        finally:
+            is_replaced = self.namespace == other.namespace
+            try:
+                if not is_replaced:
+                    # It may have moved already, and then a thread could not.
+                    self.reenter(cwd, (*others, other))
+            finally:
+                close_all(old if is_replaced else other.take_descriptors())
+
+    def _become(self, other: Sandbox) -> None:
+        """Stand for ``other``. This may be begun again."""
         self.namespace, self.scratch = other.namespace, other.scratch
         self.created, self.overlays, self.own = other.created, other.overlays, other.own
         self.layers, self.directory, self.plan = other.layers, other.directory, other.plan
@@ -245,9 +257,7 @@ class Sandbox:
 
     def close(self) -> None:
         """Close the descriptors. Whoever is the last to do so waits until all is unmounted."""
-        for fd in self.take_descriptors():
-            if fd >= 0:
-                os.close(fd)
+        close_all(fd for fd in self.take_descriptors() if fd >= 0)
 
     def changes(self) -> Changes:
         """Returns what the test has added, modified, replaced, deleted or re-labelled.

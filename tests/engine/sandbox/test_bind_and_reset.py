@@ -9,9 +9,12 @@ import shutil
 import signal
 import stat
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from pytest_mountns.engine.linux import syscalls, untouched
 from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
 from pytest_mountns.engine.linux.mountinfo import read
 from pytest_mountns.engine.plan.spec import SandboxSpec, Volume
@@ -308,3 +311,117 @@ def test_a_reset_that_fails_leaves_the_sandbox_as_it_was(mode: Mode) -> None:
     finally:
         os.close(removed)
         os.close(remove)
+
+
+# Signals whose handlers raise, as Ctrl-C and timeouts do.
+
+
+class Interruption(Exception):
+    """Raised by a handler."""
+
+
+class Bell:
+    """Sends this process a signal, once, in a function that is replaced for it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        self.is_armed = False
+        signal.signal(signal.SIGUSR1, self._interrupt)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        raise Interruption
+
+    def ring(self) -> None:
+        if self.is_armed:
+            self.is_armed = False
+            signal.raise_signal(signal.SIGUSR1)
+
+    def put_before(self, place: object, name: str) -> None:
+        original = getattr(place, name)
+
+        def replaced(*arguments: Any, **options: Any) -> Any:
+            self.ring()
+            return original(*arguments, **options)
+
+        self._patch.setattr(place, name, replaced)
+
+    def put_after(
+        self, place: object, name: str, when: Callable[..., bool] = lambda *_, **__: True
+    ) -> None:
+        original = getattr(place, name)
+
+        def replaced(*arguments: Any, **options: Any) -> Any:
+            rings = when(*arguments, **options)
+            result = original(*arguments, **options)
+            if rings:
+                self.ring()
+            return result
+
+        self._patch.setattr(place, name, replaced)
+
+    def put_at_mask(self, at: str) -> None:
+        """Have it ring just before signals are blocked, or while they are."""
+        put = self.put_before if at == "before" else self.put_after
+        put(syscalls, "block_all_signals")
+
+    def armed_by(self, place: object, name: str) -> None:
+        original = getattr(place, name)
+
+        def replaced(*arguments: Any, **options: Any) -> Any:
+            self._patch.setattr(place, name, original)
+            self.is_armed = True
+            return original(*arguments, **options)
+
+        self._patch.setattr(place, name, replaced)
+
+
+def is_in(sandbox: Sandbox) -> bool:
+    return os.path.samestat(os.fstat(sandbox.namespace), os.stat("/proc/thread-self/ns/mnt"))
+
+
+AT_MASK = pytest.mark.parametrize("at", ["before", "within"])
+
+
+def test_a_handler_raises_when_a_reset_has_closed_the_old_root(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def test(sandbox: Sandbox) -> None:
+        bell = Bell(monkeypatch)
+        write("file")
+        old, before = sandbox.namespace, len(descriptors())
+        for module in (untouched.os, untouched.posix):
+            bell.put_after(module, "close", lambda fd: fd == old)
+        bell.is_armed = True
+        with pytest.raises(Interruption):
+            reset(sandbox)
+        assert not bell.is_armed
+        assert is_in(sandbox)
+        assert len(descriptors()) == before
+        assert not os.path.exists("file")
+        assert not sandbox.changes()
+        write("again")
+        reset(sandbox)
+        assert not os.path.exists("again")
+
+    in_world(lambda: in_sandbox(test, mode=mode), mode)
+
+
+@AT_MASK
+def test_a_handler_raises_when_a_reset_is_about_to_enter_the_new_root(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def test(sandbox: Sandbox) -> None:
+        bell = Bell(monkeypatch)
+        write("file")
+        before = len(descriptors())
+        bell.put_at_mask(at)
+        bell.armed_by(Sandbox, "replace_with")
+        with pytest.raises(Interruption):
+            reset(sandbox)
+        assert is_in(sandbox)
+        assert len(descriptors()) == before
+        assert bool(sandbox.changes()) == os.path.exists("file")
+        reset(sandbox)
+        assert not os.path.exists("file")
+
+    in_world(lambda: in_sandbox(test, mode=mode), mode)
