@@ -67,23 +67,22 @@ class SandboxStack:
         """
         outer, cwd = self.sandbox, working_directory()
         inner = _make_like(outer, outer.as_layers(), outer.bound, outer.own)
-        try:
-            inner.enter(cwd, others=self._stack)
-        except BaseException:
-            # It may have moved already, and then a thread could not.
-            outer.reenter(cwd, (*self._stack, inner))
-            inner.close()
-            raise
-        self._stack.append(inner)
         depth = len(self._stack)
+        self._stack.append(inner)
         try:
+            # If that fails, it may have moved already, and then a thread could not.
+            inner.enter(cwd, others=self._stack)
             yield
         finally:
-            # Inner checkpoints may be left open, in generators that were never finished.
-            dropped = self._stack[depth - 1 :]
-            del self._stack[depth - 1 :]
-            outer.reenter(cwd, self._stack)
-            self._release(dropped)
+            # Inner checkpoints may be left open, in generators that are finished later or never.
+            # They have ended with the one around them.
+            if inner in self._stack:
+                try:
+                    outer.reenter(cwd, self._stack)
+                finally:
+                    dropped = self._stack[depth:]
+                    del self._stack[depth:]
+                    self._release(dropped)
 
     def close(self) -> None:
         """Let go of all of them. Nobody is in there any more."""

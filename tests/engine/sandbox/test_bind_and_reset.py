@@ -19,6 +19,7 @@ from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
 from pytest_mountns.engine.linux.mountinfo import read
 from pytest_mountns.engine.plan.spec import SandboxSpec, Volume
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
+from pytest_mountns.engine.sandbox.stack import SandboxStack, close
 from tests.helpers.worlds import (
     BASE,
     Mode,
@@ -423,5 +424,46 @@ def test_a_handler_raises_when_a_reset_is_about_to_enter_the_new_root(
         assert bool(sandbox.changes()) == os.path.exists("file")
         reset(sandbox)
         assert not os.path.exists("file")
+
+    in_world(lambda: in_sandbox(test, mode=mode), mode)
+
+
+@pytest.mark.layered
+@AT_MASK
+@pytest.mark.parametrize("when", ["begin", "end", "end of two"])
+def test_a_handler_raises_when_a_checkpoint_begins_or_ends(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch, when: str, at: str
+) -> None:
+    def test(sandbox: Sandbox) -> None:
+        stack = SandboxStack(sandbox, close)
+        bell = Bell(monkeypatch)
+        write("outside")
+        before = len(descriptors())
+        bell.put_at_mask(at)
+        if when == "begin":
+            bell.armed_by(Sandbox, "enter")
+        left_open = stack.checkpoint()
+
+        def interrupted() -> None:
+            with stack.checkpoint():
+                assert when != "begin"
+                write("inside")
+                if when == "end of two":
+                    left_open.__enter__()
+                bell.is_armed = True
+
+        with pytest.raises(Interruption):
+            interrupted()
+        assert stack.sandbox is sandbox
+        assert is_in(sandbox)
+        assert len(descriptors()) == before
+        assert os.listdir(BASE) == ["outside"]
+        with stack.checkpoint():
+            write("inside")
+            if when == "end of two":
+                # It has ended with the outer one.
+                left_open.__exit__(None, None, None)
+            assert sorted(os.listdir(BASE)) == ["inside", "outside"]
+        assert os.listdir(BASE) == ["outside"]
 
     in_world(lambda: in_sandbox(test, mode=mode), mode)
