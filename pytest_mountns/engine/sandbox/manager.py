@@ -17,8 +17,10 @@ from ..linux.call_helper import CallHelper
 from ..linux.environment import read_environment
 from ..linux.errors import SandboxError, Unavailable
 from ..linux.namespaces import (
+    WayBack,
     change_directory,
     current_namespace,
+    despite_signals,
     drop_user_capabilities,
     enter_mount_namespace,
     enter_user_namespace,
@@ -431,18 +433,33 @@ class SandboxManager:
                 yield
             finally:
                 try:
-                    with signals_held(), privileged(self._drops_capabilities):
-                        back.take()
-                        if _other_threads_if_known() - before:
-                            # Those that stay are found by check_threads().
-                            with suppress(SandboxError):
-                                move_other_threads(
-                                    sandbox.namespace,
-                                    raise_capabilities=self._drops_capabilities,
-                                )
-                except SandboxError as error:
-                    # The test would go on on the host.
-                    give_up(error)
+                    self._return_inside(sandbox, back, before)
+                except BaseException:
+                    # It may have been interrupted before it began.
+                    self._return_inside(sandbox, back, before)
+                    raise
+
+    def _return_inside(self, sandbox: Sandbox, back: WayBack, before: frozenset[int]) -> None:
+        """Return from the host to the sandbox. What a handler raises is raised afterwards.
+
+        ``before`` are the other threads that were there. This may be done again.
+        """
+
+        def take() -> None:
+            with signals_held(), privileged(self._drops_capabilities):
+                back.take()
+                if _other_threads_if_known() - before:
+                    # Those that stay are found by check_threads().
+                    with suppress(SandboxError):
+                        move_other_threads(
+                            sandbox.namespace, raise_capabilities=self._drops_capabilities
+                        )
+
+        try:
+            despite_signals(take)
+        except SandboxError as error:
+            # The test would go on on the host.
+            give_up(error)
 
     def check_threads(self) -> None:
         """Raises :class:`SandboxError` if a thread of this process cannot move into a sandbox."""

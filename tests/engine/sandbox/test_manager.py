@@ -1,4 +1,4 @@
-"""The manager's way into a user namespace: what stops it, and what is said of that."""
+"""The manager's way into a user namespace, what stops it, and its ways in and out of sandboxes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from pytest_mountns.engine.sandbox.sandbox import Sandbox
 from pytest_mountns.engine.sandbox.stack import SandboxStack
 from pytest_mountns.engine.sandbox.written import Written
 from tests.helpers.environments import ENVIRONMENTS
+from tests.helpers.interruptions import Bell, Interruption
 from tests.helpers.seccomp import Refusal, install
 from tests.helpers.worlds import (
     BASE,
+    Mode,
     bind,
     descriptors,
     hide_shared_directories,
     in_world,
     mkdir,
+    plan_here,
     skip_unless,
     write,
 )
@@ -209,3 +212,41 @@ def test_the_maps_may_not_be_written_and_nobody_knows_why() -> None:
     assert "EACCES" in error.kernel or "EPERM" in error.kernel
     assert "gives no rights" in error.cause or "seccomp" in error.cause
     assert error.remedy
+
+
+@pytest.mark.parametrize("at", ["before", "within"])
+@pytest.mark.parametrize("when", ["begin", "end"])
+def test_a_handler_raises_on_the_way_to_the_host_or_back(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch, when: str, at: str
+) -> None:
+    """The process is in the sandbox again, with no more rights than before."""
+
+    def interrupted(manager: SandboxManager, bell: Bell) -> None:
+        bell.is_armed = when == "begin"
+        with manager.on_host():
+            bell.is_armed = when == "end"
+
+    def run() -> None:
+        plan = plan_here(SandboxSpec(), mode)
+        manager = SandboxManager([])
+        if mode == "user":
+            manager.move_to_user_namespace()
+        sandbox = manager.make(plan)
+        host = os.readlink("/proc/self/ns/mnt")
+        manager.enter(sandbox, "/")
+        inside = os.readlink("/proc/self/ns/mnt")
+        capabilities = syscalls.capget()
+        bell = Bell(monkeypatch)
+        bell.put_at_mask(at)
+        with pytest.raises(Interruption):
+            interrupted(manager, bell)
+        assert os.readlink("/proc/self/ns/mnt") == inside != host
+        assert syscalls.capget() == capabilities
+        with manager.on_host():
+            assert os.readlink("/proc/self/ns/mnt") == host
+        manager.leave()
+        assert os.readlink("/proc/self/ns/mnt") == host
+        manager.release([sandbox])
+        manager.close()
+
+    in_world(run, mode)
