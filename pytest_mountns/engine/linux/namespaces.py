@@ -134,9 +134,9 @@ def make_stage() -> int:
 
     For a process that needs no user namespace. Raises :class:`SandboxError` if that is refused.
     """
-    with signals_held(), way_back(False) as back:
+    with closed_on_error() as opened, signals_held(), way_back(False) as back:
         back.away()
-        stage = enter_mount_namespace(False)
+        opened.append(stage := enter_mount_namespace(False))
         with explained("make the chroot a root", False, "pivot"):
             _adopt_chroot(stage)
         return stage
@@ -328,6 +328,18 @@ def way_back(user_namespace: bool, known_namespace: int = -1) -> Iterator[WayBac
             posix.close(fd)
 
 
+class closed_on_error:  # noqa: N801 - used as a function, like those of contextlib
+    """A context that gives a list, and closes the descriptors in it if it ends by an exception."""
+
+    def __enter__(self) -> list[int]:
+        self._opened: list[int] = []
+        return self._opened
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            close_all(self._opened)
+
+
 @contextmanager
 def mounting(user_namespace: bool, *, dropped: bool) -> Iterator[tuple[WayBack, list[int]]]:
     """For making mounts in another namespace: signals blocked, all capabilities, no umask.
@@ -335,15 +347,16 @@ def mounting(user_namespace: bool, *, dropped: bool) -> Iterator[tuple[WayBack, 
     ``dropped``: see :func:`privileged`. Descriptors that are put into the list are closed if the
     context ends by an exception. Raises :class:`SandboxError` if it cannot be entered.
     """
-    opened: list[int] = []
-    with signals_held(), privileged(dropped), way_back(user_namespace) as back:
+    # Outermost: a signal that has come meanwhile is handled when the others end.
+    with (
+        closed_on_error() as opened,
+        signals_held(),
+        privileged(dropped),
+        way_back(user_namespace) as back,
+    ):
         umask = posix.umask(0)
         try:
             yield back, opened
-        except BaseException:
-            for fd in opened:
-                posix.close(fd)
-            raise
         finally:
             posix.umask(umask)
 
@@ -366,16 +379,17 @@ def root_of(namespace: int, user_namespace: bool) -> Iterator[int]:
 
     Raises :class:`SandboxError` if it cannot be had.
     """
-    with (
-        explained("look at what is below", user_namespace),
-        privileged(user_namespace),
-        visiting(namespace, user_namespace),
-    ):
-        root = posix.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened: list[int] = []
     try:
-        yield root
+        with (
+            explained("look at what is below", user_namespace),
+            privileged(user_namespace),
+            visiting(namespace, user_namespace),
+        ):
+            opened.append(posix.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        yield opened[0]
     finally:
-        posix.close(root)
+        close_all(opened)
 
 
 class signals_held:  # noqa: N801 - used as a function, like those of contextlib

@@ -82,6 +82,8 @@ def make_new_root(
             with explained("make a root", user_namespace):
                 at_once = template.calls.perform()
             if at_once is not None:
+                # They are closed if the way back ends by an exception.
+                opened += (at_once.namespace, at_once.scratch)
                 os.close(at_once.root)
                 return _of_calls(at_once, template.calls)
             with _making_a_namespace(user_namespace):

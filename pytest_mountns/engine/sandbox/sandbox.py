@@ -27,6 +27,7 @@ from ..linux.mountinfo import is_below
 from ..linux.namespaces import (
     change_directory,
     close_all,
+    closed_on_error,
     despite_signals,
     explained,
     give_up,
@@ -416,19 +417,17 @@ class Sandbox:
             privileged(self.plan.drops_capabilities),
             explained(step.describe(), user_namespace, "bind"),
         ):
-            with visiting(self.stage, user_namespace):
-                tree = sys.open_tree(sys.AT_FDCWD, step.source, flags)
-            root = -1
+            opened: list[int] = []
             try:
-                root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                with visiting(self.stage, user_namespace):
+                    opened.append(tree := sys.open_tree(sys.AT_FDCWD, step.source, flags))
+                opened.append(root := os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
                 seal(tree, read_only=step.read_only)
                 is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
                 make_mountpoint(root, step.target, directory=is_directory, created=self.created)
                 sys.move_mount(tree, root, step.target[1:])
             finally:
-                os.close(tree)
-                if root >= 0:
-                    os.close(root)
+                close_all(opened)
         self.bound.append(step)
 
     def make_own(self, path: str) -> bool:
@@ -497,8 +496,9 @@ class Sandbox:
                 raise
         # A clone of a directory on disk is cloned again only in the namespace that it was made in:
         # in this one, or on the stage if the sandbox was made from a template.
-        with visiting(self.stage, self.plan.user_namespace):
-            return clone_own(self.scratch, step.name, step.attributes)
+        with closed_on_error() as opened, visiting(self.stage, self.plan.user_namespace):
+            opened.append(tree := clone_own(self.scratch, step.name, step.attributes))
+            return tree
 
     def _attributes_on_overlay(self, path: str) -> int | None:
         """The ``MOUNT_ATTR_*`` flags of the overlay that shows ``path``; None if none does."""

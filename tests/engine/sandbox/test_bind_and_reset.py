@@ -15,6 +15,7 @@ import pytest
 from pytest_mountns.engine.linux import untouched
 from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
 from pytest_mountns.engine.linux.mountinfo import read
+from pytest_mountns.engine.linux.namespaces import WayBack
 from pytest_mountns.engine.plan.spec import SandboxSpec, Volume
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
 from pytest_mountns.engine.sandbox.stack import SandboxStack, close
@@ -405,5 +406,23 @@ def test_a_handler_raises_when_a_checkpoint_begins_or_ends(
                 left_open.__exit__(None, None, None)
             assert sorted(os.listdir(BASE)) == ["inside", "outside"]
         assert os.listdir(BASE) == ["outside"]
+
+    in_world(lambda: in_sandbox(test, mode=mode), mode)
+
+
+@pytest.mark.parametrize("action", ["bind", "changes"])
+def test_a_handler_raises_when_the_stage_was_visited_and_nothing_is_left(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    skip_unless_binding(mode)
+
+    def test(sandbox: Sandbox) -> None:
+        before = descriptors()
+        bell = Bell(monkeypatch)
+        bell.put_after(WayBack, "away")
+        bell.is_armed = True
+        with pytest.raises(Interruption):
+            sandbox.bind(BASE, f"{BASE}/t") if action == "bind" else sandbox.changes()
+        assert descriptors() == before
 
     in_world(lambda: in_sandbox(test, mode=mode), mode)

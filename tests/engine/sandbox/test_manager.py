@@ -12,10 +12,12 @@ import pytest
 
 from pytest_mountns.engine.linux import syscalls
 from pytest_mountns.engine.linux.errors import Unavailable
-from pytest_mountns.engine.linux.namespaces import high
+from pytest_mountns.engine.linux.namespaces import WayBack, high, make_stage
 from pytest_mountns.engine.linux.syscalls import CLONE_NEWUSER
+from pytest_mountns.engine.plan.model import Bind, Plan
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.planning.planner import Planner
+from pytest_mountns.engine.sandbox.create import make
 from pytest_mountns.engine.sandbox.manager import SandboxManager
 from pytest_mountns.engine.sandbox.sandbox import Sandbox
 from pytest_mountns.engine.sandbox.stack import SandboxStack
@@ -250,3 +252,64 @@ def test_a_handler_raises_on_the_way_to_the_host_or_back(
         manager.close()
 
     in_world(run, mode)
+
+
+def _make_at_once(manager: SandboxManager, plan: Plan) -> None:
+    manager.make(plan)
+
+
+def _make_on_a_template(manager: SandboxManager, plan: Plan) -> None:
+    manager.make(plan, bound=[Bind(BASE, f"{BASE}/target", False, create=True)])
+
+
+def _make_without_a_template(manager: SandboxManager, plan: Plan) -> None:
+    make(plan, manager.stage)
+
+
+def _make_a_template(manager: SandboxManager, plan: Plan) -> None:
+    # It is of this object.
+    manager.make(plan._replace())
+
+
+@pytest.mark.layered
+@pytest.mark.parametrize(
+    "action", [_make_at_once, _make_on_a_template, _make_without_a_template, _make_a_template]
+)
+def test_a_handler_raises_when_a_root_was_made_and_nothing_is_left(
+    mode: Mode,
+    monkeypatch: pytest.MonkeyPatch,
+    action: Callable[[SandboxManager, Plan], None],
+) -> None:
+    def run() -> None:
+        plan = plan_here(SandboxSpec(), mode)
+        manager = SandboxManager([])
+        if mode == "user":
+            manager.move_to_user_namespace()
+        manager.make(plan).close()
+        before = descriptors()
+        bell = Bell(monkeypatch)
+        # It waits until this process is back from the stage.
+        bell.put_after(WayBack, "away")
+        bell.is_armed = True
+        with pytest.raises(Interruption):
+            action(manager, plan)
+        assert descriptors() == before
+        manager.make(plan).close()
+        manager.close()
+
+    in_world(run, mode)
+
+
+def test_a_handler_raises_when_a_stage_was_made_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run() -> None:
+        before = descriptors()
+        bell = Bell(monkeypatch)
+        bell.put_after(WayBack, "away")
+        bell.is_armed = True
+        with pytest.raises(Interruption):
+            make_stage()
+        assert descriptors() == before
+
+    in_world(run, "root")
