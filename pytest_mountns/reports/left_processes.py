@@ -17,7 +17,7 @@ from ..engine.linux import left_processes, processes
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.untouched import os, time
 from ..session.current import RunningTest
-from ..session.observers import Observer
+from ..session.observers import Observer, register_for_one_test
 from ..session.selection import Selection
 
 #: Set by pytest to the test that is running.
@@ -73,7 +73,7 @@ class LeftProcesses(Observer):
         """In a forked test, register the hook that looks for processes when all has ended."""
         # An inline test is asked for them when it leaves its sandbox.
         if test.forked and self._selection.spec(item).leaks == "error":
-            self._config.pluginmanager.register(_LeaksHook(), "mountns-leaks")
+            register_for_one_test(self._config, _LeaksHook(), "mountns-leaks")
 
     def left_running(self, item: pytest.Item, children: Sequence[int]) -> str:
         """Note them, or object to them."""
@@ -111,8 +111,10 @@ class _LeaksHook:
     @pytest_internals.unseen
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         """Look when function-scoped fixtures have been torn down."""
-        result = yield
-        item.config.pluginmanager.unregister(self)
+        try:
+            result = yield
+        finally:
+            item.config.pluginmanager.unregister(self)
         message = objection(processes.children(os.getpid()))
         if message:
             pytest.fail(message, pytrace=False)

@@ -13,7 +13,7 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux.errors import SandboxError
 from ..session.current import RunningTest
-from ..session.observers import Observer, WrittenByTest
+from ..session.observers import Observer, WrittenByTest, register_for_one_test
 from ..session.selection import Selection
 from ..session.temporary import temporary_directories
 
@@ -51,8 +51,8 @@ class WritesGuard(Observer):
         """Register the hooks that ask for objections when the call and the teardown have ended."""
         if self._selection.spec(item).writes is not None:
             # An inline test is asked for objections once more when it leaves its sandbox.
-            hooks = _GuardHooks(test.objection, teardown=test.forked)
-            self._config.pluginmanager.register(hooks, "mountns-writes")
+            hooks = _GuardHooks(item, test.objection, teardown=test.forked)
+            register_for_one_test(self._config, hooks, "mountns-writes")
 
     def on_report(
         self, item: pytest.Item, report: pytest.TestReport, written: WrittenByTest | None
@@ -87,31 +87,37 @@ class _GuardHooks:
     tracebacks that ``--tb=native`` prints.
     """
 
-    def __init__(self, ask: Callable[[], str], *, teardown: bool) -> None:
+    def __init__(self, item: pytest.Item, ask: Callable[[], str], *, teardown: bool) -> None:
+        self._item = item
         self._ask = ask
         self._teardown = teardown
 
     # Innermost of the wrappers: the failure is one of the test, and an xfail mark covers it.
     @pytest.hookimpl(wrapper=True, trylast=True)
     @pytest_internals.unseen
-    def pytest_runtest_call(self) -> Generator[None, object, object]:
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         """Check when the test function has returned."""
         result = yield
-        self._check()
+        self._check(item)
         return result
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     @pytest_internals.unseen
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         """Check when function-scoped fixtures have been torn down."""
-        result = yield
-        # There may be another attempt in the same process, or another test.
-        item.config.pluginmanager.unregister(self)
+        try:
+            result = yield
+        finally:
+            # There may be another attempt in the same process, or another test.
+            item.config.pluginmanager.unregister(self)
         if self._teardown:
-            self._check()
+            self._check(item)
         return result
 
-    def _check(self) -> None:
+    def _check(self, item: pytest.Item) -> None:
+        if item is not self._item:
+            # See register_for_one_test.
+            return
         # This frame is not hidden: where all frames are, pytest says so below the message.
         message = self._ask()
         if message:

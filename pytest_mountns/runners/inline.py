@@ -405,11 +405,13 @@ class HostHooks:
         within = self._context.fixture_scopes.within(item)
         manager = self._session.sandboxes.manager
         before = frozenset(processes.own_children())
-        with manager.on_host(), within(scope, node):
-            result = yield
-        if isinstance(test := self._session.current.test, InlineTest):
-            # Those of the fixture outlive the test.
-            test.spare(frozenset(processes.own_children()) - before)
+        try:
+            with manager.on_host(), within(scope, node):
+                result = yield
+        finally:
+            if isinstance(test := self._session.current.test, InlineTest):
+                # Those of the fixture outlive the test. It may have failed after it has begun them.
+                test.spare(frozenset(processes.own_children()) - before)
         # The fixture may have started a thread that stays on the host.
         manager.check_threads()
         return result

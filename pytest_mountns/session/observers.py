@@ -163,6 +163,18 @@ class Observer:
         """Pytest process: the session ends."""
 
 
+def register_for_one_test(config: pytest.Config, hooks: object, name: str) -> None:
+    """Register hooks of an observer, which unregister themselves around the test's teardown.
+
+    Where a wrapper of another plugin raises before that begins, they stay: until the next ones of
+    this name take their place, they have to take no notice of other tests.
+    """
+    manager = config.pluginmanager
+    if manager.has_plugin(name):
+        manager.unregister(name=name)
+    manager.register(hooks, name)
+
+
 class LateModules(Protocol):
     """Modules that are loaded when a test fails or reads its changes."""
 

@@ -370,6 +370,57 @@ def test_fails_otherwise():
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines([f"*::test: @pytest.mark.mountns: writes=*{message}*"])
 
+    @pytest.mark.parametrize("process", ["fork", "module", "inline"])
+    def test_a_teardown_that_fails_is_no_matter_of_the_next_test(
+        self, pytester: pytest.Pytester, record: Record
+    ) -> None:
+        pytester.makeconftest(
+            """
+            import pytest
+
+            @pytest.hookimpl(wrapper=True, tryfirst=True)
+            def pytest_runtest_teardown(item):
+                if item.name == "test_hook":
+                    raise RuntimeError("a hook")
+                return (yield)
+            """
+        )
+        pytester.makepyfile(
+            HOME
+            + """
+@pytest.fixture
+def fails():
+    yield
+    raise RuntimeError("a fixture")
+
+@pytest.mark.mountns(writes=[])
+def test_fixture(fails): pass
+
+def test_without(): (HOME / "new").write_text("x")
+
+@pytest.mark.mountns(writes=[])
+def test_with(): pass
+
+class TestHook:
+    @pytest.mark.mountns(writes=[])
+    def test_hook(self): pass
+
+    # pytest fails the setup of the test that comes next.
+    def test_next(self): pass
+
+def test_without_again(): (HOME / "new").write_text("x")
+
+@pytest.mark.mountns(writes=[])
+def test_with_again(): pass
+"""
+        )
+        recorded = record("--mountns", "-pno:rerunfailures")
+        assert [(one.name, one.when) for one in recorded.failed] == [
+            ("test_fixture", "teardown"),
+            ("test_hook", "teardown"),
+            ("test_next", "setup"),
+        ]
+
     def test_a_renamed_directory_needs_both_places(self) -> None:
         from pytest_mountns.engine.changes.changes import Change, Changes
         from pytest_mountns.reports.writes_guard import outside

@@ -366,6 +366,33 @@ def test_processes_of_a_wider_fixture_that_the_test_asks_for(
     passes(record("--mountns"))
 
 
+def test_processes_of_a_wider_fixture_that_fails_when_the_test_asks_for_it(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    write(
+        pytester,
+        """
+        import subprocess
+
+        STARTED = []
+
+        @pytest.fixture(scope="session")
+        def server(request):
+            STARTED.append(process := subprocess.Popen(["sleep", "300"]))
+            request.addfinalizer(process.wait)
+            request.addfinalizer(process.kill)
+            raise RuntimeError("not ready")
+
+        def test_one(request):
+            with pytest.raises(RuntimeError):
+                request.getfixturevalue("server")
+
+        def test_two(): assert STARTED[0].poll() is None
+        """,
+    )
+    passes(record("--mountns"))
+
+
 @pytest.mark.as_root
 def test_another_user_for_a_moment(pytester: pytest.Pytester, record: Record, home: Path) -> None:
     """seteuid(2) takes the capabilities out of effect that are needed to return."""
