@@ -208,6 +208,30 @@ def test_what_was_made_to_fail_is_in_the_report(pytester: pytest.Pytester, recor
     assert "mountns faults" not in failed["test_none"]
 
 
+def test_each_attempt_counts_calls_anew(pytester: pytest.Pytester, record: Record) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        # The other one would keep a fresh root from being made.
+        @pytest.mark.mountns(faults=["fsync:**/f:EIO:nth=2", "mkdir:/**:EROFS:nth=3"])
+        def test_it(tmp_path):
+            with open(tmp_path / "f", "w") as file:
+                os.fsync(file.fileno())
+                os.fsync(file.fileno())
+        """
+    )
+    recorded = record("--mountns", "--reruns=1", "-prerunfailures")
+    assert [report.outcome for report in recorded.reports if report.when == "call"] == [
+        "rerun",
+        "failed",
+    ]
+    sections = dict(recorded.failed[0].sections)
+    assert sections["mountns faults"].count("EIO") == 2
+    assert len(sections["mountns faults"].splitlines()) == 1
+
+
 def test_a_context_in_which_calls_fail(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile(
         """

@@ -285,6 +285,32 @@ def test_another_user(pytester: pytest.Pytester, process: str, keys: str) -> Non
 
 
 @pytest.mark.as_root
+def test_temporary_files_of_another_user_in_a_fresh_root(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    result = run(
+        pytester,
+        "fork",
+        """
+        import pytest
+        pytestmark = pytest.mark.mountns(user="nobody")
+        ATTEMPTS = []
+
+        def test_another_attempt(tmp_path):
+            (tmp_path / "file").touch()
+            ATTEMPTS.append(1)
+            assert len(ATTEMPTS) == 2
+
+        def test_reset(overlay_root, request):
+            overlay_root.reset()
+            (request.getfixturevalue("tmp_path") / "file").touch()
+        """,
+        "--reruns=1",
+        "-prerunfailures",
+    )
+    assert result.parseoutcomes() == {"passed": 2, "rerun": 1}
+
+
+@pytest.mark.as_root
 @pytest.mark.binding
 @pytest.mark.parametrize("keys", ["", "pid=True, ", "upper='disk', "])
 def test_what_another_user_binds(pytester: pytest.Pytester, process: str, keys: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from .. import pytest_internals
 from ..engine.linux import left_processes, processes
 from ..engine.linux.errors import SandboxError
-from ..engine.linux.untouched import os, time
+from ..engine.linux.untouched import time
 from ..session.current import RunningTest
 from ..session.observers import Observer, register_for_one_test
 from ..session.selection import Selection
@@ -73,7 +73,9 @@ class LeftProcesses(Observer):
         """In a forked test, register the hook that looks for processes when all has ended."""
         # An inline test is asked for them when it leaves its sandbox.
         if test.forked and self._selection.spec(item).leaks == "error":
-            register_for_one_test(self._config, _LeaksHook(), "mountns-leaks")
+            # Those of an attempt before have failed that one.
+            hook = _LeaksHook(frozenset(processes.own_children()))
+            register_for_one_test(self._config, hook, "mountns-leaks")
 
     def left_running(self, item: pytest.Item, children: Sequence[int]) -> str:
         """Note them, or object to them."""
@@ -104,7 +106,13 @@ class LeftProcesses(Observer):
 
 @final
 class _LeaksHook:
-    """Fails a forked test that has left processes running. It is registered for one test only."""
+    """Fails a forked test that has left processes running. It is registered for one test only.
+
+    ``before``: the children that the test process had when the test began.
+    """
+
+    def __init__(self, before: frozenset[int]) -> None:
+        self._before = before
 
     # Innermost of the wrappers: the failure is one of the test's teardown.
     @pytest.hookimpl(wrapper=True, trylast=True)
@@ -115,7 +123,8 @@ class _LeaksHook:
             result = yield
         finally:
             item.config.pluginmanager.unregister(self)
-        message = objection(processes.children(os.getpid()))
+        children = processes.own_children()
+        message = objection([pid for pid in children if pid not in self._before])
         if message:
             pytest.fail(message, pytrace=False)
         return result

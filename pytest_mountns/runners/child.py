@@ -135,9 +135,21 @@ class TestProcess(ReportingProcess, TestInSandbox):
 
     def reset(self) -> None:
         """See :meth:`.current.RunningTest.reset`."""
-        # A guard has nothing to drop.
-        if self._stack is not None:
-            super().reset()
+        super().reset()
+        user = self.stack.sandbox.plan.user
+        if user is not None:
+            # It was there when the test began.
+            self._make_temporary_directory(user)
+
+    def begin_again(self) -> None:
+        """See :meth:`.context.ProcessOfTest.begin_again`."""
+        if self._stack is None:
+            # A guard has nothing to drop.
+            return
+        injector = self._session.current.injector
+        with injector.begin_again() if injector is not None else contextlib.nullcontext():
+            self.reset()
+        self._session.observers.entered(self._item, self)
 
     def _tell_replaced(self, sandbox: Sandbox, plan: Plan | None) -> None:
         if plan is not None:

@@ -61,8 +61,11 @@ class ProcessOfTest(Protocol):
         """Have them hear that the test is skipped since this machine cannot isolate it."""
         ...
 
-    def reset(self) -> None:
-        """Go on in a fresh root. Raises :class:`SandboxError` if there is none."""
+    def begin_again(self) -> None:
+        """Begin another attempt at the test, in a fresh root.
+
+        Raises :class:`SandboxError` if there is none.
+        """
         ...
 
     def hand_over_warnings(self) -> None:

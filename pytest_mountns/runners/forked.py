@@ -95,8 +95,8 @@ class ForkedTest:
         __tracebackhide__ = True
         process = self._context.process
         if process is not None:
-            # A plugin runs a failed test once more: a fresh root for another attempt.
-            process.reset()
+            # A plugin runs a failed test once more.
+            process.begin_again()
             return self._original_setup()
         if self._refused is not None:
             self._preparation.refuse(self._refused)

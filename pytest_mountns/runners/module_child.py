@@ -166,7 +166,7 @@ class ModuleChild(ReportingProcess):
             return
         super().log_start(nodeid, location)
 
-    def reset(self) -> None:
+    def begin_again(self) -> None:
         """Nothing to do: each attempt at a test enters a sandbox of its own."""
 
     def entered(self, item: pytest.Item, sandbox: Sandbox) -> None:

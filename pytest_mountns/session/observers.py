@@ -95,7 +95,10 @@ class Observer:
         """Pytest process: ``item`` is skipped because this machine cannot isolate it."""
 
     def entered(self, item: pytest.Item, test: RunningTest) -> None:
-        """Test process, in the sandbox: the function-scoped fixtures of ``item`` come next."""
+        """Test process, in the sandbox: the function-scoped fixtures of ``item`` come next.
+
+        Called for each attempt at it.
+        """
 
     def on_failure(self, report: pytest.TestReport, error: BaseException, sandbox: Sandbox) -> None:
         """Test process, in the sandbox: a phase has failed by ``error``, and this is its report."""

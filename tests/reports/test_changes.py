@@ -371,6 +371,48 @@ def test_fails_otherwise():
         result.stderr.fnmatch_lines([f"*::test: @pytest.mark.mountns: writes=*{message}*"])
 
     @pytest.mark.parametrize("process", ["fork", "module", "inline"])
+    def test_each_attempt_is_checked(self, pytester: pytest.Pytester, record: Record) -> None:
+        pytest.importorskip("pytest_rerunfailures")
+        pytester.makepyfile(
+            HOME
+            + """
+ATTEMPTS = {}
+
+def attempt(name):
+    ATTEMPTS[name] = ATTEMPTS.get(name, 0) + 1
+    return ATTEMPTS[name]
+
+@pytest.mark.mountns(writes=[])
+def test_each_time():
+    (HOME / "new").write_text("x")
+
+@pytest.fixture
+def late():
+    yield
+    (HOME / "late").touch()
+
+@pytest.mark.mountns(writes=[])
+def test_late(late):
+    assert attempt("late") > 1
+
+@pytest.mark.mountns(writes=[])
+def test_once():
+    if attempt("once") == 1:
+        (HOME / "new").write_text("x")
+"""
+        )
+        recorded = record("--mountns", "--reruns=1", "-prerunfailures")
+        # Of the late one both the call and the teardown.
+        reruns = [report.name for report in recorded.reports if report.outcome == "rerun"]
+        assert list(dict.fromkeys(reruns)) == ["test_each_time", "test_late", "test_once"]
+        assert [(one.name, one.when) for one in recorded.failed] == [
+            ("test_each_time", "call"),
+            ("test_late", "teardown"),
+        ]
+        for report in recorded.failed:
+            assert "changed, outside of writes=[]" in report.text
+
+    @pytest.mark.parametrize("process", ["fork", "module", "inline"])
     def test_a_teardown_that_fails_is_no_matter_of_the_next_test(
         self, pytester: pytest.Pytester, record: Record
     ) -> None:

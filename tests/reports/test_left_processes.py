@@ -105,6 +105,32 @@ def test_error(pytester: pytest.Pytester, record: Record, process: str) -> None:
 
 
 @pytest.mark.sandboxes
+def test_error_of_each_attempt(pytester: pytest.Pytester, record: Record, process: str) -> None:
+    """What one attempt has left is no matter of the next one."""
+    pytest.importorskip("pytest_rerunfailures")
+    pytester.makepyfile(
+        """
+        import subprocess, pytest
+        pytestmark = pytest.mark.mountns(leaks="error")
+        ATTEMPTS = []
+        LEFT = []
+        def leave(): LEFT.append(subprocess.Popen(["sleep", "1006"]))
+        def test_each_time(): leave()
+        def test_once():
+            ATTEMPTS.append(1)
+            if len(ATTEMPTS) == 1:
+                leave()
+        """
+    )
+    recorded = record("--mountns", "--reruns=1", "-prerunfailures")
+    reruns = [report.name for report in recorded.reports if report.outcome == "rerun"]
+    assert reruns == ["test_each_time", "test_once"]
+    (failed,) = recorded.failed
+    assert (failed.name, failed.when) == ("test_each_time", "teardown")
+    assert failed.text == 'left running, with leaks="error": sleep 1006'
+
+
+@pytest.mark.sandboxes
 def test_ignore(pytester: pytest.Pytester, record: Record, process: str) -> None:
     head = 'import pytest\npytestmark = pytest.mark.mountns(leaks="ignore")\n'
     pytester.makepyfile(test_it=head + SUITE)

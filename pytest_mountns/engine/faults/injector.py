@@ -68,6 +68,18 @@ class Injector:
         finally:
             self._ask("remove", number)
 
+    @contextlib.contextmanager
+    def begin_again(self) -> Iterator[None]:
+        """Within the context no rule holds; after it those of the start, which count anew.
+
+        What was done up to then is forgotten. Raises :class:`SandboxError`.
+        """
+        self._ask("stop", None)
+        try:
+            yield
+        finally:
+            self._ask("begin", None)
+
     def injected(self) -> list[str]:
         """What has been done so far, in words. Raises :class:`SandboxError`."""
         found: list[str] = self._ask("injected", None)
@@ -168,6 +180,8 @@ class _Supervisor:
         listener: Listener,
     ) -> None:
         self._machine = machine
+        #: Those that hold from the start.
+        self._first = rules
         self._calls = numbered(machine)
         self._control = control
         self._listener = listener
@@ -209,6 +223,12 @@ class _Supervisor:
             answer = self._number
         elif what == "remove":
             self._rules.pop(argument, None)
+        elif what == "stop":
+            self._rules.clear()
+        elif what == "begin":
+            self._rules = {0: Rules(self._first)}
+            self._injected.clear()
+            self._omitted = 0
         elif what == "injected":
             more = [f"... and {self._omitted} more"] if self._omitted else []
             answer = [*self._injected, *more]
