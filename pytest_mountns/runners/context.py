@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import traceback
+import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, Protocol, final
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, final
 
 import pytest
 
@@ -16,12 +18,15 @@ from ..session.session import Session
 
 if TYPE_CHECKING:
     import mmap
-    import warnings
 
     from ..engine.linux.fork_pages import ForkPages
     from ..forking.timers import Timers
     from .finisher import Finisher
     from .shared_directory import SharedDirectory
+
+
+#: What fails no test.
+ENDS_SESSION: Final = (KeyboardInterrupt, pytest.exit.Exception)
 
 
 class ProcessOfTest(Protocol):
@@ -87,8 +92,11 @@ class TestInside(Protocol):
         """In place of the item's setup: enter the sandbox first."""
         ...
 
-    def leave(self) -> None:
-        """Return to the host, if this process is in the sandbox."""
+    def leave(self) -> BaseException | None:
+        """Return to the host, if this process is in the sandbox.
+
+        Returns what the test fails for: see :meth:`RunnerContext.objected_too_late`.
+        """
         ...
 
     def end(self) -> None:
@@ -110,6 +118,22 @@ class ProcessOfModule(Protocol):
     def interrupted(self, error: BaseException) -> NoReturn:
         """The protocol of the first item was ended by ``error``: end this process."""
         ...
+
+
+def warn_of(item: pytest.Item, text: str) -> None:
+    """Have a warning about the item recorded."""
+    path, line, _ = item.location
+    message = warnings.WarningMessage(
+        pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1
+    )
+    item.ihook.pytest_warning_recorded.call_historic(
+        kwargs={
+            "warning_message": message,
+            "when": "runtest",
+            "nodeid": item.nodeid,
+            "location": None,
+        }
+    )
 
 
 @final
@@ -164,6 +188,18 @@ class RunnerContext:
             self.process.note(kind, why)
         else:
             self.session.observers.beside(why)
+
+    def objected_too_late(self, item: pytest.Item, problem: BaseException | None) -> None:
+        """The teardown of ``item`` would have failed by ``problem``, but it is reported already.
+
+        It was kept from ending in the sandbox by a hook of another plugin, which has raised.
+        """
+        if problem is None:
+            return
+        if isinstance(problem, ENDS_SESSION):
+            raise problem
+        text = "".join(traceback.format_exception_only(problem)).rstrip()
+        warn_of(item, f"mountns: noticed after the teardown was reported: {text}")
 
     @property
     def screen(self) -> pytest_internals.Screen:

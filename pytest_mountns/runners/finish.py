@@ -15,7 +15,7 @@ from .. import pytest_internals
 from ..engine.linux.processes import signal_name
 from ..engine.linux.untouched import os
 from ..forking import channel, messages
-from .context import RunnerContext
+from .context import ENDS_SESSION, RunnerContext, warn_of
 
 #: The name of a hook of reporters, and what it is called with.
 _Event: TypeAlias = tuple[str, dict[str, Any]]
@@ -144,6 +144,10 @@ class Finish:
             self.log_held()
             self._report_death(self.death)
         if self.observer_failed is not None:
+            excinfo = self.observer_failed.excinfo
+            if excinfo is not None and isinstance(excinfo.value, ENDS_SESSION):
+                self.log_held()
+                raise excinfo.value
             self._add_wider_teardown(self.observer_failed, [])
         if wider:
             self._add_wider_teardown(*pytest_internals.tear_down_wider(self._item, self._nextitem))
@@ -159,18 +163,7 @@ class Finish:
 
     def warn(self, text: str) -> None:
         """Have a warning about the item recorded."""
-        path, line, _ = self._item.location
-        message = warnings.WarningMessage(
-            pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1
-        )
-        self._item.ihook.pytest_warning_recorded.call_historic(
-            kwargs={
-                "warning_message": message,
-                "when": "runtest",
-                "nodeid": self._item.nodeid,
-                "location": None,
-            }
-        )
+        warn_of(self._item, text)
 
     def finish_in_protocol(self) -> None:
         """:meth:`finish` with the teardown of wider scopes, within pytest's own wrappers."""

@@ -229,7 +229,7 @@ class InlineTest(TestInSandbox):
         # not yet come back from there.
         stack = self._stack = SandboxStack(sandbox, sandboxes.manager.release)
         session.current.test = self
-        pytest_internals.finalize_last(self.item, self.leave)
+        pytest_internals.finalize_last(self.item, self._finalize)
         try:
             cwd = self._preparation.working_directory()
             sandboxes.manager.enter(sandbox, cwd, lambda: stack.sandbox)
@@ -247,11 +247,20 @@ class InlineTest(TestInSandbox):
         """Let these processes live when the test ends."""
         self._children |= children
 
-    def leave(self) -> None:
-        """Return to the host, when all that ends with the item has ended, or has never begun."""
+    def _finalize(self) -> None:
+        """Leave, and fail the teardown for what an observer or the pytest process says."""
+        problem = self.leave()
+        if problem is not None:
+            raise problem
+
+    def leave(self) -> BaseException | None:
+        """Return to the host, when all that ends with the item has ended, or has never begun.
+
+        Returns what fails the teardown for what the test has left or written, if so.
+        """
         session = self._session
         if session.current.test is not self:
-            return
+            return None
         self._listener.leaving()
         self._restore_user()
         wider = pytest_internals.wider_teardown_is_due(self.item, self._nextitem)
@@ -287,9 +296,7 @@ class InlineTest(TestInSandbox):
         self._context.plugin_states.after_leave(self.item)
         if wider and pytest_internals.wider_teardown_runs_code(self.item, self._nextitem):
             session.sandboxes.drop_caches()
-        if problem is not None:
-            # Of an observer, or of what was written while fixtures ended: an error of the teardown.
-            raise problem
+        return problem
 
     def _restore_user(self) -> None:
         """Undo a seteuid(2) that the test has left, without which no sandbox can be left."""

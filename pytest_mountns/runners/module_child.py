@@ -90,7 +90,7 @@ class ModuleChild(ReportingProcess):
         """The first test has ended: run what the pytest process sends until there is no more."""
         try:
             if self._test is not None:
-                self._test.leave()
+                self._context.objected_too_late(self._item, self._test.leave())
             self._test_has_ended()
             while isinstance(command := self.sender.next_command(), messages.RunTest):
                 self._run(command)

@@ -251,12 +251,16 @@ class Runner:
             )
         item.setup = test.setup  # type: ignore[method-assign]
         try:
-            return (yield)
-        except BaseException:
-            _tear_down_inside(test)
-            raise
+            try:
+                result = yield
+            except BaseException:
+                _tear_down_inside(test)
+                # Ctrl-C counts more than what the test would fail for.
+                test.leave()
+                raise
+            self._context.objected_too_late(item, test.leave())
+            return result
         finally:
-            test.leave()
             if process is None:
                 test.end()
             item.__dict__.pop("setup", None)

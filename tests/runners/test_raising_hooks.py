@@ -120,3 +120,82 @@ def test_an_item_that_no_hook_has_torn_down(pytester: pytest.Pytester, record: R
     recorded = record("--mountns", "-pno:rerunfailures")
     assert recorded.status == 1
     assert [one.name for one in recorded.not_passed if one.outcome == "failed"] == ["test_next"]
+
+
+OBJECTED = """
+import subprocess, pytest
+from pathlib import Path
+
+@pytest.fixture
+def own():
+    process = subprocess.Popen(["sleep", "1007"])
+    yield
+    Path.home().joinpath("late").touch()
+    END
+    process.kill()
+    process.wait()
+
+@pytest.mark.mountns(KEYS)
+def test_it(own): pass
+
+def test_next(): pass
+"""
+#: Keys of the marker, and a hook, by each of which the test fails for what it leaves.
+OBJECTIONS = {
+    "leaks": ("leaks='error'", ""),
+    "writes": ("writes=[]", ""),
+    "hook": ("", "def pytest_mountns_changes(item, changes): assert not changes"),
+}
+
+
+@pytest.mark.no_mountns
+@pytest.mark.parametrize("objection", OBJECTIONS)
+def test_an_interrupt_counts_more_than_what_the_test_leaves(
+    pytester: pytest.Pytester, record: Record, objection: str
+) -> None:
+    keys, hook = OBJECTIONS[objection]
+    pytester.makeconftest(hook)
+    suite = OBJECTED.replace("KEYS", keys).replace("END", "raise KeyboardInterrupt")
+    pytester.makepyfile(test_it=suite)
+    recorded = record("--mountns", "-pno:rerunfailures")
+    assert recorded.status == pytest.ExitCode.INTERRUPTED
+    assert "KeyboardInterrupt" in recorded.out
+    assert "INTERNALERROR" not in recorded.out + recorded.err
+
+
+@pytest.mark.no_mountns
+@pytest.mark.parametrize("objection", OBJECTIONS)
+def test_what_a_test_leaves_when_a_hook_has_kept_it_from_its_teardown(
+    pytester: pytest.Pytester, record: Record, process: str, objection: str
+) -> None:
+    keys, hook = OBJECTIONS[objection]
+    raises = _conftest("pytest_runtest_teardown", "first", "error").replace("_raises", "_it")
+    pytester.makeconftest(raises + hook)
+    # A hook that is told of changes is called for each test.
+    suite = OBJECTED.replace("KEYS", keys).replace("END", "")
+    before = 'Path.home().joinpath("early").touch()\n'
+    pytester.makepyfile(test_it=suite.replace("    yield\n", f"    {before}    yield\n"))
+    recorded = record("--mountns", "-pno:rerunfailures")
+    assert recorded.status == pytest.ExitCode.TESTS_FAILED
+    assert "INTERNALERROR" not in recorded.out + recorded.err
+    assert ("test_it", "teardown") in [(one.name, one.when) for one in recorded.failed]
+    assert [one.name for one in recorded.reports if one.when == "setup"] == ["test_it", "test_next"]
+    told = [one.message for one in recorded.warnings if "mountns: noticed after" in one.message]
+    # A test process ends with its test, and what the other one hears is in the report.
+    is_late = {"leaks": ("module", "inline"), "writes": (), "hook": ("inline",)}
+    assert len(told) == (process in is_late[objection])
+
+
+@pytest.mark.no_mountns
+@pytest.mark.parametrize(
+    ("ends", "status"), [("pytest.exit('enough', 7)", 7), ("raise KeyboardInterrupt", 2)]
+)
+def test_a_hook_that_is_told_of_changes_ends_the_session(
+    pytester: pytest.Pytester, record: Record, ends: str, status: int
+) -> None:
+    pytester.makeconftest(f"import pytest\ndef pytest_mountns_changes(item, changes): {ends}")
+    pytester.makepyfile("def test_one(): pass\ndef test_two(): pass")
+    recorded = record("--mountns", "-pno:rerunfailures")
+    assert recorded.status == status
+    assert "INTERNALERROR" not in recorded.out + recorded.err
+    assert {one.name for one in recorded.reports} == {"test_one"}
