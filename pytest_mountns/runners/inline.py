@@ -243,9 +243,18 @@ class InlineTest(TestInSandbox):
         session.observers.entered(self.item, self)
         return None
 
-    def spare(self, children: frozenset[int]) -> None:
-        """Let these processes live when the test ends."""
-        self._children |= children
+    @contextlib.contextmanager
+    def outlived(self) -> Iterator[None]:
+        """What is done within the context is not the test's, and is kept when the test ends."""
+        config = self.item.config
+        children = frozenset(processes.own_children())
+        basetemp = pytest_internals.basetemp(config)
+        try:
+            yield
+        finally:
+            self._children |= frozenset(processes.own_children()) - children
+            if (chosen := pytest_internals.basetemp(config)) is not basetemp:
+                self._basetemp = chosen
 
     def _finalize(self) -> None:
         """Leave, and fail the teardown for what an observer or the pytest process says."""
@@ -411,14 +420,14 @@ class HostHooks:
         item, scope, node = wider
         within = self._context.fixture_scopes.within(item)
         manager = self._session.sandboxes.manager
-        before = frozenset(processes.own_children())
-        try:
-            with manager.on_host(), within(scope, node):
+        test = self._session.current.test
+        outlived = test.outlived() if isinstance(test, InlineTest) else contextlib.nullcontext()
+        with outlived, manager.on_host():
+            if request.fixturename == "tmp_path_factory":
+                # Its directory is on the host also if the first to use it is the test.
+                pytest_internals.make_basetemp(item.config)
+            with within(scope, node):
                 result = yield
-        finally:
-            if isinstance(test := self._session.current.test, InlineTest):
-                # Those of the fixture outlive the test. It may have failed after it has begun them.
-                test.spare(frozenset(processes.own_children()) - before)
         # The fixture may have started a thread that stays on the host.
         manager.check_threads()
         return result

@@ -393,6 +393,55 @@ def test_processes_of_a_wider_fixture_that_fails_when_the_test_asks_for_it(
     passes(record("--mountns"))
 
 
+def test_files_of_a_wider_fixture_that_the_test_asks_for(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """With ``--basetemp``, to choose that directory once more would remove it (`pytester` does)."""
+    write(
+        pytester,
+        """
+        @pytest.fixture(scope="session")
+        def data(tmp_path_factory):
+            file = tmp_path_factory.mktemp("data") / "file"
+            file.write_text("kept")
+            return file
+
+        def test_asks(request):
+            own = request.getfixturevalue("tmp_path")
+            assert request.getfixturevalue("data").read_text() == "kept"
+            assert own.is_dir()
+
+        def test_temporary(tmp_path): pass
+
+        def test_reads(data, tmp_path):
+            assert data.read_text() == "kept"
+            assert data.parent.parent == tmp_path.parent
+        """,
+    )
+    passes(record("--mountns"))
+
+
+def test_a_wider_fixture_without_pytests_own_chooses_the_directory(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """As those of plugins do, which have the factory from the configuration."""
+    write(
+        pytester,
+        """
+        @pytest.fixture(scope="session")
+        def data(pytestconfig):
+            file = pytestconfig._tmp_path_factory.mktemp("data") / "file"
+            file.write_text("kept")
+            return file
+
+        def test_asks(request): request.getfixturevalue("data")
+        def test_temporary(tmp_path): pass
+        def test_reads(data): assert data.read_text() == "kept"
+        """,
+    )
+    passes(record("--mountns"))
+
+
 @pytest.mark.as_root
 def test_another_user_for_a_moment(pytester: pytest.Pytester, record: Record, home: Path) -> None:
     """seteuid(2) takes the capabilities out of effect that are needed to return."""

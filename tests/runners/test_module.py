@@ -287,6 +287,31 @@ def test_a_session_fixture_with_parameters(pytester: pytest.Pytester, record: Re
     assert len({pid for _, pid in said(pytester)}) == 1
 
 
+def test_files_of_fixtures_that_tests_ask_for(pytester: pytest.Pytester, record: Record) -> None:
+    """With ``--basetemp``, to choose that directory once more would remove it (`pytester` does)."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def made(request):
+            file = request.getfixturevalue("tmp_path_factory").mktemp("data") / "file"
+            file.write_text("kept")
+            return file
+
+        @pytest.fixture(scope="module")
+        def one(request): return made(request)
+
+        @pytest.fixture(scope="module")
+        def two(request): return made(request)
+
+        def test_one(request): request.getfixturevalue("one")
+        def test_two(request): request.getfixturevalue("two")
+        def test_reads(one, two): assert one.read_text() == two.read_text() == "kept"
+        """
+    )
+    assert set(outcomes(record("--mountns")).values()) == {"passed"}
+
+
 def test_fixtures_of_the_module_end_with_the_session(
     pytester: pytest.Pytester, record: Record
 ) -> None:
