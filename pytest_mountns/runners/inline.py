@@ -22,6 +22,7 @@ from .. import pytest_internals
 from ..engine.linux import processes
 from ..engine.linux.errors import SandboxError
 from ..engine.linux.namespaces import real_stderr
+from ..engine.linux.threads import move_others_to_directory
 from ..engine.linux.untouched import os
 from ..engine.plan.model import Plan
 from ..engine.sandbox import disk_uppers
@@ -171,6 +172,7 @@ class InlineTest(TestInSandbox):
         self._children: frozenset[int] = frozenset()
         self._environment: dict[bytes, bytes] = {}
         self._umask = 0
+        self._is_outlived = False
         self._user = os.geteuid(), os.getegid()
         self._process_state: ProcessState | None = None
         self._basetemp: object = None
@@ -220,9 +222,8 @@ class InlineTest(TestInSandbox):
             session.trace("mounted", *(one.mountpoint for one in sandbox.overlays))
         self._children = frozenset(processes.own_children())
         self._process_state = ProcessState()
-        self._environment = dict(cast(Any, os.environ)._data)
-        os.umask(umask := os.umask(0o077))
-        self._umask, self._directory = umask, directory
+        self._environment = dict(_environment())
+        self._umask, self._directory = _umask(), directory
         self._user = os.geteuid(), os.getegid()
         self._basetemp = pytest_internals.basetemp(self.item.config)
         # Noted before: a handler of a signal may raise when this process is in the sandbox and has
@@ -245,14 +246,32 @@ class InlineTest(TestInSandbox):
 
     @contextlib.contextmanager
     def outlived(self) -> Iterator[None]:
-        """What is done within the context is not the test's, and is kept when the test ends."""
+        """What is done within the context, on the host, is kept when the test ends.
+
+        It is not the test's: a wider fixture is set up there.
+        """
+        state = self._process_state
+        if state is None or self._is_outlived:
+            # A wider fixture has asked for another one.
+            yield
+            return
         config = self.item.config
         children = frozenset(processes.own_children())
+        environment, umask = dict(_environment()), _umask()
         basetemp = pytest_internals.basetemp(config)
+        self._is_outlived = True
         try:
-            yield
+            with state.outlived():
+                yield
         finally:
+            self._is_outlived = False
+            # Where the working directory was changed, other threads have followed, and are there.
+            with contextlib.suppress(SandboxError):
+                move_others_to_directory()
             self._children |= frozenset(processes.own_children()) - children
+            _follow(self._environment, environment, _environment())
+            if (now := _umask()) != umask:
+                self._umask = now
             if (chosen := pytest_internals.basetemp(config)) is not basetemp:
                 self._basetemp = chosen
 
@@ -446,10 +465,28 @@ def _remove(directory: str | None) -> None:
         disk_uppers.remove(directory)
 
 
-def _restore(environment: dict[bytes, bytes]) -> None:
+def _umask() -> int:
+    os.umask(umask := os.umask(0o077))
+    return umask
+
+
+def _environment() -> dict[bytes, bytes]:
     # The bytes of os.environ are compared as they are stored: to decode all of them takes longer
     # than to enter a sandbox.
-    now = cast("dict[bytes, bytes]", cast(Any, os.environ)._data)
+    return cast("dict[bytes, bytes]", cast(Any, os.environ)._data)
+
+
+def _follow(
+    environment: dict[bytes, bytes], before: dict[bytes, bytes], after: dict[bytes, bytes]
+) -> None:
+    """Change in ``environment`` what has changed from ``before`` to ``after``."""
+    for name in before.keys() - after.keys():
+        environment.pop(name, None)
+    environment.update(one for one in after.items() if before.get(one[0]) != one[1])
+
+
+def _restore(environment: dict[bytes, bytes]) -> None:
+    now = _environment()
     current_test = now.get(_OF_PYTEST)
     if current_test is not None:
         environment[_OF_PYTEST] = current_test

@@ -46,13 +46,31 @@ class ProcessState:
         self._temporary: object = _configuration().get("tempdir")
         self._tempdir = tempfile.tempdir
         # The socket of a server of before is on the host, and cannot be reached from a sandbox.
-        module: Any = sys.modules.get("multiprocessing.forkserver")
-        self._server: Any = getattr(module, "_forkserver", None)
-        self._server_of_host: dict[str, object] = {}
-        if getattr(self._server, "_forkserver_pid", None) is not None:
-            names = [name for name in vars(self._server) if name in _OF_ONE_SERVER]
-            self._server_of_host = {name: vars(self._server)[name] for name in names}
-            vars(self._server).update(dict.fromkeys(names))
+        self._server_of_host = _take_server()
+
+    @contextlib.contextmanager
+    def outlived(self) -> Iterator[None]:
+        """On the host for a moment: go on with what belongs there, and note it again."""
+        finalizers, tempdir = frozenset(_finalizers()), tempfile.tempdir
+        server = _take_server()
+        _give_back_server(self._server_of_host)
+        configuration = _configuration()
+        temporary = configuration.get("tempdir")
+        is_of_test = temporary != self._temporary
+        if is_of_test:
+            configuration["tempdir"] = self._temporary
+        try:
+            yield
+        finally:
+            self._finalizers |= frozenset(_finalizers()) - finalizers
+            if tempfile.tempdir != tempdir:
+                self._tempdir = tempfile.tempdir
+            self._server_of_host = _take_server()
+            _give_back_server(server)
+            configuration = _configuration()
+            self._temporary = configuration.get("tempdir")
+            if is_of_test:
+                configuration["tempdir"] = temporary
 
     def before_end(self, children: Collection[int]) -> None:
         """End what would miss its processes or files. Called in the sandbox.
@@ -98,10 +116,30 @@ class ProcessState:
 
     def after_leave(self) -> None:
         """Go on with what belongs to the host. Called on the host."""
-        if self._server_of_host:
-            vars(self._server).update(self._server_of_host)
+        _give_back_server(self._server_of_host)
         if tempfile.tempdir != self._tempdir and not os.path.isdir(tempfile.tempdir or "/"):
             tempfile.tempdir = self._tempdir
+
+
+def _take_server() -> dict[str, object]:
+    """Have multiprocessing forget its fork server, if there is one. Returns what it knew of it."""
+    server = _fork_server()
+    if getattr(server, "_forkserver_pid", None) is None:
+        return {}
+    known = {name: value for name, value in vars(server).items() if name in _OF_ONE_SERVER}
+    vars(server).update(dict.fromkeys(known))
+    return known
+
+
+def _give_back_server(known: dict[str, object]) -> None:
+    """Have multiprocessing go on with this fork server."""
+    if known:
+        vars(_fork_server()).update(known)
+
+
+def _fork_server() -> Any:
+    module: Any = sys.modules.get("multiprocessing.forkserver")
+    return getattr(module, "_forkserver", None)
 
 
 def _send_only_of_now(tracker: Any) -> None:

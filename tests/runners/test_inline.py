@@ -442,6 +442,71 @@ def test_a_wider_fixture_without_pytests_own_chooses_the_directory(
     passes(record("--mountns"))
 
 
+def test_state_of_a_wider_fixture_that_the_test_asks_for(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """What the fixture sets is there until it ends, and what the test sets is undone."""
+    write(
+        pytester,
+        """
+        def umask():
+            os.umask(now := os.umask(0))
+            return now
+
+        @pytest.fixture(scope="session")
+        def outer(request):
+            before = os.getcwd(), umask()
+            os.environ["OUTER"] = "1"
+            os.umask(0o27)
+            request.getfixturevalue("inner")
+            os.environ["INNER"] += "3"
+            yield
+            assert os.environ.pop("OUTER") == "1"
+            assert (os.getcwd(), umask()) == (os.path.join(PLACE, "there"), 0o27)
+            os.chdir(before[0])
+            os.umask(before[1])
+
+        @pytest.fixture(scope="session")
+        def inner():
+            os.mkdir(os.path.join(PLACE, "there"))
+            os.environ["INNER"] = "2"
+            del os.environ["GONE"]
+            os.chdir(os.path.join(PLACE, "there"))
+            yield
+            del os.environ["INNER"]
+
+        @pytest.fixture(scope="session")
+        def failing():
+            os.environ["FAILED"] = "1"
+            raise OSError
+
+        def as_set():
+            names = {"OUTER", "INNER", "FAILED", "GONE", "OWN", "LATE"} & {*os.environ}
+            return {name: os.environ[name] for name in names}, os.getcwd(), umask()
+
+        SET = {"OUTER": "1", "INNER": "23", "FAILED": "1"}, os.path.join(PLACE, "there"), 0o27
+
+        def test_asks(request):
+            os.environ["OWN"] = "own"
+            request.getfixturevalue("outer")
+            with pytest.raises(OSError): request.getfixturevalue("failing")
+            own = {**SET[0], "OWN": "own"}
+            assert as_set() == (own, *SET[1:])
+            assert inside()
+            os.environ["LATE"] = "late"
+            os.environ["OUTER"] = "changed"
+            os.umask(0)
+            os.chdir("/")
+
+        def test_next(outer): assert as_set() == SET
+
+        def test_unconcerned(): assert as_set() == SET
+        """,
+    )
+    pytester.makeconftest("import os; os.environ['GONE'] = 'there'")
+    passes(record("--mountns"))
+
+
 @pytest.mark.as_root
 def test_another_user_for_a_moment(pytester: pytest.Pytester, record: Record, home: Path) -> None:
     """seteuid(2) takes the capabilities out of effect that are needed to return."""

@@ -169,6 +169,20 @@ def test_threads_share_the_working_directory(
         def test_of_a_wider_fixture(moved, pool):
             assert moved == {os.getcwd()} == places(pool)
 
+        @pytest.fixture(scope="module")
+        def visited(tmp_path_factory):
+            before = os.getcwd()
+            os.chdir(tmp_path_factory.mktemp("visited"))
+            os.chdir(before)
+
+        def test_asks_for_a_wider_fixture(request, pool):
+            request.getfixturevalue("visited")
+            assert places(pool) == {os.getcwd()}
+            pool.submit(Path("of-the-test").write_text, "text").result()
+
+        def test_the_pool_had_come_back():
+            assert not os.path.exists("of-the-test")
+
         def test_it_is_os_chdir():
             assert os.chdir.__name__ == "chdir"
             with pytest.raises(FileNotFoundError):

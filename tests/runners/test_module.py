@@ -287,11 +287,11 @@ def test_a_session_fixture_with_parameters(pytester: pytest.Pytester, record: Re
     assert len({pid for _, pid in said(pytester)}) == 1
 
 
-def test_files_of_fixtures_that_tests_ask_for(pytester: pytest.Pytester, record: Record) -> None:
+def test_what_fixtures_leave_that_tests_ask_for(pytester: pytest.Pytester, record: Record) -> None:
     """With ``--basetemp``, to choose that directory once more would remove it (`pytester` does)."""
     pytester.makepyfile(
         """
-        import pytest
+        import os, pytest
 
         def made(request):
             file = request.getfixturevalue("tmp_path_factory").mktemp("data") / "file"
@@ -299,14 +299,19 @@ def test_files_of_fixtures_that_tests_ask_for(pytester: pytest.Pytester, record:
             return file
 
         @pytest.fixture(scope="module")
-        def one(request): return made(request)
+        def one(request):
+            os.environ["ONE"] = "1"
+            yield made(request)
+            del os.environ["ONE"]
 
         @pytest.fixture(scope="module")
         def two(request): return made(request)
 
         def test_one(request): request.getfixturevalue("one")
         def test_two(request): request.getfixturevalue("two")
-        def test_reads(one, two): assert one.read_text() == two.read_text() == "kept"
+        def test_reads(one, two):
+            assert one.read_text() == two.read_text() == "kept"
+            assert os.environ["ONE"] == "1"
         """
     )
     assert set(outcomes(record("--mountns")).values()) == {"passed"}

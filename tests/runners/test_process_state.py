@@ -13,6 +13,7 @@ pytestmark = pytest.mark.sandboxes
 COMMON = """
 import gc, multiprocessing, os, tempfile
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing.connection import Client, Listener
 import pytest
 
@@ -60,6 +61,66 @@ TESTS = {
         def test_it(context, tmp_path, number):
             assert context(tmp_path / "file") == 0
             assert (tmp_path / "file").read_text() == "done"
+    """,
+    "forkserver of a wider fixture that a test asks for": """
+        def run(context, file):
+            process = context.Process(target=work, args=(file,))
+            process.start()
+            process.join()
+            return process.exitcode
+
+        @pytest.fixture(scope="session")
+        def context(pytestconfig):
+            factory = pytestconfig._tmp_path_factory
+            context = multiprocessing.get_context("forkserver")
+            def of_fixture():
+                file = factory.mktemp("of-fixture") / "file"
+                assert run(context, file) == 0 and file.exists()
+            of_fixture()
+            server = multiprocessing.forkserver._forkserver._forkserver_pid
+            yield context
+            of_fixture()
+            assert multiprocessing.forkserver._forkserver._forkserver_pid == server
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(tmp_path, request, number):
+            context = multiprocessing.get_context("forkserver")
+            if number:
+                assert run(context, tmp_path / "one") == 0
+            if number > 1:
+                request.getfixturevalue("context")
+            assert run(context, tmp_path / "two") == 0
+            assert (tmp_path / "two").read_text() == "done"
+    """,
+    "what a wider fixture that a test asks for has": """
+        @pytest.fixture(scope="session")
+        def of_fixture():
+            known = set(multiprocessing.util._finalizer_registry)
+            # In a directory of multiprocessing, which is removed at the end.
+            with Listener(family="AF_UNIX") as listener:
+                semaphore = multiprocessing.get_context("spawn").Semaphore()
+                own = set(multiprocessing.util._finalizer_registry) - known
+                yield listener, semaphore
+                assert os.path.exists(listener.address)
+                assert own <= set(multiprocessing.util._finalizer_registry)
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(request, number):
+            with Listener(family="AF_UNIX") if number % 2 else nullcontext():
+                listener, _ = request.getfixturevalue("of_fixture")
+                with Listener(family="AF_UNIX") as another:
+                    assert os.path.exists(listener.address)
+                    assert os.path.exists(another.address)
+
+        def acquire(semaphore): semaphore.acquire()
+
+        def test_spawned(of_fixture):
+            # The semaphore is looked up by its name.
+            process = multiprocessing.get_context("spawn").Process(
+                target=acquire, args=of_fixture[1:])
+            process.start()
+            process.join()
+            assert process.exitcode == 0
     """,
     "pool": """
         @twice

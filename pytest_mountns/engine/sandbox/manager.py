@@ -58,6 +58,8 @@ class _Entered:
     now: Callable[[], Sandbox]
     #: The working directory on the host.
     host_directory: str
+    #: Whether that is another one than was parked: it was changed within on_host().
+    has_moved: bool = field(default=False, init=False)
     #: Holds the working directory and the open directories of the host meanwhile.
     parked: ParkedDescriptors
     #: The numbers of the open directories that were opened again in the sandbox, and what each of
@@ -378,6 +380,8 @@ class SandboxManager:
         with privileged(self._drops_capabilities):
             if not entered.unparked:
                 entered.unparked = entered.parked.go_back(self._host_namespace)
+            if entered.has_moved:
+                change_directory(entered.host_directory)
             originals = entered.unparked[1:]
             # In the order in which they were parked.
             parked = [fd for fd, _ in entered.reopened] or directories
@@ -397,7 +401,8 @@ class SandboxManager:
         """Be on the host within the context, and then in the sandbox again.
 
         Other threads stay in the sandbox: they may be at work for the test. Those that are started
-        on the host are moved into the sandbox with this one.
+        on the host are moved into the sandbox with this one. A change of the working directory is
+        kept, on the host and in the sandbox.
 
         Raises :class:`SandboxError` if this process cannot go there. If it cannot return from
         there, it ends.
@@ -425,29 +430,50 @@ class SandboxManager:
                 way = way_back(user_namespace, sandbox.namespace)
                 back = stack.enter_context(way)
             before = _other_threads_if_known()
+            begun_in: str | None = None
             try:
                 with signals_held(), privileged(self._drops_capabilities):
                     with explained("return to the host for a moment", user_namespace):
                         back.leave_for(self._host_namespace)
                     change_directory(entered.host_directory)
+                    begun_in = working_directory()
                 yield
             finally:
+                found: list[str] = []
                 try:
-                    self._return_inside(sandbox, back, before)
+                    self._return_inside(entered, sandbox, back, before, begun_in, found)
                 except BaseException:
                     # It may have been interrupted before it began.
-                    self._return_inside(sandbox, back, before)
+                    self._return_inside(entered, sandbox, back, before, begun_in, found)
                     raise
 
-    def _return_inside(self, sandbox: Sandbox, back: WayBack, before: frozenset[int]) -> None:
+    def _return_inside(
+        self,
+        entered: _Entered,
+        sandbox: Sandbox,
+        back: WayBack,
+        before: frozenset[int],
+        begun_in: str | None,
+        found: list[str],
+    ) -> None:
         """Return from the host to the sandbox. What a handler raises is raised afterwards.
 
-        ``before`` are the other threads that were there. This may be done again.
+        ``before`` are the other threads that were there. ``begun_in`` is the working directory in
+        which this process came to the host, None if it did not, and ``found`` holds the one that it
+        is in now, once that is known. This may be done again.
         """
 
         def take() -> None:
             with signals_held(), privileged(self._drops_capabilities):
+                if not found:
+                    found.append(working_directory())
+                has_moved = begun_in not in (None, found[0])
+                if has_moved:
+                    entered.host_directory, entered.has_moved = found[0], True
                 back.take()
+                if has_moved:
+                    with suppress(OSError):
+                        posix.chdir(found[0])
                 if _other_threads_if_known() - before:
                     # Those that stay are found by check_threads().
                     with suppress(SandboxError):
