@@ -95,14 +95,33 @@ def whole_frames(buffer: bytearray) -> Iterator[Any]:
         yield messages.made_of(number, fields)
 
 
+class Unloadable(Exception):
+    """What a test process has sent cannot be loaded in the pytest process."""
+
+
+def _load(packed: bytes) -> Any:
+    """Load what a test process has pickled. Raises :class:`Unloadable`.
+
+    The test process has loaded it, but a test may have added a class to a module.
+    """
+    try:
+        return loads(packed)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise Unloadable(f"cannot be loaded in the pytest process ({problem})") from error
+
+
 class _Pickler(pickle.Pickler):
     """Refuses classes of modules that the pytest process has not imported: it cannot load them."""
 
     def __init__(self, file: BytesIO, known: _Known) -> None:
         super().__init__(file, protocol=5)
         self._known = known
+        #: Whether there was anything but numbers, texts, and containers of these.
+        self.has_objects = False
 
     def reducer_override(self, obj: object) -> Any:
+        self.has_objects = True
         module = getattr(obj, "__module__", None)
         if isinstance(module, str) and module not in self._known:
             raise PicklingError(f"{module} is not imported in the pytest process")
@@ -193,7 +212,7 @@ class Sender:
         self._reports += 1
         packed = self._pack(report, item)
         failed = pytest_internals.failed_subtests(item)
-        self.send(messages.Report(packed, failed, list(notes), captured))
+        self.send(messages.Report(packed, report.when, failed, list(notes), captured))
 
     def report_changed(self, before: Mapping[str, object], report: object) -> None:
         """Send the attributes of a report that are others than ``before``, if there are any."""
@@ -205,7 +224,7 @@ class Sender:
                     self._pickle(value)
                     changed[name] = value
         if changed:
-            self.send(messages.ReportChanged(self._pickle(changed, verify=False)))
+            self.send(messages.ReportChanged(self._pickle(changed)))
 
     def settle(self) -> messages.Settled | None:
         """Wait until the pytest process has dealt with every report. Returns what it answers.
@@ -301,11 +320,12 @@ class Sender:
         except Exception:  # noqa: BLE001 - arguments of functions may raise anything
             return b""
 
-    def _pickle(self, value: object, *, verify: bool = True) -> bytes:
+    def _pickle(self, value: object) -> bytes:
         file = BytesIO()
-        _Pickler(file, self._known).dump(value)
+        pickler = _Pickler(file, self._known)
+        pickler.dump(value)
         data = file.getvalue()
-        if verify:
+        if pickler.has_objects:
             # An exception whose __init__ wants more than its args can be pickled, not loaded.
             loads(data)
         return data
@@ -315,7 +335,7 @@ class Sender:
         whole = type(report) is not pytest.TestReport
         content = report if whole else (pytest_internals.fields_of(report, item),)
         try:
-            return self._pickle(content, verify=report.failed or bool(report.user_properties))
+            return self._pickle(content)
         except Exception:  # noqa: BLE001 - any attribute of a report may raise anything
             pass
         hook = self._config.hook
@@ -350,8 +370,8 @@ def _origin(message: warnings.WarningMessage) -> dict[str, object]:
 
 
 def unpack_report(packed: bytes, item: pytest.Item) -> pytest.TestReport:
-    """What :meth:`Sender.report` has packed."""
-    value = loads(packed)
+    """What :meth:`Sender.report` has packed. Raises :class:`Unloadable`."""
+    value = _load(packed)
     if isinstance(value, tuple):
         return pytest_internals.report_of(item, *value)
     if isinstance(value, dict):
@@ -362,20 +382,20 @@ def unpack_report(packed: bytes, item: pytest.Item) -> pytest.TestReport:
 
 
 def unpack_fields(packed: bytes) -> dict[str, object]:
-    """What :meth:`Sender.report_changed` has packed."""
-    fields: dict[str, object] = loads(packed)
+    """What :meth:`Sender.report_changed` has packed. Raises :class:`Unloadable`."""
+    fields: dict[str, object] = _load(packed)
     return fields
 
 
 def unpack_warning(packed: bytes) -> warnings.WarningMessage:
-    """What :meth:`Sender.warning` has packed."""
-    message, fields = loads(packed)
+    """What :meth:`Sender.warning` has packed. Raises :class:`Unloadable`."""
+    message, fields = _load(packed)
     return warnings.WarningMessage(message=message, **fields)
 
 
 def unpack_interrupt(packed: bytes) -> object:
-    """What :meth:`Sender.pack_interrupt` has packed."""
-    return loads(packed)
+    """What :meth:`Sender.pack_interrupt` has packed. Raises :class:`Unloadable`."""
+    return _load(packed)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -8,7 +8,7 @@ so it can only be a mistake of ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
     from ..engine.plan.model import Plan, UppersDescription
@@ -76,6 +76,8 @@ class Report(NamedTuple):
 
     #: See :func:`.channel.unpack_report`.
     packed: bytes
+    #: The phase that it is about, in case the rest cannot be loaded.
+    when: Literal["setup", "call", "teardown"]
     #: How many of the item's subtests have failed so far.
     failed_subtests: int
     #: What plugins have noted that hear reports: see :meth:`.PluginStates.pack_early`.

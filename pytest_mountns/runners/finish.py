@@ -6,6 +6,7 @@ scopes.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any, NamedTuple, TypeAlias, final
 
@@ -127,7 +128,8 @@ class Finish:
             self.internal_error = InternalErrorInTestProcess(leave.text)
             return
         if leave.interrupt:
-            self._session.current.interrupt = channel.unpack_interrupt(leave.interrupt)
+            with contextlib.suppress(channel.Unloadable):
+                self._session.current.interrupt = channel.unpack_interrupt(leave.interrupt)
         raise KeyboardInterrupt
 
     def finish(self, *, wider: bool = False) -> None:

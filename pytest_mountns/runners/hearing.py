@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, final
@@ -84,7 +85,8 @@ class Hearing:
                     pytest_internals.mark_as_shown(self.last_report)
             case messages.ReportChanged():
                 if self.last_report is not None:
-                    vars(self.last_report).update(channel.unpack_fields(message.fields))
+                    with contextlib.suppress(channel.Unloadable):
+                        vars(self.last_report).update(channel.unpack_fields(message.fields))
             case messages.Settle():
                 self._finish.log_teardown_early()
                 cursor = self._context.screen.cursor
@@ -131,7 +133,13 @@ class Hearing:
 
     def _report(self, message: messages.Report) -> None:
         pytest_internals.set_failed_subtests(self._item, message.failed_subtests)
-        report = self.last_report = channel.unpack_report(message.packed, self._item)
+        try:
+            report = channel.unpack_report(message.packed, self._item)
+        except channel.Unloadable as error:
+            text = f"mountns: a report of this test {error}"
+            now = time.time()
+            report = pytest_internals.failed_report(self._item, text, message.when, now)
+        self.last_report = report
         for name, packed in message.notes:
             self._context.plugin_states.merge(self._item, name, packed, report)
         self._finish.go_on()
@@ -144,7 +152,11 @@ class Hearing:
             tell("pytest_runtest_logreport", report=report)
 
     def _warn(self, message: messages.WarningRecorded) -> None:
-        warning = channel.unpack_warning(message.packed)
+        try:
+            warning = channel.unpack_warning(message.packed)
+        except channel.Unloadable as error:
+            self._finish.warn(f"mountns: a warning of this test {error}")
+            return
         # With those of this process, which pytest reports when the protocol has ended.
         if message.when == "runtest" and pytest_internals.record_warnings([warning]):
             return

@@ -97,6 +97,87 @@ def test_properties_that_cannot_be_pickled(pytester: pytest.Pytester, record: Re
     assert 'value="odd"' in properties[1]
 
 
+def test_reports_of_tests_that_do_not_fail_and_cannot_be_loaded(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """What a plugin hangs on them is left out, and the tests that follow are run."""
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = yield
+            if call.when == "call":
+                report.error = call.excinfo.value if call.excinfo else item.module.Bad(1, 2)
+            return report
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        class Bad(Exception):
+            def __init__(self, a, b):
+                super().__init__(f"{a}{b}")
+
+        @pytest.mark.xfail(reason="known")
+        def test_xfails(): raise Bad(1, 2)
+        def test_passes(): pass
+        def test_skips(): pytest.skip("a reason")
+        """
+    )
+    plain, isolated = (record(option) for option in (PLAIN, ISOLATED))
+    assert isolated.status == plain.status == 0
+    assert _events(isolated) == _events(plain)
+
+
+def test_what_only_the_test_process_can_load(pytester: pytest.Pytester, record: Record) -> None:
+    """Its module is known, but the test has added the class: that test fails, not the session."""
+    pytester.makeconftest(
+        """
+        def pytest_exception_interact(node, report):
+            report.late = node.module.make()()
+        """
+    )
+    pytester.makepyfile(
+        """
+        import warnings
+
+        def make():
+            global Made
+            class Made(UserWarning): pass
+            Made.__qualname__ = "Made"
+            return Made
+
+        def test_property(record_property): record_property("made", make()())
+        def test_warning(): warnings.warn("text", make())
+        def test_interact(): assert 0, "as it was"
+        def test_passes(): pass
+        """
+    )
+    recorded = record(ISOLATED, "-Wdefault")
+    assert recorded.status == 1, recorded.out
+    outcomes: dict[str, list[tuple[str, str]]] = {}
+    for one in recorded.reports:
+        name = one.nodeid.rpartition(":")[2]
+        outcomes.setdefault(name, []).append((one.when, one.outcome))
+    passed = [("setup", "passed"), ("call", "passed"), ("teardown", "passed")]
+    assert outcomes == {
+        # A property is in the report of the teardown as well.
+        "test_property": [("setup", "passed"), ("call", "failed"), ("teardown", "failed")],
+        "test_warning": passed,
+        "test_interact": [("setup", "passed"), ("call", "failed"), ("teardown", "passed")],
+        "test_passes": passed,
+    }
+    texts = [one.text for one in recorded.reports if (one.when, one.outcome) == ("call", "failed")]
+    assert "cannot be loaded in the pytest process" in texts[0]
+    assert "Made" in texts[0]
+    assert "as it was" in texts[1]
+    (warned,) = recorded.warnings
+    assert "cannot be loaded in the pytest process" in warned.message
+
+
 def test_one_directory_for_temporary_files(pytester: pytest.Pytester, record: Record) -> None:
     """Chosen in the parent: a number of its own for each test would be seen in its paths."""
     pytester.makepyfile(
