@@ -94,6 +94,42 @@ def test_subtests_of_an_attempt_that_is_repeated(pytester: pytest.Pytester, reco
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("xdist", ["-pxdist", "-pno:xdist"])
+def test_reruns_of_the_whole_suite_are_counted(
+    pytester: pytest.Pytester, record: Record, process: str, xdist: str
+) -> None:
+    """With pytest-xdist, its workers ask the process that counts; without workers none is asked."""
+    rerunfailures = pytest.importorskip("pytest_rerunfailures")
+    if not hasattr(rerunfailures.StatusDB, "try_increment_suite_reruns"):
+        pytest.skip("this release has no --max-suite-reruns")
+    if xdist == "-pxdist":
+        pytest.importorskip("xdist")
+    for module in ("one", "two"):
+        pytester.makepyfile(
+            **{
+                f"test_{module}": """
+                import pytest
+
+                @pytest.mark.parametrize("number", range(2))
+                def test_passes_at_last(request, number):
+                    assert request.node.execution_count == 2
+
+                @pytest.mark.mountns(hostname="box")
+                def test_has_its_own_process(request):
+                    assert request.node.execution_count == 2
+
+                def test_passes(): pass
+                """
+            }
+        )
+    options = ("--reruns=1", "--max-suite-reruns=4", xdist)
+    plain = record("-pno:mountns", "-Wignore", *options)
+    isolated = record("--mountns", f"--mountns-process={process}", *options)
+    assert plain.status == isolated.status == 1
+    assert isolated.without(*TEXTS) == plain.without(*TEXTS)
+    assert [one.outcome for one in plain.reports].count("rerun") == 4
+
+
 @pytest.mark.parametrize("dist", ["load", "loadscope", "worksteal"])
 def test_xdist(pytester: pytest.Pytester, record: Record, dist: str) -> None:
     pytest.importorskip("xdist")
