@@ -179,6 +179,12 @@ class PluginStates:
             with _failure_as_warning(name, item):
                 plugin_state.after_leave(item)
 
+    def before_another_attempt(self, item: pytest.Item) -> None:
+        """Prepare plugins for another attempt at a test that this process sets up."""
+        for name, plugin_state in self._all().items():
+            with _failure_as_warning(name, item):
+                plugin_state.before_another_attempt(item)
+
     def repeated(self, item: pytest.Item) -> None:
         """Tell plugins in the pytest process that a test will be run again."""
         for plugin_state in self._all().values():

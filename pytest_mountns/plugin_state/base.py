@@ -115,6 +115,12 @@ class PluginState:
         run again by another plugin.
         """
 
+    def before_another_attempt(self, item: pytest.Item) -> None:
+        """Called in the process that sets up the wider fixtures of a test, before it does so again.
+
+        That is the pytest process if the attempt before has failed there.
+        """
+
     def repeated(self, item: pytest.Item) -> None:
         """Called in the pytest process when a report says that the test will be run again.
 

@@ -1,31 +1,38 @@
 """pytest-rerunfailures: subtests of an attempt that is repeated, and how many were repeated.
 
 Failed subtests of such an attempt do not count. ``--max-suite-reruns`` counts the attempts of the
-whole suite in memory.
+whole suite in memory. Between two attempts the finalizers of wider nodes are kept there, and are
+put back when the last one is torn down: that may be in a test process.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from .. import pytest_internals
 from .base import PluginState
 
 
 class RerunFailures(PluginState):
     """Takes failed subtests out of what the terminal has counted, and brings over the counter.
 
-    ``withdraw`` is None in releases that do not withdraw subtests. ``counter`` is what counts the
-    attempts of the suite in this process, None if nothing does.
+    ``counter`` is what counts the attempts of the suite in this process, None if nothing does.
     """
 
     name = "pytest-rerunfailures"
 
-    def __init__(self, withdraw: Callable[..., Any] | None, counter: Any) -> None:
-        self._withdraw = withdraw
+    def __init__(self, module: ModuleType, counter: Any) -> None:
+        # The plugin does so itself, but in the test process, where the terminal counts nothing.
+        # Older releases do not withdraw subtests.
+        self._withdraw: Callable[..., Any] | None = getattr(
+            module, "_remove_failed_subtest_reports_from_stats", None
+        )
+        self._suspended: dict[Any, Any] = getattr(module, "suspended_finalizers", {})
         self._counter = counter
 
     @property
@@ -42,6 +49,10 @@ class RerunFailures(PluginState):
         for _ in range(state - self._counter.get_suite_reruns()):
             self._counter.increment_suite_reruns()
 
+    def before_another_attempt(self, item: pytest.Item) -> None:
+        """Put the finalizers back already, so that what is set up now is added to them."""
+        pytest_internals.put_back_finalizers(item, self._suspended)
+
     def repeated(self, item: pytest.Item) -> None:
         """Withdraw the failed subtests of the test."""
         if self._withdraw is not None:
@@ -49,14 +60,10 @@ class RerunFailures(PluginState):
 
 
 def find_rerunfailures(config: pytest.Config) -> PluginState | None:
-    """The state if pytest-rerunfailures is loaded, and is a release that has one."""
+    """The state if pytest-rerunfailures is loaded."""
     module = sys.modules.get("pytest_rerunfailures")
-    # The plugin does so itself, but in the test process, where the terminal counts nothing.
-    withdraw = getattr(module, "_remove_failed_subtest_reports_from_stats", None)
     counter = getattr(config, "failures_db", None)
     # The workers of pytest-xdist, and their test processes, ask the process that has started them.
     if config.getoption("max_suite_reruns", None) is None or hasattr(config, "workerinput"):
         counter = None
-    if withdraw is None and counter is None:
-        return None
-    return RerunFailures(withdraw, counter)
+    return None if module is None else RerunFailures(module, counter)

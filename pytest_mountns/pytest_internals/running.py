@@ -260,6 +260,16 @@ def place_finalizers(
     stack[node] = (_Placed(finalizers, place, close), error)
 
 
+def put_back_finalizers(item: pytest.Item, suspended: dict[Any, Any]) -> None:
+    """Move ``suspended`` entries of ``SetupState.stack`` there, in place of those of their nodes.
+
+    A plugin has taken them, and the nodes have been set up anew for ``item``.
+    """
+    stack = cast(Any, _setup_state(item).stack)
+    for node in [node for node in suspended if node in stack]:
+        stack[node] = suspended.pop(node)
+
+
 def finalize_last(item: pytest.Item, finalizer: Callable[[], object]) -> None:
     """Call ``finalizer`` after all other finalizers of ``item`` (``SetupState.stack``)."""
     _setup_state(item).stack[item][0].insert(0, finalizer)

@@ -31,6 +31,13 @@ class Preparation:
         self._context = context
         self._session = context.session
         self._item = item
+        self._is_begun = False
+
+    def _begin_attempt(self) -> None:
+        if self._is_begun:
+            # Another plugin runs the item again.
+            self._context.plugin_states.before_another_attempt(self._item)
+        self._is_begun = True
 
     @pytest_internals.unseen
     def prepare(self, *, of_module: bool = True) -> Plan:
@@ -41,6 +48,7 @@ class Preparation:
         Skips or fails the item if there can be no sandbox, and raises what a fixture raises.
         """
         __tracebackhide__ = True
+        self._begin_attempt()
         # Planned before wider fixtures do work in vain, and again after them: they may have mounted
         # something.
         plan = self.plan()
@@ -72,6 +80,7 @@ class Preparation:
         Fails the item if there can be none, and raises what a fixture raises.
         """
         __tracebackhide__ = True
+        self._begin_attempt()
         guards = self._session.guards
         self._or_refuse(guards.begin)
         self._fill_wider_fixtures()

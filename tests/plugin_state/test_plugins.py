@@ -130,6 +130,107 @@ def test_reruns_of_the_whole_suite_are_counted(
     assert [one.outcome for one in plain.reports].count("rerun") == 4
 
 
+def test_wider_fixtures_of_repeated_tests_end_where_they_began(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    """An attempt that a wider fixture fails ends before there is a test process."""
+    pytest.importorskip("pytest_rerunfailures")
+    pytester.makeconftest(
+        """
+        import os, pytest
+        from pathlib import Path
+
+        ENDED = Path(__file__).with_name("ended")
+
+        @pytest.fixture(scope="session")
+        def server():
+            alive = []
+            yield alive
+            with ENDED.open("a") as file:
+                file.write("server\\n")
+            alive.append("has ended")
+        """
+    )
+    body = """
+        import pytest
+        from conftest import ENDED
+        ATTEMPTS = []
+
+        @pytest.fixture(scope=SCOPE)
+        def before(): yield
+
+        @pytest.fixture(scope=SCOPE)
+        def login(before):
+            ATTEMPTS.append(1)
+            if len(ATTEMPTS) == 1: raise ValueError
+            yield
+            with ENDED.open("a") as file:
+                file.write(f"{__name__}\\n")
+
+        def test_one(server): assert not server
+        def test_two(server, login): assert not server
+        def test_three(server): assert not server
+        """
+    pytester.makepyfile(
+        test_a=body.replace("SCOPE", "'module'"),
+        test_b=body.replace("SCOPE", "'session'"),
+        test_c="def test_last(server): assert not server",
+    )
+    ended = pytester.path / "ended"
+    for option in ("-pno:mountns", "--mountns"):
+        recorded = record(option, "--reruns=1")
+        assert recorded.status == 0, recorded.out
+        assert [one.outcome for one in recorded.reports].count("rerun") == 2
+        assert ended.read_text().split() == ["test_a", "test_b", "server"]
+        ended.unlink()
+
+
+@pytest.mark.layered
+def test_captured_fixtures_of_repeated_tests_end_in_their_sandbox(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    body = """
+        import os, pytest
+        from pathlib import Path
+
+        HOME = os.readlink("/proc/self/ns/mnt")
+        TREE = Path(__file__).with_name("tree")
+        ATTEMPTS = []
+        pytestmark = pytest.mark.mountns(scope="module")
+
+        def isolated(): return os.readlink("/proc/thread-self/ns/mnt") != HOME
+
+        def attempt():
+            ATTEMPTS.append(1)
+            if len(ATTEMPTS) == 1: raise ValueError
+
+        @pytest.fixture(scope="session")
+        def wider():
+            if WHERE == "wider": attempt()
+
+        @pytest.fixture(scope="module")
+        def narrower(wider):
+            if WHERE == "narrower": attempt()
+            yield
+            assert isolated()
+            (TREE / "file").unlink()
+            TREE.rmdir()
+
+        def test_it(narrower): assert isolated()
+        def test_other(narrower): assert isolated()
+        """
+    for where in ("wider", "narrower"):
+        pytester.makepyfile(**{f"test_{where}": body.replace("WHERE ==", f"{where!r} ==")})
+    tree = pytester.path / "tree"
+    tree.mkdir()
+    (tree / "file").touch()
+    recorded = record("--mountns", "--reruns=1", "-pno:xdist")
+    assert (tree / "file").exists()
+    assert recorded.status == 0, recorded.out
+    assert [one.outcome for one in recorded.reports].count("rerun") == 2
+
+
 @pytest.mark.parametrize("dist", ["load", "loadscope", "worksteal"])
 def test_xdist(pytester: pytest.Pytester, record: Record, dist: str) -> None:
     pytest.importorskip("xdist")
