@@ -17,7 +17,6 @@ from ..linux.call_helper import CallHelper
 from ..linux.environment import read_environment
 from ..linux.errors import SandboxError, Unavailable
 from ..linux.namespaces import (
-    WayBack,
     change_directory,
     current_namespace,
     despite_signals,
@@ -430,7 +429,37 @@ class SandboxManager:
                 way = way_back(user_namespace, sandbox.namespace)
                 back = stack.enter_context(way)
             before = _other_threads_if_known()
+            # The working directory in which this process comes to the host, and the last one there.
             begun_in: str | None = None
+            ended_in: str | None = None
+
+            def take() -> None:
+                # This may be interrupted at any point, and is then begun again.
+                nonlocal ended_in
+                with signals_held(), privileged(self._drops_capabilities):
+                    if ended_in is None:
+                        ended_in = working_directory()
+                    has_moved = begun_in not in (None, ended_in)
+                    if has_moved:
+                        entered.host_directory, entered.has_moved = ended_in, True
+                    back.take()
+                    if has_moved:
+                        with suppress(OSError):
+                            posix.chdir(ended_in)
+                    if _other_threads_if_known() - before:
+                        # Those that stay are found by check_threads().
+                        with suppress(SandboxError):
+                            move_other_threads(
+                                sandbox.namespace, raise_capabilities=self._drops_capabilities
+                            )
+
+            def return_inside() -> None:
+                try:
+                    despite_signals(take)
+                except SandboxError as error:
+                    # The test would go on on the host.
+                    give_up(error)
+
             try:
                 with signals_held(), privileged(self._drops_capabilities):
                     with explained("return to the host for a moment", user_namespace):
@@ -439,53 +468,12 @@ class SandboxManager:
                     begun_in = working_directory()
                 yield
             finally:
-                found: list[str] = []
                 try:
-                    self._return_inside(entered, sandbox, back, before, begun_in, found)
+                    return_inside()
                 except BaseException:
                     # It may have been interrupted before it began.
-                    self._return_inside(entered, sandbox, back, before, begun_in, found)
+                    return_inside()
                     raise
-
-    def _return_inside(
-        self,
-        entered: _Entered,
-        sandbox: Sandbox,
-        back: WayBack,
-        before: frozenset[int],
-        begun_in: str | None,
-        found: list[str],
-    ) -> None:
-        """Return from the host to the sandbox. What a handler raises is raised afterwards.
-
-        ``before`` are the other threads that were there. ``begun_in`` is the working directory in
-        which this process came to the host, None if it did not, and ``found`` holds the one that it
-        is in now, once that is known. This may be done again.
-        """
-
-        def take() -> None:
-            with signals_held(), privileged(self._drops_capabilities):
-                if not found:
-                    found.append(working_directory())
-                has_moved = begun_in not in (None, found[0])
-                if has_moved:
-                    entered.host_directory, entered.has_moved = found[0], True
-                back.take()
-                if has_moved:
-                    with suppress(OSError):
-                        posix.chdir(found[0])
-                if _other_threads_if_known() - before:
-                    # Those that stay are found by check_threads().
-                    with suppress(SandboxError):
-                        move_other_threads(
-                            sandbox.namespace, raise_capabilities=self._drops_capabilities
-                        )
-
-        try:
-            despite_signals(take)
-        except SandboxError as error:
-            # The test would go on on the host.
-            give_up(error)
 
     def check_threads(self) -> None:
         """Raises :class:`SandboxError` if a thread of this process cannot move into a sandbox."""
