@@ -77,13 +77,15 @@ class TestInSandbox(ABC):
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[None]:
         """See :meth:`.current.RunningTest.checkpoint`."""
-        told = self._told
+        told, stack = self._told, self.stack
         try:
-            with self.stack.checkpoint():
+            with stack.checkpoint():
                 try:
                     yield
                 finally:
-                    self._context.plugin_states.before_reset()
+                    # If it was left open, another test may be running by now.
+                    if not stack.is_left:
+                        self._context.plugin_states.before_reset()
         finally:
-            if self._told != told:
+            if self._told != told and not stack.is_left:
                 self._has_replaced(self.stack.sandbox.plan)

@@ -310,6 +310,7 @@ class InlineTest(TestInSandbox):
         manager = session.sandboxes.manager
         if manager.is_inside:
             problem = self._tell_end() or problem
+            self.stack.left()
             manager.leave()
             self._listener.left(self.item, self.stack.sandbox)
             session.trace("left", self.item.nodeid)

@@ -216,3 +216,36 @@ def test_a_layer_on_disk_below_a_test_in_memory(pytester: pytest.Pytester, recor
         """
     )
     assert record().status == 0
+
+
+def test_a_checkpoint_that_is_left_open_ends_with_the_test(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """Also if its generator is finished later, on the host or in the sandbox of another test."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        LEFT = []
+
+        @pytest.fixture(scope="module", autouse=True)
+        def of_the_module():
+            host = os.readlink("/proc/thread-self/ns/mnt")
+            yield
+            LEFT.clear()
+            assert os.readlink("/proc/thread-self/ns/mnt") == host
+
+        @pytest.mark.parametrize("number", range(4))
+        def test_it(overlay_root, tmp_path, number):
+            inside = os.readlink("/proc/thread-self/ns/mnt")
+            if number == 2:
+                LEFT.clear()
+            assert os.readlink("/proc/thread-self/ns/mnt") == inside
+            (tmp_path / "file").touch()
+            LEFT.append(overlay_root.checkpoint())
+            LEFT[-1].__enter__()
+            if number % 2:
+                overlay_root.reset()
+        """
+    )
+    passes(record())

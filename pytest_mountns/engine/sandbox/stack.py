@@ -23,6 +23,8 @@ class SandboxStack:
     def __init__(self, sandbox: Sandbox, release: Callable[[Sequence[Sandbox]], None]) -> None:
         self._stack = [sandbox]
         self._release = release
+        #: Whether this thread has left all of them, for good.
+        self.is_left = False
 
     @property
     def sandbox(self) -> Sandbox:
@@ -74,9 +76,9 @@ class SandboxStack:
             inner.enter(cwd, others=self._stack)
             yield
         finally:
-            # Inner checkpoints may be left open, in generators that are finished later or never.
-            # They have ended with the one around them.
-            if inner in self._stack:
+            # Checkpoints may be left open, in generators that are finished later or never. They
+            # have ended with the one around them, or with the test.
+            if inner in self._stack and not self.is_left:
                 try:
                     outer.reenter(cwd, self._stack)
                 finally:
@@ -84,8 +86,13 @@ class SandboxStack:
                     del self._stack[depth:]
                     self._release(dropped)
 
+    def left(self) -> None:
+        """Note that this thread leaves them. No checkpoint returns to one of them any more."""
+        self.is_left = True
+
     def close(self) -> None:
         """Let go of all of them. Nobody is in there any more."""
+        self.left()
         self._release(self._stack)
 
 
