@@ -30,6 +30,7 @@ from . import syscalls
 from .ablation import is_left_out
 from .compiled import library
 from .errors import is_failed_call
+from .namespaces import close_all
 from .open_directories import pair
 from .processes import HELPER_NAME, fork, reap, withdraw
 from .sockets import socket
@@ -87,8 +88,7 @@ class BackgroundCloser:
                     self._give_up(error)
                 else:
                     interruption = error
-        for fd in descriptors:
-            os.close(fd)
+        close_all(descriptors)
         if interruption is not None:
             raise interruption
 

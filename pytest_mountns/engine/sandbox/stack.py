@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import final
 
 from ..linux.errors import Unavailable
-from ..linux.namespaces import working_directory
+from ..linux.namespaces import close_all, working_directory
 from ..plan.model import Bind, OwnDirectory, Plan
 from .create import make
 from .sandbox import Layers, Sandbox
@@ -98,8 +98,7 @@ class SandboxStack:
 
 def close(sandboxes: Sequence[Sandbox]) -> None:
     """Close sandboxes, and wait until they are unmounted."""
-    for sandbox in sandboxes:
-        sandbox.close()
+    close_all(fd for sandbox in sandboxes for fd in sandbox.descriptors if fd >= 0)
 
 
 def _make_like(

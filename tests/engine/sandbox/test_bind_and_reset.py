@@ -9,10 +9,12 @@ import shutil
 import signal
 import stat
 import threading
+from collections.abc import Sequence
 
 import pytest
 
 from pytest_mountns.engine.linux import untouched
+from pytest_mountns.engine.linux.background_close import BackgroundCloser
 from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
 from pytest_mountns.engine.linux.mountinfo import read
 from pytest_mountns.engine.linux.namespaces import WayBack
@@ -423,6 +425,37 @@ def test_a_handler_raises_when_the_stage_was_visited_and_nothing_is_left(
         bell.is_armed = True
         with pytest.raises(Interruption):
             sandbox.bind(BASE, f"{BASE}/t") if action == "bind" else sandbox.changes()
+        assert descriptors() == before
+
+    in_world(lambda: in_sandbox(test, mode=mode), mode)
+
+
+@pytest.mark.layered
+@pytest.mark.parametrize("release", ["close", "closer"])
+def test_a_handler_raises_when_the_first_descriptor_is_closed_and_nothing_is_left(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch, release: str
+) -> None:
+    def closer(sandboxes: Sequence[Sandbox]) -> None:
+        # Without a helper.
+        fds = [fd for sandbox in sandboxes for fd in sandbox.descriptors]
+        BackgroundCloser().close(fds, may_start=False)
+
+    def test(sandbox: Sandbox) -> None:
+        stack = SandboxStack(sandbox, close if release == "close" else closer)
+        before = descriptors()
+        bell = Bell(monkeypatch)
+        for module in (untouched.os, untouched.posix):
+            bell.put_after(module, "close")
+
+        left_open = stack.checkpoint()
+
+        def interrupted() -> None:
+            with stack.checkpoint():
+                left_open.__enter__()
+                bell.armed_by(stack, "_release")
+
+        with pytest.raises(Interruption):
+            interrupted()
         assert descriptors() == before
 
     in_world(lambda: in_sandbox(test, mode=mode), mode)
