@@ -98,7 +98,7 @@ class SandboxStack:
 
 def close(sandboxes: Sequence[Sandbox]) -> None:
     """Close sandboxes, and wait until they are unmounted."""
-    close_all(fd for sandbox in sandboxes for fd in sandbox.descriptors if fd >= 0)
+    close_all(fd for sandbox in sandboxes for fd in sandbox.take_descriptors() if fd >= 0)
 
 
 def _make_like(

@@ -437,7 +437,7 @@ def test_a_handler_raises_when_the_first_descriptor_is_closed_and_nothing_is_lef
 ) -> None:
     def closer(sandboxes: Sequence[Sandbox]) -> None:
         # Without a helper.
-        fds = [fd for sandbox in sandboxes for fd in sandbox.descriptors]
+        fds = [fd for sandbox in sandboxes for fd in (sandbox.namespace, sandbox.scratch)]
         BackgroundCloser().close(fds, may_start=False)
 
     def test(sandbox: Sandbox) -> None:
