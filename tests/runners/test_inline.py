@@ -366,6 +366,44 @@ def test_processes_of_a_wider_fixture_that_the_test_asks_for(
     passes(record("--mountns"))
 
 
+def test_directories_of_a_wider_fixture_after_another_root(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    """A test that goes on in another root has the directories opened again there."""
+    write(
+        pytester,
+        """
+        @pytest.fixture(scope="session")
+        def directory(tmp_path_factory):
+            path = tmp_path_factory.mktemp("open")
+            fd = os.open(path, os.O_RDONLY)
+            yield path, fd
+            os.close(fd)
+
+        @pytest.fixture(scope="class", autouse=True)
+        def is_the_same_on_the_host(directory):
+            path, fd = directory
+            assert not inside()
+            assert os.path.samestat(os.fstat(fd), os.stat(path))
+
+        class TestReset:
+            def test(self, overlay_root): overlay_root.reset()
+
+        class TestCheckpoints:
+            def test(self, overlay_root):
+                with overlay_root.checkpoint(), overlay_root.checkpoint():
+                    overlay_root.reset()
+
+        class TestLeftOpen:
+            def test(self, overlay_root): overlay_root.checkpoint().__enter__()
+
+        class TestLast:
+            def test(self): pass
+        """,
+    )
+    passes(record("--mountns"))
+
+
 def test_processes_of_a_wider_fixture_that_fails_when_the_test_asks_for_it(
     pytester: pytest.Pytester, record: Record, home: Path
 ) -> None:

@@ -91,6 +91,14 @@ def reopen(directories: Sequence[Opened]) -> None:
             posix.close(fresh)
 
 
+def is_open(fd: int, inside: os.stat_result) -> bool:
+    """Whether the number still stands for the directory that it stood for when it was reopened."""
+    try:
+        return os.path.samestat(posix.fstat(fd), inside)
+    except OSError:
+        return False
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected sockets, whose descriptors are out of the way of the test's."""
     first, second = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

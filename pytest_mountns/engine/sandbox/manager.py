@@ -34,7 +34,7 @@ from ..linux.namespaces import (
     way_back,
     working_directory,
 )
-from ..linux.open_directories import ParkedDescriptors
+from ..linux.open_directories import ParkedDescriptors, is_open
 from ..linux.threads import explain_stuck, move_other_threads, other_threads, stuck_threads
 from ..linux.untouched import os, posix
 from ..mount.root import NewRoot, RootAhead, make_root_ahead
@@ -61,9 +61,8 @@ class _Entered:
     has_moved: bool = field(default=False, init=False)
     #: Holds the working directory and the open directories of the host meanwhile.
     parked: ParkedDescriptors
-    #: The numbers of the open directories that were opened again in the sandbox, and what each of
-    #: them stands for there.
-    reopened: Sequence[tuple[int, os.stat_result]] = ()
+    #: See :attr:`.Sandbox.reopened`.
+    reopened: dict[int, os.stat_result] = field(default_factory=dict)
     #: Descriptors that were taken out of ``parked`` and are not closed yet.
     unparked: list[int] = field(default_factory=list)
 
@@ -319,7 +318,8 @@ class SandboxManager:
             self._entered.append(entered)
             try:
                 sandbox.enter(cwd, directories)
-                entered.reopened = [(fd, posix.fstat(fd)) for fd, _ in directories]
+                entered.reopened = {fd: posix.fstat(fd) for fd, _ in directories}
+                sandbox.reopened = entered.reopened
             except BaseException:
                 self._return(entered, [fd for fd, _ in directories])
                 raise
@@ -344,7 +344,8 @@ class SandboxManager:
         with signals_held():
             entered = self._entered[-1]
             cwd = working_directory()
-            self._return(entered, [fd for fd, inside in entered.reopened if _is_open(fd, inside)])
+            directories = [fd for fd, inside in entered.reopened.items() if is_open(fd, inside)]
+            self._return(entered, directories)
             return cwd
 
     def _return(self, entered: _Entered, directories: Sequence[int]) -> None:
@@ -383,7 +384,7 @@ class SandboxManager:
                 change_directory(entered.host_directory)
             originals = entered.unparked[1:]
             # In the order in which they were parked.
-            parked = [fd for fd, _ in entered.reopened] or directories
+            parked = [*entered.reopened] or directories
             for fd, original in zip(parked, originals, strict=True):
                 if fd in directories:
                     posix.dup2(original, fd, inheritable=posix.get_inheritable(fd))
@@ -520,11 +521,3 @@ def _is_failure(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno is not None
     return isinstance(error, SandboxError | ValueError)
-
-
-def _is_open(fd: int, inside: os.stat_result) -> bool:
-    """Whether the number still stands for the directory that it stood for when it was reopened."""
-    try:
-        return os.path.samestat(posix.fstat(fd), inside)
-    except OSError:
-        return False

@@ -39,7 +39,7 @@ from ..linux.namespaces import (
     visiting,
     working_directory,
 )
-from ..linux.open_directories import Opened, open_directories, reopen
+from ..linux.open_directories import Opened, is_open, open_directories, reopen
 from ..linux.threads import StuckThread, explain_stuck, move_other_threads, stuck_threads
 from ..linux.untouched import os
 from ..mount.mountpoint import make_mountpoint
@@ -123,6 +123,9 @@ class Sandbox:
     own: list[OwnDirectory] = field(default_factory=list)
     #: Descriptors of other directories in which uppers of its overlays lie.
     other_scratches: frozenset[int] = frozenset()
+    #: The numbers of directories that were open when the process entered from the host, and what
+    #: each of them stands for now. What replaces this sandbox, or is stacked on it, has the same.
+    reopened: dict[int, os.stat_result] = field(default_factory=dict)
 
     def enter(
         self,
@@ -160,7 +163,9 @@ class Sandbox:
             with explained("enter the sandbox", user_namespace, "namespace"):
                 go(self.namespace)
             with explained("open directories again in the sandbox", user_namespace):
+                renewed = [fd for fd, inside in self.reopened.items() if is_open(fd, inside)]
                 reopen(directories)
+                self.reopened.update((fd, os.fstat(fd)) for fd in renewed)
                 change_directory(cwd)
             return move_other_threads(
                 self.namespace, raise_capabilities=self.plan.drops_capabilities
@@ -186,6 +191,7 @@ class Sandbox:
         come from before or after: what this object stands for is where the process is.
         """
         old, cwd = (self.namespace, self.scratch), working_directory()
+        other.reopened = self.reopened
         try:
             # A signal that comes meanwhile waits until this object stands for the other sandbox.
             with signals_held():

@@ -69,6 +69,7 @@ class SandboxStack:
         """
         outer, cwd = self.sandbox, working_directory()
         inner = _make_like(outer, outer.as_layers(), outer.bound, outer.own)
+        inner.reopened = outer.reopened
         depth = len(self._stack)
         self._stack.append(inner)
         try:
