@@ -11,7 +11,9 @@ fork, and started in the test process for the time that is left.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+from collections.abc import Iterator
 from typing import Any, Final, Protocol, cast, final
 
 import pytest
@@ -44,6 +46,8 @@ class Timers:
         #: What pytest-timeout's timer is set to, and the time at which it was set.
         self._settings: TimeoutSettings | None = None
         self._set_at = 0.0
+        #: What it was last set to in this process.
+        self._last: TimeoutSettings | None = None
         #: What was left of the interval timer, and its interval, in seconds.
         self._interval = (0.0, 0.0)
         #: What pytest-timeout's thread method was set to when it was stopped.
@@ -53,6 +57,7 @@ class Timers:
         """Note that pytest-timeout has set its timer, or cancelled it (None)."""
         self._settings = settings
         if settings is not None:
+            self._last = settings
             self._set_at = time.monotonic()
 
     def stop(self) -> None:
@@ -74,6 +79,26 @@ class Timers:
         if self._interval[0]:
             signal.setitimer(signal.ITIMER_REAL, *self._interval)
 
+    @contextlib.contextmanager
+    def started_again(self) -> Iterator[None]:
+        """Within the context, the timers run as from the begin of the test.
+
+        For what the pytest process tears down after a test process: they were stopped for that, or
+        pytest-timeout has cancelled its own already.
+        """
+        # For the whole time: with the rest, a test that has taken nearly all of it, or has died of
+        # it, would fail or end the session here.
+        self._start_watchdog(time.monotonic())
+        settings, hook = self._last, self._item.ihook
+        if settings is None:
+            yield
+            return
+        hook.pytest_timeout_set_timer(item=self._item, settings=settings)
+        try:
+            yield
+        finally:
+            hook.pytest_timeout_cancel_timer(item=self._item)
+
     def start_in_child(self) -> None:
         """Start the timers, for the time that is left. Called in the test process."""
         if self._interval[0]:
@@ -82,9 +107,13 @@ class Timers:
             left = self._threaded.timeout - (time.monotonic() - self._set_at)
             settings = self._threaded._replace(timeout=max(left, _SOON))
             self._item.ihook.pytest_timeout_set_timer(item=self._item, settings=settings)
+        self._start_watchdog(self._began)
+
+    def _start_watchdog(self, began: float) -> None:
+        """Start the watchdog of faulthandler, which pytest cancels when the protocol ends."""
         watchdog = pytest_internals.watchdog(self._item.config)
         if watchdog is not None:
-            left = watchdog.timeout - (time.monotonic() - self._began)
+            left = watchdog.timeout - (time.monotonic() - began)
             faulthandler.dump_traceback_later(
                 max(left, _SOON), file=cast(Any, watchdog.stderr), exit=watchdog.exit
             )

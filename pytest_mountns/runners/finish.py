@@ -53,6 +53,9 @@ class Finish:
         self._nextitem = nextitem
         #: The item looks for it each time.
         self._ihook = item.ihook
+        self._timers = context.timers
+        #: Whether a report of a failure was logged; that of the teardown is held back.
+        self._has_failed = False
         self._wider: bool | None = None
         self._held: list[_Event] = []
         self._recorded: list[warnings.WarningMessage] = []
@@ -69,8 +72,10 @@ class Finish:
     def log(self, hook: str, **arguments: Any) -> None:
         """Call the hook now."""
         getattr(self._ihook, hook)(**arguments)
-        if getattr(arguments.get("report"), "outcome", None) == "rerun":
+        outcome = getattr(arguments.get("report"), "outcome", None)
+        if outcome == "rerun":
             self._context.plugin_states.repeated(self._item)
+        self._has_failed |= outcome in ("failed", "rerun")
 
     def hold(self, hook: str, **arguments: Any) -> None:
         """Call the hook later, when it is known what belongs before the report, or into it."""
@@ -152,8 +157,19 @@ class Finish:
                 raise excinfo.value
             self._add_wider_teardown(self.observer_failed, [])
         if wider:
-            self._add_wider_teardown(*pytest_internals.tear_down_wider(self._item, self._nextitem))
+            with self._timers_started():
+                torn_down = pytest_internals.tear_down_wider(self._item, self._nextitem)
+            self._add_wider_teardown(*torn_down)
         self.log_held()
+
+    def _timers_started(self) -> contextlib.AbstractContextManager[None]:
+        """Timers for the teardown of wider scopes, unless the test has failed.
+
+        When a test fails, pytest-timeout and pytest cancel theirs until the next test.
+        """
+        if self._timers is None or (self._has_failed and self.death is None):
+            return contextlib.nullcontext()
+        return self._timers.started_again()
 
     def finish_here(self) -> None:
         """:meth:`finish` with the teardown of wider scopes, if that is left to do.

@@ -81,6 +81,82 @@ def test_the_timer_of_a_wider_fixture(pytester: pytest.Pytester, record: Record)
     assert recorded.status == 1
 
 
+@pytest.mark.parametrize("method", ["signal", "thread"])
+def test_a_timeout_ends_the_teardown_of_a_wider_fixture(
+    pytester: pytest.Pytester, method: str
+) -> None:
+    """With the thread's method that is the end of pytest, as without the plugin."""
+    pytest.importorskip("pytest_timeout")
+    pytester.makepyfile(
+        """
+        import pytest, threading
+
+        @pytest.fixture(scope="module")
+        def stuck():
+            yield
+            threading.Event().wait()
+
+        def test_first(): pass
+
+        @pytest.mark.timeout(2)
+        def test_it(stuck): pass
+        """
+    )
+    result = pytester.runpytest_subprocess(
+        "--mountns", "--mountns-process=fork", f"--timeout-method={method}", timeout=60
+    )
+    said = result.stdout.str() + result.stderr.str()
+    assert "threading.Event().wait()" in said
+    assert "Timeout" in said
+    assert result.ret == 1
+    if method == "signal":
+        result.assert_outcomes(passed=2, errors=1)
+
+
+@pytest.mark.parametrize("method", ["signal", "thread"])
+@pytest.mark.parametrize("process", ["fork", "module"])
+def test_timers_in_the_teardown_of_wider_fixtures(
+    pytester: pytest.Pytester, record: Record, method: str
+) -> None:
+    """They run as without the plugin: pytest-timeout cancels its own when a test has failed."""
+    pytest.importorskip("pytest_timeout")
+    pytester.makepyfile(
+        conftest="",
+        seen="""
+        import pytest, signal, threading
+
+        @pytest.fixture(scope="package")
+        def wider(request):
+            yield
+            timers = [signal.getitimer(signal.ITIMER_REAL)[0]]
+            timers += [one.interval for one in threading.enumerate()
+                       if isinstance(one, threading.Timer)]
+            with open("log", "a") as file:
+                print(request.node.name, [round(one / 1000) for one in timers], file=file)
+        """,
+    )
+    tests = {
+        "fails": "def test_it(wider): assert 0",
+        "function_only": (
+            "import pytest\n@pytest.mark.timeout(5000, func_only=True)\ndef test_it(wider): pass"
+        ),
+        "passes": "def test_it(wider): pass",
+        "two": "def test_one(wider): pass\ndef test_two(wider): pass",
+    }
+    for name, test in tests.items():
+        package = pytester.mkpydir(name)
+        (package / "conftest.py").write_text("from seen import wider")
+        (package / f"test_{name}.py").write_text(test)
+    logs = []
+    for arguments in ["-pno:mountns"], ["--mountns"]:
+        record(*arguments, "--timeout=5000", f"--timeout-method={method}")
+        logs.append((pytester.path / "log").read_text().splitlines())
+        (pytester.path / "log").unlink()
+    assert logs[0] == logs[1]
+    timers = [5] if method == "signal" else [0, 5]
+    assert logs[0] == ["fails [0]", "function_only [0]", f"passes {timers}", f"two {timers}"]
+
+
 def test_faulthandler_timeout(pytester: pytest.Pytester, record: Record) -> None:
     """The traceback is that of the test, and the next test has a watchdog of its own."""
     pytester.makeini("[pytest]\nfaulthandler_timeout = 2")
@@ -101,6 +177,30 @@ def test_faulthandler_timeout(pytester: pytest.Pytester, record: Record) -> None
     assert "in test_one" in recorded.err
     until_the_test = recorded.err.partition("in test_one")[0].rpartition("Timeout (")[2]
     assert "pytest_mountns" not in until_the_test
+
+
+@pytest.mark.parametrize("process", ["fork", "module"])
+def test_faulthandler_timeout_in_the_teardown_of_a_wider_fixture(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makeini("[pytest]\nfaulthandler_timeout = 2")
+    pytester.makepyfile(
+        """
+        import pytest, time
+
+        @pytest.fixture(scope="session")
+        def slow():
+            yield
+            wait_here()
+
+        def test_one(slow): pass
+        def test_two(slow): pass
+        def wait_here(): time.sleep(4)
+        """
+    )
+    recorded = record("--mountns")
+    assert recorded.status == 0
+    assert recorded.err.count("in wait_here") == 1
 
 
 def test_thread_pools_of_wider_fixtures_work_in_tests(
