@@ -324,6 +324,7 @@ def stop_at_item(item: pytest.Item) -> None:
     """
     state = _setup_state(item)
     known = {node: len(entry[0]) for node, entry in state.stack.items() if node is not item}
+    alive = _alive_fixtures(state)
     original = state.teardown_exact
 
     @unseen
@@ -332,12 +333,13 @@ def stop_at_item(item: pytest.Item) -> None:
 
     @unseen
     def teardown_exact(nextitem: pytest.Item | None) -> None:
-        late = [
+        added = [
             entry[0].pop()
             for node, entry in reversed(state.stack.items())
             if node is not item
             for _ in range(len(entry[0]) - known.get(node, len(entry[0])))
         ]
+        late = [finalizer for finalizer in added if _finished_by(finalizer) not in alive]
         errors: list[BaseException] = []
         for finish in (teardown_item, *late):
             try:
@@ -352,6 +354,23 @@ def stop_at_item(item: pytest.Item) -> None:
     cast(Any, state).teardown_exact = teardown_exact
 
 
+def _alive_fixtures(state: SetupState) -> frozenset[int]:
+    """Before a fork: the fixtures that the pytest process finishes, see :func:`_finished_by`.
+
+    Before 8.2 pytest adds a finalizer whenever one that is set up is asked for, in the forked
+    process as well. None are returned where that is not so.
+    """
+    if not hasattr(pytest.FixtureRequest, "_schedule_finalizers"):
+        return frozenset()
+    finalizers = (finalizer for entry in state.stack.values() for finalizer in entry[0])
+    return frozenset(map(_finished_by, finalizers)) - {id(None)}
+
+
+def _finished_by(finalizer: Callable[[], object]) -> int:
+    """The ``id()`` of the fixture that it finishes (``partial(FixtureDef.finish)``), or of None."""
+    return id(getattr(getattr(finalizer, "func", None), "__self__", None))
+
+
 def keep_own_finalizers(item: pytest.Item, ends: Callable[[], bool]) -> None:
     """In a module process: tear down what is set up from now on, and no more.
 
@@ -360,6 +379,7 @@ def keep_own_finalizers(item: pytest.Item, ends: Callable[[], bool]) -> None:
     """
     state = _setup_state(item)
     stack = cast(Any, state.stack)
+    alive = _alive_fixtures(state)
     for node, (finalizers, error) in list(stack.items()):
         if node is not item:
             stack[node] = (_own(finalizers), error)
@@ -367,6 +387,8 @@ def keep_own_finalizers(item: pytest.Item, ends: Callable[[], bool]) -> None:
 
     @unseen
     def teardown_exact(nextitem: pytest.Item | None) -> None:
+        for finalizers, _ in state.stack.values() if alive else ():
+            finalizers[:] = [one for one in finalizers if _finished_by(one) not in alive]
         original(None if isinstance(nextitem, pytest.Item) and ends() else nextitem)
 
     cast(Any, state).teardown_exact = teardown_exact

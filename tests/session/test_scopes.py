@@ -91,6 +91,33 @@ def test_a_wider_fixture_first_asked_for_in_a_test(
     assert all(("Captured stdout teardown", "ENDED HERE\n") in sections for sections in teardowns)
 
 
+@pytest.mark.parametrize("process", ["fork", "module"])
+def test_one_that_is_set_up_and_asked_for_in_a_test(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    """Before 8.2 pytest adds a finalizer each time, in the test process as well."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+        HOME = os.getpid()
+
+        @pytest.fixture(scope="session")
+        def wide():
+            yield
+            assert os.getpid() == HOME
+
+        @pytest.fixture
+        def narrow(wide): pass
+
+        def test_one(wide): pass
+        def test_two(request): request.getfixturevalue("wide")
+        def test_three(request): request.getfixturevalue("narrow")
+        """
+    )
+    recorded = record("--mountns", f"--mountns-process={process}")
+    assert recorded.status == 0, recorded.out
+
+
 def test_a_directory_descriptor_of_a_wider_fixture_leads_inside(
     pytester: pytest.Pytester, record: Record
 ) -> None:
