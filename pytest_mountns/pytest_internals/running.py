@@ -66,7 +66,31 @@ def fill_wider_fixtures(item: pytest.Item, within: Within, *, of_module: bool = 
         if name not in funcargs and (of_module or _is_shared(scope, definition)):
             # If the parameter of a parametrized fixture has changed, the old instance ends here.
             with within(scope, _scope_node(item, scope, definition)):
-                funcargs[name] = request.getfixturevalue(name)
+                if _is_overridden(item, name, definition):
+                    _set_up_overridden(request, name, definition)
+                else:
+                    funcargs[name] = request.getfixturevalue(name)
+
+
+def _is_overridden(item: pytest.Item, name: str, definition: Any) -> bool:
+    return definition is not cast(Any, item)._fixtureinfo.name2fixturedefs[name][-1]
+
+
+def _set_up_overridden(request: Any, name: str, definition: Any) -> None:
+    """Instantiate a fixture that another one of the same name overrides.
+
+    Uses ``FixtureRequest._arg2fixturedefs``, where the definitions stand from the widest one on;
+    ``_fixture_defs``, those that are active; and ``_arg2index`` of pytest 8.0.
+    """
+    known = request._arg2fixturedefs[name]
+    request._arg2fixturedefs[name] = known[: known.index(definition) + 1]
+    try:
+        request.getfixturevalue(name)
+    finally:
+        request._arg2fixturedefs[name] = known
+        # Who asks for the name next is to get the one that overrides.
+        for active in (request._fixture_defs, getattr(request, "_arg2index", {})):
+            active.pop(name, None)
 
 
 def sets_up_wider_fixtures(item: pytest.Item, *, of_module: bool = True) -> bool:
@@ -113,7 +137,8 @@ def set_up_own_session_fixtures(item: pytest.Item, others: Iterable[pytest.Item]
     for other in others:
         for name, scope, definition in _wider_fixtures(other):
             own = definition.func.__module__.partition(".")[0] == "_pytest"
-            if own and scope == "session" and definition.cached_result is None:
+            is_new = scope == "session" and definition.cached_result is None
+            if own and is_new and not _is_overridden(other, name, definition):
                 request.getfixturevalue(name)
 
 
@@ -129,9 +154,23 @@ def _wider_fixtures(item: pytest.Item) -> Iterator[tuple[str, WiderScope, Any]]:
         if name not in definitions:
             continue
         definition = definitions[name][-1]
-        scope = parametrized[name].value if name in parametrized else definition.scope
+        if name in parametrized:
+            scope = parametrized[name].value
+        else:
+            scope = definition.scope
+            if scope == "function" and name in definition.argnames:
+                definition = _overridden(name, definitions[name])
+                scope = definition.scope
         if scope != "function" and (scope != "class" or has_class):
             yield name, scope, definition
+
+
+def _overridden(name: str, definitions: Sequence[Any]) -> Any:
+    """The definition that one of function scope gets, or the one behind that, if it is wider."""
+    for definition in reversed(definitions):
+        if definition.scope != "function" or name not in definition.argnames:
+            break
+    return definition
 
 
 def _scope_node(item: pytest.Item, scope: WiderScope, definition: Any) -> pytest.Collector:

@@ -43,6 +43,63 @@ def test_once_and_in_the_parent(pytester: pytest.Pytester, record: Record) -> No
     assert record("--mountns").status == 0
 
 
+@pytest.mark.parametrize("process", ["fork", "module"])
+def test_one_that_a_narrower_fixture_overrides(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    """A fixture that asks for its own name gets the wider one, which is set up once as well."""
+    pytester.makeconftest(
+        """
+        import os, pytest
+        HOME = os.getpid()
+        made = []
+
+        @pytest.fixture(scope="session")
+        def server():
+            assert os.getpid() == HOME
+            made.append("server")
+            return "server"
+
+        @pytest.fixture(scope="session")
+        def app():
+            made.append("base")
+            yield ["base"]
+            assert os.getpid() == HOME
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os, pytest
+        from conftest import HOME, made
+
+        @pytest.fixture(scope="session")
+        def app(app):
+            assert os.getpid() == HOME
+            made.append("module")
+            return [*app, "module"]
+
+        @pytest.fixture
+        def server(server): return server + " of a test"
+
+        class TestAll:
+            @pytest.fixture
+            def app(self, app):
+                assert os.getpid() != HOME
+                return [*app, "test"]
+
+            @pytest.mark.parametrize("number", range(3))
+            def test_it(self, server, app, number):
+                assert server == "server of a test"
+                assert sorted(made) == ["base", "module", "server"]
+                assert app == ["base", "module", "test"]
+
+        def test_wider(app): assert app == ["base", "module"]
+        """
+    )
+    recorded = record("--mountns", f"--mountns-process={process}")
+    assert recorded.status == 0, recorded.out
+
+
 def test_state_of_a_test_does_not_reach_the_next(pytester: pytest.Pytester, record: Record) -> None:
     pytester.makepyfile(
         """
