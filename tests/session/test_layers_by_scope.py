@@ -211,6 +211,38 @@ def test_it():
     untouched(home)
 
 
+def test_state_of_a_fixture_that_a_test_asks_for(
+    pytester: pytest.Pytester, record: Record, home: Path
+) -> None:
+    pytester.makepyfile(
+        f"""{COMMON}
+pytestmark = pytest.mark.mountns(scope="module")
+
+@pytest.fixture(scope="module")
+def wide(request):
+    write("wide")
+    os.mkdir(os.path.join(PLACE, "work"))
+    os.chdir(os.path.join(PLACE, "work"))
+    os.environ["WIDE"] = "1"
+    yield request.getfixturevalue("tmp_path_factory").mktemp("wide")
+    assert os.getcwd() == os.path.join(PLACE, "work")
+    os.chdir(PLACE)
+    del os.environ["WIDE"]
+
+def test_asks(request): request.getfixturevalue("wide")
+
+def test_next(wide, tmp_path):
+    assert names() == ["host", "wide", "work"]
+    assert os.getcwd() == os.path.join(PLACE, "work")
+    assert os.environ["WIDE"] == "1"
+    assert wide.parent == tmp_path.parent
+    assert wide.is_dir()
+"""
+    )
+    passes(record())
+    untouched(home)
+
+
 def test_errors_in_wide_setup_and_teardown(
     pytester: pytest.Pytester, record: Record, home: Path
 ) -> None:
