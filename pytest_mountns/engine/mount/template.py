@@ -39,7 +39,7 @@ from ..linux import syscalls as sys
 from ..linux.ablation import is_left_out
 from ..linux.errors import SandboxError
 from ..linux.mountinfo import is_below
-from ..linux.namespaces import current_namespace, explained, high, mounting
+from ..linux.namespaces import closed_on_error, current_namespace, explained, high, mounting
 from ..linux.untouched import os
 from ..linux.watches import Watches
 from ..plan.model import (
@@ -241,7 +241,7 @@ def make_template(
     if not steps or len(remaining) > _MOST_REMAINING:
         return None
     user = plan.user_namespace
-    with mounting(user, dropped=user) as (back, opened):
+    with mounting(user, dropped=user) as (back, opened), closed_on_error() as held:
         with explained("make a mount namespace", user, "namespace"):
             back.leave_for(stage)
             sys.unshare(sys.CLONE_NEWNS)
@@ -251,9 +251,11 @@ def make_template(
             scratch = high(api.make_scratch([("mode", "0755")]))
             opened.append(scratch)
             os.fchdir(scratch)
-            # Cloned before the template's root covers it.
-            host_root = _clone_root(steps[0])
+            if steps[0].target == "/":
+                # Cloned before the template's root covers it.
+                held.append(_clone_root())
             api.mount("tmpfs", "/", [("mode", "0755")], 0)
+            held.insert(0, api.root)
         parents = parents_in_overlays(plan)
         known = [
             (index, path)
@@ -265,9 +267,11 @@ def make_template(
         # Before they are copied, so that no change is missed.
         attributes = models.look()
         executor = PlanExecutor(api, plan, {})
-        trees = _mount_trees(executor, api, steps, host_root)
+        trees = _mount_trees(executor, api, steps, held)
         dev_watches = _watch_dev(watches, api.root, trees) if shares_dev else frozenset()
         with explained("pivot into a template", user, "pivot"):
+            # It closes the descriptor.
+            held.remove(api.root)
             api.pivot_root()
         shared = tuple(one.mountpoint[1:] for one in executor.overlays)
         with explained("refresh a shared overlay", user):
@@ -299,11 +303,11 @@ def make_template(
 
 
 def _mount_trees(
-    executor: PlanExecutor, api: NewMountApi, steps: tuple[_Shared, ...], host_root: int
+    executor: PlanExecutor, api: NewMountApi, steps: tuple[_Shared, ...], held: list[int]
 ) -> tuple[tuple[str, str], ...]:
     """Carry out the steps, each tree of mounts at a name of its own below the template's root.
 
-    ``host_root`` is a clone of ``/``, for a step that bind-mounts it.
+    The last one of ``held`` is a clone of ``/``, for a step that bind-mounts it.
     """
     names: dict[str, str] = {}
     device = os.fstat(api.root).st_dev
@@ -315,7 +319,7 @@ def _mount_trees(
             _make_placeholder(api.root, names[top], step)
         place = f"/{names[top]}{target[len(top.rstrip('/')) :].rstrip('/')}"
         if target == "/":
-            api.attach_tree(host_root, place, read_only=True)
+            api.attach_tree(held.pop(), place, read_only=True)
         else:
             executor.execute([step._replace(target=place)])
     # Nothing is mounted where the kernel has refused an optional step.
@@ -337,9 +341,7 @@ def _watch_dev(
         return frozenset(watches.add(path) for path in (place, f"{place}/pts"))
 
 
-def _clone_root(step: _Shared) -> int:
-    if step.target != "/":
-        return -1
+def _clone_root() -> int:
     flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE
     return sys.open_tree(sys.AT_FDCWD, "/", flags | sys.AT_NO_AUTOMOUNT)
 

@@ -483,8 +483,13 @@ class SandboxManager:
 
     def release(self, sandboxes: Sequence[Sandbox]) -> None:
         """Close sandboxes that nobody is in, without waiting until they are unmounted."""
-        for sandbox in sandboxes:
-            self._closer.close(sandbox.take_descriptors(), may_start=not self._entered)
+        for index, sandbox in enumerate(sandboxes):
+            try:
+                self._closer.close(sandbox.take_descriptors(), may_start=not self._entered)
+            except BaseException:
+                # Of the handler of a signal.
+                self.release(sandboxes[index + 1 :])
+                raise
         if self._outdated:
             self._close_outdated()
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from pytest_mountns.engine.linux import syscalls
-from pytest_mountns.engine.linux.errors import Unavailable
+from pytest_mountns.engine.linux.background_close import BackgroundCloser
+from pytest_mountns.engine.linux.errors import SandboxError, Unavailable
 from pytest_mountns.engine.linux.namespaces import WayBack, high, make_stage
 from pytest_mountns.engine.linux.syscalls import CLONE_NEWUSER
+from pytest_mountns.engine.mount.executor import PlanExecutor
 from pytest_mountns.engine.plan.model import Bind, Plan
 from pytest_mountns.engine.plan.spec import SandboxSpec
 from pytest_mountns.engine.planning.planner import Planner
@@ -311,5 +313,52 @@ def test_a_handler_raises_when_a_stage_was_made_and_nothing_is_left(
         with pytest.raises(Interruption):
             make_stage()
         assert descriptors() == before
+
+    in_world(run, "root")
+
+
+@pytest.mark.layered
+def test_a_template_that_cannot_be_made_leaves_nothing_open(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> None:
+        plan = plan_here(SandboxSpec(), mode)
+        manager = SandboxManager([])
+        if mode == "user":
+            manager.move_to_user_namespace()
+        manager.make(plan).close()
+        before = descriptors()
+        for failing in ("execute", "__init__"):
+            with monkeypatch.context() as patch:
+                patch.setattr(PlanExecutor, failing, _refuse)
+                with pytest.raises(SandboxError):
+                    manager.make(plan._replace())
+            assert descriptors() == before, failing
+        manager.make(plan).close()
+        manager.close()
+
+    in_world(run, mode)
+
+
+def _refuse(*_: object) -> None:
+    raise SandboxError("mount a part of the root")
+
+
+def test_other_sandboxes_are_released_if_the_first_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run() -> None:
+        plan = plan_here(SandboxSpec(), "root")
+        manager = SandboxManager([])
+        manager.release([manager.make(plan)])
+        before = descriptors()
+        sandboxes = [manager.make(plan) for _ in range(3)]
+        bell = Bell(monkeypatch)
+        bell.put_after(BackgroundCloser, "close")
+        bell.is_armed = True
+        with pytest.raises(Interruption):
+            manager.release(sandboxes)
+        assert descriptors() == before
+        manager.close()
 
     in_world(run, "root")
