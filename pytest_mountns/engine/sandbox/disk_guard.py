@@ -106,17 +106,18 @@ class Guard:
             # Its process id may be another process's by now.
             if born(self.pid) == self._born:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
-                _wait_for_end(process)
+                # The kernel may hold it.
+                _wait_for_end(process, ENDS_WITHIN)
         finally:
             os.close(process)
 
 
-def _wait_for_end(process: int) -> None:
-    """Wait until a process has ended, pidfd_open(2), ten seconds at most."""
+def _wait_for_end(process: int, seconds: float | None = None) -> None:
+    """Wait until a process has ended, pidfd_open(2), for any time if ``seconds`` is None."""
     # Not with select(2), which knows no descriptors above 1023.
     poll = select.poll()
     poll.register(process, select.POLLIN)
-    poll.poll(ENDS_WITHIN * 1000)
+    poll.poll(None if seconds is None else seconds * 1000)
 
 
 def _start_as_child(base: str) -> int:

@@ -253,6 +253,34 @@ def test_the_guard_is_no_child(place: Path) -> None:
         uppers.close()
 
 
+def test_the_guard_waits_as_long_as_the_session_lasts(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uppers that were removed in the middle of a session would be missed by its tests."""
+    noted = tmp_path / "timeouts"
+    real = select.poll
+
+    class Poll:
+        def __init__(self) -> None:
+            self._real = real()
+            self.register = self._real.register
+
+        def poll(self, timeout: float | None = None) -> object:
+            with noted.open("a") as file:
+                print(timeout, file=file)
+            return self._real.poll(timeout)
+
+    uppers = disk_uppers.DiskUppers()
+    with monkeypatch.context() as patched:
+        patched.setattr(untouched.select, "poll", Poll)
+        directory = uppers.new()
+        while not noted.exists() or not noted.read_text().endswith("\n"):
+            time.sleep(0.01)
+    assert noted.read_text() == "None\n"
+    assert os.path.isdir(directory)
+    uppers.close()
+
+
 def test_without_pidfds_the_guard_is_a_child(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: int) -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
