@@ -80,7 +80,7 @@ class Report(NamedTuple):
     when: Literal["setup", "call", "teardown"]
     #: How many of the item's subtests have failed so far.
     failed_subtests: int
-    #: What plugins have noted that hear reports: see :meth:`.PluginStates.pack_early`.
+    #: What plugins have noted that goes with it: see :meth:`.PluginStates.pack_early`.
     notes: list[tuple[str, bytes | None]]
     #: Whether what the terminal reporter writes of it is captured as output of the test.
     captured: bool

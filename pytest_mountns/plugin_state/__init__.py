@@ -101,11 +101,11 @@ class PluginStates:
     def pack_early(
         self, item: pytest.Item, report: pytest.TestReport | None = None
     ) -> Iterator[tuple[str, bytes | None]]:
-        """In a test process, before a report is sent: what plugins have to know when they hear it.
+        """In a test process, before a report is sent: what has to be known when it is logged.
 
         In the pytest process, after a report was heard: what they know now in addition.
         """
-        early = [one for one in self._all().values() if one.early]
+        early = [one for one in self._all().values() if one.goes_with(report)]
         for plugin_state in early:
             plugin_state.report = report
         if early:

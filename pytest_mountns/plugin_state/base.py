@@ -25,11 +25,12 @@ class PluginState:
     #: The report that goes with the state. It is set before :meth:`collect` and :meth:`merge`.
     report: pytest.TestReport | None = None
 
-    @property
-    def early(self) -> bool:
-        """Whether :meth:`collect` is called before each report is sent as well, and :meth:`merge`.
+    def goes_with(self, report: pytest.TestReport | None) -> bool:
+        """Whether :meth:`collect` is called before this report is sent, too, and :meth:`merge`.
 
-        After the report of a failure it is called in the pytest process, too, for the test process.
+        Needed for what the pytest process uses when it logs a report: that of the teardown may be
+        logged before the test process has ended. None: reports were heard in the pytest process,
+        which calls :meth:`collect` for the test process.
         """
         return False
 
@@ -54,8 +55,8 @@ class PluginState:
     def collect(self, item: pytest.Item) -> object:
         """Called in a forked test process, in the sandbox, when the test has been torn down.
 
-        Returns what the plugin has added to its memory since :meth:`begin`, as an object that can
-        be pickled, or None if it has added nothing.
+        Returns what the plugin has added to its memory since :meth:`begin`, or the last time, as an
+        object that can be pickled, or None if it has added nothing.
         """
         return None
 

@@ -27,10 +27,18 @@ class JUnit(PluginState):
         """Note how many properties there are."""
         self._properties = len(self._xml.global_properties)
 
+    def goes_with(self, report: pytest.TestReport | None) -> bool:
+        """With that of a teardown: when it is logged, the element of the test is complete."""
+        return report is not None and report.when == "teardown"
+
     def collect(self, item: pytest.Item) -> object:
         """Return the properties that were added, and the attributes of the test."""
         properties = self._xml.global_properties[self._properties :]
-        attributes = dict(pytest_internals.junit_reporter(self._xml, item).attrs)
+        self._properties += len(properties)
+        noted = pytest_internals.junit_reporter(self._xml, item).attrs
+        attributes = dict(noted)
+        # Whatever comes after the teardown is another attempt, with an element of its own.
+        noted.clear()
         return (properties, attributes) if properties or attributes else None
 
     def merge(self, item: pytest.Item, state: object) -> None:

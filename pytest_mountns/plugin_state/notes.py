@@ -104,8 +104,7 @@ class Notes(PluginState):
         #: What was said to be lost, in the pytest process.
         self._said: set[str] = set()
 
-    @property
-    def early(self) -> bool:
+    def goes_with(self, report: pytest.TestReport | None) -> bool:
         """Whether a plugin hears reports, and so has to know before what was noted for them."""
         return self._watched is not None and self._watched.hears_reports
 

@@ -35,8 +35,7 @@ class RerunFailures(PluginState):
         self._suspended: dict[Any, Any] = getattr(module, "suspended_finalizers", {})
         self._counter = counter
 
-    @property
-    def early(self) -> bool:
+    def goes_with(self, report: pytest.TestReport | None) -> bool:
         """Whether there is a counter: a test process may die after an attempt."""
         return self._counter is not None
 

@@ -25,11 +25,16 @@ class StopRequests(PluginState):
         """Note what is requested already."""
         self._known = pytest_internals.stopping(item.session)
 
+    def goes_with(self, report: pytest.TestReport | None) -> bool:
+        """With that of a teardown: if the session ends, wider fixtures are torn down before it."""
+        return report is not None and report.when == "teardown"
+
     def collect(self, item: pytest.Item) -> object:
         """Return what is requested, if that has changed."""
         now = pytest_internals.stopping(item.session)
         if now == self._known:
             return None
+        self._known = now
         return tuple(value if isinstance(value, bool) else str(value) for value in now)
 
     def merge(self, item: pytest.Item, state: Any) -> None:

@@ -23,7 +23,16 @@ def process(request: pytest.FixtureRequest) -> str:
 PLAIN, ISOLATED = "-pno:mountns", "--mountns"
 
 
-def test_junit_properties_and_attributes(pytester: pytest.Pytester, record: Record) -> None:
+#: With all but the first, the report of a teardown is logged while the test process still runs.
+CAPTURES = pytest.mark.parametrize(
+    "capture", ["--capture=fd", "--capture=no", "--capture=sys", "--capture=tee-sys"]
+)
+
+
+@CAPTURES
+def test_junit_properties_and_attributes(
+    pytester: pytest.Pytester, record: Record, capture: str
+) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -42,11 +51,27 @@ def test_junit_properties_and_attributes(pytester: pytest.Pytester, record: Reco
         def test_two(record_testsuite_property):
             record_testsuite_property("two", 2)
             assert 0
+
+        @pytest.fixture
+        def broken(record_xml_attribute, record_testsuite_property):
+            yield
+            record_testsuite_property("late", 3)
+            record_xml_attribute("late", "REQ-3")
+            assert 0
+
+        @pytest.mark.parametrize("number", [0, 1])
+        def test_three(broken, record_xml_attribute, number):
+            record_xml_attribute("assertions", f"REQ-3.{number}")
+            assert number
+
+        def test_four(record_xml_attribute):
+            record_xml_attribute("assertions", "REQ-4")
+            pytest.skip()
         """
     )
     found = []
     for option in (PLAIN, ISOLATED):
-        record(option, "--junitxml=out.xml", "-o", "junit_family=xunit1", "-Wdefault")
+        record(option, capture, "--junitxml=out.xml", "-o", "junit_family=xunit1", "-Wdefault")
         root = ElementTree.parse(pytester.path / "out.xml")
         found.append(
             (
@@ -56,6 +81,35 @@ def test_junit_properties_and_attributes(pytester: pytest.Pytester, record: Reco
         )
     assert found[0] == found[1]
     assert {"name": "end", "value": "wide"} in found[0][0]
+    assert "REQ-1" in str(found[0][1])
+
+
+@CAPTURES
+def test_a_test_that_ends_the_session_tears_down_wider_fixtures(
+    pytester: pytest.Pytester, record: Record, capture: str
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def wide():
+            yield
+            assert 0, "not torn down"
+
+        def test_one(wide): pass
+
+        def test_two(wide, request):
+            request.session.shouldstop = "that is enough"
+
+        def test_three(wide): pass
+        """
+    )
+    plain, isolated = (record(option, capture) for option in (PLAIN, ISOLATED))
+    assert isolated.status == plain.status
+    assert isolated.outline == plain.outline
+    assert "that is enough" in isolated.out
+    assert "1 error" in isolated.out
 
 
 def test_benchmarks(pytester: pytest.Pytester) -> None:
