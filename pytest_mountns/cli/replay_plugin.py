@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
+from collections.abc import Generator
 from contextlib import ExitStack
 from typing import Any, Final, cast, final
 
@@ -26,6 +27,7 @@ from ..engine.sandbox.saved import base_layers_spec, make_base_layers
 from ..repro.bundle import Bundle, load, spec_from
 from ..repro.seeds import Seeds, begin
 from ..session.observers import Observer
+from ..session.selection import is_wanted
 
 #: Options of pytest and of other plugins, and their values for one test in this process.
 _OPTIONS: Final[dict[str, object]] = {
@@ -49,6 +51,9 @@ _OPTIONS: Final[dict[str, object]] = {
     "xmlpath": None,
     "htmlpath": None,
     "mountns_keep": "none",
+    # The audit, which had all tests isolated, is switched off below, and what the arguments of then
+    # asked for may be overruled by an ini file of now.
+    "mountns": True,
     # A replay that is skipped would look like one that has passed.
     "mountns_unavailable": "error",
     "mountns_audit": False,
@@ -154,6 +159,42 @@ class Replay:
                     sandboxes.manager, plan, self._bundle.sources(stack)
                 )
         return self._layers
+
+    # After other plugins have chosen tests, and before the plugin itself looks at marks.
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Have the test of the bundle isolated, whatever its marks are now, and run no other.
+
+        Raises :class:`pytest.UsageError` if only others were found. pytest takes the name of a
+        function for the names of all its parameters as well.
+        """
+        others = [item for item in items if item.nodeid != self._nodeid]
+        if others:
+            items[:] = [item for item in items if item.nodeid == self._nodeid]
+            if not items:
+                found = ", ".join(item.nodeid for item in others)
+                raise pytest.UsageError(
+                    f"replay: {self._nodeid} is not there any more; found: {found}"
+                )
+            self._config.hook.pytest_deselected(items=others)
+        for item in items:
+            if not is_wanted(item, everything=True):
+                item.add_marker("mountns", append=False)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Refuse to run the test in any other way than in its sandbox: it may write anywhere.
+
+        Raises :class:`pytest.UsageError` if another plugin has decided otherwise.
+        """
+        selection = activate(self._config).session.selection
+        for item in session.items:
+            if not selection.wants(item) or selection.spec(item) != self._spec:
+                raise pytest.UsageError(
+                    f"replay: {item.nodeid} would not run in the sandbox that the bundle describes:"
+                    " another plugin or a conftest.py has changed its marks or its specification"
+                )
+        return (yield)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_mountns_spec(self, item: pytest.Item, spec: SandboxSpec) -> SandboxSpec | None:

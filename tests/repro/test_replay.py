@@ -325,3 +325,97 @@ def test_a_machine_that_cannot_isolate(pytester: pytest.Pytester) -> None:
     shown = command("replay", str(bundle))
     # Not skipped, as it might be in a run of the suite.
     assert (shown.returncode, "cannot isolate tests" in shown.stdout) == (1, True)
+
+
+# It fails in a sandbox, so that a bundle is saved of it, and passes on the host.
+WRITES = """
+import os, pytest
+
+HERE = os.path.dirname(__file__)
+
+{mark}
+def test_it({parameters}):
+    with open(HERE + "/log", "a") as file:
+        file.write("x")
+    found = open(HERE + "/log").read()
+    assert os.readlink("/proc/thread-self/ns/mnt") == {host!r}, f"isolated, {{found}} in the log"
+"""
+
+
+def writes(mark: str = "", parameters: str = "") -> str:
+    """A module whose test writes a file beside itself, and says whether it is isolated."""
+    host = os.readlink("/proc/thread-self/ns/mnt")
+    return WRITES.format(mark=mark, parameters=parameters, host=host)
+
+
+MARK = "@pytest.mark.mountns"
+
+
+@pytest.mark.parametrize(
+    ("mark", "option", "later", "addopts"),
+    [
+        pytest.param("", "--mountns-audit", "", "", id="audit"),
+        pytest.param("", "--mountns", "@pytest.mark.no_mountns", "", id="excepted since"),
+        pytest.param(MARK, "--mountns-process=fork", "", "", id="not marked any more"),
+        pytest.param(MARK, "--mountns-process=inline", "", "", id="nor this inline one"),
+        pytest.param(MARK, "-v", MARK, "--no-mountns", id="switched off since"),
+    ],
+)
+def test_it_is_isolated_as_it_was(
+    pytester: pytest.Pytester, mark: str, option: str, later: str, addopts: str
+) -> None:
+    path = pytester.makepyfile(writes(mark))
+    bundle = keep(pytester, option)
+    path.write_text(writes(later))
+    pytester.makeini(f"[pytest]\naddopts = {addopts}")
+    shown = command("replay", str(bundle))
+    assert (shown.returncode, "isolated, x in the log" in shown.stdout) == (1, True)
+    assert not (pytester.path / "log").exists()
+
+
+@pytest.mark.layered
+def test_from_the_end_of_an_audited_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(writes())
+    bundle = keep(pytester, "--mountns-audit")
+    shown = command("replay", "--from-end", str(bundle))
+    assert (shown.returncode, "isolated, xx in the log" in shown.stdout) == (1, True)
+    assert not (pytester.path / "log").exists()
+
+
+def test_another_test_of_that_name_is_not_run(pytester: pytest.Pytester) -> None:
+    path = pytester.makepyfile(writes(MARK))
+    bundle = keep(pytester)
+    path.write_text(writes("@pytest.mark.parametrize('number', [1, 2])", "number"))
+    shown = command("replay", str(bundle))
+    assert shown.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"{path.name}::test_it is not there any more" in shown.stderr
+    assert f"{path.name}::test_it[1]" in shown.stderr
+    assert not (pytester.path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        """
+        def pytest_collection_finish(session):
+            session.items[0].add_marker("no_mountns", append=False)
+        """,
+        """
+        import dataclasses, pytest
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_mountns_spec(spec):
+            yield
+            return dataclasses.replace(spec, read_only=True)
+        """,
+    ],
+    ids=["no sandbox", "another sandbox"],
+)
+def test_it_is_not_run_in_another_way(pytester: pytest.Pytester, hook: str) -> None:
+    pytester.makepyfile(writes())
+    bundle = keep(pytester, "--mountns")
+    pytester.makeconftest(hook)
+    shown = command("replay", str(bundle))
+    assert shown.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "would not run in the sandbox that the bundle describes" in shown.stderr
+    assert not (pytester.path / "log").exists()
