@@ -8,6 +8,7 @@ the bundle; the report of the teardown tells the process that writes the summary
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from ..engine.plan.spec import SandboxSpec
 
 _ATTRIBUTE: Final = "mountns_kept"
+#: Where a worker of pytest-xdist is told how pytest was started.
+_INTERPRETER: Final = "mountns_interpreter"
 _SHOWN: Final = 3
 
 
@@ -68,11 +71,22 @@ class Keeper(Observer):
         self._worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         # Saved now, before a test or a fixture changes it.
         self._environment = bundle.environment(os.environ)
+        # A worker itself was started by execnet, without the options that Python was given.
+        told: str | None = (self._worker or {}).get(_INTERPRETER)
+        self._interpreter: list[str] = (
+            json.loads(told) if told else bundle.interpreter(sys.orig_argv, sys.argv)
+        )
         self._run = str((self._worker or {}).get("testrunuid", f"{os.getpid()}-{time.time_ns()}"))
         self._test: _Test | None = None
         self._conditions: dict[str, Any] | None = None
         self._kept: list[str] = []
         self._problems: list[str] = []
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """In the xdist controller: tell a worker how pytest was started."""
+        # As JSON, which is ASCII: execnet sends no text with bytes that are not UTF-8 (PEP 383).
+        node.workerinput[_INTERPRETER] = json.dumps(self._interpreter)
 
     # While a test runs ----------------------------------------------------------------------------
 
@@ -174,15 +188,15 @@ class Keeper(Observer):
             self._conditions = bundle.conditions()
         variables, left_out = self._environment
         parameters = self._config.invocation_params
-        argv = self._worker["mainargv"][1:] if self._worker else parameters.args
         return bundle.Repro(
             kind="test",
             name=test.nodeid,
             outcome="failed" if any(one.failed for one in test.reports) else "passed",
             written=bundle.now(),
             run=self._run,
-            interpreter=bundle.interpreter(sys.orig_argv, sys.argv),
-            argv=[os.fspath(one) for one in argv],
+            interpreter=self._interpreter,
+            # A worker has those of the whole run. sys.argv may be those of another program.
+            argv=[os.fspath(one) for one in parameters.args],
             cwd=str(parameters.dir),
             root=str(self._config.rootpath),
             environment=variables,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -419,3 +420,58 @@ def test_it_is_not_run_in_another_way(pytester: pytest.Pytester, hook: str) -> N
     assert shown.returncode == pytest.ExitCode.USAGE_ERROR
     assert "would not run in the sandbox that the bundle describes" in shown.stderr
     assert not (pytester.path / "log").exists()
+
+
+def flat(pytester: pytest.Pytester) -> Path:
+    """A project whose tests import a module from the working directory, its only place."""
+    # Not the directory of pytester itself, which is in PYTHONPATH.
+    project = pytester.mkdir("project")
+    (project / "pytest.ini").write_text("[pytest]")
+    (project / "product.py").write_text("VALUE = 'of the product'")
+    (project / "tests").mkdir()
+    (project / "tests/test_it.py").write_text(
+        "import product\n\ndef test_it(): assert 0, product.VALUE\n"
+    )
+    return project
+
+
+def run_in(project: Path, *arguments: str) -> Path:
+    """Run Python in the project, and return the one bundle that is saved."""
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert run.returncode == 1, run.stdout + run.stderr
+    (bundle,) = bundles(project / ".mountns")
+    return bundle
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["one process", "workers"])
+def test_how_the_run_was_started(pytester: pytest.Pytester, workers: list[str]) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    given = [*workers, "--mountns", "--mountns-keep=failed", "-pno:cacheprovider"]
+    how = ["-X", "dev", "-W", "default", "-m", "pytest"]
+    bundle = run_in(flat(pytester), *how, *given)
+    about = document(bundle)
+    assert (about["interpreter"], about["argv"]) == (how, given)
+    shown = command("replay", str(bundle))
+    assert (shown.returncode, "AssertionError: of the product" in shown.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["one process", "workers"])
+def test_arguments_that_a_program_has_given(pytester: pytest.Pytester, workers: list[str]) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    project = flat(pytester)
+    (project / "pytest.ini").write_text("[pytest]\npythonpath = .")
+    given = [*workers, "--mountns", "--mountns-keep=failed", "-pno:cacheprovider", "tests"]
+    (project / "run.py").write_text(f"import pytest, sys\nsys.exit(pytest.main({given!r}))")
+    bundle = run_in(project, "run.py", "--of-the-program")
+    assert document(bundle)["argv"] == given
+    shown = command("replay", str(bundle))
+    assert (shown.returncode, "AssertionError: of the product" in shown.stdout) == (1, True)
