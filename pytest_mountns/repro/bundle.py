@@ -147,6 +147,17 @@ def interpreter(whole: Sequence[str], seen: Sequence[str]) -> list[str]:
     return [*options, "-c", _AS_COMMAND]
 
 
+def of_worker(whole: Sequence[str]) -> list[str]:
+    """The arguments of :func:`interpreter` for a worker of a run that was started with ``whole``.
+
+    A worker has the ``sys.path`` of that run, so the options that it depends on are needed. The
+    others, as ``-X``, ``-W`` and ``-O``, are not given to workers.
+    """
+    *options, flag, program = whole
+    kept = [one for one in options if one[:1] == "-" and set(one[1:]) <= set("IEPsS")]
+    return [*kept, flag, program]
+
+
 def conditions() -> dict[str, Any]:
     """Fields of a :class:`Repro` that say where this process runs."""
     return {

@@ -71,7 +71,7 @@ class Keeper(Observer):
         self._worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         # Saved now, before a test or a fixture changes it.
         self._environment = bundle.environment(os.environ)
-        # A worker itself was started by execnet, without the options that Python was given.
+        # A worker itself was started by execnet, and not as pytest.
         told: str | None = (self._worker or {}).get(_INTERPRETER)
         self._interpreter: list[str] = (
             json.loads(told) if told else bundle.interpreter(sys.orig_argv, sys.argv)
@@ -86,7 +86,7 @@ class Keeper(Observer):
     def pytest_configure_node(self, node: Any) -> None:
         """In the xdist controller: tell a worker how pytest was started."""
         # As JSON, which is ASCII: execnet sends no text with bytes that are not UTF-8 (PEP 383).
-        node.workerinput[_INTERPRETER] = json.dumps(self._interpreter)
+        node.workerinput[_INTERPRETER] = json.dumps(bundle.of_worker(self._interpreter))
 
     # While a test runs ----------------------------------------------------------------------------
 

@@ -455,10 +455,12 @@ def test_how_the_run_was_started(pytester: pytest.Pytester, workers: list[str]) 
     if workers:
         pytest.importorskip("xdist")
     given = [*workers, "--mountns", "--mountns-keep=failed", "-pno:cacheprovider"]
-    how = ["-X", "dev", "-W", "default", "-m", "pytest"]
+    how = ["-X", "dev", "-s", "-W", "default", "-m", "pytest"]
     bundle = run_in(flat(pytester), *how, *given)
     about = document(bundle)
-    assert (about["interpreter"], about["argv"]) == (how, given)
+    # Workers have the paths of the run, and none of its other options.
+    expected = ["-s", "-m", "pytest"] if workers else how
+    assert (about["interpreter"], about["argv"]) == (expected, given)
     shown = command("replay", str(bundle))
     assert (shown.returncode, "AssertionError: of the product" in shown.stdout) == (1, True)
 
