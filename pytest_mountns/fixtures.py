@@ -139,9 +139,12 @@ class OverlayRoot:
             from .engine.layers.tar_writer import compression_of_name
 
         place = os.path.realpath(path)
-        partial = f"{place}.partial"
+        # A name of its own: another process may export to the same path, in a volume. What is not
+        # opened here is not this file, so it is opened before the cleaning up begins.
+        partial = f"{place}.{os.urandom(4).hex()}"
+        file = open(partial, "x+b")  # noqa: SIM115 - closed below
         try:
-            with open(partial, "x+b") as file:
+            with file:
                 written = self._test.stack.sandbox.write_layer(
                     file, compression=compression_of_name(place), ignore=(partial,)
                 )

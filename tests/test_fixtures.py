@@ -399,3 +399,47 @@ def test_a_failure_is_shown_at_the_line_of_the_test(
     )
     places = [line for line in result.outlines if ".py:" in line and line[0] not in " E>"]
     assert [line for line in places if not line.startswith(("test_", "FAILED"))] == []
+
+
+def test_a_layer_that_is_exported_leaves_other_files_alone(
+    pytester: pytest.Pytester, record: Record, process: str
+) -> None:
+    """Whatever their names, and whether it is written or not."""
+    volume = pytester.path / "volume"
+    volume.mkdir()
+    (volume / "layer.tar.partial").write_text("of another process")
+    pytester.makepyfile(
+        f"""
+        import os, pytest
+
+        VOLUME = {str(volume)!r}
+
+        @pytest.mark.mountns(volumes=[VOLUME])
+        def test_written(overlay_root):
+            overlay_root.export(f"{{VOLUME}}/layer.tar")
+
+        @pytest.mark.mountns(volumes=[VOLUME])
+        def test_not_written(overlay_root):
+            os.mkdir(f"{{VOLUME}}/directory")
+            with pytest.raises(IsADirectoryError):
+                overlay_root.export(f"{{VOLUME}}/directory")
+            with pytest.raises(FileNotFoundError):
+                overlay_root.export(f"{{VOLUME}}/missing/layer.tar")
+
+        @pytest.mark.mountns(volumes=[VOLUME])
+        def test_a_name_that_is_taken(overlay_root, monkeypatch):
+            taken = f"{{VOLUME}}/other.tar.00000000"
+            open(taken, "x").close()
+            monkeypatch.setattr("os.urandom", bytes)
+            with pytest.raises(FileExistsError):
+                overlay_root.export(f"{{VOLUME}}/other.tar")
+        """
+    )
+    assert passes(record(f"--mountns-process={process}"))
+    assert sorted(os.listdir(volume)) == [
+        "directory",
+        "layer.tar",
+        "layer.tar.partial",
+        "other.tar.00000000",
+    ]
+    assert (volume / "layer.tar.partial").read_text() == "of another process"
