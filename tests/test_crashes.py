@@ -169,6 +169,37 @@ def test(overlay_root, tmp_path):
     assert "--mountns-crash: 'two' is not valid" in failed["test"]
 
 
+def test_a_crash_point_that_is_not_reached_again_is_an_error(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    (pytester.path / "kept").mkdir()
+    pytester.makepyfile(
+        f"""
+        import os
+        import pytest
+
+        @pytest.mark.mountns(volumes=["{pytester.path}/kept:/srv"])
+        def test(overlay_root, tmp_path):
+            def work():
+                # A checkpoint does not undo what is written to a volume.
+                if not os.path.exists("/srv/done"):
+                    open("/srv/done", "x").close()
+                    (tmp_path / "f").write_text("x")
+
+            try:
+                for crash in overlay_root.crashes(work):
+                    assert crash.ended
+            finally:
+                os.unlink("/srv/done")
+        """
+    )
+    failed = fails(record, "--mountns-crash=1")
+    assert "mountns: go to crash point 1 of 2\n" in failed["test"]
+    assert "the function has made fewer calls than when it ran first" in failed["test"]
+    assert record().not_passed == []
+    assert record("--mountns-crash=2").not_passed == []
+
+
 @pytest.mark.parametrize("torn", ["False", "True"])
 def test_a_write_can_be_cut_in_half(pytester: pytest.Pytester, record: Record, torn: str) -> None:
     pytester.makepyfile(

@@ -108,3 +108,58 @@ def test_one_fault_can_be_run_again(pytester: pytest.Pytester, record: Record) -
         """
     )
     assert record("--mountns-crash=1").not_passed == []
+
+
+def test_a_fault_that_there_is_not_is_an_error(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        def test_some(overlay_root, tmp_path):
+            for fault in overlay_root.fault_points(lambda: (tmp_path / "f").write_text("x")):
+                assert fault.reported or fault.error == "EINTR", fault
+
+        def test_none(overlay_root, tmp_path):
+            for fault in overlay_root.fault_points(tmp_path.exists):
+                assert fault.reported
+        """
+    )
+    assert record().not_passed == []
+    failed = fails(record, "--mountns-crash=5")
+    assert set(failed) == {"test_none"}
+    assert "mountns: go to fault 5\n" in failed["test_none"]
+    assert "the function makes no call that may fail" in failed["test_none"]
+    failed = fails(record, "--mountns-crash=6")
+    assert set(failed) == {"test_some", "test_none"}
+    assert "mountns: go to fault 6\n" in failed["test_some"]
+    assert "the function has 6, and the last one is number 5" in failed["test_some"]
+    assert "--mountns-crash with a number from 0 to 5" in failed["test_some"]
+
+
+def test_faults_that_are_not_reached_are_an_error(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    (pytester.path / "kept").mkdir()
+    pytester.makepyfile(
+        f"""
+        import os
+        import pytest
+
+        @pytest.mark.mountns(volumes=["{pytester.path}/kept:/srv"])
+        def test(overlay_root, tmp_path):
+            def work():
+                # A checkpoint does not undo what is written to a volume.
+                if not os.path.exists("/srv/done"):
+                    open("/srv/done", "x").close()
+                    (tmp_path / "f").write_text("x")
+
+            try:
+                for fault in overlay_root.fault_points(work):
+                    pytest.fail("it makes no call again")
+            finally:
+                os.unlink("/srv/done")
+        """
+    )
+    failed = fails(record)
+    assert "mountns: go to any of 6 faults\n" in failed["test"]
+    assert "the function has made fewer calls than when it ran first" in failed["test"]
+    failed = fails(record, "--mountns-crash=1")
+    assert "mountns: go to fault 1 of 6\n" in failed["test"]

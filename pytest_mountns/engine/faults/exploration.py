@@ -198,6 +198,7 @@ def crashes(
             cause=f"the function has {len(points)}, and number {len(points)} is after its end",
             remedy=f"--mountns-crash with a number from 0 to {len(points)}",
         )
+    reached = False
     for number in range(len(points) + 1):
         if settings.only not in (None, number):
             continue
@@ -208,7 +209,10 @@ def crashes(
                 if stop_at is not None and not result.stopped:
                     # This time it has changed less. What follows is at other crash points.
                     continue
+                reached = True
                 yield _crash(number, result, variant, len(points))
+    if not reached:
+        raise _not_reached(f"go to crash point {settings.only} of {len(points)}")
 
 
 def fault_points(
@@ -239,13 +243,42 @@ def fault_points(
     faults = [
         (number, error) for number in first.values() for error in _errors(whole.points[number])
     ]
+    only, last = settings.only, len(faults) - 1
+    if only is not None and only > last:
+        raise SandboxError(
+            f"go to fault {only}",
+            cause=f"the function has {len(faults)}, and the last one is number {last}"
+            if faults
+            else "the function makes no call that may fail",
+            remedy=f"--mountns-crash with a number from 0 to {last}"
+            if faults
+            else "run this test without --mountns-crash",
+        )
+    reached = False
     for count, (number, error) in enumerate(faults):
-        if settings.only not in (None, count):
+        if only not in (None, count):
             continue
         with checkpoint():
             result = run(function, replace(order, fail=(number, error)))
             if result.failed:
+                reached = True
                 yield _fault(count, len(faults), result, result.points[number], error)
+    if faults and not reached:
+        raise _not_reached(
+            f"go to any of {len(faults)} faults"
+            if only is None
+            else f"go to fault {only} of {len(faults)}"
+        )
+
+
+def _not_reached(tried: str) -> SandboxError:
+    """Nothing that was wanted has happened: a loop that checks nothing must not pass."""
+    return SandboxError(
+        tried,
+        cause="the function has made fewer calls than when it ran first, and has ended before",
+        remedy="let it do the same in each run. What it has written to a volume, or told another"
+        " process, is not undone between them",
+    )
 
 
 def _errors(point: Point) -> tuple[int, ...]:
