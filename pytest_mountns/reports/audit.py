@@ -64,17 +64,24 @@ def places(changes: Changes) -> Counter[str]:
     """Counts the changes by directory.
 
     What lies in a directory that the test has made counts for that directory's parent. So
-    temporary directories, whatever their names and number, are counted in one place.
+    temporary directories, whatever their names and number, are counted in one place. A renamed
+    directory counts where it was as well.
     """
     counted: Counter[str] = Counter()
     made = home = ""
     for change in sorted(changes, key=lambda change: change.path.split("/")):
         if not made or not change.path.startswith(f"{made}/"):
-            made, home = "", change.path.rpartition("/")[0] or "/"
+            made, home = "", _parent(change.path)
             if change.type == "directory" and change.kind in ("added", "replaced", "renamed"):
                 made = change.path
         counted[home] += 1
+        if change.source is not None and (old := _parent(change.source)) != home:
+            counted[old] += 1
     return counted
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] or "/"
 
 
 def record(nodeid: str, found: FilteredChanges) -> Record:
@@ -268,7 +275,11 @@ def _absolute(config: pytest.Config, option: str) -> Path | None:
 
 def _paths(one: Record) -> list[str]:
     """A line for each path that the test has changed."""
-    lines = [f"{'':9}{change['kind']:9} {printable(change['path'])}" for change in one.changes]
+    lines = [
+        f"{'':9}{change['kind']:9} {printable(change['path'])}"
+        + (f"  ({change['what']})" if change["source"] else "")
+        for change in one.changes
+    ]
     return [*lines, f"{'':9}... and {one.omitted} more"] if one.omitted else lines
 
 

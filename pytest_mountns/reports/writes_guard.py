@@ -5,7 +5,7 @@ What the test runs may have replaced any function, so the pytest process does th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Sequence
 from typing import TYPE_CHECKING, Final, final
 
 import pytest
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 #: How many paths the message of a failing test lists.
 _MESSAGE_PATHS: Final = 20
-#: Paths that the test was told of before.
-_accused_key: Final = pytest.StashKey["set[str]"]()
+#: Paths that the test was told of before, and those where renamed directories were.
+_accused_key: Final = pytest.StashKey["set[tuple[str, str | None]]"]()
 
 
-def outside(changes: Changes, globs: Sequence[str]) -> list[Change]:
-    """Those that no glob allows. Of a renamed directory both paths have to be allowed."""
+def outside(changes: Changes, globs: Sequence[str], left_out: Container[str]) -> list[Change]:
+    """Those that no glob allows. Of a renamed directory both paths have to be allowed.
+
+    ``left_out``: where it may come from in any case.
+    """
     from ..engine.changes.changes import compile_globs
 
     allowed = compile_globs(globs)
@@ -35,7 +38,11 @@ def outside(changes: Changes, globs: Sequence[str]) -> list[Change]:
         change
         for change in changes
         if not allowed.fullmatch(change.path)
-        or (change.source is not None and not allowed.fullmatch(change.source))
+        or (
+            change.source is not None
+            and not allowed.fullmatch(change.source)
+            and change.source not in left_out
+        )
     ]
 
 
@@ -66,16 +73,21 @@ class WritesGuard(Observer):
         globs = self._selection.spec(item).writes
         if globs is None:
             return ""
-        from .filter import filter_changes
+        from .filter import LeftOut, filter_changes
 
+        temporary = temporary_directories(self._config)
         try:
             with written.changes() as changes:
-                found = filter_changes(changes, temporary_directories(self._config))
+                found = filter_changes(changes, temporary)
         except SandboxError as error:
             return str(error)
         accused = item.stash.setdefault(_accused_key, set())
-        new = [change for change in outside(found.changes, globs) if change.path not in accused]
-        accused.update(change.path for change in new)
+        new = [
+            change
+            for change in outside(found.changes, globs, LeftOut(temporary))
+            if (change.path, change.source) not in accused
+        ]
+        accused.update((change.path, change.source) for change in new)
         return _message(new, globs) if new else ""
 
 

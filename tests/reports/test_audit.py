@@ -151,6 +151,15 @@ def test_what_is_in_a_new_directory_belongs_to_where_that_stands() -> None:
     assert places(changes) == {"/": 1, "/etc": 2, "/tmp": 4, "/tmp/xx": 1}
 
 
+def test_a_renamed_directory_counts_where_it_was_as_well() -> None:
+    changes = [
+        Change("/opt/new", "renamed", "/srv/old"),
+        Change("/srv/b", "renamed", "/srv/a"),
+        Change("/srv/c", "modified"),
+    ]
+    assert places(Changes(changes)) == {"/opt": 1, "/srv": 3}
+
+
 # The page ----------------------------------------------------------------------------------------
 
 

@@ -117,6 +117,23 @@ class TestSection:
         assert "(tmp_path)" in found["test_fails", "call"]
         assert "test_fails0" not in found["test_fails", "call"]
 
+    def test_what_is_moved_into_tmp_path_is_gone(
+        self, pytester: pytest.Pytester, sections: Sections
+    ) -> None:
+        (pytester.path / "home/data").mkdir()
+        pytester.makepyfile(
+            HOME
+            + """
+def test_moves(destroyer, tmp_path):
+    os.rename(destroyer(HOME / "data"), tmp_path / "backup")
+    assert 0
+"""
+        )
+        assert sections()["test_moves", "call"].splitlines()[:2] == [
+            f"          {pytester.path}/home/",
+            "deleted     data/",
+        ]
+
     def test_of_all_or_of_none(self, pytester: pytest.Pytester, sections: Sections) -> None:
         pytester.makepyfile(SUITE)
         assert sections("--mountns-changes=none") == {}
@@ -463,13 +480,74 @@ def test_with_again(): pass
             ("test_next", "setup"),
         ]
 
+    def test_what_is_moved_into_a_temporary_directory_is_gone(
+        self, pytester: pytest.Pytester, record: Record
+    ) -> None:
+        for name in ("data", "package", "sources"):
+            (pytester.path / "home" / name).mkdir()
+            (pytester.path / "home" / name / "file").write_text("x")
+        pytester.makepyfile(
+            HOME
+            + """
+import shutil
+
+def move(destroyer, source, target):
+    shutil.move(destroyer(HOME / source), destroyer(target))
+    assert not (HOME / source).exists()
+
+@pytest.mark.mountns(writes=[])
+def test_forbidden(destroyer, tmp_path):
+    move(destroyer, "data", tmp_path / "backup")
+
+@pytest.mark.mountns(writes=[str(HOME / "data")])
+def test_allowed(destroyer, tmp_path):
+    move(destroyer, "data", tmp_path / "backup")
+
+@pytest.mark.mountns(writes=[])
+def test_bytecode(destroyer):
+    (HOME / "__pycache__").mkdir()
+    move(destroyer, "package", HOME / "__pycache__/package")
+
+@pytest.mark.mountns(writes=[])
+def test_replaced(destroyer, tmp_path):
+    move(destroyer, "data", tmp_path / "backup")
+    (HOME / "data").write_text("x")
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    made = tmp_path_factory.mktemp("made")
+    (made / "file").touch()
+    return made
+
+@pytest.mark.mountns(writes=[str(HOME / "installed")])
+def test_out_of_it(destroyer, made):
+    shutil.move(made, destroyer(HOME / "installed"))
+"""
+        )
+        recorded = record("-pno:cacheprovider")
+        home = str(pytester.path / "home")
+        assert {(one.name, one.when): one.text.splitlines() for one in recorded.not_passed} == {
+            ("test_forbidden", "call"): [
+                f"{home}/data changed, outside of writes=[]",
+                f"  deleted   {home}/data  (directory)",
+            ],
+            ("test_bytecode", "call"): [
+                f"{home}/package changed, outside of writes=[]",
+                f"  deleted   {home}/package  (directory)",
+            ],
+            ("test_replaced", "call"): [
+                f"{home}/data changed, outside of writes=[]",
+                f"  replaced  {home}/data  (directory -> 1 bytes)",
+            ],
+        }
+
     def test_a_renamed_directory_needs_both_places(self) -> None:
         from pytest_mountns.engine.changes.changes import Change, Changes
         from pytest_mountns.reports.writes_guard import outside
 
         change = Change("/a/new", "renamed", "/b/old")
-        assert outside(Changes([change]), ["/a"]) == [change]
-        assert outside(Changes([change]), ["/a", "/b/*"]) == []
+        assert outside(Changes([change]), ["/a"], ()) == [change]
+        assert outside(Changes([change]), ["/a", "/b/*"], ()) == []
 
 
 @pytest.mark.usefixtures("home")
