@@ -24,7 +24,7 @@ from ..linux.errors import LayerError, malformed
 from ..linux.untouched import os
 from .streams import CHUNK, Section
 from .tar_reader import FILE, LINK, SYMLINK, Reader
-from .tree import split
+from .tree import WHITEOUT, split
 
 #: A tar archive with more members than this is not an image.
 _MOST_BLOBS: Final = 20_000
@@ -149,7 +149,8 @@ def read_archive(fd: int, size: int) -> ArchiveSource | None:
     reader = Reader(_Skimmed(fd, size))
     members: dict[str, tuple[int, int] | str] = {}
     while (member := reader.next()) is not None:
-        parts = split(member.name)
+        # It may be a layer, too.
+        parts = split(member.name, prefix=WHITEOUT)
         name = os.fsdecode(b"/".join(parts))
         if len(members) >= _MOST_BLOBS:
             return None

@@ -9,8 +9,9 @@ image specification asks for ("Image Layer Filesystem Changeset"):
   what the sandbox shows there, and the old name a whiteout;
 * the attributes of overlayfs itself are left out.
 
-Directories are opened one at a time, by their paths from descriptors. So a tree may be of any
-depth, and nothing is opened through the root of the sandbox.
+Directories are opened one at a time, by their paths from descriptors. So nothing is opened through
+the root of the sandbox. A directory with a path that no system call takes is refused here, since
+nobody could unpack it.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from typing import IO, Final, final
 
 from ..linux.attributes import read_xattrs
 from ..linux.errors import LayerError
-from ..linux.openat import lstat, open_directory
+from ..linux.openat import LONGEST_PATH, lstat, open_directory
 from ..linux.overlayfs import is_whiteout, marks, redirect_source
 from ..linux.untouched import os
 from ..plan.model import Layered
 from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member
 from .tar_writer import MEDIA_TYPES, Compression, Writer
+from .tree import WHITEOUT
 from .upper_reader import Opener, content, kept_xattrs
 
-_WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
 _KINDS: Final = {
     stat.S_IFREG: FILE,
@@ -79,8 +80,8 @@ def write_layer(
 
     The same content gives the same bytes. Modes in the uppers are changed for a moment where they
     keep their owner from reading. Raises :class:`LayerError` for a name that begins with ``.wh.``,
-    for more than ``limit``, and if the sandbox writes meanwhile; :class:`OSError` if the file
-    cannot be written or an upper not be read.
+    for a tree that is too deep, for more than ``limit``, and if the sandbox writes meanwhile;
+    :class:`OSError` if the file cannot be written or an upper not be read.
     """
     writer = Writer(file, compression)
     opener = Opener(upper_fd)
@@ -266,7 +267,7 @@ class _Export:
         others: list[tuple[bytes, int]] = []
         inner: list[_Place] = []
         for name in sorted({*ours, *below}):
-            if name.startswith(_WHITEOUT):
+            if name.startswith(WHITEOUT):
                 raise LayerError(
                     "write a layer",
                     cause=f"the name of {_shown(_joined(place.name, name))} begins with '.wh.',"
@@ -286,7 +287,7 @@ class _Export:
                 elif self._is_below(name, place, base_fd):
                     whiteouts.append(name)
         for name in whiteouts:
-            self._emit(_empty(_joined(place.name, _WHITEOUT + name)))
+            self._emit(_empty(_joined(place.name, WHITEOUT + name)))
         for name, source in others:
             path = _joined(place.name, name)
             if os.fsdecode(b"/" + path) in self.ignore and (
@@ -369,6 +370,13 @@ class _Export:
                 if directory is not None:
                     self._emit(directory)
         if member.kind == DIRECTORY:
+            if len(member.name) > LONGEST_PATH:
+                raise LayerError(
+                    "write a layer",
+                    cause=f"the path of the directory {_shown(member.name[:200])}... is longer than"
+                    f" {LONGEST_PATH} bytes",
+                    remedy="leave it out by a volume or tmpfs, or make a tree that is less deep",
+                )
             self.done.add(member.name)
             member.name = (member.name or b".") + b"/"
         self.writer.add(member, data)

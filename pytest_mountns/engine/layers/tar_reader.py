@@ -20,10 +20,10 @@ from .streams import CHUNK
 BLOCK: Final = 512
 _ZEROS: Final = bytes(BLOCK)
 #: Most bytes of extended headers before one member. An extended attribute has up to 64 KiB.
-_MOST_EXTENDED: Final = 8 << 20
+MOST_EXTENDED: Final = 8 << 20
 _MOST_HEADERS: Final = 16
 _DECIMAL: Final = re.compile(rb"\d{1,20}")
-_TIME: Final = re.compile(rb"(-?)(\d{1,18})(?:\.(\d{0,64}))?")
+_TIME: Final = re.compile(rb"(-?)(\d{1,19})(?:\.(\d{0,64}))?")
 _LENGTH: Final = re.compile(rb"(\d{1,9}) ")
 _OCTAL: Final = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
 XATTR: Final = b"SCHILY.xattr."
@@ -112,7 +112,7 @@ class Reader:
             headers += 1
             size = _number(block[124:136], "size")
             extended += size
-            if headers > _MOST_HEADERS or extended > _MOST_EXTENDED:
+            if headers > _MOST_HEADERS or extended > MOST_EXTENDED:
                 raise malformed("too many or too long extended headers before one member")
             content = self._stream.exactly(size)
             self._stream.skip(-size % BLOCK)
@@ -236,10 +236,11 @@ def _mtime(records: dict[bytes, bytes], raw: bytes) -> int:
             raise malformed(f"an extended header says mtime={value[:40]!r}, no time")
         seconds, fraction = int(match[2]), match[3] or b""
         sign = -1 if match[1] else 1
-    # What struct timespec holds in nanoseconds, roughly: the years 1678 to 2262.
-    if abs(seconds) > 9_000_000_000:
+    nanoseconds = sign * (seconds * 1_000_000_000 + int(fraction[:9].ljust(9, b"0")))
+    # What struct timespec holds. A filesystem may hold less, and then takes the nearest time.
+    if not -(1 << 63) <= nanoseconds // 1_000_000_000 < 1 << 63:
         raise malformed(f"a member's mtime is out of range: {sign * seconds} s")
-    return sign * (seconds * 1_000_000_000 + int(fraction[:9].ljust(9, b"0")))
+    return nanoseconds
 
 
 def _records(content: bytes) -> dict[bytes, bytes]:
@@ -256,6 +257,9 @@ def _records(content: bytes) -> dict[bytes, bytes]:
         key, equals, value = content[match.end() : end - 1].partition(b"=")
         if not equals or not key:
             raise malformed("a record of an extended header has no keyword")
+        if key.startswith(XATTR):
+            # GNU tar encodes these two characters, since a keyword ends at the first "=".
+            key = key.replace(b"%3D", b"=").replace(b"%25", b"%")
         if key in found:
             raise malformed(f"an extended header says {key[:80]!r} twice")
         found[key] = value

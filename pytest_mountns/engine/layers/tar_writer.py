@@ -1,7 +1,8 @@
 """Writes tar archives for OCI layers: the same bytes for the same content.
 
 Headers are those of pax(1), POSIX.1-2017: ustar, and extended records where ustar is too small.
-Extended attributes are ``SCHILY.xattr.`` records, as in archives of Docker and GNU tar.
+Extended attributes are ``SCHILY.xattr.`` records, as in archives of Docker and GNU tar; in their
+names ``%`` and ``=`` are written as GNU tar does, ``%25`` and ``%3D``.
 :mod:`tarfile` is not used: for one binary attribute it declares all names of a member binary.
 """
 
@@ -18,7 +19,7 @@ from typing import IO, Final, Literal, Protocol, TypeAlias, final
 from ..linux.errors import LayerError
 from ..linux.untouched import os
 from .streams import CHUNK
-from .tar_reader import BLOCK, FILE, XATTR, Member
+from .tar_reader import BLOCK, FILE, MOST_EXTENDED, XATTR, Member
 
 Compression: TypeAlias = Literal["", "gzip", "zstd"]
 
@@ -108,7 +109,10 @@ class Writer:
         self.members = 0
 
     def add(self, member: Member, content: Iterable[bytes] = ()) -> None:
-        """Write a member, and ``member.size`` bytes of content if it is a file."""
+        """Write a member, and ``member.size`` bytes of content if it is a file.
+
+        Raises :class:`LayerError` if it has more extended attributes than a reader takes.
+        """
         self._write(header(member))
         self.members += 1
         written = 0
@@ -193,7 +197,7 @@ def _start_zstd(file: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 def header(member: Member) -> bytes:
-    """Return the blocks before the content of a member."""
+    """Return the blocks before the content of a member. Raises as :meth:`Writer.add`."""
     records: dict[bytes, bytes] = {}
     name, prefix = _fitted(member.name)
     if not name or not member.name.isascii():
@@ -215,10 +219,18 @@ def header(member: Member) -> bytes:
     if fraction or not 0 <= seconds < _BIG:
         records[b"mtime"] = _decimal(member.mtime)
     for attribute, content in sorted(member.xattrs.items()):
-        records[XATTR + attribute] = content
+        encoded = attribute.replace(b"%", b"%25").replace(b"=", b"%3D")
+        records[XATTR + encoded] = content
     extended = b""
     if records:
         content = b"".join(_record(key, value) for key, value in records.items())
+        if len(content) > MOST_EXTENDED:
+            raise LayerError(
+                "write a layer",
+                cause=f"the extended attributes of {os.fsdecode(member.name[:200])!r} take more"
+                f" than {MOST_EXTENDED} bytes",
+                remedy="leave the file out by a volume or tmpfs, or set fewer attributes",
+            )
         about = Member(b"PaxHeaders/entry", "x", b"", 0o644, 0, 0, len(content), 0, (0, 0))
         extended = _block(about, about.name, b"") + content + bytes(-len(content) % BLOCK)
     short = replace(

@@ -20,15 +20,18 @@ _RESOLVE: Final = (
     sys.RESOLVE_BENEATH | sys.RESOLVE_NO_SYMLINKS | sys.RESOLVE_NO_MAGICLINKS | sys.RESOLVE_NO_XDEV
 )
 _LONGEST_NAME: Final = 255
+#: What a member begins with that hides another name: the image specification, "Whiteouts".
+WHITEOUT: Final = b".wh."
 
 #: The components of a path; none for the root of the tree.
 Parts: TypeAlias = tuple[bytes, ...]
 
 
-def split(name: bytes, what: str = "member") -> Parts:
+def split(name: bytes, what: str = "member", prefix: bytes = b"") -> Parts:
     """Return the components of the name of a member; none for the root of the tree.
 
-    ``.`` and repeated slashes are dropped. Raises :class:`LayerError` if the name is empty,
+    ``.`` and repeated slashes are dropped. ``prefix``: with it, the last component is no name in
+    the tree, but stands for what follows. Raises :class:`LayerError` if the name is empty,
     absolute or too long, contains a NUL, or leads upwards.
     """
     shown = os.fsdecode(name[:200])
@@ -44,11 +47,20 @@ def split(name: bytes, what: str = "member") -> Parts:
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
     if b".." in parts:
         raise malformed(f"the name of {what} {shown!r} leads outside by '..'")
-    if len(name) > LONGEST_PATH:
-        raise malformed(f"the name of {what} {shown!r}... is longer than {LONGEST_PATH} bytes")
-    if any(len(part) > _LONGEST_NAME for part in parts):
+    # What is in a directory is reached by its descriptor.
+    check_length(parts[:-1], what)
+    named = (*parts[:-1], *(part.removeprefix(prefix) for part in parts[-1:]))
+    if any(len(part) > _LONGEST_NAME for part in named):
         raise malformed(f"the name of {what} {shown!r} has a part of over {_LONGEST_NAME} bytes")
     return parts
+
+
+def check_length(directory: Parts, what: str = "member") -> None:
+    """Raise :class:`LayerError` if a directory cannot be opened by its path in one system call."""
+    path = b"/".join(directory)
+    if len(path) > LONGEST_PATH:
+        shown = os.fsdecode(path[:200])
+        raise malformed(f"the name of {what} {shown!r}... is longer than {LONGEST_PATH} bytes")
 
 
 @final

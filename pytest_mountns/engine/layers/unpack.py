@@ -32,12 +32,11 @@ from ..linux.untouched import os
 from .limits import Limits
 from .streams import Stream
 from .tar_reader import BLOCK_DEVICE, CHAR, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Member, Reader
-from .tree import Parts, Tree, split
+from .tree import WHITEOUT, Parts, Tree, check_length, split
 
 #: The kind of overlay that the directory is for: root's, or in a user namespace (``userxattr``).
 Form: TypeAlias = Literal["trusted", "user", "skeleton"]
 
-_WHITEOUT: Final = b".wh."
 _OPAQUE: Final = b".wh..wh..opq"
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OVERLAY: Final = tuple(map(os.fsencode, PREFIXES))
@@ -119,16 +118,16 @@ class _Unpacking:
         self.left_out[what] = self.left_out.get(what, 0) + 1
 
     def _add(self, member: Member) -> None:
-        parts = split(member.name)
+        parts = split(member.name, prefix=WHITEOUT)
         if not parts:
             if member.kind != DIRECTORY:
                 raise malformed(f"the root of the layer, {_shown(member)}, is no directory")
             self._directory(parts, member)
             return
         for part in parts[:-1]:
-            if part.startswith(_WHITEOUT):
+            if part.startswith(WHITEOUT):
                 raise malformed(f"{_shown(member)} lies below a name that begins with '.wh.'")
-        if parts[-1].startswith(_WHITEOUT):
+        if parts[-1].startswith(WHITEOUT):
             self._mark(parts, member)
         elif member.kind == DIRECTORY:
             self._directory(parts, member)
@@ -149,8 +148,8 @@ class _Unpacking:
         if parts[-1] == _OPAQUE:
             self._set_opaque(parts[:-1])
             return
-        name = parts[-1][len(_WHITEOUT) :]
-        if name in (b"", b".", b"..") or name.startswith(_WHITEOUT):
+        name = parts[-1][len(WHITEOUT) :]
+        if name in (b"", b".", b"..") or name.startswith(WHITEOUT):
             raise malformed(f"{_shown(member)} is no whiteout of anything")
         fd = self._parent(parts[:-1])
         there = lstat(name, fd)
@@ -199,6 +198,7 @@ class _Unpacking:
         self.directories[parts] = _Attributes(0o755, 0, 0, 0, {})
 
     def _directory(self, parts: Parts, member: Member) -> None:
+        check_length(parts)
         if parts:
             fd = self._parent(parts[:-1])
             there = lstat(parts[-1], fd)

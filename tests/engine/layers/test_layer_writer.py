@@ -241,6 +241,43 @@ def test_what_is_put_back_is_the_same(mode: Mode) -> None:
     on_machine(mode, some_tree, much_of_everything, look)
 
 
+def test_odd_names_attributes_and_times_are_put_back(mode: Mode) -> None:
+    def lower() -> None:
+        some_tree()
+        for length in range(250, 256):
+            write("g" * length)
+
+    def work() -> None:
+        for length in range(250, 256):
+            os.unlink("g" * length)
+            write("n" * length)
+        for number, time in enumerate((-(10**10), -1, 10**10, 8**11, 10**12)):
+            write(f"time{number}")
+            os.utime(f"time{number}", ns=(5, time * 1_000_000_000 + 7))
+        write("attributes")
+        for name in ("k", "k=v", "k%3Dv", "100%", "=", "a\nb", "\u00e4", "x" * 250):
+            worlds.set_attribute("attributes", f"user.{name}", name.encode())
+            worlds.set_attribute("etc", f"user.{name}", b"")
+
+    def look() -> None:
+        shown = tree(MERGED)
+        same(put_back(mode, exported(mode)), shown)
+        assert not [path for path in shown if path.startswith("/g")]
+
+    on_machine(mode, lower, work, look)
+
+
+def test_a_tree_that_is_too_deep_to_be_unpacked_is_not_written(mode: Mode) -> None:
+    def work() -> None:
+        for _ in range(17):
+            os.mkdir("d" * 255)
+            os.chdir("d" * 255)
+
+    with pytest.raises(LayerError, match="longer than 4095 bytes") as caught:
+        on_machine(mode, some_tree, work, lambda: exported(mode))
+    assert caught.value.remedy
+
+
 def test_the_same_content_gives_the_same_bytes(mode: Mode) -> None:
     def look() -> None:
         assert exported(mode) == exported(mode)

@@ -21,7 +21,9 @@ from pytest_mountns.engine.layers.limits import Limits
 from pytest_mountns.engine.layers.streams import Section, Stream, decompressed
 from pytest_mountns.engine.layers.unpack import Form, Unpacked, unpack
 from pytest_mountns.engine.linux.errors import LayerError
+from pytest_mountns.engine.linux.openat import open_directory
 from pytest_mountns.engine.linux.remove_tree import remove_tree
+from pytest_mountns.engine.linux.syscalls import AT_FDCWD
 from pytest_mountns.engine.plan.spec import SpecError
 from tests.helpers.archives import (
     END,
@@ -188,6 +190,30 @@ def test_missing_parents_are_made(place: Place) -> None:
 def test_a_directory_twice_is_the_latter(place: Place) -> None:
     place.unpack(archive(directory("a", 0o700), member("a/f", b"x"), directory("a", 0o755)))
     assert stat.S_IMODE((place.tree / "a").stat().st_mode) == 0o755
+
+
+def test_the_longest_names(place: Place) -> None:
+    """A whiteout's name is longer than that of what it hides, which is what has to fit."""
+    longest = b"x" * 255
+    deep = b"/".join([b"d" * 255] * 15 + [b"e" * 254])
+    assert len(deep) == 4094
+    place.unpack(
+        archive(
+            member("a", pax={"path": b".wh." + longest}),
+            member("a", kind=b"5", pax={"path": deep + b"f/"}),
+            member("a", pax={"path": deep + b"f/.wh..wh..opq"}),
+            member("a", pax={"path": deep + b"f/.wh." + longest}),
+            member("a", b"content", pax={"path": deep + b"f/y" + longest[1:]}),
+        )
+    )
+    assert is_whiteout(place.tree / os.fsdecode(longest))
+    fd = open_directory(AT_FDCWD, os.fsencode(place.tree) + b"/" + deep + b"f")
+    try:
+        assert os.listxattr(fd) == [f"{FORM}.overlay.opaque"]
+        assert sorted(map(os.fsencode, os.listdir(fd))) == [longest, b"y" + longest[1:]]
+    finally:
+        os.close(fd)
+    shutil.rmtree(place.tree / ("d" * 255))
 
 
 def test_closed_directories_are_filled(place: Place) -> None:
@@ -377,7 +403,23 @@ MALFORMED = {
     "empty name": (archive(member("")), "empty name"),
     "NUL in a name": (archive(member("a", pax={"path": b"a\0b"})), "NUL"),
     "long part": (archive(member("a", pax={"path": b"x" * 300})), "255 bytes"),
+    "long part of a whiteout": (
+        archive(member("a", pax={"path": b".wh." + b"x" * 256})),
+        "255 bytes",
+    ),
+    "long part above a whiteout": (
+        archive(member("a", pax={"path": b".wh." + b"x" * 255 + b"/.wh.a"})),
+        "255 bytes",
+    ),
+    "hard link to a long name": (
+        archive(member("a", kind=b"1", pax={"linkpath": b".wh." + b"x" * 255})),
+        "255 bytes",
+    ),
     "long name": (archive(member("a", pax={"path": DEEP.encode()})), "4095 bytes"),
+    "long name of a directory": (
+        archive(member("a", kind=b"5", pax={"path": b"/".join([b"d" * 255] * 16) + b"/d"})),
+        "4095 bytes",
+    ),
     "empty link": (archive(symlink("a", "")), "can be no path"),
     "NUL in a link": (archive(member("a", kind=b"2", pax={"linkpath": b"a\0b"})), "no path"),
     "sparse": (archive(member("a", kind=b"S")), "sparse"),
@@ -398,7 +440,11 @@ MALFORMED = {
     "size past the end": (archive(member("a", b"", pax={"size": b"99999999"})), "truncated"),
     "uid": (archive(member("a", pax={"uid": b"4294967295"})), "out of range"),
     "mtime": (archive(member("a", pax={"mtime": b"nan"})), "no time"),
-    "mtime of the far future": (archive(member("a", pax={"mtime": b"9" * 18})), "out of range"),
+    "mtime of the far future": (archive(member("a", pax={"mtime": b"9" * 19})), "out of range"),
+    "mtime that is no number of seconds": (
+        archive(member("a", pax={"mtime": b"9" * 20})),
+        "no time",
+    ),
     "no end": (member("a", b"x"), "truncated"),
     "cut in a header": (archive(member("a", b"x"))[:700] + b"x", "truncated"),
     "cut in content": (member("a", b"x" * 5000)[:1000], "truncated"),
@@ -428,6 +474,16 @@ MALFORMED = {
     ),
     "overlay attribute on a directory": (
         archive(extended(records({"SCHILY.xattr.user.overlay.opaque": b"y"})), directory("a")),
+        "OverlayFS' own",
+    ),
+    "attribute twice": (
+        archive(
+            member("a", pax={"SCHILY.xattr.user.a%": b"x", "SCHILY.xattr.user.a%25": b"y"}),
+        ),
+        "says .* twice",
+    ),
+    "overlay attribute that is encoded": (
+        archive(member("a", pax={"SCHILY.xattr.user.overlay.a%3Db": b"x"})),
         "OverlayFS' own",
     ),
     "NUL in an attribute": (
