@@ -697,6 +697,87 @@ def test_an_io_uring_cannot_be_made(pytester: pytest.Pytester, record: Record) -
     assert record().not_passed == []
 
 
+def test_native_aio_cannot_be_set_up(pytester: pytest.Pytester, record: Record) -> None:
+    """A request to write makes no call of the table, so its content would survive a power cut."""
+    pytester.makepyfile(
+        """
+        import ctypes, errno, os
+
+        # io_setup(2), by the numbers of the kernel's headers.
+        NUMBER = {"x86_64": 206, "aarch64": 0}[os.uname().machine]
+
+        def set_up():
+            libc = ctypes.CDLL(None, use_errno=True)
+            context = ctypes.c_ulong(0)
+            done = libc.syscall(NUMBER, 1, ctypes.byref(context))
+            return "made" if done == 0 else errno.errorcode[ctypes.get_errno()]
+
+        def test_crashes(overlay_root, tmp_path):
+            for crash in overlay_root.crashes(lambda: (tmp_path / "f").write_text(set_up())):
+                if crash.ended:
+                    assert (tmp_path / "f").read_text() == "ENOSYS"
+
+        def test_faults(overlay_root):
+            with overlay_root.faults("write:/nowhere:EIO"):
+                assert set_up() == "ENOSYS"
+        """
+    )
+    assert record().not_passed == []
+
+
+def test_a_file_cannot_be_cloned_without_being_seen(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    """Content would change by ioctl(2); programs copy by other calls then."""
+    pytester.makepyfile(
+        """
+        import errno, fcntl, shutil, struct, subprocess
+
+        import pytest
+
+        # <linux/fs.h>. No descriptor is a source here: without a filter that is what fails.
+        CLONES = {0x40049409: -1, 0x4020940D: struct.pack("=qQQQ", -1, 0, 0, 0)}
+
+        def tried(path):
+            with open(path, "w") as file:
+                for request, argument in CLONES.items():
+                    with pytest.raises(OSError) as caught:
+                        fcntl.ioctl(file, request, argument)
+                    yield caught.value.errno
+                # Other requests are made as before.
+                with pytest.raises(OSError) as caught:
+                    fcntl.ioctl(file, 0x5401, bytes(64))
+                yield caught.value.errno
+
+        EXPECTED = [errno.EOPNOTSUPP, errno.EOPNOTSUPP, errno.ENOTTY]
+
+        def test_crashes(overlay_root, tmp_path):
+            def work():
+                assert list(tried(tmp_path / "f")) == EXPECTED
+
+            for crash in overlay_root.crashes(work):
+                pass
+
+        def test_faults(overlay_root, tmp_path):
+            with overlay_root.faults("write:/nowhere:EIO"):
+                assert list(tried(tmp_path / "f")) == EXPECTED
+
+        @pytest.mark.parametrize("copy", [shutil.copy, lambda *paths: subprocess.run(
+            ["cp", "--reflink=auto", *paths], check=True)])
+        def test_a_copy_is_seen(overlay_root, tmp_path, copy):
+            (tmp_path / "f").write_text("content")
+            lost = False
+            for crash in overlay_root.crashes(
+                lambda: copy(tmp_path / "f", tmp_path / "g"), power=True
+            ):
+                if crash.ended:
+                    lost = (tmp_path / "g").read_text() == ""
+            assert lost
+        """
+    )
+    assert record().not_passed == []
+
+
 def test_a_call_that_signals_interrupt_counts_once(
     pytester: pytest.Pytester, record: Record
 ) -> None:

@@ -3,12 +3,13 @@
 The numbers are those of ``<asm/unistd_64.h>`` on x86_64 and of ``<asm-generic/unistd.h>``, which
 aarch64 uses. Both have 64-bit times only, so there are no ``time64`` variants. Calls that are
 younger than Linux 5.1 have the same number everywhere. :data:`ARCHITECTURES` lists what is known;
-another architecture needs a column in :data:`CALLS`.
+another architecture needs a column in :data:`CALLS` and in :data:`REFUSED`.
 """
 
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, final
@@ -26,7 +27,7 @@ class Architecture:
     machine: str
     #: ``AUDIT_ARCH_*`` of ``<linux/audit.h>``, which a seccomp filter sees.
     audit: int
-    #: Its column in :data:`CALLS`.
+    #: Its column in :data:`CALLS` and :data:`REFUSED`.
     column: int
 
 
@@ -189,6 +190,33 @@ CALLS: Final[tuple[Call, ...]] = (
 
 BY_NAME: Final[Mapping[str, Call]] = {call.name: call for call in CALLS}
 
+
+@final
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A system call that always fails, so that programs use calls of :data:`CALLS` instead."""
+
+    name: str
+    #: Its numbers on x86_64 and aarch64.
+    numbers: tuple[int, int]
+    #: What it fails with.
+    error: int
+    #: Values of its second argument, of 32 bits, with which it fails. Without any it always does.
+    requests: tuple[int, ...] = ()
+
+
+# <linux/fs.h>: the same on both architectures.
+_FICLONE: Final = 0x40049409
+_FICLONERANGE: Final = 0x4020940D
+
+REFUSED: Final[tuple[Refused, ...]] = (
+    # What is read and written through a ring, or by requests in memory, makes no calls of its own.
+    Refused("io_uring_setup", _both(425), errno.ENOSYS),
+    Refused("io_setup", (206, 0), errno.ENOSYS),
+    # As on a filesystem that has no clones.
+    Refused("ioctl", (16, 29), errno.EOPNOTSUPP, (_FICLONE, _FICLONERANGE)),
+)
+
 # <asm-generic/fcntl.h>; the same on both architectures.
 O_TMPFILE: Final = 0o20000000
 #: Flags of an open that may change something.
@@ -197,7 +225,6 @@ MAKING_FLAGS: Final = os.O_CREAT | os.O_TRUNC | O_TMPFILE
 #: openat2(2) are behind a pointer.
 OPEN_FLAGS: Final = {"open": 1, "openat": 2}
 MAP_SHARED: Final = 1
-IO_URING_SETUP: Final = 425
 
 
 def architecture() -> Architecture:

@@ -14,12 +14,13 @@ from ..linux.errors import SandboxError, Unavailable, said
 from ..linux.untouched import struct
 from .calls import (
     CALLS,
-    IO_URING_SETUP,
     MAKING_FLAGS,
     MAP_SHARED,
     OPEN_FLAGS,
+    REFUSED,
     Architecture,
     Call,
+    Refused,
 )
 
 # <linux/bpf_common.h>
@@ -48,17 +49,19 @@ def program(architecture: Architecture, names: Collection[str], *, changes_only:
 
     ``changes_only``: an open that neither makes nor empties a file, and a private mapping, are not
     stopped; the kernel answers them at its own speed. The calls of another architecture (32-bit
-    programs) are always stopped. io_uring_setup(2) fails with ENOSYS, since what is written through
-    a ring makes no system calls; libraries then fall back to those.
+    programs) are always stopped. Calls of :data:`REFUSED` fail, since what they write would not be
+    seen; libraries then fall back to others.
     """
     blocks = [
         _instruction(_LOAD, _ARCHITECTURE),
         _instruction(_JUMP_EQUAL, architecture.audit, yes=1),
         _instruction(_RETURN, _NOTIFY),
         _instruction(_LOAD, _NUMBER),
-        _instruction(_JUMP_EQUAL, IO_URING_SETUP, no=1),
-        _instruction(_RETURN, _ERRNO | errno.ENOSYS),
     ]
+    for refused in REFUSED:
+        rest = _refusal(refused)
+        stated = refused.numbers[architecture.column]
+        blocks += [_instruction(_JUMP_EQUAL, stated, no=len(rest)), *rest]
     for call in CALLS:
         number = call.numbers[architecture.column]
         if number is None or call.name not in names:
@@ -67,8 +70,7 @@ def program(architecture: Architecture, names: Collection[str], *, changes_only:
         if changes_only and (test := _condition(call)) is not None:
             argument, bits = test
             rest = [
-                # The low half of the argument: both architectures are little-endian.
-                _instruction(_LOAD, _ARGUMENTS + 8 * argument),
+                _load(argument),
                 _instruction(_JUMP_SET, bits, no=1),
                 *rest,
                 _instruction(_RETURN, _ALLOW),
@@ -76,6 +78,21 @@ def program(architecture: Architecture, names: Collection[str], *, changes_only:
         blocks += [_instruction(_JUMP_EQUAL, number, no=len(rest)), *rest]
     blocks.append(_instruction(_RETURN, _ALLOW))
     return b"".join(blocks)
+
+
+def _load(argument: int) -> bytes:
+    # The low half of the argument: both architectures are little-endian.
+    return _instruction(_LOAD, _ARGUMENTS + 8 * argument)
+
+
+def _refusal(refused: Refused) -> list[bytes]:
+    fails = _instruction(_RETURN, _ERRNO | refused.error)
+    if not refused.requests:
+        return [fails]
+    tests = []
+    for request in refused.requests:
+        tests += [_instruction(_JUMP_EQUAL, request, no=1), fails]
+    return [_load(1), *tests, _instruction(_RETURN, _ALLOW)]
 
 
 def _condition(call: Call) -> tuple[int, int] | None:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from pytest_mountns.engine.faults import calls
-from pytest_mountns.engine.faults.calls import ARCHITECTURES, CALLS, Architecture, Kind, numbered
+from pytest_mountns.engine.faults.calls import (
+    ARCHITECTURES,
+    CALLS,
+    REFUSED,
+    Architecture,
+    Kind,
+    numbered,
+)
 from pytest_mountns.engine.faults.filters import program
 from pytest_mountns.engine.linux.errors import Unavailable
 
@@ -48,6 +55,7 @@ def test_no_number_stands_for_two_calls(machine: Architecture) -> None:
     numbers = [call.numbers[machine.column] for call in CALLS]
     known = [number for number in numbers if number is not None]
     assert len(known) == len(set(known)) == len(numbered(machine))
+    assert not {refused.numbers[machine.column] for refused in REFUSED} & set(known)
 
 
 def test_the_filter_stops_the_calls_of_the_table_and_no_others(machine: Architecture) -> None:
@@ -55,9 +63,36 @@ def test_the_filter_stops_the_calls_of_the_table_and_no_others(machine: Architec
     table = numbered(machine)
     for number in range(500):
         expected = NOTIFY if number in table else ALLOW
-        if number == calls.IO_URING_SETUP:
+        if number in (425, {"x86_64": 206, "aarch64": 0}[machine.machine]):
+            # io_uring_setup and io_setup.
             expected = FAILS | errno.ENOSYS
         assert answer(instructions, number, machine.audit) == expected, number
+
+
+@pytest.mark.parametrize("changes_only", [True, False])
+@pytest.mark.parametrize("names", [EVERYTHING, set()])
+@pytest.mark.parametrize(
+    ("request_number", "expected"),
+    [
+        (0x40049409, FAILS | errno.EOPNOTSUPP),
+        (0x4020940D, FAILS | errno.EOPNOTSUPP),
+        # The kernel looks at the low half only.
+        (0xFFFFFFFF_40049409, FAILS | errno.EOPNOTSUPP),
+        (0x5401, ALLOW),
+        (0xC0189436, ALLOW),
+    ],
+)
+def test_only_requests_to_clone_a_file_are_refused(
+    machine: Architecture,
+    request_number: int,
+    expected: int,
+    names: set[str],
+    changes_only: bool,
+) -> None:
+    instructions = program(machine, names, changes_only=changes_only)
+    number = {"x86_64": 16, "aarch64": 29}[machine.machine]
+    arguments = (3, request_number, 4, 0, 0, 0)
+    assert answer(instructions, number, machine.audit, arguments) == expected
 
 
 def test_only_the_calls_that_were_asked_for_are_stopped(machine: Architecture) -> None:
@@ -132,11 +167,14 @@ def test_the_numbers_are_those_of_the_kernels_headers(machine_name: str, header:
     if not os.path.exists(header):
         pytest.skip(f"no {header} here")
     known = _defined(Path(header).read_text())
+    architecture = ARCHITECTURES[machine_name]
+    ours = {call.name: number for number, call in numbered(architecture).items()}
+    ours |= {refused.name: refused.numbers[architecture.column] for refused in REFUSED}
     wrong = {
-        call.name: (number, known[call.name])
-        for number, call in numbered(ARCHITECTURES[machine_name]).items()
+        name: (number, known[name])
+        for name, number in ours.items()
         # The header may be older than a call.
-        if call.name in known and known[call.name] != number
+        if name in known and known[name] != number
     }
     assert wrong == {}
     checked = {call.name for call in CALLS} & set(known)
