@@ -91,6 +91,59 @@ def test_calls_fail_as_the_marker_says(pytester: pytest.Pytester, record: Record
             with open(tmp_path / "f", "wb", buffering=0) as file:
                 assert file.write(b"1234") == 2
 
+        @pytest.mark.mountns(faults=["read:**/f:short", "write:**/f:short"])
+        def test_short_with_several_buffers(tmp_path):
+            fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+            assert os.writev(fd, [b"01234", b"", b"567"]) == 4
+            assert os.writev(fd, [b"45678901", b"23"]) == 5
+            assert os.pwritev(fd, [b"a", b"b"], 2) == 1
+            os.lseek(fd, 0, os.SEEK_SET)
+            buffers = [bytearray(b"...") for _ in range(3)]
+            assert os.readv(fd, buffers) == 4
+            assert buffers == [b"01a", b"3..", b"..."]
+            assert os.preadv(fd, buffers, 5) == 4
+            assert buffers == [b"567", b"8..", b"..."]
+            assert os.read(fd, 4) == b"45"
+            with open(tmp_path / "g", "wb") as file:
+                assert os.sendfile(file.fileno(), fd, 0, 4) == 4
+            with open(tmp_path / "g", "rb") as file:
+                assert os.sendfile(fd, file.fileno(), 0, 4) == 4
+            if hasattr(os, "copy_file_range"):
+                assert os.copy_file_range(fd, fd, 2, 0, 100) == 2
+
+        @pytest.mark.mountns(faults=["read:**/f:short", "write:**/f:short"])
+        def test_short_with_a_bad_address(tmp_path):
+            import ctypes
+            libc = ctypes.CDLL(None, use_errno=True)
+            fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+            assert os.write(fd, b"0123") == 2
+            os.lseek(fd, 0, os.SEEK_SET)
+            for function in (libc.read, libc.write):
+                assert function(fd, ctypes.c_void_p(16), ctypes.c_size_t(4)) == -1
+                assert ctypes.get_errno() == errno.EFAULT
+
+        @pytest.mark.mountns(faults=["read:**:short", "write:**:short"])
+        def test_short_does_not_wait_at_pipes(tmp_path):
+            os.mkfifo(tmp_path / "fifo")
+            fifo = os.open(tmp_path / "fifo", os.O_RDWR)
+            answers = []
+            for reader, writer in (os.pipe(), (fifo, fifo)):
+                thread = threading.Thread(target=lambda: answers.append(os.read(reader, 10)))
+                thread.start()
+                assert os.write(writer, b"0123456789") == 10
+                thread.join()
+            assert answers == [b"0123456789"] * 2
+
+        @pytest.mark.mountns(faults=["read:**:EIO", "write:**:EIO"])
+        def test_pipes_and_sockets_match_no_glob():
+            import socket
+            reader, writer = os.pipe()
+            assert os.write(writer, b"1") == 1
+            assert os.read(reader, 1) == b"1"
+            one, other = socket.socketpair()
+            assert os.write(one.fileno(), b"1") == 1
+            assert os.read(other.fileno(), 1) == b"1"
+
         @pytest.mark.mountns(faults=["fsync:**/f::delay=0.3"])
         def test_delay(tmp_path):
             fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
@@ -162,7 +215,9 @@ def test_calls_fail_as_the_marker_says(pytester: pytest.Pytester, record: Record
                 assert "Seccomp:\\t0" in file.read()
         """
     )
-    assert record("--mountns").not_passed == []
+    recorded = record("--mountns")
+    assert recorded.not_passed == []
+    assert recorded.status == 0
 
 
 @pytest.mark.as_root

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import pickle
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn, final
@@ -32,6 +34,12 @@ from .tracee import Gone, read_memory, read_path, resolve, write_memory
 #: The filter is put on all threads; if that is not possible it is an error.
 _ALL_THREADS: Final = syscalls.SECCOMP_FILTER_FLAG_TSYNC | syscalls.SECCOMP_FILTER_FLAG_TSYNC_ESRCH
 _AT_REMOVEDIR: Final = 0x200
+#: Calls that the supervisor can do half of. The others transfer between two files, of which one is
+#: often a pipe or a socket.
+_VECTORED: Final = ("readv", "preadv", "preadv2", "writev", "pwritev", "pwritev2")
+_HALVED: Final = ("read", "pread64", "write", "pwrite64", *_VECTORED)
+#: In place of an offset: where the descriptor is in the file. preadv2(2) takes it as well.
+_POSITION: Final = (1 << 64) - 1
 #: How many faults a report lists.
 _LISTED: Final = 50
 #: Seconds in which the supervisor has to answer the test process.
@@ -281,7 +289,9 @@ class _Supervisor:
             name = "rmdir"
         failure = None
         for rules in asked:
-            found = rules.decide(name, paths, size)
+            found = rules.decide(
+                name, paths, size, can_be_short=lambda: _can_be_halved(notification, call)
+            )
             failure = failure or found
         return failure
 
@@ -309,18 +319,27 @@ class _Supervisor:
             self._listener.go_on(notification)
             return
         try:
-            size, offset = arguments[2] // 2, arguments[3]
-            if call.name == "write":
-                done = os.write(fd, read_memory(thread, arguments[1], size))
-            elif call.name == "pwrite64":
-                done = os.pwrite(fd, read_memory(thread, arguments[1], size), offset)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                # The number stands for something else since the call was held up.
+                self._listener.go_on(notification)
+                return
+            pieces = _half(_pieces(notification, call))
+            size = sum(length for _, length in pieces)
+            offset = arguments[3] if call.name.startswith("p") else _POSITION
+            if "write" in call.name:
+                content = b"".join(read_memory(thread, *piece) for piece in pieces)
+                at_position = offset == _POSITION
+                done = os.write(fd, content) if at_position else os.pwrite(fd, content, offset)
             else:
-                data = os.read(fd, size) if call.name == "read" else os.pread(fd, size, offset)
-                write_memory(thread, arguments[1], data)
+                data = os.read(fd, size) if offset == _POSITION else os.pread(fd, size, offset)
                 done = len(data)
+                for address, length in pieces:
+                    write_memory(thread, address, data[:length])
+                    data = data[length:]
             self._listener.succeed(notification, done)
         except Gone:
-            return
+            # The process has ended, and hears nothing, or the address is not one of its memory.
+            self._listener.fail(notification, errno.EFAULT)
         except OSError as error:
             self._listener.fail(notification, error.errno or 0)
         finally:
@@ -332,12 +351,16 @@ def _int(argument: int) -> int:
 
 
 def _paths(notification: Notification, call: Call) -> list[str]:
-    """The paths that a call is about; of a rename or link the old one first."""
+    """The paths that a call is about; of a rename or link the old one first.
+
+    Pipes, sockets and the like have none.
+    """
     thread, arguments = notification.thread, notification.arguments
     if call.path is None:
         assert call.descriptor is not None
         path = os.readlink(f"/proc/{thread}/fd/{_int(arguments[call.descriptor])}")
-        return [path.removesuffix(" (deleted)")]
+        # What has no path, as "pipe:[1]", is nothing that a glob is about.
+        return [path.removesuffix(" (deleted)")] if path.startswith("/") else []
     found = []
     for where in filter(None, (call.source, call.path)):
         directory = None if where.directory is None else _int(arguments[where.directory])
@@ -355,14 +378,46 @@ def _paths(notification: Notification, call: Call) -> list[str]:
 
 def _size(notification: Notification, call: Call) -> int:
     """How many bytes a read or write transfers; 0 of others."""
-    if call.name in ("readv", "preadv", "preadv2", "writev", "pwritev", "pwritev2"):
-        count = min(notification.arguments[2], 1024)
-        vector = read_memory(notification.thread, notification.arguments[1], 16 * count)
-        pieces = struct.iter_unpack("PN", vector[: len(vector) // 16 * 16])
-        return sum(length for _, length in pieces)
+    if call.name in _VECTORED:
+        return sum(length for _, length in _pieces(notification, call))
     if call.name in (*FAMILIES["read"], *FAMILIES["write"]) and call.detail is not None:
         return notification.arguments[call.detail]
     return 0
+
+
+def _pieces(notification: Notification, call: Call) -> list[tuple[int, int]]:
+    """The addresses and lengths of what a read or write transfers."""
+    arguments = notification.arguments
+    if call.name not in _VECTORED:
+        return [(arguments[1], arguments[2])]
+    vector = read_memory(notification.thread, arguments[1], 16 * min(arguments[2], 1024))
+    return list(struct.iter_unpack("PN", vector[: len(vector) // 16 * 16]))
+
+
+def _half(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first half of them."""
+    left = sum(length for _, length in pieces) // 2
+    found = []
+    for address, length in pieces:
+        found.append((address, min(length, left)))
+        left -= found[-1][1]
+    return [piece for piece in found if piece[1]]
+
+
+def _can_be_halved(notification: Notification, call: Call) -> bool:
+    """Whether the supervisor can do half of a call and is not kept waiting by that.
+
+    There is one supervisor for all. Would it wait at a pipe or a terminal, nobody could write to
+    the other end.
+    """
+    arguments = notification.arguments
+    if call.name not in _HALVED or (call.name.endswith("2") and arguments[5]):
+        return False
+    link = f"/proc/{notification.thread}/fd/{_int(arguments[0])}"
+    try:
+        return stat.S_ISREG(os.stat(link).st_mode)
+    except OSError:
+        return False
 
 
 def _descriptor_of(thread: int, fd: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
@@ -71,14 +71,25 @@ class Rules:
         """The system calls that some rule is about."""
         return frozenset(call for one in self._rules for call in one.rule.calls)
 
-    def decide(self, call: str, paths: Sequence[str], size: int) -> Failure | None:
-        """What becomes of a call; None if it goes on. ``size``: how many bytes it transfers."""
+    def decide(
+        self,
+        call: str,
+        paths: Sequence[str],
+        size: int,
+        *,
+        can_be_short: Callable[[], bool] = lambda: True,
+    ) -> Failure | None:
+        """What becomes of a call; None if it goes on.
+
+        ``size``: how many bytes it transfers. ``can_be_short``: whether it can be cut to half of
+        them, asked only of a call that a rule would do that to.
+        """
         failure = None
         for one in self._rules:
             if not one.matches(call, paths) or not one.applies(size) or failure is not None:
                 continue
             rule = one.rule
-            if rule.error == SHORT and size < 2:
+            if rule.error == SHORT and (size < 2 or not can_be_short()):
                 continue
             how = f"was short, {size // 2} of {size} bytes" if rule.error == SHORT else rule.error
             delay = f" after {rule.delay:g} s" if rule.delay else ""
