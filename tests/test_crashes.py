@@ -465,6 +465,95 @@ def test_what_a_mapping_holds(pytester: pytest.Pytester, record: Record) -> None
     assert record().not_passed == []
 
 
+def test_a_sync_of_a_part_is_no_sync_of_the_rest(pytester: pytest.Pytester, record: Record) -> None:
+    pytester.makepyfile(
+        """
+        import ctypes, mmap, os
+
+        import pytest
+
+        PAGE = mmap.PAGESIZE
+        libc = ctypes.CDLL(None, use_errno=True)
+
+        def at_the_end(overlay_root, path, work, **options):
+            path.write_bytes(b"0" * 3 * PAGE)
+            for crash in overlay_root.crashes(work, **options):
+                content = path.read_bytes()
+            assert crash.ended
+            assert len(content) == 3 * PAGE
+            return bytes(content[one * PAGE] for one in range(3))
+
+        @pytest.mark.parametrize("power", [True, "strict"])
+        def test_a_mapping(overlay_root, tmp_path, power):
+            def work():
+                with open(tmp_path / "f", "r+b") as file:
+                    mapping = mmap.mmap(file.fileno(), 2 * PAGE, offset=PAGE)
+                    mapping[0:1] = b"1"
+                    mapping[PAGE:PAGE + 1] = b"2"
+                    mapping.flush(PAGE, PAGE)
+
+            assert at_the_end(overlay_root, tmp_path / "f", work, power=power) == b"002"
+
+        def test_a_private_mapping(overlay_root, tmp_path):
+            def work():
+                with open(tmp_path / "f", "r+b") as file:
+                    shared = mmap.mmap(file.fileno(), 0)
+                    private = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
+                    shared[0:1] = b"1"
+                    private.flush()
+
+            assert at_the_end(overlay_root, tmp_path / "f", work, power=True) == b"000"
+
+        @pytest.mark.parametrize("flag", [os.O_DSYNC, os.O_SYNC])
+        def test_a_write_that_syncs(overlay_root, tmp_path, flag):
+            def work():
+                fd = os.open(tmp_path / "f", os.O_RDWR)
+                os.pwrite(fd, b"1", 0)
+                synced = os.open(tmp_path / "f", os.O_RDWR | flag)
+                os.pwrite(synced, b"2", PAGE)
+                os.pwrite(fd, b"3", 2 * PAGE)
+                other = os.open(tmp_path / "g", os.O_RDWR | os.O_CREAT | os.O_APPEND | flag)
+                os.write(other, b"x" * PAGE)
+                os.write(other, b"y")
+
+            path = tmp_path / "f"
+            assert at_the_end(overlay_root, path, work, power=True) == b"020"
+            for crash in overlay_root.crashes(work, power=True):
+                if crash.ended:
+                    assert (tmp_path / "g").read_bytes() == b"x" * PAGE + b"y"
+
+        def test_a_range_of_a_file(overlay_root, tmp_path):
+            def work():
+                fd = os.open(tmp_path / "f", os.O_RDWR)
+                for one in range(3):
+                    os.pwrite(fd, b"1", one * PAGE)
+                call = libc.sync_file_range
+                call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+                assert call(fd, PAGE, PAGE, 7) == 0
+
+            assert at_the_end(overlay_root, tmp_path / "f", work, power=True) == b"010"
+
+        @pytest.mark.mountns(tmp_path="own")
+        def test_one_overlay(overlay_root, tmp_path, tmp_path_factory):
+            elsewhere = tmp_path.parent
+            def work():
+                for place in (tmp_path, elsewhere):
+                    (place / "f").write_text("x")
+                fd = os.open(elsewhere, os.O_RDONLY)
+                assert libc.syncfs(fd) == 0
+
+            for crash in overlay_root.crashes(work, power="strict"):
+                if crash.ended:
+                    assert (elsewhere / "f").read_text() == "x"
+                    found = (tmp_path / "f").read_text() if (tmp_path / "f").exists() else None
+                    assert found == (None if crash.names_lost else ""), crash
+        """
+    )
+    recorded = record()
+    assert recorded.not_passed == []
+    assert recorded.status == 0
+
+
 def test_the_files_of_a_mount_that_a_checkpoint_cannot_undo_are_left_alone(
     pytester: pytest.Pytester, record: Record, tmp_path: Path
 ) -> None:

@@ -19,12 +19,17 @@ There are two ways in which what was not synced can be lost, and :meth:`Disk.sur
     does not necessarily ensure that the entry in the directory containing the file has also reached
     disk").
 
+What syncs a part of a file, as msync(2) of some pages does, makes the pages of that part durable,
+and with them the size that the file needs for it and the changes of size that were made by a call:
+the kernel writes these pages and then commits the inode. Other pages stay as they were.
+
 A rename from one directory into another is durable as a whole when either of them is synced: no
 journaling file system takes it apart.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, final
@@ -118,9 +123,30 @@ class Disk(Generic[NodeT]):
         """Make a file durable: its content, and unless ``data_only`` its attributes; fsync(2)."""
         self._contents.pop(node, None)
         if not data_only:
-            self._attributes.pop(node, None)
+            self.sync_attributes(node)
         if (read := self._mapped.get(node)) is not None:
             self.content_changes(node, read)
+
+    def sync_attributes(self, node: NodeT) -> None:
+        """Make the attributes of a file durable."""
+        self._attributes.pop(node, None)
+
+    def sync_part(self, node: NodeT, start: int, end: int, read: Callable[[], bytes]) -> None:
+        """Make the content of a file durable from one offset up to another, in whole pages.
+
+        ``read`` returns the present content.
+        """
+        if node not in self._contents:
+            return
+        now, durable = read(), self._contents[node].sized
+        start -= start % mmap.PAGESIZE
+        end = min(end + -end % mmap.PAGESIZE, len(now))
+        if start < end:
+            durable = durable[:start].ljust(start, b"\0") + now[start:end] + durable[end:]
+        if durable == now and node not in self._mapped:
+            del self._contents[node]
+        else:
+            self._contents[node] = _Content(durable, durable)
 
     def sync_names(self, directory: NodeT) -> None:
         """Make the names in a directory durable, as fsync(2) of the directory does."""
@@ -137,13 +163,12 @@ class Disk(Generic[NodeT]):
                     self._names[name] = node
         self._moves = waiting
 
-    def sync_all(self) -> None:
-        """Make everything durable, sync(2)."""
-        for node in list(self._contents):
+    def sync_all(self, within: Callable[[NodeT], bool] = lambda _: True) -> None:
+        """Make all files and directories durable that lie ``within`` a filesystem, syncfs(2)."""
+        for node in filter(within, {*self._contents, *self._attributes}):
             self.sync(node)
-        self._names.clear()
-        self._attributes.clear()
-        self._moves.clear()
+        for directory in filter(within, {name.directory for name in self._names}):
+            self.sync_names(directory)
 
     @property
     def can_lose_names(self) -> bool:

@@ -7,6 +7,7 @@ file, and keeps the model of the disk (:mod:`.disk`) up to date.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import re
 import stat
 from collections.abc import Callable, Collection, Sequence
@@ -43,6 +44,7 @@ _MS_SYNC: Final = 4
 _WRITES_AND_WAITS: Final = 2 | 4
 _RWF_DSYNC: Final = 2
 _RWF_SYNC: Final = 4
+_RWF_APPEND: Final = 0x10
 #: FALLOC_FL_COLLAPSE_RANGE and FALLOC_FL_INSERT_RANGE
 _MOVES_CONTENT: Final = 0x08 | 0x20
 _O_SYNC_ALONE: Final = os.O_SYNC & ~os.O_DSYNC
@@ -140,9 +142,10 @@ class Observation:
         self._reads = reads
         self.files = Files()
         self.disk: Disk[File] | None = Disk() if power else None
-        self._mounts = frozenset(
-            mount.id for mount in mountinfo.read() if mount.fstype == "overlay"
-        )
+        #: The overlays, by the number of the mount, and the device number of each.
+        self._mounts = {
+            mount.id: mount.device for mount in mountinfo.read() if mount.fstype == "overlay"
+        }
         #: What is to be looked at when a thread has carried out its call.
         self._after: dict[int, list[Callable[[], object]]] = {}
         self._mapped: dict[File, str] = {}
@@ -229,9 +232,11 @@ class Observation:
         size = None if call.detail is None else arguments[call.detail]
         if opened is None or size == 0 or opened.information.flags & os.O_ACCMODE == os.O_RDONLY:
             return None
-        torn = self._torn(thread, call, arguments, opened)
+        offset = _offset(thread, call, arguments, opened)
+        torn = self._torn(thread, call, arguments, opened.file, offset)
         if torn is not None:
             size = torn.size
+        end = offset + (size or 0)
         file, disk = opened.file, self.disk
         synced = opened.information.flags & os.O_DSYNC
         whole = opened.information.flags & _O_SYNC_ALONE
@@ -243,24 +248,25 @@ class Observation:
             assert disk is not None
             disk.content_changes(file, file.read)
             if synced:
-                self._when_done(thread, lambda: disk.sync(file, data_only=not whole))
+                self._when_done(thread, sync)
+
+        def sync() -> None:
+            # The kernel syncs what was written, generic_write_sync(), and not the whole file.
+            assert disk is not None
+            disk.sync_part(file, offset, end, file.read)
+            if whole:
+                disk.sync_attributes(file)
 
         detail = "" if size is None or call.name in ("sendfile", "splice") else f"{size} bytes"
         return Event(call, opened.path, detail=detail, counts=opened.counts, torn=torn, note=note)
 
     def _torn(
-        self, thread: int, call: Call, arguments: Sequence[int], opened: _Opened
+        self, thread: int, call: Call, arguments: Sequence[int], file: File, offset: int
     ) -> Torn | None:
         """How this write can be cut short, if its content can be read from memory."""
         vectored = call.name in ("writev", "pwritev", "pwritev2")
         if not vectored and call.name not in ("write", "pwrite64"):
             return None
-        if opened.information.flags & os.O_APPEND:
-            offset = opened.file.status.st_size
-        elif call.name in ("write", "writev") or _signed(arguments[3]) == -1:
-            offset = opened.information.position
-        else:
-            offset = arguments[3]
         pieces = [(arguments[1], arguments[2])]
         if vectored:
             vector = read_memory(thread, arguments[1], 16 * min(arguments[2], 1024))
@@ -273,7 +279,7 @@ class Observation:
                     content += read_memory(thread, address, min(length, size - len(content)))
             return content
 
-        return Torn(opened.file, offset, sum(length for _, length in pieces), read)
+        return Torn(file, offset, sum(length for _, length in pieces), read)
 
     def _open(self, thread: int, call: Call, arguments: Sequence[int]) -> Event | None:
         assert call.path is not None
@@ -490,7 +496,9 @@ class Observation:
                 # programs": it writes no metadata, and does not flush the disk's own cache.
                 flags = arguments[3]
                 if self._power == "ordered" and flags & _WRITES_AND_WAITS == _WRITES_AND_WAITS:
-                    disk.sync(file, data_only=True)
+                    begin = arguments[1]
+                    end = begin + arguments[2] if arguments[2] else file.now().st_size
+                    disk.sync_part(file, begin, end, file.read)
                 return
             if is_directory:
                 disk.sync_names(file)
@@ -502,11 +510,16 @@ class Observation:
         disk = self.disk
         if disk is None:
             return None
-        if call.descriptor is not None:
-            information = fdinfo(thread, _int(arguments[call.descriptor]))
-            if information.mount not in self._mounts:
-                return None
-        return Event(call, "", counts=True, note=disk.sync_all)
+        if call.descriptor is None:
+            return Event(call, "", counts=True, note=disk.sync_all)
+        device = self._mounts.get(fdinfo(thread, _int(arguments[call.descriptor])).mount)
+        if device is None:
+            return None
+
+        def lies_there(file: File) -> bool:
+            return self._mounts.get(fdinfo("self", file.fd).mount) == device
+
+        return Event(call, "", counts=True, note=lambda: disk.sync_all(lies_there))
 
     def _map(self, thread: int, call: Call, arguments: Sequence[int]) -> Event | None:
         assert call.descriptor is not None
@@ -526,16 +539,20 @@ class Observation:
         disk = self.disk
         if disk is None or not arguments[2] & _MS_SYNC or not self._mapped:
             return None
-        paths = _mapped_at(thread, arguments[0], arguments[1])
-        files = [file for file in self._mapped if os.readlink(file.link) in paths]
-        if not files:
+        if arguments[0] % mmap.PAGESIZE:
+            # The kernel refuses it.
+            return None
+        parts = _mapped_at(thread, arguments[0], arguments[1])
+        links = {os.readlink(file.link): file for file in self._mapped}
+        found = [(links[path], start, end) for path, start, end in parts if path in links]
+        if not found:
             return None
 
         def note() -> None:
-            for file in files:
-                disk.sync(file, data_only=True)
+            for file, start, end in found:
+                disk.sync_part(file, start, end, file.read)
 
-        path = self._mapped[files[0]]
+        path = self._mapped[found[0][0]]
         return Event(call, path, counts=self._watched(path), note=note)
 
     _SEEING: Final = {
@@ -577,13 +594,37 @@ def _open_flags(thread: int, call: Call, arguments: Sequence[int]) -> int:
     return arguments[call.detail] & 0xFFFFFFFF
 
 
-def _mapped_at(pid: int, address: int, length: int) -> set[str]:
-    """The paths of what is mapped at these addresses, proc_pid_maps(5)."""
-    found = set()
+def _offset(thread: int, call: Call, arguments: Sequence[int], opened: _Opened) -> int:
+    """Where in the file a write begins."""
+    appends = call.name == "pwritev2" and arguments[5] & _RWF_APPEND
+    if opened.information.flags & os.O_APPEND or appends:
+        return opened.file.status.st_size
+    if call.name in ("copy_file_range", "splice") and arguments[3]:
+        # A pointer to the offset; the size of that is 8 on both architectures.
+        text = read_memory(thread, arguments[3], 8)
+        if len(text) < 8:
+            raise Gone
+        return int(struct.unpack("=q", text)[0])
+    if call.name in ("pwrite64", "pwritev", "pwritev2") and _signed(arguments[3]) != -1:
+        return arguments[3]
+    return opened.information.position
+
+
+def _mapped_at(pid: int, address: int, length: int) -> list[tuple[str, int, int]]:
+    """The parts of files that are mapped shared at these addresses, proc_pid_maps(5).
+
+    Of each the path of the file, and where in it the part begins and ends.
+    """
+    found = []
     with open_file(f"/proc/{pid}/maps", "rb") as file:
         for line in file:
             fields = line.rstrip(b"\n").split(None, 5)
-            first, _, last = fields[0].partition(b"-")
-            if int(first, 16) < address + length and address < int(last, 16) and len(fields) > 5:
-                found.add(os.fsdecode(fields[5].replace(b"\\012", b"\n")))
+            if len(fields) < 6 or not fields[1].endswith(b"s"):
+                continue
+            first, last = (int(one, 16) for one in fields[0].split(b"-"))
+            begin, end = max(first, address), min(last, address + length)
+            if begin < end:
+                path = os.fsdecode(fields[5].replace(b"\\012", b"\n"))
+                shift = int(fields[2], 16) - first
+                found.append((path, begin + shift, end + shift))
     return found

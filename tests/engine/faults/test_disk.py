@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 from collections.abc import Callable
@@ -62,6 +63,45 @@ def test_a_mapped_file_is_as_of_its_last_sync_whenever_it_was_written_to() -> No
     disk.sync("file")
     content[0] = b"later"
     assert disk.survivors(lose_names=False).contents == {"file": b"synced"}
+
+
+def test_a_part_that_is_synced_is_durable_in_whole_pages_and_nothing_else_is() -> None:
+    page = mmap.PAGESIZE
+    for lose_names in (False, True):
+        disk: Disk[str] = Disk()
+        disk.content_changes("file", lambda: b"a" * 3 * page)
+        disk.sync_part("file", page + 5, page + 6, lambda: b"b" * 4 * page)
+        expected = b"a" * page + b"b" * page + b"a" * page
+        assert disk.survivors(lose_names=lose_names).contents == {"file": expected}
+        # What lies before the part and was never written is a hole.
+        disk.sync_part("file", 5 * page, 5 * page + 1, lambda: b"b" * (5 * page + 3))
+        expected += bytes(2 * page) + b"bbb"
+        assert disk.survivors(lose_names=lose_names).contents == {"file": expected}
+        disk.sync_part("file", 0, 5 * page, lambda: b"b" * (5 * page + 3))
+        assert disk.survivors(lose_names=lose_names).contents == {}
+
+
+def test_changes_of_size_are_durable_with_a_part() -> None:
+    disk: Disk[str] = Disk()
+    disk.content_changes("file", lambda: b"before")
+    disk.size_changed("file", 3)
+    disk.sync_part("file", mmap.PAGESIZE, 2 * mmap.PAGESIZE, lambda: b"new")
+    assert not disk.can_lose_names
+    assert disk.survivors(lose_names=True).contents == {"file": b"bef"}
+
+
+def test_a_sync_of_one_filesystem_leaves_others_alone() -> None:
+    disk: Disk[str] = Disk()
+    for one in ("here", "there"):
+        disk.content_changes(f"{one}/file", lambda: b"before")
+        disk.name_changes(Name(f"{one}/directory", b"new"), None)
+        disk.attributes_change(f"{one}/file", lambda: 0o600)
+        disk.attributes_change(f"{one}/directory", lambda: 0o700)
+    disk.sync_all(lambda node: node.startswith("here/"))
+    survivors = disk.survivors(lose_names=True)
+    assert survivors.contents == {"there/file": b"before"}
+    assert survivors.names == {Name("there/directory", b"new"): None}
+    assert survivors.attributes == {"there/file": 0o600, "there/directory": 0o700}
 
 
 def test_sync_makes_everything_durable() -> None:
