@@ -554,6 +554,95 @@ def test_a_sync_of_a_part_is_no_sync_of_the_rest(pytester: pytest.Pytester, reco
     assert recorded.status == 0
 
 
+def test_what_another_process_or_thread_has_done_was_done_before(
+    pytester: pytest.Pytester, record: Record
+) -> None:
+    pytester.makepyfile(
+        """
+        import os, subprocess, sys, threading
+
+        import pytest
+
+        def in_a_process(code, where):
+            subprocess.run([sys.executable, "-c", f"import os; {code}"], cwd=where, check=True)
+
+        def in_a_thread(code, where):
+            def target():
+                os.chdir(where)
+                exec(code)
+                done.set()
+                ended.wait()
+            done, ended = threading.Event(), threading.Event()
+            threading.Thread(target=target, daemon=True).start()
+            done.wait()
+
+        def in_a_thread_that_runs(code, where):
+            def target():
+                os.chdir(where)
+                exec(code)
+                done.set()
+                while True:
+                    pass
+            done = threading.Event()
+            threading.Thread(target=target, daemon=True).start()
+            done.wait()
+
+        does = pytest.mark.parametrize("do", [in_a_process, in_a_thread, in_a_thread_that_runs])
+
+        @does
+        @pytest.mark.parametrize("synced", ["a", "b"])
+        def test_a_move(overlay_root, tmp_path, do, synced):
+            for name in ("a", "b"):
+                (tmp_path / name).mkdir()
+            (tmp_path / "a" / "x").write_text("x")
+
+            def work():
+                do("os.rename('a/x', 'b/x')", tmp_path)
+                os.fsync(os.open(tmp_path / synced, os.O_RDONLY))
+
+            lost = 0
+            for crash in overlay_root.crashes(work, power="strict"):
+                there = [name for name in "ab" if (tmp_path / name / "x").exists()]
+                lost += crash.names_lost
+                assert len(there) == 1, crash
+                if crash.ended:
+                    assert there == ["b"], crash
+            assert lost
+
+        @does
+        def test_a_change_of_size(overlay_root, tmp_path, do):
+            (tmp_path / "f").write_text("before")
+
+            def work():
+                do("os.truncate('f', 0)", tmp_path)
+                with open(tmp_path / "f", "r+") as file:
+                    file.write("new")
+
+            for crash in overlay_root.crashes(work, power=True):
+                text = (tmp_path / "f").read_text()
+            assert crash.ended
+            assert text == ""
+
+        @does
+        def test_a_write_that_syncs(overlay_root, tmp_path, do):
+            (tmp_path / "f").write_text("before")
+
+            def work():
+                do("os.write(os.open('f', os.O_WRONLY | os.O_DSYNC), b'synced')", tmp_path)
+                with open(tmp_path / "f", "r+") as file:
+                    file.write("later ")
+
+            for crash in overlay_root.crashes(work, power=True):
+                text = (tmp_path / "f").read_text()
+            assert crash.ended
+            assert text == "synced"
+        """
+    )
+    recorded = record()
+    assert recorded.not_passed == []
+    assert recorded.status == 0
+
+
 def test_the_files_of_a_mount_that_a_checkpoint_cannot_undo_are_left_alone(
     pytester: pytest.Pytester, record: Record, tmp_path: Path
 ) -> None:

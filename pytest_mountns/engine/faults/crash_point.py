@@ -182,7 +182,9 @@ class CrashSupervisor:
         call = self._calls.get(notification.number)
         if notification.audit != self._architecture.audit or call is None:
             raise _foreign(notification.thread)
-        event = observation.see(notification.thread, call, notification.arguments)
+        event = observation.see(
+            notification.thread, call, notification.arguments, notification.number
+        )
         if not listener.is_valid(notification):
             # The thread was killed, and what was read may be of another one with its number.
             return False

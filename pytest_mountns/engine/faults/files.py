@@ -156,8 +156,8 @@ class Files:
         found.names.add((directory, name))
         return found
 
-    def note_link(self, file: File, directory: File, name: bytes) -> None:
-        """Another name was given to a file.
+    def note_link(self, file: File, directory: File, name: bytes) -> bool:
+        """Another name was given to a file. Returns whether it is there.
 
         In an ordinary user's OverlayFS the names of a file that lay in a lower layer have different
         inode numbers.
@@ -167,11 +167,12 @@ class Files:
             fd = os.open(name, flags, dir_fd=directory.fd)
         except OSError:
             # The kernel has refused the link.
-            return
+            return False
         status = os.fstat(fd)
         self._known.setdefault((status.st_dev, status.st_ino), file)
         file.names.add((directory, name))
         # It stays open, so that the number is not used again.
+        return True
 
     def _find_another_name(self, file: File) -> None:
         """Open a file by a name that it has, if the one by which it was opened is gone.

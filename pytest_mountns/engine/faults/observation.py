@@ -11,7 +11,7 @@ import mmap
 import re
 import stat
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, final
 
 from ..changes.changes import compile_globs
@@ -27,6 +27,7 @@ from .tracee import (
     Gone,
     Place,
     fdinfo,
+    has_returned,
     open_descriptor,
     read_memory,
     read_path,
@@ -45,6 +46,8 @@ _WRITES_AND_WAITS: Final = 2 | 4
 _RWF_DSYNC: Final = 2
 _RWF_SYNC: Final = 4
 _RWF_APPEND: Final = 0x10
+#: FALLOC_FL_KEEP_SIZE
+_KEEPS_SIZE: Final = 0x01
 #: FALLOC_FL_COLLAPSE_RANGE and FALLOC_FL_INSERT_RANGE
 _MOVES_CONTENT: Final = 0x08 | 0x20
 _O_SYNC_ALONE: Final = os.O_SYNC & ~os.O_DSYNC
@@ -126,6 +129,17 @@ class _Named:
 
 
 @final
+@dataclass(slots=True)
+class _UnderWay:
+    """A call that goes on, and may have returned."""
+
+    #: Its number on this machine.
+    number: int
+    #: Each takes note of something that the call does, if it has been done, and returns whether.
+    looks: list[Callable[[], bool]] = field(default_factory=list)
+
+
+@final
 class Observation:
     """Watches what the calls of a process tree do to files.
 
@@ -146,9 +160,11 @@ class Observation:
         self._mounts = {
             mount.id: mount.device for mount in mountinfo.read() if mount.fstype == "overlay"
         }
-        #: What is to be looked at when a thread has carried out its call.
-        self._after: dict[int, list[Callable[[], object]]] = {}
+        #: What is to be looked at when a thread has carried out its call, by the thread.
+        self._after: dict[int, _UnderWay] = {}
         self._mapped: dict[File, str] = {}
+        #: The number of the call that waits.
+        self._number = -1
 
     @property
     def mapped(self) -> Collection[str]:
@@ -159,12 +175,29 @@ class Observation:
         """The last call of a thread has been carried out; without one, those of all threads."""
         threads = [thread] if thread is not None else list(self._after)
         for one in threads:
-            for look in self._after.pop(one, ()):
-                look()
+            if (call := self._after.pop(one, None)) is not None:
+                for look in call.looks:
+                    look()
 
-    def see(self, thread: int, call: Call, arguments: Sequence[int]) -> Event | None:
-        """A call waits. None if it does nothing that is of interest."""
+    def _look_at_others(self) -> None:
+        """Take note of what other threads have done up to now.
+
+        The thread whose call waits may have waited for them, and they may make no call any more.
+        """
+        for thread, call in list(self._after.items()):
+            if has_returned(thread, call.number):
+                self.finished(thread)
+            # Who runs may have returned or not. What can be seen has happened.
+            elif not (rest := [look for look in call.looks if not look()]):
+                del self._after[thread]
+            else:
+                call.looks = rest
+
+    def see(self, thread: int, call: Call, arguments: Sequence[int], number: int) -> Event | None:
+        """A call waits; ``number`` is that of this machine. None if it is of no interest."""
         self.finished(thread)
+        self._look_at_others()
+        self._number = number
         try:
             return self._SEEING[call.kind](self, thread, call, arguments)
         except (Gone, OSError):
@@ -250,12 +283,13 @@ class Observation:
             if synced:
                 self._when_done(thread, sync)
 
-        def sync() -> None:
+        def sync() -> bool:
             # The kernel syncs what was written, generic_write_sync(), and not the whole file.
             assert disk is not None
             disk.sync_part(file, offset, end, file.read)
             if whole:
                 disk.sync_attributes(file)
+            return True
 
         detail = "" if size is None or call.name in ("sendfile", "splice") else f"{size} bytes"
         return Event(call, opened.path, detail=detail, counts=opened.counts, torn=torn, note=note)
@@ -314,17 +348,20 @@ class Observation:
             assert disk is not None
             disk.content_changes(file, file.read)
 
-            def look() -> None:
+            def look() -> bool:
                 # The kernel may have refused it.
-                if file.now().st_size == size:
-                    disk.size_changed(file, size)
+                if file.now().st_size != size:
+                    return False
+                disk.size_changed(file, size)
+                return True
 
             self._when_done(thread, look)
 
         return note
 
-    def _when_done(self, thread: int, look: Callable[[], object]) -> None:
-        self._after.setdefault(thread, []).append(look)
+    def _when_done(self, thread: int, look: Callable[[], bool]) -> None:
+        """Have this called when the call that waits has returned, or may have."""
+        self._after.setdefault(thread, _UnderWay(self._number)).looks.append(look)
 
     def _resize(self, thread: int, call: Call, arguments: Sequence[int]) -> Event | None:
         assert call.detail is not None
@@ -367,19 +404,22 @@ class Observation:
         opened = self._opened(thread, _int(arguments[call.descriptor]))
         if opened is None:
             return None
-        file, disk, mode = opened.file, self.disk, arguments[1]
+        file, disk, size = opened.file, self.disk, arguments[2] + arguments[3]
+        keeps = arguments[1] & (_KEEPS_SIZE | _MOVES_CONTENT)
+
+        def look() -> bool:
+            assert disk is not None
+            # The kernel may have refused it.
+            if file.now().st_size < size:
+                return False
+            disk.size_changed(file, size)
+            return True
 
         def note() -> None:
             assert disk is not None
             disk.content_changes(file, file.read)
-            before = file.now().st_size
-
-            def look() -> None:
-                size = file.now().st_size
-                if size > before and not mode & _MOVES_CONTENT:
-                    disk.size_changed(file, size)
-
-            self._when_done(thread, look)
+            if size > file.now().st_size and not keeps:
+                self._when_done(thread, look)
 
         detail = f"{arguments[3]} bytes"
         return Event(call, opened.path, detail=detail, counts=opened.counts, note=note)
@@ -458,11 +498,15 @@ class Observation:
             disk.name_changes(old.entry, old.file)
             disk.name_changes(new.entry, new.file)
 
-            def look() -> None:
+            def look() -> bool:
                 # This also notes the name.
-                if self.files.at(new.directory, new.name) is old.file:
-                    left = new.file if exchanged else None
-                    disk.moved((old.entry, left), (new.entry, old.file))
+                if self.files.at(new.directory, new.name) is not old.file:
+                    return False
+                # Once more: another thread may have synced a directory while this was under way.
+                disk.name_changes(old.entry, old.file)
+                disk.name_changes(new.entry, new.file)
+                disk.moved((old.entry, new.file if exchanged else None), (new.entry, old.file))
+                return True
 
             self._when_done(thread, look)
 

@@ -19,6 +19,7 @@ from typing import Final, final
 from ..linux import syscalls
 from ..linux.errors import SandboxError, said
 from ..linux.syscalls import AT_FDCWD
+from ..linux.untouched import open as open_file
 from ..linux.untouched import os
 
 _PATH_MAX: Final = 4096
@@ -192,6 +193,25 @@ def fdinfo(pid: int | str, fd: int) -> Descriptor:
         os.close(info)
     values = dict(zip(fields[::2], fields[1::2], strict=False))
     return Descriptor(int(values[b"pos:"]), int(values[b"flags:"], 8), int(values[b"mnt_id:"]))
+
+
+def has_returned(thread: int, number: int) -> bool:
+    """Whether a thread is certainly not in a system call any more, by the number of that.
+
+    False of a thread that runs: it may do so in the kernel or outside of it, proc_pid_syscall(5).
+    """
+    try:
+        with open_file(f"/proc/{thread}/stat", "rb") as file:
+            # The name of the program may have any characters in it.
+            if file.read().rpartition(b") ")[2][:1] in (b"Z", b"X"):
+                return True
+        with open_file(f"/proc/{thread}/syscall", "rb") as file:
+            first = file.read().split(None, 1)[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except OSError:
+        return False
+    return first != b"running" and int(first) != number
 
 
 def open_path(path: str | bytes, directory: int | None = None) -> int:
