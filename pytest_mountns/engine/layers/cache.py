@@ -291,7 +291,7 @@ class Cache:
         """Store what has been found out about a file."""
         with self._explained(), self._there():
             place = self._path("files", f"{key}.json")
-            partial = f"{place}.{os.getpid()}"
+            partial = f"{place}.{os.getpid()}.{os.urandom(4).hex()}"
             with open(partial, "w", encoding="utf-8") as file:
                 json.dump(answer, file)
             os.replace(partial, place)
