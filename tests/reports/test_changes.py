@@ -124,8 +124,11 @@ class TestSection:
         pytester.makepyfile(
             HOME
             + """
+import shutil
+
 def test_moves(destroyer, tmp_path):
-    os.rename(destroyer(HOME / "data"), tmp_path / "backup")
+    # An ordinary user's OverlayFS cannot rename it.
+    shutil.move(destroyer(HOME / "data"), tmp_path / "backup")
     assert 0
 """
         )
