@@ -195,7 +195,7 @@ class Finish:
             finisher.work = None
 
     def _report_death(self, death: Death) -> None:
-        """Make the reports that are missing: the phase that it died in has failed."""
+        """Make the reports that the process did not send. The phase in which it died has failed."""
         item = self._item
         observers = self._session.observers
         report = pytest_internals.failed_report(
