@@ -21,13 +21,13 @@ To add the state of another plugin:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
 import pytest
 
+from .. import pytest_internals
 from .base import PluginState, StateError
 from .coverage import find_coverage
 from .syrupy import find_syrupy
@@ -208,17 +208,4 @@ def _failure_as_warning(name: str, item: pytest.Item) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - objects of other plugins may raise anything
         text = f"mountns: what {name} noted in this test's process is lost: {error}"
-        path, line, _ = item.location
-        message = warnings.WarningMessage(
-            pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1
-        )
-        # Recorded directly, because a warning filter that turns it into an error would make it end
-        # the session.
-        item.ihook.pytest_warning_recorded.call_historic(
-            kwargs={
-                "warning_message": message,
-                "when": "runtest",
-                "nodeid": item.nodeid,
-                "location": None,
-            }
-        )
+        pytest_internals.warn_of(item, text)

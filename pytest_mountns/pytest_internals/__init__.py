@@ -28,6 +28,8 @@ from .reports import (
     show_interrupt,
     shown_by_debugger,
     take_recorded_warnings,
+    warn_of,
+    warn_of_session,
 )
 from .running import (
     Delegated,
@@ -168,6 +170,8 @@ __all__ = [
     "unseen",
     "user_name",
     "value_of_fixture",
+    "warn_of",
+    "warn_of_session",
     "watchdog",
     "watched_plugins",
     "wider_scope",

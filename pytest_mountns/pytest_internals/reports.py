@@ -39,6 +39,25 @@ def recorded_warnings() -> list[warnings.WarningMessage] | None:
     return recorded if isinstance(recorded, list) else None
 
 
+def warn_of(item: pytest.Item, text: str) -> None:
+    """Have the summary show a warning about ``item``."""
+    path, line, _ = item.location
+    _show_warning(item.ihook, text, "runtest", item.nodeid, path, (line or 0) + 1)
+
+
+def warn_of_session(config: pytest.Config, text: str) -> None:
+    """Have the summary show a warning about the session."""
+    _show_warning(config.hook, text, "config", "", "pytest-mountns", 1)
+
+
+def _show_warning(hook: Any, text: str, when: str, nodeid: str, path: str, line: int) -> None:
+    # Not issued: a filter that makes errors of warnings would end the session.
+    message = warnings.WarningMessage(pytest.PytestWarning(text), pytest.PytestWarning, path, line)
+    hook.pytest_warning_recorded.call_historic(
+        kwargs={"warning_message": message, "when": when, "nodeid": nodeid, "location": None}
+    )
+
+
 def take_recorded_warnings() -> list[warnings.WarningMessage]:
     """Remove and return what was recorded so far, for another process or protocol to report."""
     recorded = recorded_warnings()

@@ -120,22 +120,6 @@ class ProcessOfModule(Protocol):
         ...
 
 
-def warn_of(item: pytest.Item, text: str) -> None:
-    """Have a warning about the item recorded."""
-    path, line, _ = item.location
-    message = warnings.WarningMessage(
-        pytest.PytestWarning(text), pytest.PytestWarning, path, (line or 0) + 1
-    )
-    item.ihook.pytest_warning_recorded.call_historic(
-        kwargs={
-            "warning_message": message,
-            "when": "runtest",
-            "nodeid": item.nodeid,
-            "location": None,
-        }
-    )
-
-
 @final
 class RunnerContext:
     """The session, and what running its tests takes besides."""
@@ -199,7 +183,7 @@ class RunnerContext:
         if isinstance(problem, ENDS_SESSION):
             raise problem
         text = "".join(traceback.format_exception_only(problem)).rstrip()
-        warn_of(item, f"mountns: noticed after the teardown was reported: {text}")
+        pytest_internals.warn_of(item, f"mountns: noticed after the teardown was reported: {text}")
 
     @property
     def screen(self) -> pytest_internals.Screen:

@@ -16,7 +16,7 @@ from .. import pytest_internals
 from ..engine.linux.processes import signal_name
 from ..engine.linux.untouched import os
 from ..forking import channel, messages
-from .context import ENDS_SESSION, RunnerContext, warn_of
+from .context import ENDS_SESSION, RunnerContext
 
 #: The name of a hook of reporters, and what it is called with.
 _Event: TypeAlias = tuple[str, dict[str, Any]]
@@ -181,7 +181,7 @@ class Finish:
 
     def warn(self, text: str) -> None:
         """Have a warning about the item recorded."""
-        warn_of(self._item, text)
+        pytest_internals.warn_of(self._item, text)
 
     def finish_in_protocol(self) -> None:
         """:meth:`finish` with the teardown of wider scopes, within pytest's own wrappers."""

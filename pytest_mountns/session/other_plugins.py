@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import final
@@ -113,18 +112,7 @@ class OtherPlugins:
         if getattr(self._config, "workerinput", {}).get("workerid", "gw0") != "gw0":
             # Another worker says it.
             return
-        message = warnings.WarningMessage(
-            pytest.PytestWarning(text), pytest.PytestWarning, "pytest-mountns", 1
-        )
-        # Recorded directly: a filter that makes errors of warnings would end the session.
-        self._config.hook.pytest_warning_recorded.call_historic(
-            kwargs={
-                "warning_message": message,
-                "when": "config",
-                "nodeid": "",
-                "location": None,
-            }
-        )
+        pytest_internals.warn_of_session(self._config, text)
 
     def places(self, environment: dict[str, str]) -> Iterator[tuple[Place, Path]]:
         """Where plugins write to while tests run."""
